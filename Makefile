@@ -1,0 +1,48 @@
+# make demo    the main job on handwritten digits, nothing to set up
+# make test    every test but the long chaos runs
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-all lint format lock clean
+
+demo: $(VENV)/.installed
+	$(BIN)/tlray demo --output tlray-demo
+
+test: $(VENV)/.installed-test
+	$(BIN)/pytest -m "not chaos"
+
+test-all: $(VENV)/.installed-test
+	$(BIN)/pytest
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy --strict tlray jobs
+
+format: $(VENV)/.installed-test
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+# needs uv; the pins carry hashes and no index address, and serve make, CI and the image alike
+LOCK := uv pip compile pyproject.toml --universal --python-version 3.11 --fork-strategy fewest \
+	--generate-hashes --no-emit-index-url --no-header --quiet
+lock:
+	$(LOCK) --upgrade -o cluster/requirements.txt
+	$(LOCK) --extra test -c cluster/requirements.txt -o cluster/requirements-test.txt
+	$(LOCK) --extra gpu -c cluster/requirements.txt -o cluster/requirements-gpu.txt
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: cluster/requirements.txt pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --require-hashes -r cluster/requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+$(VENV)/.installed-test: cluster/requirements-test.txt $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --require-hashes -r cluster/requirements-test.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,86 @@
+"""Shear, zoom and flip as one stateless affine warp of an image.
+
+What a view of an image looks like depends on (seed, row_id, view) alone: it can be drawn again anywhere, in any order.
+The parameters are drawn on the host and cost nothing; the warp runs inside the training step, on its device. Shear and
+zoom mean what they mean in Keras's `ImageDataGenerator`, whose `apply_affine_transform` the warp equals.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How far training images are moved.
+
+    Attributes:
+        shear_deg: shear angle, drawn from [-shear_deg, shear_deg].
+        zoom: zoom of each axis, drawn from [1 - zoom, 1 + zoom]; above 1 shows more of the image.
+        horizontal_flip: whether half of the views are mirrored.
+        seed: seeds every draw.
+    """
+
+    shear_deg: float
+    zoom: float
+    horizontal_flip: bool
+    seed: int
+
+    def draw(self, row_ids: npt.NDArray[np.int64], view: int, image_size_px: int) -> npt.NDArray[np.float32]:
+        """Draw one view of each row: float32 `[N, 8]`, what `warp` takes."""
+        transforms = [self._draw_one(int(row_id), view, image_size_px) for row_id in row_ids]
+        return np.stack(transforms) if transforms else np.empty((0, 8), np.float32)
+
+    def _draw_one(self, row_id: int, view: int, image_size_px: int) -> npt.NDArray[np.float32]:
+        random = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, row_id, view])))
+        shear, horizontal, vertical, flip = random.uniform(-1, 1, 4)
+        return compose_transform(
+            image_size_px,
+            shear_deg=shear * self.shear_deg,
+            zoom_columns=1 + horizontal * self.zoom,
+            zoom_rows=1 + vertical * self.zoom,
+            flip=self.horizontal_flip and flip < 0,
+        )
+
+
+def compose_transform(
+    image_size_px: int, *, shear_deg: float = 0.0, zoom_columns: float = 1.0, zoom_rows: float = 1.0, flip: bool = False
+) -> npt.NDArray[np.float32]:
+    """One warp about the image's centre: float32 `[8]`, a0 to a7.
+
+    Output pixel (x, y), column and row, shows the input at (a0 x + a1 y + a2, a3 x + a4 y + a5). Shear and zoom follow
+    Keras's `apply_affine_transform` (`zoom_columns` is its `zx`, `zoom_rows` its `zy`); its result is then mirrored.
+    """
+    angle = np.deg2rad(shear_deg)
+    shear = np.array([[1, -np.sin(angle), 0], [0, np.cos(angle), 0], [0, 0, 1]])
+    zoom = np.diag([zoom_columns, zoom_rows, 1.0])
+    mirror = np.diag([-1.0 if flip else 1.0, 1.0, 1.0])
+    centre = (image_size_px - 1) / 2
+    there = np.array([[1, 0, centre], [0, 1, centre], [0, 0, 1]])
+    back = np.array([[1, 0, -centre], [0, 1, -centre], [0, 0, 1]])
+    matrix = there @ shear @ zoom @ mirror @ back
+    return np.array([*matrix[:2].ravel(), 0, 0], np.float32)
+
+
+def warp(images: tf.Tensor, transforms: tf.Tensor) -> tf.Tensor:
+    """Warp `[N, S, S, 3]` images by `[N, 8]` transforms into float32 of the same shape and range.
+
+    Bilinear; what lies outside repeats the edge.
+    """
+    import tensorflow as tf
+
+    return tf.raw_ops.ImageProjectiveTransformV3(
+        images=tf.cast(images, tf.float32),
+        transforms=transforms,
+        output_shape=tf.shape(images)[1:3],
+        interpolation="BILINEAR",
+        fill_mode="NEAREST",
+        fill_value=0.0,
+    )

@@ -1,0 +1,299 @@
+"""One trained model as one directory: saved by training, verified by everything that loads it.
+
+bundle.json      what it is: model id, classes, preprocessing, metrics, checksums
+model.keras      the Keras model: float32 pixels in [0, 255] in, probabilities out
+saved_model/     the same for plain `tf.saved_model.load`: uint8 [N, S, S, 3] in, float32 [N, C] out
+golden/          encoded images and the float32 probabilities that a CPU gave for them
+training/        history.json
+README.md        a card for people
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tlray import storage
+from tlray.errors import BundleError, FetchError
+
+FORMAT = 1
+MANIFEST = "bundle.json"
+HISTORY = "training/history.json"
+GOLDEN = "golden/golden.json"
+CARD = "README.md"
+
+_REQUIRED = {"format", "model_id", "architecture", "classes", "preprocessing", "calibration", "files"}
+_PACKAGES = ("tlray", "tensorflow", "keras", "ray", "numpy", "pyarrow", "pillow")
+
+
+@dataclass(frozen=True)
+class Golden:
+    """An image and its answer, by which any engine is checked.
+
+    Attributes:
+        file: its name inside the bundle.
+        data: the encoded image.
+        probabilities: float32 `[C]`.
+    """
+
+    file: str
+    data: bytes
+    probabilities: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle.
+
+    Attributes:
+        path: the local directory that holds it (a copy, where it came from object storage).
+        uri: where it was loaded from.
+        manifest: `bundle.json`.
+    """
+
+    path: Path
+    uri: str
+    manifest: dict[str, Any]
+
+    @property
+    def model_id(self) -> str:
+        """sha256 over architecture, weights, preprocessing, class list and calibration."""
+        return str(self.manifest["model_id"])
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names by index."""
+        return tuple(self.manifest["classes"])
+
+    @property
+    def image_size_px(self) -> int:
+        """Side S of the square input."""
+        return int(self.manifest["preprocessing"]["image_size"])
+
+    @property
+    def preprocessing_fingerprint(self) -> str:
+        """sha256 over the preprocessing."""
+        return hash_json(self.manifest["preprocessing"])
+
+    def load_golden(self) -> list[Golden]:
+        """The golden images with their answers."""
+        answers = json.loads((self.path / GOLDEN).read_text())
+        return [
+            Golden(
+                file=entry["file"],
+                data=(self.path / entry["file"]).read_bytes(),
+                probabilities=np.array(entry["probabilities"], np.float32),
+            )
+            for entry in answers["images"]
+        ]
+
+    def load_history(self) -> list[dict[str, Any]]:
+        """One record an epoch; empty where the bundle carries none."""
+        path = self.path / HISTORY
+        return json.loads(path.read_text()) if path.is_file() else []
+
+    def read_inference_files(self) -> dict[str, bytes]:
+        """What labelling needs, by name: the manifest, the SavedModel and the golden images."""
+        names = [name for name in self.manifest["files"] if name.startswith(("saved_model/", "golden/"))]
+        return {name: (self.path / name).read_bytes() for name in [MANIFEST, *names]}
+
+
+def make_preprocessing(image_size_px: int, scale: float, offset: float) -> dict[str, Any]:
+    """How an encoded image becomes the network's input, as `bundle.json` records it."""
+    return {
+        "image_size": image_size_px,
+        "decoder": "tlray.images.decode",
+        "mode": "RGB",
+        "exif": "upright",
+        "alpha": "over white",
+        "resize": "bilinear, squashed",
+        "scale": scale,
+        "offset": offset,
+    }
+
+
+def hash_json(value: Any) -> str:
+    """sha256 of a JSON value in one canonical form."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def compute_model_id(manifest: dict[str, Any]) -> str:
+    """sha256 over architecture (which names the weights' hash), preprocessing, class list and calibration."""
+    return hash_json({key: manifest[key] for key in ("architecture", "preprocessing", "classes", "calibration")})
+
+
+def save_bundle(
+    uri: str,
+    model_files: dict[str, bytes],
+    *,
+    architecture: dict[str, Any],
+    classes: Sequence[str],
+    preprocessing: dict[str, Any],
+    training: dict[str, Any],
+    metrics: dict[str, Any],
+    history: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """Write a bundle that appears whole or not at all; returns its manifest.
+
+    Args:
+        uri: a new folder or s3:// prefix.
+        model_files: `model.keras`, `saved_model/...` and `golden/...` by name.
+        architecture: backbone, head, and the sha256 of the weights.
+        classes, preprocessing, training, metrics: as in `bundle.json`.
+        history: one record an epoch.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    manifest: dict[str, Any] = {
+        "format": FORMAT,
+        "model_id": "",
+        "architecture": architecture,
+        "classes": list(classes),
+        "preprocessing": preprocessing,
+        "calibration": {"temperature": 1.0},
+        "thresholds": {},
+        "training": training,
+        "metrics": metrics,
+        "versions": list_versions(),
+        "files": {name: hashlib.sha256(data).hexdigest() for name, data in sorted(model_files.items())},
+    }
+    manifest["model_id"] = compute_model_id(manifest)
+    files = {
+        **model_files,
+        HISTORY: _dump(history),
+        CARD: _write_card(manifest).encode(),
+        MANIFEST: _dump(manifest),
+    }
+    storage.put_folder(uri, files, last=MANIFEST)
+    return manifest
+
+
+def read_manifest(uri: str) -> dict[str, Any]:
+    """`bundle.json` alone, checked for its form but not against the files.
+
+    Raises:
+        BundleError: there is none, or it is of another format.
+    """
+    try:
+        manifest = json.loads(storage.get(storage.join(uri, MANIFEST)))
+    except FetchError:
+        raise BundleError(f"{uri} is not a bundle: it holds no {MANIFEST}; give what tlray train wrote") from None
+    except ValueError:
+        raise BundleError(f"{uri} is damaged: its {MANIFEST} is not JSON; train or copy it again") from None
+    if not isinstance(manifest, dict) or not manifest.keys() >= _REQUIRED:
+        raise BundleError(f"{uri} is not a bundle: its {MANIFEST} lacks fields; give what tlray train wrote")
+    if manifest["format"] != FORMAT:
+        raise BundleError(f"{uri} has bundle format {manifest['format']}, this tlray reads {FORMAT}; update tlray")
+    return manifest
+
+
+def load_bundle(uri: str) -> Bundle:
+    """Verify a bundle and open it; one from object storage is copied to local disk first.
+
+    Raises:
+        BundleError: it is not one, a file is missing or changed, or its parts do not fit together.
+    """
+    uri = storage.resolve(uri)
+    manifest = read_manifest(uri)
+    if storage.is_s3(uri):
+        path = _download(uri, manifest)
+    else:
+        path = Path(uri)
+    faults = [fault for name, expected in manifest["files"].items() if (fault := _check_file(path, name, expected))]
+    if compute_model_id(manifest) != manifest["model_id"]:
+        faults.append("bundle.json was edited: its model id does not fit")
+    if len(manifest["classes"]) != manifest["architecture"].get("num_classes"):
+        faults.append(
+            f"{len(manifest['classes'])} class names for {manifest['architecture'].get('num_classes')} outputs"
+        )
+    for needed in ("model.keras", "saved_model/saved_model.pb", GOLDEN):
+        if needed not in manifest["files"]:
+            faults.append(f"{needed} is not listed")
+    if faults:
+        raise BundleError(f"{uri} is not what was saved ({'; '.join(faults)}); train or copy it again")
+    return Bundle(path, uri, manifest)
+
+
+def list_versions() -> dict[str, str]:
+    """Versions of tlray and what it stands on."""
+    return {name: metadata.version(name) for name in _PACKAGES}
+
+
+def unpack(files: dict[str, bytes], folder: Path) -> None:
+    """Write files below a folder by their relative names."""
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+
+def _download(uri: str, manifest: dict[str, Any]) -> Path:
+    folder = _make_download_folder(uri, manifest["model_id"])
+    names = [*manifest["files"], HISTORY, CARD]
+    missing = [name for name in names if not (folder / name).is_file()]
+    for name, data in zip(missing, storage.get_many(storage.join(uri, name) for name in missing), strict=True):
+        if isinstance(data, FetchError):
+            if name in manifest["files"]:
+                raise BundleError(f"{uri} is not what was saved ({name}: {data}); train or copy it again")
+        else:
+            unpack({name: data}, folder)
+    (folder / MANIFEST).write_bytes(_dump(manifest))
+    return folder
+
+
+@cache
+def _make_download_folder(uri: str, model_id: str) -> Path:
+    """A folder that lives as long as the process."""
+    _DOWNLOADS.append(tempfile.TemporaryDirectory(prefix="tlray-bundle-"))
+    return Path(_DOWNLOADS[-1].name)
+
+
+_DOWNLOADS: list[tempfile.TemporaryDirectory[str]] = []
+
+
+def _check_file(folder: Path, name: str, expected: str) -> str | None:
+    path = folder / name
+    if ".." in Path(name).parts or Path(name).is_absolute():
+        return f"{name!r} points outside the bundle"
+    if not path.is_file():
+        return f"{name} is missing"
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != expected:
+            return f"{name} was changed"
+    return None
+
+
+def _dump(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _write_card(manifest: dict[str, Any]) -> str:
+    architecture, metrics = manifest["architecture"], manifest["metrics"]
+    size = manifest["preprocessing"]["image_size"]
+    lines = [
+        f"# {architecture['backbone']}, {len(manifest['classes'])} classes",
+        "",
+        f"An image classifier trained by tlray {manifest['versions']['tlray']}.",
+        "",
+        f"- Model id: `{manifest['model_id']}`",
+        f"- Input: RGB, {size} x {size} pixels, uint8",
+        f"- Classes: {', '.join(manifest['classes'])}",
+        f"- Kept: phase {metrics['kept']['phase']}, epoch {metrics['kept']['epoch']}",
+    ]
+    for role in ("validation", "test"):
+        if metrics.get(role):
+            lines.append(
+                f"- Accuracy on {role} data: {metrics[role]['accuracy']:.3f} ({metrics[role]['images']:,} images)"
+            )
+    return "\n".join(lines) + "\n"

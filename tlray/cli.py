@@ -1,0 +1,197 @@
+"""The `tlray` command: YAML and flags -> a checked config -> one call -> a summary.
+
+    tlray train --data photos/ --output bundle/
+    tlray predict --model bundle/ --input s3://archive/2024/ --output s3://archive-labels/2024/
+
+Neither Ray nor TensorFlow is imported before everything that the user typed has been checked.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tlray.errors import ConfigError, TlrayError, UsageError
+
+
+@dataclass(frozen=True)
+class Command:
+    """One subcommand.
+
+    Attributes:
+        config: name of its dataclass in `tlray.config`, whose docstring is its help.
+        run: takes the parsed config, prints a summary, returns the exit code.
+        summary: a few words for the overview.
+    """
+
+    config: str
+    run: Callable[[Any], int]
+    summary: str
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `tlray ARGUMENTS`; returns the exit code: 0 done, 1 stopped, 2 usage or config."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        _print_overview()
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        from tlray import __version__
+
+        print(f"tlray {__version__}")
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else f"; commands are {', '.join(COMMANDS)}"
+        return _report(UsageError(f"there is no command {name!r}{hint}"))
+    return run_command(name, rest)
+
+
+def run_command(name: str, arguments: Sequence[str]) -> int:
+    """Run one command with its arguments, as `tlray NAME ARGUMENTS` and `python jobs/NAME.py ARGUMENTS` do."""
+    import tyro
+
+    from tlray import config as configs
+
+    command = COMMANDS[name]
+    verbose = "--verbose" in arguments
+    try:
+        flags = _expand_config_file(list(arguments))
+        config = tyro.cli(getattr(configs, command.config), args=flags, prog=f"tlray {name}")
+        config.check()
+        verbose = config.verbose
+        return command.run(config)
+    except TlrayError as error:
+        if verbose:
+            raise
+        return _report(error)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from what is finished", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if verbose:
+            raise
+        text = str(error).strip().splitlines()
+        message = f"{type(error).__name__}: {text[-1] if text else 'no message'}"
+        return _report(TlrayError(f"unexpected failure ({message}); run again with --verbose to see where"))
+
+
+def _run_train(config: Any) -> int:
+    from tlray.summary import print_train
+    from tlray.training.fit import train
+
+    print_train(train(config))
+    return 0
+
+
+def _run_predict(config: Any) -> int:
+    from tlray import storage
+    from tlray.summary import print_predict, print_prediction
+
+    if config.output is None:
+        files = [storage.resolve(uri) for uri in config.input]
+        if len(files) != 1 or not storage.exists(files[0]):
+            what = "several inputs" if len(files) > 1 else files[0]
+            raise ConfigError([f"--output may be left out for a single existing file only; got {what}"])
+        from tlray.bundle import load_bundle
+        from tlray.prediction.single import rank_classes
+
+        bundle = load_bundle(config.model)
+        print_prediction(files[0], rank_classes(files[0], bundle, top_k=max(1, config.top_k)))
+        return 0
+    from tlray.prediction.run import predict
+
+    summary = predict(config)
+    print_predict(summary)
+    return summary.exit_code
+
+
+def _run_evaluate(config: Any) -> int:
+    from tlray.evaluation import evaluate
+    from tlray.summary import print_evaluate
+
+    print_evaluate(evaluate(config))
+    return 0
+
+
+def _run_show(config: Any) -> int:
+    from tlray.bundle import load_bundle
+    from tlray.summary import print_bundle
+
+    print_bundle(load_bundle(config.bundle))
+    return 0
+
+
+def _run_demo(config: Any) -> int:
+    from tlray.demo import run_demo
+    from tlray.summary import print_demo
+
+    summary = run_demo(config)
+    print_demo(summary)
+    return 0
+
+
+COMMANDS = {
+    "train": Command("TrainConfig", _run_train, "train a classifier on class folders"),
+    "predict": Command("PredictConfig", _run_predict, "label images: an archive into Parquet, or one file"),
+    "evaluate": Command("EvaluateConfig", _run_evaluate, "measure a bundle on class folders"),
+    "show": Command("ShowConfig", _run_show, "print what a bundle is"),
+    "demo": Command("DemoConfig", _run_demo, "train and label handwritten digits, nothing to set up"),
+}
+
+
+def _expand_config_file(arguments: list[str]) -> list[str]:
+    """Put a YAML file's options before the flags, which so win over them."""
+    path = None
+    for index, argument in enumerate(arguments):
+        if argument == "--config" and index + 1 < len(arguments):
+            path = arguments[index + 1]
+        elif argument.startswith("--config="):
+            path = argument.partition("=")[2]
+    if path is None:
+        return arguments
+    from pathlib import Path
+
+    import yaml
+
+    try:
+        options = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise ConfigError([f"--config {path} cannot be read: {error.strerror}"]) from None
+    except yaml.YAMLError as error:
+        raise ConfigError([f"--config {path} is not YAML: {' '.join(str(error).split())}"]) from None
+    if not isinstance(options, dict):
+        raise ConfigError([f"--config {path} must hold options like 'head_epochs: 5'; got {type(options).__name__}"])
+    flags: list[str] = []
+    for name, value in options.items():
+        flag = "--" + str(name).replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(flag if value else flag.replace("--", "--no-", 1))
+        elif isinstance(value, list):
+            flags += [flag, *map(str, value)]
+        elif value is not None:
+            flags += [flag, str(value)]
+    return flags + arguments
+
+
+def _report(error: TlrayError) -> int:
+    """One clear message on stderr; the exit code."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    for line in lines:
+        print(f"tlray: {line}", file=sys.stderr)
+    return error.exit_code
+
+
+def _print_overview() -> None:
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items())
+    print(
+        "usage: tlray COMMAND [OPTIONS]\n\n"
+        "Train an image classifier on your own folders and label an archive of any size with it, on Ray.\n\n"
+        f"{commands}\n\n"
+        "tlray COMMAND --help lists a command's options; tlray --version prints the version."
+    )

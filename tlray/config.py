@@ -1,0 +1,358 @@
+"""What each command can be told: frozen dataclasses whose attribute docstrings are the command line's help.
+
+`check()` looks at values only (no file, no network, no Ray) and reports every fault at once as one `ConfigError`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+
+from tlray.backbones import BACKBONES
+from tlray.errors import ConfigError
+
+OptimizerName = Literal["rmsprop", "sgd", "adam"]
+
+DEFAULT_RATES: dict[str, dict[str, float]] = {
+    "head": {"rmsprop": 1e-3, "sgd": 1e-2, "adam": 1e-3},
+    "finetune": {"rmsprop": 1e-5, "sgd": 1e-4, "adam": 1e-5},
+}
+"""Learning rate of a phase by its optimizer, where none is given."""
+
+_SCHEMES = "a local path or s3://bucket/prefix"
+_PILLOW_MAX_PIXELS = 178_956_970
+
+T = TypeVar("T")
+
+
+def _order_own_fields_first(cls: type[T]) -> type[T]:
+    """List a command's own options before the shared ones in its help; every field is keyword-only, so nothing moves."""
+    fields: dict[str, Any] = cls.__dataclass_fields__  # type: ignore[attr-defined]
+    own = [name for name in fields if name in cls.__annotations__]
+    shared = [name for name in fields if name not in cls.__annotations__]
+    cls.__dataclass_fields__ = {name: fields[name] for name in own + shared}  # type: ignore[attr-defined]
+    return cls
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What every command on Ray takes."""
+
+    config: str | None = None
+    """YAML file of these options; flags win over it."""
+
+    address: str | None = None
+    """Ray cluster to join; else RAY_ADDRESS, else a local one of its own."""
+
+    max_cpus: int | None = None
+    """Most cores a local run takes; default all."""
+
+    verbose: bool = False
+    """Show what Ray and TensorFlow print, and tracebacks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitsConfig:
+    """Limits that hold before an image is decoded."""
+
+    max_bytes: int = 64 * 2**20
+    """Largest encoded image in bytes; a larger one is TOO_LARGE."""
+
+    max_pixels: int = 100_000_000
+    """Most pixels that a header may tell of; more is BOMB."""
+
+
+@_order_own_fields_first
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(RunConfig, LimitsConfig):
+    """Train a classifier on class folders: phase 1 the new head, phase 2 the top of the base too."""
+
+    data: str
+    """Training images, DIR/CLASS/image: a folder or s3:// prefix."""
+
+    output: str
+    """Where the bundle goes: a new folder or s3:// prefix."""
+
+    val_data: str | None = None
+    """Class folders to validate on, instead of a share of --data."""
+
+    val_fraction: float = 0.15
+    """Share of --data kept for validation, chosen by content hash; 0 for none."""
+
+    test_data: str | None = None
+    """Class folders read once, after training, and only reported."""
+
+    backbone: Literal["inception_v3", "mobilenet_v2"] = "inception_v3"
+    """Convolutional base."""
+
+    weights: str = "imagenet"
+    """The base's start: imagenet, none, or the path of a weights file without the top."""
+
+    image_size: int | None = None
+    """Side of the square input in pixels; default the backbone's own (299, 224)."""
+
+    head_units: tuple[int, ...] = (1024,)
+    """Width of each dense layer between pooling and softmax."""
+
+    head_epochs: int = 5
+    """Epochs of phase 1."""
+
+    finetune_epochs: int = 5
+    """Epochs of phase 2."""
+
+    finetune_from: str | None = None
+    """Layer after which the base is trained in phase 2; 'input' for all of it. Default: the top two blocks."""
+
+    batchnorm: Literal["frozen", "train"] = "frozen"
+    """Whether phase 2 keeps the base's BatchNorm as it is or trains it (for training from scratch)."""
+
+    head_optimizer: OptimizerName = "rmsprop"
+    """Optimizer of phase 1."""
+
+    finetune_optimizer: OptimizerName = "sgd"
+    """Optimizer of phase 2; sgd has momentum 0.9."""
+
+    lr_head: float | None = None
+    """Learning rate of phase 1; default 1e-3 (sgd 1e-2)."""
+
+    lr_finetune: float | None = None
+    """Learning rate of phase 2; default 1e-4 for sgd, else 1e-5."""
+
+    batch_size: int = 32
+    """Images a worker takes in one step."""
+
+    num_workers: int = 1
+    """Data-parallel workers, one a GPU."""
+
+    gpus_per_worker: Literal[0, 1] | None = None
+    """GPUs a worker takes; default 1 where the cluster has that many, else 0."""
+
+    shear: float = 10.0
+    """Training images are sheared by up to this many degrees either way."""
+
+    zoom: float = 0.2
+    """Training images are zoomed by 1 - zoom to 1 + zoom, each axis on its own."""
+
+    horizontal_flip: bool = True
+    """Half of the training images are mirrored."""
+
+    seed: int = 0
+    """Seeds the head's weights, the order of images and their augmentation."""
+
+    @property
+    def resolved_image_size(self) -> int:
+        """Side of the square input in pixels."""
+        return self.image_size or BACKBONES[self.backbone].image_size_px
+
+    @property
+    def resolved_finetune_from(self) -> str:
+        """Name of the last layer of the base that phase 2 leaves frozen."""
+        return self.finetune_from or BACKBONES[self.backbone].default_boundary
+
+    @property
+    def resolved_lr_head(self) -> float:
+        """Learning rate of phase 1."""
+        return self.lr_head if self.lr_head is not None else DEFAULT_RATES["head"][self.head_optimizer]
+
+    @property
+    def resolved_lr_finetune(self) -> float:
+        """Learning rate of phase 2."""
+        return self.lr_finetune if self.lr_finetune is not None else DEFAULT_RATES["finetune"][self.finetune_optimizer]
+
+    def check(self) -> None:
+        """Raise one `ConfigError` naming every value that is not allowed."""
+        backbone = BACKBONES[self.backbone]
+        faults = _Faults()
+        for name in ("data", "output", "val_data", "test_data"):
+            faults.check_uri(name, getattr(self, name))
+        faults.check_range("val_fraction", self.val_fraction, 0, 0.9)
+        if self.weights not in ("imagenet", "none"):
+            faults.check_uri("weights", self.weights)
+        faults.check_range("image_size", self.resolved_image_size, backbone.min_image_size_px, 2048)
+        for units in self.head_units:
+            faults.check_range("head_units", units, 1, 65536)
+        faults.check_range("head_epochs", self.head_epochs, 0, 10_000)
+        faults.check_range("finetune_epochs", self.finetune_epochs, 0, 10_000)
+        if self.head_epochs == 0 and self.finetune_epochs == 0:
+            faults.add("--head-epochs and --finetune-epochs: at least one of them must be above 0")
+        if self.resolved_finetune_from not in backbone.boundaries:
+            allowed = ", ".join(backbone.boundaries)
+            faults.add(f"--finetune-from takes {allowed} for {self.backbone}; got {self.finetune_from!r}")
+        for name in ("lr_head", "lr_finetune"):
+            faults.check_positive(name, getattr(self, f"resolved_{name}"))
+        faults.check_range("batch_size", self.batch_size, 1, 65536)
+        faults.check_range("num_workers", self.num_workers, 1, 4096)
+        faults.check_range("shear", self.shear, 0, 89)
+        faults.check_range("zoom", self.zoom, 0, 0.99)
+        faults.check_range("seed", self.seed, 0, 2**32 - 1)
+        faults.check_run(self)
+        faults.check_limits(self)
+        faults.report()
+
+
+@_order_own_fields_first
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(RunConfig, LimitsConfig):
+    """Label images with a bundle: one Parquet row for every input, or the answer for a single file."""
+
+    model: str
+    """Bundle to label with: a folder or s3:// prefix."""
+
+    input: tuple[str, ...]
+    """What to label: folders, files, s3:// prefixes or objects."""
+
+    output: str | None = None
+    """Where labels go: a new folder or s3:// prefix. A single file may do without: its answer is printed."""
+
+    top_k: int = 0
+    """Also write the K most probable classes of each image; 0 for none."""
+
+    batch_size: int = 32
+    """Images the engine takes at once."""
+
+    rows_per_part: int = 8192
+    """Most rows in one Parquet part."""
+
+    def check(self) -> None:
+        """Raise one `ConfigError` naming every value that is not allowed."""
+        faults = _Faults()
+        for name in ("model", "output"):
+            faults.check_uri(name, getattr(self, name))
+        if not self.input:
+            faults.add(f"--input takes one or more of: {_SCHEMES}; got nothing")
+        for uri in self.input:
+            faults.check_uri("input", uri)
+        faults.check_range("top_k", self.top_k, 0, 1000)
+        faults.check_range("batch_size", self.batch_size, 1, 4096)
+        faults.check_range("rows_per_part", self.rows_per_part, 1, 1_000_000)
+        faults.check_run(self)
+        faults.check_limits(self)
+        faults.report()
+
+
+@_order_own_fields_first
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(RunConfig, LimitsConfig):
+    """Measure a bundle on class folders: accuracy, precision, recall, F1 and the confusion matrix."""
+
+    model: str
+    """Bundle to measure: a folder or s3:// prefix."""
+
+    data: str
+    """Labelled images, DIR/CLASS/image: a folder or s3:// prefix."""
+
+    output: str | None = None
+    """Where evaluation.json and confusion.png go: a new folder or s3:// prefix. Default: printed only."""
+
+    batch_size: int = 32
+    """Images the engine takes at once."""
+
+    def check(self) -> None:
+        """Raise one `ConfigError` naming every value that is not allowed."""
+        faults = _Faults()
+        for name in ("model", "data", "output"):
+            faults.check_uri(name, getattr(self, name))
+        faults.check_range("batch_size", self.batch_size, 1, 4096)
+        faults.check_run(self)
+        faults.check_limits(self)
+        faults.report()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowConfig:
+    """Print what a bundle is, after verifying it."""
+
+    bundle: Annotated[str, tyro.conf.Positional]
+    """The bundle: a folder or s3:// prefix."""
+
+    verbose: bool = False
+    """Show tracebacks."""
+
+    def check(self) -> None:
+        """Raise a `ConfigError` where the bundle's address is not one."""
+        faults = _Faults()
+        faults.check_uri("bundle", self.bundle)
+        faults.report()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """The whole job with nothing to set up: train on scikit-learn's handwritten digits, label the held-out ones."""
+
+    output: str = "tlray-demo"
+    """Local folder for the images, the bundle and the labels."""
+
+    weights: str = "imagenet"
+    """The base's start: imagenet where it can be fetched (else from scratch), none, or a weights file."""
+
+    max_cpus: int | None = None
+    """Most cores it takes; default all."""
+
+    verbose: bool = False
+    """Show what Ray and TensorFlow print, and tracebacks."""
+
+    def check(self) -> None:
+        """Raise one `ConfigError` naming every value that is not allowed."""
+        faults = _Faults()
+        if "://" in self.output:
+            faults.add(f"--output takes a local folder; got {self.output!r}")
+        if self.weights not in ("imagenet", "none"):
+            faults.check_uri("weights", self.weights)
+        if self.max_cpus is not None:
+            faults.check_range("max_cpus", self.max_cpus, 1, 4096)
+        faults.report()
+
+
+def describe(config: TrainConfig | PredictConfig | EvaluateConfig) -> dict[str, Any]:
+    """What of a config decides the result, as plain JSON values; where and how loudly it runs is left out."""
+    left_out = {"config", "address", "max_cpus", "verbose"}
+    return {name: value for name, value in asdict(config).items() if name not in left_out}
+
+
+class _Faults:
+    """Collects one sentence for each value that is not allowed."""
+
+    def __init__(self) -> None:
+        self._sentences: list[str] = []
+
+    def add(self, sentence: str) -> None:
+        self._sentences.append(sentence)
+
+    def check_range(self, name: str, value: float, low: float, high: float) -> None:
+        if not low <= value <= high:
+            self.add(f"{_flag(name)} takes {low:,} to {high:,}; got {value}")
+
+    def check_positive(self, name: str, value: float) -> None:
+        if not 0 < value <= 1e6:
+            self.add(f"{_flag(name)} takes a number above 0; got {value}")
+
+    def check_uri(self, name: str, value: str | None) -> None:
+        if value is None:
+            return
+        scheme, separator, rest = value.partition("://")
+        if not value.strip():
+            self.add(f"{_flag(name)} takes {_SCHEMES}; got an empty string")
+        elif separator and scheme != "s3":
+            self.add(f"{_flag(name)} takes {_SCHEMES}; got the scheme {scheme + '://'!r}")
+        elif separator and not rest.split("/")[0]:
+            self.add(f"{_flag(name)} takes {_SCHEMES}; got {value!r} without a bucket")
+
+    def check_run(self, config: RunConfig) -> None:
+        if config.max_cpus is not None:
+            self.check_range("max_cpus", config.max_cpus, 1, 4096)
+            if config.address is not None:
+                self.add("--max-cpus bounds a local run; it cannot be given with --address")
+
+    def check_limits(self, config: LimitsConfig) -> None:
+        self.check_range("max_bytes", config.max_bytes, 1, 2**31)
+        self.check_range("max_pixels", config.max_pixels, 1, _PILLOW_MAX_PIXELS)
+
+    def report(self) -> None:
+        if self._sentences:
+            raise ConfigError(self._sentences)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

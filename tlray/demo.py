@@ -1,0 +1,163 @@
+"""The whole job with nothing to set up: real images that a dependency ships, trained on, labelled, compared.
+
+scikit-learn carries 1,797 handwritten digits of 8 x 8 pixels (Alpaydin and Kaynak, UCI, 1998). A fifth is held out.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tlray.config import DemoConfig, PredictConfig, TrainConfig
+from tlray.errors import OutputError, WeightsError
+from tlray.progress import say
+from tlray.weights import load_weights
+
+IMAGE_SIZE_PX = 75
+"""The smallest input that InceptionV3 takes; the digits hold no more detail."""
+
+_SHOWN_EXAMPLES = 10
+_STORED_SIZE_PX = 64
+_TEST_EVERY = 5
+
+
+@dataclass(frozen=True)
+class DemoSummary:
+    """What the demo found.
+
+    Attributes:
+        output: the folder that holds train, test, bundle and labels.
+        accuracy: on the held-out images.
+        images: how many were held out.
+        weights: what training started from.
+        examples: image, true, predicted, probability of a few held-out images.
+        seconds: wall time.
+    """
+
+    output: str
+    accuracy: float
+    images: int
+    weights: str
+    examples: list[dict[str, Any]]
+    seconds: float
+
+
+def run_demo(config: DemoConfig) -> DemoSummary:
+    """Write the digits, train, label the held-out ones, compare; run again, it only shows the result.
+
+    Raises:
+        OutputError: the folder holds something else.
+    """
+    began = time.monotonic()
+    config.check()
+    root = Path(config.output).expanduser().absolute()
+    write_digits(root)
+    weights = _choose_weights(config.weights)
+    # imported late: a wrong option must not cost the import
+    from tlray.prediction.run import predict
+    from tlray.training.fit import train
+
+    train(_configure_training(config, root, weights))
+    bundle, labels = str(root / "bundle"), str(root / "labels")
+    predict(
+        PredictConfig(
+            model=bundle, input=(str(root / "test"),), output=labels, max_cpus=config.max_cpus, verbose=config.verbose
+        )
+    )
+    rows = _read_labels(root)
+    right = sum(row["true"] == row["predicted"] for row in rows)
+    step = max(1, len(rows) // _SHOWN_EXAMPLES)
+    return DemoSummary(
+        output=config.output,
+        accuracy=right / len(rows),
+        images=len(rows),
+        weights="ImageNet" if weights == "imagenet" else "random" if weights == "none" else weights,
+        examples=rows[step // 2 :: step][:_SHOWN_EXAMPLES],
+        seconds=time.monotonic() - began,
+    )
+
+
+def write_digits(root: Path) -> None:
+    """Write the digits as PNG files: `root/train/CLASS/*.png` and `root/test/CLASS/*.png`.
+
+    Raises:
+        OutputError: `root` holds something else.
+    """
+    if (root / "train").is_dir() and (root / "test").is_dir():
+        return
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise OutputError(f"--output {root} already holds something that is not a demo; give a new folder")
+    import numpy as np
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    partial = root / ".partial"
+    for index, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
+        role = "test" if index % _TEST_EVERY == 0 else "train"
+        path = partial / role / str(label) / f"digit_{index:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(np.round(pixels * (255 / 16)).astype(np.uint8))
+        image.resize((_STORED_SIZE_PX, _STORED_SIZE_PX), Image.Resampling.BICUBIC).save(path)
+    for role in ("train", "test"):
+        (partial / role).rename(root / role)
+    partial.rmdir()
+    say(f"wrote {len(digits.images):,} handwritten digits to {root}")
+
+
+def _choose_weights(asked: str) -> str:
+    """ImageNet's weights where they can be had, else none, said in one line."""
+    if asked != "imagenet":
+        return asked
+    try:
+        load_weights("imagenet", "inception_v3")
+    except WeightsError as error:
+        reason = str(error).partition("(")[2].partition(")")[0]
+        say(f"ImageNet weights cannot be fetched ({reason or error}): every layer is trained from scratch")
+        return "none"
+    return "imagenet"
+
+
+def _configure_training(config: DemoConfig, root: Path, weights: str) -> TrainConfig:
+    """From pre-trained weights most of the base is fine-tuned; from random ones all of it, with live BatchNorm."""
+    scratch = weights == "none"
+    return TrainConfig(
+        data=str(root / "train"),
+        output=str(root / "bundle"),
+        weights=weights,
+        image_size=IMAGE_SIZE_PX,
+        val_fraction=0.1,
+        head_units=(256,),
+        head_epochs=1,
+        finetune_epochs=3,
+        finetune_from="input" if scratch else "mixed2",
+        batchnorm="train",
+        finetune_optimizer="adam",
+        lr_finetune=1e-3 if scratch else 3e-4,
+        batch_size=16,
+        num_workers=2,
+        gpus_per_worker=0,
+        shear=5.0,
+        zoom=0.1,
+        horizontal_flip=False,
+        max_cpus=config.max_cpus,
+        verbose=config.verbose,
+    )
+
+
+def _read_labels(root: Path) -> list[dict[str, Any]]:
+    """Every label beside the truth, which is the image's folder."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(root / "labels" / "labels", columns=["uri", "class_name", "probability"])
+    return [
+        {
+            "image": f"{Path(row['uri']).parent.name}/{Path(row['uri']).name}",
+            "true": Path(row["uri"]).parent.name,
+            "predicted": row["class_name"],
+            "probability": row["probability"],
+        }
+        for row in table.to_pylist()
+    ]

@@ -1,0 +1,65 @@
+"""A bundle made ready to answer: variables folded into constants, one fixed batch shape, warmed up."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow reads it while it is imported
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+
+class Engine:
+    """Probabilities for batches of decoded images, in float32.
+
+    The ragged end of the work is padded to the batch shape, so that TensorFlow traces and tunes once.
+    """
+
+    def __init__(
+        self, saved_model: Path, image_size_px: int, batch_size: int, *, num_threads: int | None = None
+    ) -> None:
+        """Load and warm up.
+
+        Args:
+            saved_model: a bundle's `saved_model` directory.
+            image_size_px: side S of the square input.
+            batch_size: images in one step.
+            num_threads: TensorFlow's threads on a CPU; None leaves them alone. Counts only for a process's first engine.
+        """
+        if num_threads is not None:
+            limit_threads(num_threads)
+        self._batch_size = batch_size
+        loaded = tf.saved_model.load(str(saved_model))
+        frozen = convert_variables_to_constants_v2(loaded.signatures["serving_default"])
+        self._run = frozen
+        self._pixels = np.zeros((batch_size, image_size_px, image_size_px, 3), np.uint8)
+        self.num_classes = int(self._run_padded(self._pixels[:0]).shape[1])
+
+    def predict(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Probabilities, float32 `[N, C]`, of uint8 images `[N, S, S, 3]`; N is any number."""
+        parts = [
+            self._run_padded(pixels[start : start + self._batch_size])[: len(pixels) - start]
+            for start in range(0, len(pixels), self._batch_size)
+        ]
+        return np.concatenate(parts) if parts else np.empty((0, self.num_classes), np.float32)
+
+    def _run_padded(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        if len(pixels) < self._batch_size:
+            self._pixels[: len(pixels)] = pixels
+            pixels = self._pixels
+        (probabilities,) = self._run(tf.constant(pixels))
+        result: npt.NDArray[np.float32] = probabilities.numpy()
+        return result
+
+
+def limit_threads(num_threads: int) -> None:
+    """Give TensorFlow a number of threads; without effect once it has run anything."""
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(num_threads)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+    except RuntimeError:  # TensorFlow is already running with what it has
+        return

@@ -1,0 +1,1 @@
+"""Labelling: `run` drives it, `pipeline` is Ray Data's part, `parts` and `receipt` are what it leaves, `single` needs no Ray."""

@@ -1,0 +1,125 @@
+"""Ray: a local cluster of its own, or the one that the user names; and how its cores are shared out."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tlray.errors import StoppedError, TlrayError
+
+DATA_TASK_CPUS = 0.25
+"""Share of a core that Ray books for one reading task: reading mostly waits, or decodes for a few milliseconds."""
+
+_QUIET_ENV = {
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "PYTHONWARNINGS": "ignore",
+}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What a connected cluster has.
+
+    Attributes:
+        cpus, gpus: totals over its nodes.
+        local: whether it is a local one of this process's own.
+    """
+
+    cpus: float
+    gpus: float
+    local: bool
+
+
+@contextlib.contextmanager
+def connect(address: str | None, max_cpus: int | None, *, verbose: bool) -> Iterator[Cluster]:
+    """Join the cluster at `address`, else at RAY_ADDRESS, else start a local one of its own; leave it at the end.
+
+    A connection that the calling program made itself is used, and left open.
+
+    Raises:
+        StoppedError: the cluster does not answer.
+    """
+    for name, value in _QUIET_ENV.items():
+        if not verbose:
+            os.environ.setdefault(name, value)
+    import ray
+
+    target = address or os.environ.get("RAY_ADDRESS")
+    local = target is None or target == "local"
+    ours = not ray.is_initialized()
+    if ours:
+        if not verbose:
+            _silence()
+        try:
+            if local:
+                cpus = min(max_cpus or os.cpu_count() or 1, os.cpu_count() or 1)
+                ray.init(address="local", num_cpus=cpus, include_dashboard=False, **_log_options(verbose))
+            else:
+                quiet = {} if verbose else {"env_vars": _QUIET_ENV}
+                ray.init(address=target, runtime_env=quiet, **_log_options(verbose))
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise StoppedError(f"no Ray cluster answers at {target or 'this machine'}: {error}") from None
+    _configure_data(verbose)
+    try:
+        resources = ray.cluster_resources()
+        yield Cluster(cpus=resources.get("CPU", 0.0), gpus=resources.get("GPU", 0.0), local=local)
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _log_options(verbose: bool) -> dict[str, object]:
+    return {"log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.ERROR}
+
+
+def _configure_data(verbose: bool) -> None:
+    """Ray Data without its own bars and logs, where they are not asked for."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = verbose
+    if not verbose:  # importing ray.data has just set its loggers to INFO
+        for name in ("ray.data", "ray.train", "ray.tune"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _silence() -> None:
+    """Keep Ray's chatter out of a run's own lines; errors still reach the user as exceptions."""
+    warnings.filterwarnings("ignore", module=r"ray\..*")
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
+    logging.getLogger("ray").propagate = False
+
+
+def explain_failure(error: BaseException, doing: str) -> TlrayError:
+    """The tlray error inside what Ray wrapped around it, else a `StoppedError` with the last line that was said."""
+    cause: BaseException | None = error
+    seen: set[int] = set()
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        if isinstance(cause, TlrayError):
+            return cause
+        cause = getattr(cause, "cause", None) or cause.__cause__ or cause.__context__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return StoppedError(f"{doing} stopped: {lines[-1] if lines else type(error).__name__}")
+
+
+@contextlib.contextmanager
+def silence_stderr() -> Iterator[None]:
+    """Drop what native code writes to stderr meanwhile: TensorFlow logs before it reads its own log level."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)

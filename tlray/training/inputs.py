@@ -1,0 +1,149 @@
+"""Images for training, through Ray Data: looked at once by the driver, then streamed to every worker in its own order.
+
+A worker's stream is one ordered Ray Data pipeline over all its batches of all epochs, so reading runs ahead of the
+step by a bounded number of batches and starts only once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import ray
+import ray.data
+import ray.exceptions
+
+from tlray import storage
+from tlray.errors import FetchError, ImageError, StoppedError
+from tlray.images import decode
+from tlray.progress import Stage
+from tlray.reader import OK, Limits, read_images
+from tlray.runtime import DATA_TASK_CPUS, explain_failure
+
+PREFETCH_BATCHES = 4
+"""Decoded batches that wait for the step."""
+
+_INSPECT_ROWS = 64
+_BATCHES_PER_TASK = 4
+
+
+def inspect_images(uris: Sequence[str], limits: Limits) -> tuple[list[str], list[str | None]]:
+    """Read every image once: sha256 of its bytes in hexadecimal, and what is wrong with it or None.
+
+    Raises:
+        StoppedError: an image cannot be fetched, so nobody knows whether it is good.
+    """
+    blocks = [
+        pa.table({"index": pa.array(range(start, min(start + _INSPECT_ROWS, len(uris)))), "uri": part})
+        for start in range(0, len(uris), _INSPECT_ROWS)
+        for part in [pa.array(uris[start : start + _INSPECT_ROWS], pa.string())]
+    ]
+    dataset = ray.data.from_blocks(blocks).map_batches(
+        _inspect_block,
+        fn_kwargs={"limits": limits},
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=DATA_TASK_CPUS,
+    )
+    digests = [""] * len(uris)
+    faults: list[str | None] = [None] * len(uris)
+    with Stage("inspect", len(uris)) as stage:
+        try:
+            for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+                for row in block.to_pylist():
+                    digests[row["index"]] = row["digest"]
+                    faults[row["index"]] = row["fault"]
+                    if row["unreachable"]:
+                        raise StoppedError(f"{uris[row['index']]} cannot be read ({row['fault']})")
+                stage.advance(block.num_rows)
+        except ray.exceptions.RayError as error:
+            raise explain_failure(error, "inspecting") from error
+    return digests, faults
+
+
+def _inspect_block(block: pa.Table, limits: Limits) -> pa.Table:
+    digests, faults, unreachable = [], [], []
+    for data in storage.get_many(block["uri"].to_pylist()):
+        if isinstance(data, FetchError):
+            digests.append("")
+            faults.append(f"{data.code}: {data}")
+            unreachable.append(True)
+            continue
+        digests.append(hashlib.sha256(data).hexdigest())
+        unreachable.append(False)
+        try:
+            decode(data, 64, max_bytes=limits.max_bytes, max_pixels=limits.max_pixels)
+        except ImageError as error:
+            faults.append(f"{error.code}: {error}")
+        else:
+            faults.append(None)
+    return pa.table(
+        {
+            "index": block["index"],
+            "digest": pa.array(digests, pa.string()),
+            "fault": pa.array(faults, pa.string()),
+            "unreachable": pa.array(unreachable, pa.bool_()),
+        }
+    )
+
+
+def stream_batches(
+    uris: ray.ObjectRef[Sequence[str]], batches: npt.NDArray[np.int64], image_size_px: int, limits: Limits
+) -> Iterator[npt.NDArray[np.uint8]]:
+    """Read batches of images in order, ahead of their use.
+
+    Args:
+        uris: every address, by row id.
+        batches: int64 `[batches, batch]`, row ids.
+        image_size_px: side S of the decoded square.
+        limits: as for labelling.
+
+    Yields:
+        uint8 `[batch, S, S, 3]`.
+
+    Raises:
+        StoppedError: an image that was good when training began cannot be read any more.
+    """
+    indices = pa.array(range(len(batches)), pa.int64())
+    # from_blocks starts no task; ray.data.range and from_arrow start some that want a whole core each, and wait for ever
+    # where the workers left less
+    blocks = [
+        pa.table({"index": indices.slice(start, _BATCHES_PER_TASK)})
+        for start in range(0, len(batches), _BATCHES_PER_TASK)
+    ]
+    dataset = ray.data.from_blocks(blocks).map_batches(
+        _read_batch,
+        fn_kwargs={"uris": uris, "batches": ray.put(batches), "image_size_px": image_size_px, "limits": limits},
+        batch_size=1,
+        num_cpus=DATA_TASK_CPUS,
+    )
+    options = dataset.context.execution_options
+    options.preserve_order = True
+    dataset.context.target_max_block_size = max(2**20, batches.shape[1] * image_size_px**2 * 3)
+    for item in dataset.iter_batches(batch_size=1, prefetch_batches=PREFETCH_BATCHES, batch_format="numpy"):
+        if item["fault"][0]:
+            raise StoppedError(item["fault"][0])
+        yield item["images"][0]
+
+
+def _read_batch(
+    batch: dict[str, npt.NDArray[np.int64]],
+    uris: ray.ObjectRef[Sequence[str]],
+    batches: ray.ObjectRef[npt.NDArray[np.int64]],
+    image_size_px: int,
+    limits: Limits,
+) -> dict[str, Any]:
+    rows = ray.get(batches)[int(batch["index"][0])]
+    addresses = ray.get(uris)
+    names = [addresses[int(row)] for row in rows]
+    images = read_images(names, image_size_px, limits)
+    faults = [
+        f"{name} cannot be read any more ({status}: {error}); put it back, or start again without it"
+        for name, status, error in zip(names, images.status, images.errors, strict=True)
+        if status != OK
+    ]
+    return {"images": images.pixels[None], "fault": np.array([faults[0] if faults else ""])}
