@@ -206,10 +206,7 @@ def load_bundle(uri: str) -> Bundle:
     """
     uri = storage.resolve(uri)
     manifest = read_manifest(uri)
-    if storage.is_s3(uri):
-        path = _download(uri, manifest)
-    else:
-        path = Path(uri)
+    path = _download(uri, manifest) if storage.is_s3(uri) else Path(uri)
     faults = [fault for name, expected in manifest["files"].items() if (fault := _check_file(path, name, expected))]
     if compute_model_id(manifest) != manifest["model_id"]:
         faults.append("bundle.json was edited: its model id does not fit")

@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 def _order_own_fields_first(cls: type[T]) -> type[T]:
-    """List a command's own options before the shared ones in its help; every field is keyword-only, so nothing moves."""
+    """List a command's own options before the shared ones in its help; all are keyword-only, so nothing else moves."""
     fields: dict[str, Any] = cls.__dataclass_fields__  # type: ignore[attr-defined]
     own = [name for name in fields if name in cls.__annotations__]
     shared = [name for name in fields if name not in cls.__annotations__]

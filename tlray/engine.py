@@ -1,4 +1,4 @@
-"""A bundle made ready to answer: variables folded into constants, one fixed batch shape, warmed up."""
+"""A bundle made ready to answer: its graph of constants loaded, one fixed batch shape, warmed up."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow reads it while 
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
-from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 
 class Engine:
@@ -28,14 +27,12 @@ class Engine:
             saved_model: a bundle's `saved_model` directory.
             image_size_px: side S of the square input.
             batch_size: images in one step.
-            num_threads: TensorFlow's threads on a CPU; None leaves them alone. Counts only for a process's first engine.
+            num_threads: TensorFlow's threads on a CPU; None leaves them alone. Counts for a process's first engine.
         """
         if num_threads is not None:
             limit_threads(num_threads)
         self._batch_size = batch_size
-        loaded = tf.saved_model.load(str(saved_model))
-        frozen = convert_variables_to_constants_v2(loaded.signatures["serving_default"])
-        self._run = frozen
+        self._run = tf.saved_model.load(str(saved_model)).signatures["serving_default"]
         self._pixels = np.zeros((batch_size, image_size_px, image_size_px, 3), np.uint8)
         self.num_classes = int(self._run_padded(self._pixels[:0]).shape[1])
 
@@ -51,8 +48,7 @@ class Engine:
         if len(pixels) < self._batch_size:
             self._pixels[: len(pixels)] = pixels
             pixels = self._pixels
-        (probabilities,) = self._run(tf.constant(pixels))
-        result: npt.NDArray[np.float32] = probabilities.numpy()
+        result: npt.NDArray[np.float32] = self._run(tf.constant(pixels))["probabilities"].numpy()
         return result
 
 

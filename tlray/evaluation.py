@@ -16,7 +16,6 @@ from tlray import sources, storage
 from tlray.bundle import load_bundle
 from tlray.config import EvaluateConfig
 from tlray.errors import OutputError
-from tlray.progress import say
 
 RESULT = "evaluation.json"
 PICTURE = "confusion.png"
@@ -109,7 +108,6 @@ def evaluate(config: EvaluateConfig) -> EvaluateSummary:
     from tlray.progress import Stage
     from tlray.reader import OK, Limits
 
-    say("starting Ray")
     labels = images.table["label"].to_numpy()
     predicted = np.full(len(labels), -1, np.int64)
     failed: dict[str, int] = {}

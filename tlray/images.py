@@ -26,7 +26,27 @@ FORMATS = tuple(
 """Pillow's names of the formats that are decoded, whatever the file is called (JPEG opens MPO too)."""
 
 EXTENSIONS = frozenset(
-    [".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".gif", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".avif", ".jp2", ".j2k", ".ppm", ".pgm", ".pbm"]
+    [
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".mpo",
+        ".png",
+        ".apng",
+        ".gif",
+        ".webp",
+        ".bmp",
+        ".dib",
+        ".tif",
+        ".tiff",
+        ".avif",
+        ".jp2",
+        ".j2k",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+    ]
 )
 """Lower-case file extensions that are taken for images; so are names without any extension."""
 
@@ -113,7 +133,7 @@ def _open(data: bytes) -> ImageFile.ImageFile:
             message = f"not an image of a known format (it starts with {data[:8]!r})"
             raise ImageError(Code.UNSUPPORTED, message) from None
         code = Code.TRUNCATED if _is_cut_short(data, error) else Code.CORRUPT
-        reason = "it ends inside its header" if code is Code.TRUNCATED else f"its header cannot be read: {error}"
+        reason = "it ends inside its header" if code is Code.TRUNCATED else "its header cannot be read"
         raise ImageError(code, f"{name} cannot be decoded: {reason}") from None
 
 
@@ -173,7 +193,10 @@ def _sniff(data: bytes) -> str | None:
         b"BM": "BMP",
         b"\x00\x00\x00\x0cjP  ": "JPEG2000",
     }
-    return next((name for magic, name in signatures.items() if data.startswith(magic)), None)
+    for magic, name in signatures.items():
+        if data.startswith(magic) or (len(data) >= 3 and magic.startswith(data)):
+            return name
+    return None
 
 
 def _is_cut_short(data: bytes, error: Exception) -> bool:
@@ -186,9 +209,9 @@ def _is_cut_short(data: bytes, error: Exception) -> bool:
     if name == "GIF":
         return b"\x3b" not in data[-2:]
     if name == "WEBP":
-        return len(data) < 8 + struct.unpack("<I", data[4:8])[0]
+        return len(data) < 8 + int(struct.unpack("<I", data[4:8])[0])
     if name == "BMP":
-        return len(data) < 6 or len(data) < struct.unpack("<I", data[2:6])[0]
+        return len(data) < 6 or len(data) < int(struct.unpack("<I", data[2:6])[0])
     text = str(error).lower()
     return isinstance(error, EOFError | struct.error) or any(
         sign in text for sign in ("truncated", "unexpected end", "not enough", "read beyond")

@@ -28,7 +28,7 @@ BASE = "base"
 """Name of the base inside the network."""
 
 _FRESH_BATCHNORM_MOMENTUM = 0.9
-# Keras's bases come with momentum up to 0.999: after a few hundred steps their moving statistics would still be half initial.
+# Keras's bases come with 0.99 or more: after a few hundred steps their moving statistics would still be half initial
 
 
 def build_model(
@@ -108,7 +108,7 @@ def hash_weights(weights: Sequence[npt.NDArray[np.float32]]) -> str:
 
 def _load_base_weights(base: keras.Model, data: bytes, backbone: str) -> None:
     with h5py.File(io.BytesIO(data)) as file:
-        # Keras picks the layout by the file's name, and a wrong one can leave random weights with no more than a warning
+        # Keras picks the layout by the name, and a wrong one can leave random weights with no more than a warning
         name = "base.h5" if "layer_names" in file.attrs else "base.weights.h5"
     with tempfile.TemporaryDirectory(prefix="tlray-") as folder, warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)

@@ -9,8 +9,10 @@ import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from tlray.errors import StoppedError, TlrayError
+from tlray.progress import say
 
 DATA_TASK_CPUS = 0.25
 """Share of a core that Ray books for one reading task: reading mostly waits, or decodes for a few milliseconds."""
@@ -18,6 +20,7 @@ DATA_TASK_CPUS = 0.25
 _QUIET_ENV = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_USAGE_STATS_ENABLED": "0",
     "PYTHONWARNINGS": "ignore",
 }
@@ -57,6 +60,7 @@ def connect(address: str | None, max_cpus: int | None, *, verbose: bool) -> Iter
     if ours:
         if not verbose:
             _silence()
+        say("starting Ray" if local else f"joining the Ray cluster at {target}")
         try:
             if local:
                 cpus = min(max_cpus or os.cpu_count() or 1, os.cpu_count() or 1)
@@ -75,7 +79,7 @@ def connect(address: str | None, max_cpus: int | None, *, verbose: bool) -> Iter
             ray.shutdown()
 
 
-def _log_options(verbose: bool) -> dict[str, object]:
+def _log_options(verbose: bool) -> dict[str, Any]:
     return {"log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.ERROR}
 
 

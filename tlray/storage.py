@@ -341,7 +341,7 @@ def _get_store(bucket: str) -> Any:
 
     client = _get_client()
     endpoint: str = client.meta.endpoint_url
-    custom = {} if endpoint.endswith(".amazonaws.com") else {"endpoint": endpoint}
+    custom: dict[str, Any] = {} if endpoint.endswith(".amazonaws.com") else {"endpoint": endpoint}
     return S3Store(
         bucket,
         region=client.meta.region_name,

@@ -38,7 +38,8 @@ def load_weights(weights: str, backbone: str) -> bytes | None:
         raise WeightsError(f"--weights {weights} cannot be read: {error}; give an existing .h5 file") from None
     if not data.startswith(_HDF5_SIGNATURE):
         raise WeightsError(
-            f"--weights {weights} is not a weights file{_guess_kind(data)}; give the .h5 of a {backbone} without its top"
+            f"--weights {weights} is not a weights file{_guess_kind(data)}; "
+            f"give the .h5 of a {backbone} without its top"
         )
     return data
 

@@ -19,19 +19,9 @@ import pyarrow.parquet as pq
 from tlray import storage
 from tlray.bundle import Bundle
 from tlray.errors import FetchError
-from tlray.prediction.pipeline import ANSWER_FIELDS, TOP_FIELDS
+from tlray.prediction.schema import LABEL_FIELDS, TOP_FIELDS
 
 FOLDER = "labels"
-
-LABEL_FIELDS = [
-    pa.field("row_id", pa.int64(), nullable=False),
-    pa.field("uri", pa.string(), nullable=False),
-    *ANSWER_FIELDS[1:],
-    pa.field("model_id", pa.string(), nullable=False),
-    pa.field("needs_review", pa.bool_()),
-    pa.field("oddness", pa.float32()),
-]
-"""Columns of the labels; the answers are null where `status` is not "ok"."""
 
 _NAME = re.compile(r"part-(\d{12})-(\d{12})\.parquet")
 

@@ -21,24 +21,9 @@ import ray.exceptions
 
 from tlray.bundle import Bundle, unpack
 from tlray.errors import Code
+from tlray.prediction.schema import ANSWER_FIELDS, TOP_FIELDS
 from tlray.reader import OK, Limits, read_images
 from tlray.runtime import DATA_TASK_CPUS, Cluster, explain_failure
-
-ANSWER_FIELDS = [
-    pa.field("row_id", pa.int64(), nullable=False),
-    pa.field("status", pa.string(), nullable=False),
-    pa.field("error", pa.string()),
-    pa.field("predicted_index", pa.int32()),
-    pa.field("class_name", pa.string()),
-    pa.field("probability", pa.float32()),
-    pa.field("width", pa.int32()),
-    pa.field("height", pa.int32()),
-]
-TOP_FIELDS = [
-    pa.field("top_indices", pa.list_(pa.int32())),
-    pa.field("top_class_names", pa.list_(pa.string())),
-    pa.field("top_probabilities", pa.list_(pa.float32())),
-]
 
 _ENGINE_SHARE = 0.75
 _MAX_ROWS_PER_TASK = 1024

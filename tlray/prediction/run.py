@@ -102,7 +102,6 @@ def predict(config: PredictConfig) -> PredictSummary:
         say(f"going on: {resumed:,} of {job.plan.num_rows:,} rows are done")
     first_label: float | None = None
     if resumed < job.plan.num_rows:
-        say("starting Ray")
         with runtime.connect(config.address, config.max_cpus, verbose=config.verbose) as cluster:
             stages["ray"] = time.monotonic() - began - sum(stages.values())
             rows = job.plan.filter(pa.array(~done)).select(["row_id", "uri"])
@@ -123,7 +122,8 @@ def predict(config: PredictConfig) -> PredictSummary:
     counts = receipts.summarize_parts(parts)
     if counts["labelled"] + counts["failed"] != job.plan.num_rows:
         raise StoppedError(
-            f"{counts['labelled'] + counts['failed']:,} of {job.plan.num_rows:,} rows were written; run the same command again"
+            f"{counts['labelled'] + counts['failed']:,} of {job.plan.num_rows:,} rows were written; "
+            "run the same command again"
         )
     receipt = receipts.Receipt(
         format=receipts.FORMAT,
@@ -224,7 +224,7 @@ class _Watch:
                 or (self._left == 0 and self._unreachable == self._num_rows)
             ):
                 raise StoppedError(
-                    f"inputs cannot be reached ({status}); mend the access and run the same command again, which goes on"
+                    f"inputs cannot be reached ({status}); mend the access, then the same command goes on"
                 )
 
 

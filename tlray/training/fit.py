@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from tlray.weights import load_weights
 _GOLDEN_CANDIDATES = 24
 _POLL_S = 0.5
 _WORKER_CPUS = 1.0
+_MAX_READERS = 32
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,6 @@ def train(config: TrainConfig) -> TrainSummary:
 
     from tlray import runtime
 
-    say("starting Ray")
     with runtime.connect(config.address, config.max_cpus, verbose=config.verbose) as cluster:
         seconds["ray"] = time.monotonic() - started - sum(seconds.values())
         train_rows, val_rows, test_rows, left_out = _assign_roles(config, images)
@@ -224,14 +223,11 @@ def _run_workers(
 
     import ray
     from ray.train import RunConfig, ScalingConfig
-
-    from tlray.runtime import silence_stderr
-
-    with silence_stderr() if not config.verbose else contextlib.nullcontext():
-        from ray.train.tensorflow import TensorflowTrainer
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     from tlray.augment import Augmentation
     from tlray.reader import Limits
+    from tlray.training.backend import MultiWorkerConfig
     from tlray.training.channel import Channel
     from tlray.training.loop import PhasePlan, Task, run_worker
 
@@ -255,6 +251,7 @@ def _run_workers(
         seed=config.seed,
         limits=Limits(config.max_bytes, config.max_pixels),
         num_threads=int(cluster.cpus) if cluster.local else max(1, int(cpus)),
+        num_readers=_count_readers(config, cluster, gpus),
         uris=ray.put(images.uris),
         labels=images.labels,
         train_rows=train_rows,
@@ -270,9 +267,10 @@ def _run_workers(
         f"{config.batch_size} images a step, on {'GPUs' if gpus else 'CPUs'}"
     )
     with tempfile.TemporaryDirectory(prefix="tlray-train-") as folder:
-        trainer = TensorflowTrainer(
+        trainer = DataParallelTrainer(
             run_worker,
             train_loop_config={"task": task},
+            backend_config=MultiWorkerConfig(),
             scaling_config=ScalingConfig(
                 num_workers=config.num_workers,
                 use_gpu=gpus > 0,
@@ -302,9 +300,17 @@ def _share_resources(config: TrainConfig, cluster: Any) -> tuple[int, float]:
     needed = config.num_workers * _WORKER_CPUS + 2 * DATA_TASK_CPUS
     if needed > cluster.cpus:
         raise StoppedError(
-            f"--num-workers {config.num_workers} needs {needed:g} CPUs, reading included; the cluster has {cluster.cpus:g}"
+            f"--num-workers {config.num_workers} needs {needed:g} CPUs, reading included; "
+            f"the cluster has {cluster.cpus:g}"
         )
     return gpus, _WORKER_CPUS
+
+
+def _count_readers(config: TrainConfig, cluster: Any, gpus: int) -> int:
+    """A worker on CPUs is slower than one reader; a GPU takes what its share of the cores can decode."""
+    if not gpus:
+        return 1
+    return max(1, min(_MAX_READERS, int(cluster.cpus / config.num_workers) - 1))
 
 
 def _watch(fit: Callable[[], Any], channel: Any, total: int, epochs: int) -> _Outcome:

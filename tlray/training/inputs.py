@@ -28,7 +28,6 @@ PREFETCH_BATCHES = 4
 """Decoded batches that wait for the step."""
 
 _INSPECT_ROWS = 64
-_BATCHES_PER_TASK = 4
 
 
 def inspect_images(uris: Sequence[str], limits: Limits) -> tuple[list[str], list[str | None]]:
@@ -66,7 +65,9 @@ def inspect_images(uris: Sequence[str], limits: Limits) -> tuple[list[str], list
 
 
 def _inspect_block(block: pa.Table, limits: Limits) -> pa.Table:
-    digests, faults, unreachable = [], [], []
+    digests: list[str] = []
+    faults: list[str | None] = []
+    unreachable: list[bool] = []
     for data in storage.get_many(block["uri"].to_pylist()):
         if isinstance(data, FetchError):
             digests.append("")
@@ -92,7 +93,11 @@ def _inspect_block(block: pa.Table, limits: Limits) -> pa.Table:
 
 
 def stream_batches(
-    uris: ray.ObjectRef[Sequence[str]], batches: npt.NDArray[np.int64], image_size_px: int, limits: Limits
+    uris: ray.ObjectRef[Sequence[str]],
+    batches: npt.NDArray[np.int64],
+    image_size_px: int,
+    limits: Limits,
+    num_readers: int,
 ) -> Iterator[npt.NDArray[np.uint8]]:
     """Read batches of images in order, ahead of their use.
 
@@ -101,6 +106,7 @@ def stream_batches(
         batches: int64 `[batches, batch]`, row ids.
         image_size_px: side S of the decoded square.
         limits: as for labelling.
+        num_readers: processes that read.
 
     Yields:
         uint8 `[batch, S, S, 3]`.
@@ -109,41 +115,50 @@ def stream_batches(
         StoppedError: an image that was good when training began cannot be read any more.
     """
     indices = pa.array(range(len(batches)), pa.int64())
-    # from_blocks starts no task; ray.data.range and from_arrow start some that want a whole core each, and wait for ever
-    # where the workers left less
-    blocks = [
-        pa.table({"index": indices.slice(start, _BATCHES_PER_TASK)})
-        for start in range(0, len(batches), _BATCHES_PER_TASK)
-    ]
-    dataset = ray.data.from_blocks(blocks).map_batches(
-        _read_batch,
-        fn_kwargs={"uris": uris, "batches": ray.put(batches), "image_size_px": image_size_px, "limits": limits},
+    # from_blocks starts no task; ray.data.range and from_arrow start some that want a whole core each, and wait for
+    # ever where the workers left less
+    dataset = ray.data.from_blocks([pa.table({"index": indices.slice(start, 1)}) for start in range(len(batches))])
+    # actors, not tasks: Ray ends a task's process after an idle second, and starting one costs 2 s of a core
+    dataset = dataset.map_batches(
+        _Reader,
+        fn_constructor_kwargs={
+            "uris": [uris],
+            "batches": [ray.put(batches)],
+            "image_size_px": image_size_px,
+            "limits": limits,
+        },
         batch_size=1,
         num_cpus=DATA_TASK_CPUS,
+        compute=ray.data.ActorPoolStrategy(size=num_readers),
     )
-    options = dataset.context.execution_options
-    options.preserve_order = True
-    dataset.context.target_max_block_size = max(2**20, batches.shape[1] * image_size_px**2 * 3)
+    dataset.context.execution_options.preserve_order = True
     for item in dataset.iter_batches(batch_size=1, prefetch_batches=PREFETCH_BATCHES, batch_format="numpy"):
         if item["fault"][0]:
             raise StoppedError(item["fault"][0])
         yield item["images"][0]
 
 
-def _read_batch(
-    batch: dict[str, npt.NDArray[np.int64]],
-    uris: ray.ObjectRef[Sequence[str]],
-    batches: ray.ObjectRef[npt.NDArray[np.int64]],
-    image_size_px: int,
-    limits: Limits,
-) -> dict[str, Any]:
-    rows = ray.get(batches)[int(batch["index"][0])]
-    addresses = ray.get(uris)
-    names = [addresses[int(row)] for row in rows]
-    images = read_images(names, image_size_px, limits)
-    faults = [
-        f"{name} cannot be read any more ({status}: {error}); put it back, or start again without it"
-        for name, status, error in zip(names, images.status, images.errors, strict=True)
-        if status != OK
-    ]
-    return {"images": images.pixels[None], "fault": np.array([faults[0] if faults else ""])}
+class _Reader:
+    """Reads one batch after another."""
+
+    def __init__(
+        self,
+        uris: list[ray.ObjectRef[Sequence[str]]],
+        batches: list[ray.ObjectRef[npt.NDArray[np.int64]]],
+        image_size_px: int,
+        limits: Limits,
+    ) -> None:
+        self._uris = ray.get(uris[0])
+        self._batches = ray.get(batches[0])
+        self._image_size_px = image_size_px
+        self._limits = limits
+
+    def __call__(self, batch: dict[str, npt.NDArray[np.int64]]) -> dict[str, Any]:
+        names = [self._uris[int(row)] for row in self._batches[int(batch["index"][0])]]
+        images = read_images(names, self._image_size_px, self._limits)
+        faults = [
+            f"{name} cannot be read any more ({status}: {error}); put it back, or start again without it"
+            for name, status, error in zip(names, images.status, images.errors, strict=True)
+            if status != OK
+        ]
+        return {"images": images.pixels[None], "fault": np.array([faults[0] if faults else ""])}

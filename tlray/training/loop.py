@@ -24,6 +24,8 @@ from tlray.training.inputs import stream_batches
 from tlray.training.schedule import Steps, cut_steps, permute
 
 _PROGRESS_INTERVAL_S = 0.5
+_GRADIENT_PACK_BYTES = 32 * 2**20
+# 2 workers, all of InceptionV3 at 75 px on 2 cores: 1.14 s a step in packs of 32 MiB, 1.35 s unpacked
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Task:
         seed: of weights and order.
         limits: of decoding.
         num_threads: cores of this machine that its workers share.
+        num_readers: processes that read images for one worker.
         uris, labels: every image's address and label, by row id.
         train_rows, val_rows, test_rows: int64 row ids of each role, in order.
         golden_rows: row ids to choose golden images from.
@@ -75,6 +78,7 @@ class Task:
     seed: int
     limits: Limits
     num_threads: int
+    num_readers: int
     uris: ray.ObjectRef[Any]
     labels: npt.NDArray[np.int32]
     train_rows: npt.NDArray[np.int64]
@@ -114,7 +118,8 @@ def run_worker(config: dict[str, Any]) -> None:
     for gpu in tf.config.list_physical_devices("GPU"):
         tf.config.experimental.set_memory_growth(gpu, True)
     keras.utils.set_random_seed(task.seed)
-    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    options = tf.distribute.experimental.CommunicationOptions(bytes_per_pack=_GRADIENT_PACK_BYTES)
+    strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
     with strategy.scope():
         model = build_model(
             task.backbone,
@@ -171,7 +176,8 @@ def run_worker(config: dict[str, Any]) -> None:
             speaker.say("epoch", record)
             ray.train.report(record)
             epoch += 1
-    assert best.weights is not None and best.record is not None  # a config without any epoch is refused
+    assert best.weights is not None  # a config without any epoch is refused
+    assert best.record is not None
     model.set_weights(best.weights)
     _test(evaluate, images, task, rank, num_workers, speaker)
     if rank == 0:
@@ -213,7 +219,7 @@ def _open_images(task: Task, rank: int, num_workers: int) -> Iterator[npt.NDArra
     for epoch in range(sum(phase.epochs for phase in task.phases)):
         order = permute(task.train_rows, task.seed, epoch)
         parts += [cut_steps(order, rank, num_workers, task.batch_size).rows, val]
-    return stream_batches(task.uris, np.concatenate([*parts, test]), task.image_size_px, task.limits)
+    return stream_batches(task.uris, np.concatenate([*parts, test]), task.image_size_px, task.limits, task.num_readers)
 
 
 def _make_train_step(strategy: Any, model: Any, optimizer: Any) -> Any:

@@ -1,0 +1,38 @@
+"""Fixtures for every tier: real images, and folders made of them."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of real weights and photographs, where this machine has it."""
+    folder = Path(os.environ.get("TLRAY_TEST_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"TLRAY_TEST_DATA names no folder of weights and photographs ({folder})")
+    return folder.resolve()
+
+
+@pytest.fixture(scope="session")
+def write_digits() -> Callable[[Path, int, int], Path]:
+    """Writes the first digits of a few classes as PNG class folders: `write_digits(folder, classes, images_each)`."""
+    digits = load_digits()
+
+    def write(folder: Path, num_classes: int, images_each: int, skip: int = 0) -> Path:
+        for label in range(num_classes):
+            (folder / str(label)).mkdir(parents=True, exist_ok=True)
+            for index in np.flatnonzero(digits.target == label)[skip : skip + images_each]:
+                pixels = np.round(digits.images[index] * (255 / 16)).astype(np.uint8)
+                image = Image.fromarray(pixels).resize((48, 48), Image.Resampling.BICUBIC)
+                image.save(folder / str(label) / f"digit_{index:04d}.png")
+        return folder
+
+    return write

@@ -1,0 +1,59 @@
+import hashlib
+
+import numpy as np
+import pytest
+
+from tlray.training.schedule import choose_validation, cut_steps, permute
+
+
+@pytest.mark.parametrize(
+    ("rows", "workers", "batch"), [(33, 2, 8), (32, 2, 8), (3, 4, 2), (1, 1, 1), (7, 3, 5), (0, 2, 4)]
+)
+def test_every_row_counts_once_and_all_workers_take_the_same_steps(rows, workers, batch):
+    order = permute(np.arange(rows), seed=1, epoch=0)
+    shares = [cut_steps(order, rank, workers, batch) for rank in range(workers)]
+    assert len({len(share.rows) for share in shares}) == 1
+    counted = np.concatenate([share.rows[share.weights > 0] for share in shares])
+    assert sorted(counted) == list(range(rows))
+    np.testing.assert_array_equal(shares[0].totals, sum(share.weights.sum(axis=1) for share in shares))
+
+
+def test_a_step_holds_the_same_rows_for_any_number_of_workers():
+    order = permute(np.arange(100), seed=1, epoch=3)
+    one = cut_steps(order, 0, 1, 16)
+    shares = [cut_steps(order, rank, 4, 4) for rank in range(4)]
+    for step in range(len(one.rows)):
+        together = np.concatenate([share.rows[step] for share in shares])
+        np.testing.assert_array_equal(together, one.rows[step])
+
+
+def test_the_order_depends_on_seed_and_epoch_alone():
+    rows = np.arange(50)
+    np.testing.assert_array_equal(permute(rows, 1, 2), permute(rows, 1, 2))
+    assert (permute(rows, 1, 2) != permute(rows, 1, 3)).any()
+    assert (permute(rows, 1, 2) != permute(rows, 2, 2)).any()
+
+
+def make_digests(count):
+    return [hashlib.sha256(str(index).encode()).hexdigest() for index in range(count)]
+
+
+def test_the_split_takes_about_its_share_and_stays_when_images_are_added():
+    digests = make_digests(2000)
+    labels = np.zeros(2000, np.int32)
+    chosen = choose_validation(digests, labels, 0.15)
+    assert 0.12 < chosen.mean() < 0.18
+    np.testing.assert_array_equal(choose_validation(digests[:500], labels[:500], 0.15), chosen[:500])
+    assert not choose_validation(digests, labels, 0.0).any()
+
+
+def test_equal_images_share_their_side():
+    chosen = choose_validation(make_digests(50) * 2, np.repeat([0, 1], 50).astype(np.int32), 0.3)
+    np.testing.assert_array_equal(chosen[:50], chosen[50:])
+
+
+def test_no_class_loses_all_its_images_to_validation():
+    labels = np.arange(200, dtype=np.int32) // 2
+    chosen = choose_validation(make_digests(200), labels, 0.9)
+    for label in range(100):
+        assert not chosen[labels == label].all()

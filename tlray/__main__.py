@@ -1,0 +1,8 @@
+"""`python -m tlray` is the `tlray` command."""
+
+import sys
+
+from tlray.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,34 @@
+"""The columns of the labels, in one place."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+ANSWER_FIELDS = [
+    pa.field("row_id", pa.int64(), nullable=False),
+    pa.field("status", pa.string(), nullable=False),
+    pa.field("error", pa.string()),
+    pa.field("predicted_index", pa.int32()),
+    pa.field("class_name", pa.string()),
+    pa.field("probability", pa.float32()),
+    pa.field("width", pa.int32()),
+    pa.field("height", pa.int32()),
+]
+"""What the engine answers for a row; null where `status` is not "ok", but for width and height."""
+
+TOP_FIELDS = [
+    pa.field("top_indices", pa.list_(pa.int32())),
+    pa.field("top_class_names", pa.list_(pa.string())),
+    pa.field("top_probabilities", pa.list_(pa.float32())),
+]
+"""With `top_k`: the most probable classes, the first one included."""
+
+LABEL_FIELDS = [
+    pa.field("row_id", pa.int64(), nullable=False),
+    pa.field("uri", pa.string(), nullable=False),
+    *ANSWER_FIELDS[1:],
+    pa.field("model_id", pa.string(), nullable=False),
+    pa.field("needs_review", pa.bool_()),
+    pa.field("oddness", pa.float32()),
+]
+"""Columns of the labels; the answers are null where `status` is not "ok"."""
