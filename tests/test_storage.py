@@ -1,4 +1,3 @@
-
 import pytest
 
 from tlray import storage

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import keras
 
+BASE = "base"
+"""Name of the base inside the network."""
+
 INPUT = "input"
 """The boundary before the first layer: the whole base is trained."""
 

@@ -19,13 +19,10 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from tlray.backbones import BACKBONES
+from tlray.backbones import BACKBONES, BASE
 from tlray.errors import WeightsError
 
 Phase = Literal["head", "finetune"]
-
-BASE = "base"
-"""Name of the base inside the network."""
 
 _FRESH_BATCHNORM_MOMENTUM = 0.9
 # Keras's bases come with 0.99 or more: after a few hundred steps their moving statistics would still be half initial
@@ -60,7 +57,7 @@ def build_model(
     if base_weights is not None:
         _load_base_weights(base, base_weights, backbone)
     if train_batchnorm:
-        for layer in _list_batchnorm(base):
+        for layer in list_batchnorm(base):
             layer.momentum = _FRESH_BATCHNORM_MOMENTUM
     inputs = keras.Input((image_size_px, image_size_px, 3), dtype="float32", name="image")
     features = keras.layers.Rescaling(entry.scale, entry.offset, name="rescale")(inputs)
@@ -84,7 +81,7 @@ def open_phase(model: keras.Model, phase: Phase, backbone: str, finetune_from: s
     if phase == "finetune":
         opened = {id(layer) for layer in BACKBONES[backbone].list_open_layers(base, finetune_from)}
     if not train_batchnorm:
-        opened -= {id(layer) for layer in _list_batchnorm(base)}
+        opened -= {id(layer) for layer in list_batchnorm(base)}
     for layer in base.layers:
         layer.trainable = id(layer) in opened
 
@@ -121,5 +118,6 @@ def _load_base_weights(base: keras.Model, data: bytes, backbone: str) -> None:
             raise WeightsError(f"the weights file is not of a {backbone} without its top: {reason}") from None
 
 
-def _list_batchnorm(base: keras.Model) -> list[keras.Layer]:
+def list_batchnorm(base: keras.Model) -> list[keras.layers.BatchNormalization]:
+    """BatchNorm layers of a base, in order."""
     return [layer for layer in base.layers if isinstance(layer, keras.layers.BatchNormalization)]

@@ -7,6 +7,7 @@ the global batch, the optimizer sums them over the workers, and so every worker 
 from __future__ import annotations
 
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,8 @@ import ray
 import ray.train
 
 from tlray.augment import Augmentation, warp
-from tlray.errors import DivergedError
+from tlray.backbones import BASE
+from tlray.errors import DivergedError, StoppedError
 from tlray.reader import Limits
 from tlray.training.channel import Message
 from tlray.training.inputs import stream_batches
@@ -159,6 +161,9 @@ def run_worker(config: dict[str, Any]) -> None:
                 sums += result
                 speaker.count(int(steps.totals[index]))
             loss, accuracy = _sum_over_workers(strategy, sums) / len(task.train_rows)
+            if task.train_batchnorm:
+                average_statistics(strategy, model)
+            check_replicas(strategy, model)
             val_loss, val_accuracy = _validate(strategy, evaluate, images, task, validation, speaker)
             record = {
                 "phase": phase.name,
@@ -303,6 +308,36 @@ def _sum_over_workers(strategy: Any, values: npt.NDArray[np.float64]) -> npt.NDA
 
     result: npt.NDArray[np.float64] = run(tf.constant(values, tf.float64)).numpy()
     return result
+
+
+def average_statistics(strategy: Any, model: Any) -> None:
+    """Give every worker the mean of BatchNorm's moving statistics, which each has followed over its own share alone.
+
+    Every worker must call it.
+    """
+    from tlray.model import list_batchnorm
+
+    layers = list_batchnorm(model.get_layer(BASE))
+    variables = [variable for layer in layers for variable in (layer.moving_mean, layer.moving_variance)]
+    arrays = [np.asarray(variable.numpy(), np.float64) for variable in variables]
+    means = _sum_over_workers(strategy, np.concatenate(arrays)) / strategy.num_replicas_in_sync
+    ends = np.cumsum([len(array) for array in arrays])[:-1]
+    for variable, mean in zip(variables, np.split(means, ends), strict=True):
+        variable.assign(mean.astype(np.float32))
+
+
+def check_replicas(strategy: Any, model: Any) -> None:
+    """Make sure that every worker holds the same weights; every worker must call it.
+
+    Raises:
+        StoppedError: they have drifted apart, so the model would depend on which worker saves it.
+    """
+    checksum = 0
+    for array in model.get_weights():
+        checksum = zlib.crc32(np.ascontiguousarray(array).tobytes(), checksum)
+    ours = np.array([checksum, checksum**2 % 2**32], np.float64)
+    if not np.array_equal(_sum_over_workers(strategy, ours), ours * strategy.num_replicas_in_sync):
+        raise StoppedError("the workers' weights have drifted apart; start again from the beginning")
 
 
 def _keep_best(best: _Best, record: dict[str, Any], model: Any) -> None:

@@ -1,0 +1,86 @@
+"""The real jobs, run as a user runs them, once a session: trained on digits, from local folders and through S3."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.entry import s3
+
+TRAIN_OPTIONS = ["--backbone", "mobilenet_v2", "--weights", "none", "--image-size", "48", "--finetune-from", "input"]
+TRAIN_OPTIONS += ["--batchnorm", "train", "--finetune-optimizer", "adam", "--lr-finetune", "1e-3", "--head-units", "32"]
+TRAIN_OPTIONS += ["--head-epochs", "1", "--finetune-epochs", "2", "--num-workers", "2", "--batch-size", "8"]
+TRAIN_OPTIONS += ["--horizontal-flip", "--seed", "3"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.entry)
+
+
+def run_tlray(*arguments: str, expect: int = 0, timeout_s: int = 500) -> str:
+    """Run a command; its exit code must be the expected one."""
+    result = subprocess.run(
+        [sys.executable, "-m", "tlray", *arguments], capture_output=True, text=True, check=False, timeout=timeout_s
+    )
+    output = result.stdout + result.stderr
+    assert result.returncode == expect, output
+    assert "Traceback" not in output, output
+    return output
+
+
+def read_manifest(bundle: Path) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads((bundle / "bundle.json").read_text())
+    return manifest
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory, write_digits: Any) -> Path:
+    """Three classes: 33 images to train on, one of them truncated, and 15 to test on."""
+    root = tmp_path_factory.mktemp("digits")
+    write_digits(root / "train", 3, 11)
+    write_digits(root / "test", 3, 5, skip=11)
+    return root
+
+
+@pytest.fixture(scope="session")
+def damaged(digits: Path) -> Path:
+    """The training image that is cut short."""
+    path = sorted((digits / "train" / "1").iterdir())[0]
+    path.write_bytes(path.read_bytes()[:100])
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained(digits: Path, damaged: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A bundle trained on the digits, and what the command printed."""
+    bundle = tmp_path_factory.mktemp("trained") / "bundle"
+    output = run_tlray(
+        "train", "--data", str(digits / "train"), "--test-data", str(digits / "test"), "--output", str(bundle),
+        *TRAIN_OPTIONS,
+    )  # fmt: skip
+    return bundle, output
+
+
+@pytest.fixture(scope="session")
+def bundle(trained: tuple[Path, str]) -> Path:
+    return trained[0]
+
+
+@pytest.fixture(scope="session")
+def bucket(digits: Path, damaged: Path) -> Any:
+    """A bucket behind a real S3 API that holds the digits; the environment points at it."""
+    with s3.serve() as (environment, client):
+        before = dict(os.environ)
+        os.environ.update(environment)
+        client.create_bucket(Bucket="tlray-test")
+        for path in sorted(digits.rglob("*.png")):
+            client.upload_file(str(path), "tlray-test", f"digits/{path.relative_to(digits).as_posix()}")
+        yield client
+        os.environ.clear()
+        os.environ.update(before)

@@ -1,0 +1,91 @@
+import json
+
+import pytest
+
+from tests.entry.conftest import TRAIN_OPTIONS, read_manifest, run_tlray
+
+
+def test_the_bundle_holds_what_it_should(bundle):
+    manifest = read_manifest(bundle)
+    assert manifest["classes"] == ["0", "1", "2"]
+    names = manifest["files"]
+    assert {"model.keras", "saved_model/saved_model.pb", "golden/golden.json"} <= names.keys()
+    assert (bundle / "README.md").read_text().startswith("# mobilenet_v2")
+    assert len(manifest["model_id"]) == 64
+
+
+def test_the_history_has_one_record_an_epoch(bundle):
+    history = json.loads((bundle / "training" / "history.json").read_text())
+    assert [(record["phase"], record["epoch"]) for record in history] == [("head", 1), ("finetune", 2), ("finetune", 3)]
+    train = read_manifest(bundle)["training"]["counts"]["train"]
+    for record in history:
+        assert record["images"] == train
+        assert record["steps"] == -(-train // 16)
+        assert record["loss"] > 0
+        assert 0 <= record["val_accuracy"] <= 1
+    assert history[-1]["loss"] < history[0]["loss"]
+
+
+def test_a_damaged_training_image_is_left_out_and_named(trained, damaged):
+    bundle, output = trained
+    assert f"left out: {damaged} (TRUNCATED" in output
+    manifest = read_manifest(bundle)
+    counts = manifest["training"]["counts"]
+    assert counts["train"] + counts["validation"] == 32
+    assert counts["test"] == 15
+    assert manifest["metrics"]["test"]["images"] == 15
+
+
+def test_noise_of_tensorflow_and_ray_is_silenced(trained):
+    _, output = trained
+    for noise in ("oneDNN", "cuda", "absl", "WARNING", "INFO", "ray.data", "pid="):
+        assert noise not in output, output
+
+
+def test_the_same_command_again_does_nothing(bundle, digits):
+    before = (bundle / "bundle.json").stat().st_mtime_ns
+    options = ["--data", str(digits / "train"), "--test-data", str(digits / "test"), "--output", str(bundle)]
+    assert "Already trained" in run_tlray("train", *options, *TRAIN_OPTIONS)
+    assert (bundle / "bundle.json").stat().st_mtime_ns == before
+    refused = run_tlray("train", *options, *TRAIN_OPTIONS, "--seed", "4", expect=2)
+    assert "differing: seed" in refused
+
+
+def test_show_prints_it_readably(bundle):
+    output = run_tlray("show", str(bundle))
+    for text in ("3: 0, 1, 2", "finetune", read_manifest(bundle)["model_id"], "test accuracy"):
+        assert text in output
+
+
+def test_a_test_set_of_other_classes_is_refused(digits, tmp_path, write_digits):
+    write_digits(tmp_path / "other", 4, 1)
+    output = run_tlray(
+        "train", "--data", str(digits / "train"), "--test-data", str(tmp_path / "other"),
+        "--output", str(tmp_path / "new"), *TRAIN_OPTIONS, expect=2,
+    )  # fmt: skip
+    assert "here: 0, 1, 2, 3; trained: 0, 1, 2" in output
+
+
+@pytest.mark.parametrize("damage", ["weight", "missing", "classes", "extra class"])
+def test_a_changed_bundle_is_refused_before_any_image_is_read(bundle, digits, tmp_path, damage):
+    import shutil
+
+    copy = tmp_path / "bundle"
+    shutil.copytree(bundle, copy)
+    manifest = read_manifest(copy)
+    if damage == "weight":
+        data = bytearray((copy / "saved_model" / "saved_model.pb").read_bytes())
+        data[len(data) // 2] ^= 1
+        (copy / "saved_model" / "saved_model.pb").write_bytes(data)
+    elif damage == "missing":
+        (copy / "model.keras").unlink()
+    elif damage == "classes":
+        manifest["classes"] = manifest["classes"][::-1]
+    else:
+        manifest["classes"].append("3")
+    (copy / "bundle.json").write_text(json.dumps(manifest))
+    output = run_tlray(
+        "predict", "--model", str(copy), "--input", str(digits / "test"), "--output", str(tmp_path / "labels"), expect=2
+    )
+    assert "is not what was saved" in output
+    assert not (tmp_path / "labels").exists()
