@@ -1,4 +1,4 @@
-"""Ray: a local cluster of its own, or the one that the user names; and how its cores are shared out."""
+"""Ray: a local cluster of its own, or the one that the user names."""
 
 from __future__ import annotations
 
@@ -8,14 +8,11 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from tlray.errors import StoppedError, TlrayError
 from tlray.progress import say
-
-DATA_TASK_CPUS = 0.25
-"""Share of a core that Ray books for one reading task: reading mostly waits, or decodes for a few milliseconds."""
+from tlray.shares import Cluster
 
 _QUIET_ENV = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
@@ -24,20 +21,6 @@ _QUIET_ENV = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "PYTHONWARNINGS": "ignore",
 }
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """What a connected cluster has.
-
-    Attributes:
-        cpus, gpus: totals over its nodes.
-        local: whether it is a local one of this process's own.
-    """
-
-    cpus: float
-    gpus: float
-    local: bool
 
 
 @contextlib.contextmanager

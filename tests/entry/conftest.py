@@ -13,8 +13,8 @@ from tests.entry import s3
 
 TRAIN_OPTIONS = ["--backbone", "mobilenet_v2", "--weights", "none", "--image-size", "48", "--finetune-from", "input"]
 TRAIN_OPTIONS += ["--batchnorm", "train", "--finetune-optimizer", "adam", "--lr-finetune", "1e-3", "--head-units", "32"]
-TRAIN_OPTIONS += ["--head-epochs", "1", "--finetune-epochs", "2", "--num-workers", "2", "--batch-size", "8"]
-TRAIN_OPTIONS += ["--horizontal-flip", "--seed", "3"]
+TRAIN_OPTIONS += ["--head-epochs", "1", "--finetune-epochs", "6", "--num-workers", "2", "--batch-size", "4"]
+TRAIN_OPTIONS += ["--no-horizontal-flip", "--seed", "3"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -41,10 +41,10 @@ def read_manifest(bundle: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory, write_digits: Any) -> Path:
-    """Three classes: 33 images to train on, one of them truncated, and 15 to test on."""
+    """Three classes: 72 images to train on and 15 to test on."""
     root = tmp_path_factory.mktemp("digits")
-    write_digits(root / "train", 3, 11)
-    write_digits(root / "test", 3, 5, skip=11)
+    write_digits(root / "train", 3, 24)
+    write_digits(root / "test", 3, 5, skip=24)
     return root
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,41 +22,11 @@ from tlray.bundle import Bundle, unpack
 from tlray.errors import Code
 from tlray.prediction.schema import ANSWER_FIELDS, TOP_FIELDS
 from tlray.reader import OK, Limits, read_images
-from tlray.runtime import DATA_TASK_CPUS, Cluster, explain_failure
+from tlray.runtime import explain_failure
+from tlray.shares import DATA_TASK_CPUS, Cluster, share_engines
 
-_ENGINE_SHARE = 0.75
 _MAX_ROWS_PER_TASK = 1024
 _UNKNOWN = -1
-
-
-@dataclass(frozen=True)
-class EngineShares:
-    """How engines are spread over a cluster.
-
-    Attributes:
-        actors: engine processes.
-        num_cpus, num_gpus: what Ray books for each.
-        num_threads: TensorFlow's threads in each; None on GPUs.
-    """
-
-    actors: int
-    num_cpus: float
-    num_gpus: float
-    num_threads: int | None
-
-
-def share_engines(cluster: Cluster, num_rows: int, batch_size: int) -> EngineShares:
-    """One engine a GPU; without GPUs one single-threaded engine a core, so that engines don't wait for each other.
-
-    A quarter of the cores stays for the reading tasks, which mostly wait; a short job starts no more engines than it
-    has batches.
-    """
-    batches = max(1, math.ceil(num_rows / batch_size))
-    if cluster.gpus >= 1:
-        return EngineShares(min(int(cluster.gpus), batches), 1.0, 1.0, None)
-    cores = max(1, int(cluster.cpus))
-    actors = min(cores, batches)
-    return EngineShares(actors, math.floor(100 * _ENGINE_SHARE * cores / actors) / 100, 0.0, max(1, cores // actors))
 
 
 def label_rows(

@@ -16,12 +16,11 @@ from tlray.backbones import BACKBONES
 from tlray.config import TrainConfig, describe
 from tlray.errors import DataError, OutputError, StoppedError
 from tlray.progress import Stage, say
+from tlray.shares import share_workers
 from tlray.weights import load_weights
 
 _GOLDEN_CANDIDATES = 24
 _POLL_S = 0.5
-_WORKER_CPUS = 1.0
-_MAX_READERS = 32
 
 
 @dataclass(frozen=True)
@@ -232,7 +231,7 @@ def _run_workers(
     from tlray.training.loop import PhasePlan, Task, run_worker
 
     train_rows, val_rows, test_rows = rows
-    gpus, cpus = _share_resources(config, cluster)
+    shares = share_workers(cluster, config.num_workers, config.gpus_per_worker)
     channel = Channel.remote()  # type: ignore[attr-defined]
     phases = (
         PhasePlan("head", config.head_epochs, config.head_optimizer, config.resolved_lr_head),
@@ -250,8 +249,9 @@ def _run_workers(
         augmentation=Augmentation(config.shear, config.zoom, config.horizontal_flip, config.seed),
         seed=config.seed,
         limits=Limits(config.max_bytes, config.max_pixels),
-        num_threads=int(cluster.cpus) if cluster.local else max(1, int(cpus)),
-        num_readers=_count_readers(config, cluster, gpus),
+        num_threads=int(cluster.cpus) if cluster.local else max(1, int(shares.worker_cpus)),
+        num_readers=shares.num_readers,
+        reader_cpus=shares.reader_cpus,
         uris=ray.put(images.uris),
         labels=images.labels,
         train_rows=train_rows,
@@ -264,7 +264,7 @@ def _run_workers(
     epochs = config.head_epochs + config.finetune_epochs
     say(
         f"training on {len(train_rows):,} images, validating on {len(val_rows):,}; {config.num_workers} workers of "
-        f"{config.batch_size} images a step, on {'GPUs' if gpus else 'CPUs'}"
+        f"{config.batch_size} images a step, on {'GPUs' if shares.gpus else 'CPUs'}"
     )
     with tempfile.TemporaryDirectory(prefix="tlray-train-") as folder:
         trainer = DataParallelTrainer(
@@ -273,44 +273,13 @@ def _run_workers(
             backend_config=MultiWorkerConfig(),
             scaling_config=ScalingConfig(
                 num_workers=config.num_workers,
-                use_gpu=gpus > 0,
-                resources_per_worker={"CPU": cpus, **({"GPU": gpus} if gpus else {})},
+                use_gpu=shares.gpus > 0,
+                resources_per_worker={"CPU": shares.worker_cpus, **({"GPU": shares.gpus} if shares.gpus else {})},
             ),
             run_config=RunConfig(name="tlray", storage_path=folder),
         )
         total = epochs * (len(train_rows) + len(val_rows))
         return _watch(trainer.fit, channel, total, epochs)
-
-
-def _share_resources(config: TrainConfig, cluster: Any) -> tuple[int, float]:
-    """GPUs and CPUs of one worker, so that the reading tasks find room beside the workers."""
-    from tlray.runtime import DATA_TASK_CPUS
-
-    gpus = config.gpus_per_worker
-    if gpus is None:
-        gpus = 1 if cluster.gpus >= config.num_workers else 0
-    if gpus * config.num_workers > cluster.gpus:
-        raise StoppedError(
-            f"--num-workers {config.num_workers} with --gpus-per-worker {gpus} needs {gpus * config.num_workers} GPUs; "
-            f"the cluster has {cluster.gpus:g}"
-        )
-    if cluster.local:
-        reserved = max(2 * DATA_TASK_CPUS, cluster.cpus / 4)
-        return gpus, round((cluster.cpus - reserved) / config.num_workers - 0.005, 2)
-    needed = config.num_workers * _WORKER_CPUS + 2 * DATA_TASK_CPUS
-    if needed > cluster.cpus:
-        raise StoppedError(
-            f"--num-workers {config.num_workers} needs {needed:g} CPUs, reading included; "
-            f"the cluster has {cluster.cpus:g}"
-        )
-    return gpus, _WORKER_CPUS
-
-
-def _count_readers(config: TrainConfig, cluster: Any, gpus: int) -> int:
-    """A worker on CPUs is slower than one reader; a GPU takes what its share of the cores can decode."""
-    if not gpus:
-        return 1
-    return max(1, min(_MAX_READERS, int(cluster.cpus / config.num_workers) - 1))
 
 
 def _watch(fit: Callable[[], Any], channel: Any, total: int, epochs: int) -> _Outcome:

@@ -22,7 +22,8 @@ from tlray.errors import FetchError, ImageError, StoppedError
 from tlray.images import decode
 from tlray.progress import Stage
 from tlray.reader import OK, Limits, read_images
-from tlray.runtime import DATA_TASK_CPUS, explain_failure
+from tlray.runtime import explain_failure
+from tlray.shares import DATA_TASK_CPUS
 
 PREFETCH_BATCHES = 4
 """Decoded batches that wait for the step."""
@@ -98,6 +99,7 @@ def stream_batches(
     image_size_px: int,
     limits: Limits,
     num_readers: int,
+    reader_cpus: float,
 ) -> Iterator[npt.NDArray[np.uint8]]:
     """Read batches of images in order, ahead of their use.
 
@@ -106,7 +108,7 @@ def stream_batches(
         batches: int64 `[batches, batch]`, row ids.
         image_size_px: side S of the decoded square.
         limits: as for labelling.
-        num_readers: processes that read.
+        num_readers, reader_cpus: processes that read, and what Ray books for each.
 
     Yields:
         uint8 `[batch, S, S, 3]`.
@@ -128,7 +130,7 @@ def stream_batches(
             "limits": limits,
         },
         batch_size=1,
-        num_cpus=DATA_TASK_CPUS,
+        num_cpus=reader_cpus,
         compute=ray.data.ActorPoolStrategy(size=num_readers),
     )
     dataset.context.execution_options.preserve_order = True

@@ -60,7 +60,7 @@ class Task:
         seed: of weights and order.
         limits: of decoding.
         num_threads: cores of this machine that its workers share.
-        num_readers: processes that read images for one worker.
+        num_readers, reader_cpus: processes that read images for one worker, and what Ray books for each.
         uris, labels: every image's address and label, by row id.
         train_rows, val_rows, test_rows: int64 row ids of each role, in order.
         golden_rows: row ids to choose golden images from.
@@ -81,6 +81,7 @@ class Task:
     limits: Limits
     num_threads: int
     num_readers: int
+    reader_cpus: float
     uris: ray.ObjectRef[Any]
     labels: npt.NDArray[np.int32]
     train_rows: npt.NDArray[np.int64]
@@ -224,7 +225,9 @@ def _open_images(task: Task, rank: int, num_workers: int) -> Iterator[npt.NDArra
     for epoch in range(sum(phase.epochs for phase in task.phases)):
         order = permute(task.train_rows, task.seed, epoch)
         parts += [cut_steps(order, rank, num_workers, task.batch_size).rows, val]
-    return stream_batches(task.uris, np.concatenate([*parts, test]), task.image_size_px, task.limits, task.num_readers)
+    return stream_batches(
+        task.uris, np.concatenate([*parts, test]), task.image_size_px, task.limits, task.num_readers, task.reader_cpus
+    )
 
 
 def _make_train_step(strategy: Any, model: Any, optimizer: Any) -> Any:

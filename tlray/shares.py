@@ -1,0 +1,118 @@
+"""How a cluster's cores and GPUs are shared out, so that what waits for each other also fits beside each other.
+
+Ray starts a process only where what it books is free; a reader that finds no share waits for ever without a word.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from tlray.errors import StoppedError
+
+DATA_TASK_CPUS = 0.25
+"""Share of a core that Ray books for one reading task: reading mostly waits, or decodes for a few milliseconds."""
+
+_ENGINE_SHARE = 0.75
+_MAX_READERS = 32
+_READING_SHARE = 0.25
+_WORKER_CPUS = 1.0
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What a connected cluster has.
+
+    Attributes:
+        cpus, gpus: totals over its nodes.
+        local: whether it is a local one of this process's own.
+    """
+
+    cpus: float
+    gpus: float
+    local: bool
+
+
+@dataclass(frozen=True)
+class WorkerShares:
+    """What Ray books for one worker and its readers.
+
+    Attributes:
+        gpus: 0 or 1 a worker.
+        worker_cpus: cores a worker.
+        num_readers: processes that read images for a worker.
+        reader_cpus: cores a reader.
+    """
+
+    gpus: int
+    worker_cpus: float
+    num_readers: int
+    reader_cpus: float
+
+
+def share_workers(cluster: Cluster, num_workers: int, gpus_per_worker: int | None) -> WorkerShares:
+    """Share a cluster out so that workers and readers fit beside each other; one that waited would wait for ever.
+
+    Args:
+        cluster: a local one shrinks shares until all fit.
+        num_workers: data-parallel workers.
+        gpus_per_worker: 0, 1, or None for 1 where the cluster has that many.
+
+    Raises:
+        StoppedError: a cluster that is not a local one is too small.
+    """
+    cpus, gpus = cluster.cpus, cluster.gpus
+    if gpus_per_worker is None:
+        gpus_per_worker = 1 if gpus >= num_workers else 0
+    if gpus_per_worker * num_workers > gpus:
+        raise StoppedError(
+            f"--num-workers {num_workers} with --gpus-per-worker {gpus_per_worker} needs "
+            f"{gpus_per_worker * num_workers} GPUs; the cluster has {gpus:g}"
+        )
+    # one reader outruns a worker on CPUs; a GPU takes what its share of the cores can decode
+    num_readers = max(1, min(_MAX_READERS, int(cpus / num_workers) - 1)) if gpus_per_worker else 1
+    if cluster.local:
+        reader_cpus = min(DATA_TASK_CPUS, cpus * _READING_SHARE / (num_workers * num_readers))
+        left = cpus - reader_cpus * num_workers * num_readers
+        return WorkerShares(gpus_per_worker, _floor(left / num_workers), num_readers, _floor(reader_cpus))
+    needed = num_workers * (_WORKER_CPUS + num_readers * DATA_TASK_CPUS)
+    if needed > cpus:
+        raise StoppedError(
+            f"--num-workers {num_workers} needs {needed:g} CPUs, reading included; the cluster has {cpus:g}"
+        )
+    return WorkerShares(gpus_per_worker, _WORKER_CPUS, num_readers, DATA_TASK_CPUS)
+
+
+def _floor(share: float) -> float:
+    """To the hundredth below, so that rounding never asks for more than there is."""
+    return int(share * 100) / 100
+
+
+@dataclass(frozen=True)
+class EngineShares:
+    """How engines are spread over a cluster.
+
+    Attributes:
+        actors: engine processes.
+        num_cpus, num_gpus: what Ray books for each.
+        num_threads: TensorFlow's threads in each; None on GPUs.
+    """
+
+    actors: int
+    num_cpus: float
+    num_gpus: float
+    num_threads: int | None
+
+
+def share_engines(cluster: Cluster, num_rows: int, batch_size: int) -> EngineShares:
+    """One engine a GPU; without GPUs one single-threaded engine a core, so that engines don't wait for each other.
+
+    A quarter of the cores stays for the reading tasks, which mostly wait; a short job starts no more engines than it
+    has batches.
+    """
+    batches = max(1, math.ceil(num_rows / batch_size))
+    if cluster.gpus >= 1:
+        return EngineShares(min(int(cluster.gpus), batches), 1.0, 1.0, None)
+    cores = max(1, int(cluster.cpus))
+    actors = min(cores, batches)
+    return EngineShares(actors, _floor(_ENGINE_SHARE * cores / actors), 0.0, max(1, cores // actors))
