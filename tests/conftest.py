@@ -12,13 +12,18 @@ from sklearn.datasets import load_digits
 ROOT = Path(__file__).parents[1]
 
 
+def find_test_data() -> Path:
+    """Where real weights and photographs would lie."""
+    return Path(os.environ.get("TLRAY_TEST_DATA", ROOT.parent / "shared" / "data")).resolve()
+
+
 @pytest.fixture(scope="session")
 def test_data() -> Path:
     """The folder of real weights and photographs, where this machine has it."""
-    folder = Path(os.environ.get("TLRAY_TEST_DATA", ROOT.parent / "shared" / "data"))
+    folder = find_test_data()
     if not folder.is_dir():
         pytest.skip(f"TLRAY_TEST_DATA names no folder of weights and photographs ({folder})")
-    return folder.resolve()
+    return folder
 
 
 @pytest.fixture(scope="session")

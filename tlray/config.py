@@ -17,7 +17,7 @@ OptimizerName = Literal["rmsprop", "sgd", "adam"]
 
 DEFAULT_RATES: dict[str, dict[str, float]] = {
     "head": {"rmsprop": 1e-3, "sgd": 1e-2, "adam": 1e-3},
-    "finetune": {"rmsprop": 1e-5, "sgd": 1e-4, "adam": 1e-5},
+    "finetune": {"rmsprop": 1e-5, "sgd": 1e-3, "adam": 1e-5},
 }
 """Learning rate of a phase by its optimizer, where none is given."""
 
@@ -118,7 +118,7 @@ class TrainConfig(RunConfig, LimitsConfig):
     """Learning rate of phase 1; default 1e-3 (sgd 1e-2)."""
 
     lr_finetune: float | None = None
-    """Learning rate of phase 2; default 1e-4 for sgd, else 1e-5."""
+    """Learning rate of phase 2; default 1e-3 for sgd, else 1e-5."""
 
     batch_size: int = 32
     """Images a worker takes in one step."""

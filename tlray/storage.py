@@ -120,6 +120,8 @@ def get_many(uris: Iterable[str]) -> Iterator[bytes | FetchError]:
     if not any(is_s3(uri) for uri in uris):
         yield from map(_try_get, uris)
         return
+    for bucket in {_split_s3(uri)[0] for uri in uris if is_s3(uri)}:
+        _get_store(bucket)  # made once, before many threads would each make their own
     with ThreadPoolExecutor(FETCH_THREADS) as pool:
         yield from pool.map(_try_get, uris)
 

@@ -37,6 +37,8 @@ class Options:
     image_size: int = 299
     head_epochs: int = 5
     finetune_epochs: int = 5
+    lr_finetune: float = 1e-3
+    """Rate of phase 2, SGD with momentum 0.9."""
     global_batch: int = 32
     num_workers: int = 2
     seed: int = 0
@@ -54,6 +56,7 @@ def run_tlray(options: Options) -> dict[str, float]:
         command += ["--image-size", str(options.image_size), "--num-workers", str(options.num_workers)]
         command += ["--batch-size", str(options.global_batch // options.num_workers), "--seed", str(options.seed)]
         command += ["--head-epochs", str(options.head_epochs), "--finetune-epochs", str(options.finetune_epochs)]
+        command += ["--lr-finetune", str(options.lr_finetune)]
         began = time.monotonic()
         subprocess.run(command, check=True)
         seconds = time.monotonic() - began
@@ -109,7 +112,7 @@ def run_keras(options: Options) -> dict[str, float]:
         opened = {id(layer) for layer in entry.list_open_layers(base, entry.default_boundary)}
         for layer in base.layers:
             layer.trainable = id(layer) in opened and not isinstance(layer, keras.layers.BatchNormalization)
-        model.compile(keras.optimizers.SGD(1e-4, momentum=0.9), loss, metrics=["accuracy"])
+        model.compile(keras.optimizers.SGD(options.lr_finetune, momentum=0.9), loss, metrics=["accuracy"])
         model.fit(training, epochs=options.finetune_epochs, **fit)
         model.load_weights(f"{folder}/best.weights.h5")
         best = model.evaluate(validation, verbose=0)[1]

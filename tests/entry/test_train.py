@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from tests.entry.conftest import TRAIN_OPTIONS, read_manifest, run_tlray
+from tests.entry.conftest import PRETRAINED, TRAIN_OPTIONS, read_manifest, run_tlray
 
 
 def test_the_bundle_holds_what_it_should(bundle):
@@ -16,15 +16,20 @@ def test_the_bundle_holds_what_it_should(bundle):
 
 def test_the_history_has_one_record_an_epoch(bundle):
     history = json.loads((bundle / "training" / "history.json").read_text())
-    phases = ["head"] + ["finetune"] * 6
-    assert [(record["phase"], record["epoch"]) for record in history] == list(zip(phases, range(1, 8), strict=True))
+    phases = ["head"] * 6 + ["finetune"] * 2
+    assert [(record["phase"], record["epoch"]) for record in history] == list(zip(phases, range(1, 9), strict=True))
     train = read_manifest(bundle)["training"]["counts"]["train"]
     for record in history:
         assert record["images"] == train
         assert record["steps"] == -(-train // 8)
         assert record["loss"] > 0
         assert 0 <= record["val_accuracy"] <= 1
-    assert history[-1]["loss"] < history[0]["loss"]
+    assert history[5]["loss"] < history[0]["loss"]
+
+
+@pytest.mark.skipif(not PRETRAINED, reason="TLRAY_TEST_DATA holds no weights to start from")
+def test_it_learns(bundle):
+    assert read_manifest(bundle)["metrics"]["test"]["accuracy"] >= 0.75
 
 
 def test_a_damaged_training_image_is_left_out_and_named(trained, damaged):
@@ -32,10 +37,9 @@ def test_a_damaged_training_image_is_left_out_and_named(trained, damaged):
     assert f"left out: {damaged} (TRUNCATED" in output
     manifest = read_manifest(bundle)
     counts = manifest["training"]["counts"]
-    assert counts["train"] + counts["validation"] == 71
+    assert counts["train"] + counts["validation"] == 59
     assert counts["test"] == 15
     assert manifest["metrics"]["test"]["images"] == 15
-    assert manifest["metrics"]["test"]["accuracy"] >= 0.6
 
 
 def test_noise_of_tensorflow_and_ray_is_silenced(trained):
