@@ -45,12 +45,13 @@ def connect(address: str | None, max_cpus: int | None, *, verbose: bool) -> Iter
             _silence()
         say("starting Ray" if local else f"joining the Ray cluster at {target}")
         try:
-            if local:
-                cpus = min(max_cpus or os.cpu_count() or 1, os.cpu_count() or 1)
-                ray.init(address="local", num_cpus=cpus, include_dashboard=False, **_log_options(verbose))
-            else:
-                quiet = {} if verbose else {"env_vars": _QUIET_ENV}
-                ray.init(address=target, runtime_env=quiet, **_log_options(verbose))
+            with contextlib.nullcontext() if verbose else silence_stderr():
+                if local:
+                    cpus = min(max_cpus or os.cpu_count() or 1, os.cpu_count() or 1)
+                    ray.init(address="local", num_cpus=cpus, include_dashboard=False, **_log_options(verbose))
+                else:
+                    quiet = {} if verbose else {"env_vars": _QUIET_ENV}
+                    ray.init(address=target, runtime_env=quiet, **_log_options(verbose))
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise StoppedError(f"no Ray cluster answers at {target or 'this machine'}: {error}") from None
     _configure_data(verbose)
