@@ -8,6 +8,7 @@ from PIL import Image
 
 from tlray.errors import Code, ImageError
 from tlray.images import decode
+from tlray.limits import Limits
 
 SIZE = 48
 
@@ -25,7 +26,7 @@ def make_gradient(width: int = 120, height: int = 90) -> Image.Image:
 
 def get_code(data: bytes, **limits: int) -> Code:
     with pytest.raises(ImageError) as caught:
-        decode(data, SIZE, **limits)
+        decode(data, SIZE, Limits(**limits))
     return caught.value.code
 
 
@@ -128,7 +129,7 @@ def test_limits_hold_before_decoding():
     data = encode(make_gradient())
     assert get_code(data, max_bytes=100) is Code.TOO_LARGE
     with pytest.raises(ImageError) as caught:
-        decode(data, SIZE, max_pixels=1000)
+        decode(data, SIZE, Limits(max_pixels=1000))
     assert caught.value.code is Code.BOMB
     assert (caught.value.width, caught.value.height) == (120, 90)
 

@@ -12,6 +12,7 @@ import tyro
 
 from tlray.backbones import BACKBONES
 from tlray.errors import ConfigError
+from tlray.limits import MAX_BYTES, MAX_PIXELS, PILLOW_MAX_PIXELS
 
 OptimizerName = Literal["rmsprop", "sgd", "adam"]
 
@@ -22,7 +23,6 @@ DEFAULT_RATES: dict[str, dict[str, float]] = {
 """Learning rate of a phase by its optimizer, where none is given."""
 
 _SCHEMES = "a local path or s3://bucket/prefix"
-_PILLOW_MAX_PIXELS = 178_956_970
 
 T = TypeVar("T")
 
@@ -57,10 +57,10 @@ class RunConfig:
 class LimitsConfig:
     """Limits that hold before an image is decoded."""
 
-    max_bytes: int = 64 * 2**20
+    max_bytes: int = MAX_BYTES
     """Largest encoded image in bytes; a larger one is TOO_LARGE."""
 
-    max_pixels: int = 100_000_000
+    max_pixels: int = MAX_PIXELS
     """Most pixels that a header may tell of; more is BOMB."""
 
 
@@ -347,7 +347,7 @@ class _Faults:
 
     def check_limits(self, config: LimitsConfig) -> None:
         self.check_range("max_bytes", config.max_bytes, 1, 2**31)
-        self.check_range("max_pixels", config.max_pixels, 1, _PILLOW_MAX_PIXELS)
+        self.check_range("max_pixels", config.max_pixels, 1, PILLOW_MAX_PIXELS)
 
     def report(self) -> None:
         if self._sentences:

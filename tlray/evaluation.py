@@ -104,9 +104,10 @@ def evaluate(config: EvaluateConfig) -> EvaluateSummary:
     images = sources.scan(storage.resolve(config.data), opened.classes)
 
     from tlray import runtime
+    from tlray.limits import Limits
     from tlray.prediction.pipeline import label_rows
     from tlray.progress import Stage
-    from tlray.reader import OK, Limits
+    from tlray.reader import OK
 
     labels = images.table["label"].to_numpy()
     predicted = np.full(len(labels), -1, np.int64)

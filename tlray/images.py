@@ -17,6 +17,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageFile
 
 from tlray.errors import Code, ImageError
+from tlray.limits import Limits
 
 Image.init()  # registers every format; without it `formats=` knows only those opened before
 
@@ -50,13 +51,10 @@ EXTENSIONS = frozenset(
 )
 """Lower-case file extensions that are taken for images; so are names without any extension."""
 
-MAX_BYTES = 64 * 2**20
-MAX_PIXELS = 100_000_000
-PILLOW_MAX_PIXELS = 178_956_970
-"""Above it Pillow itself refuses an image, so no limit of ours can lie higher."""
-
 # Pillow warns from 89 million pixels on; tlray's own limit is the one that counts, and it is checked for every image.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+DEFAULT_LIMITS = Limits()
 
 _UPRIGHT = {
     2: (Image.Transpose.FLIP_LEFT_RIGHT,),
@@ -83,29 +81,30 @@ class Decoded(NamedTuple):
     height: int
 
 
-def decode(data: bytes, image_size_px: int, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Decoded:
+def decode(data: bytes, image_size_px: int, limits: Limits = DEFAULT_LIMITS) -> Decoded:
     """Decode one encoded image into an RGB square.
 
     Args:
         data: the encoded file.
         image_size_px: side S of the square.
-        max_bytes: a larger file is refused as TOO_LARGE.
-        max_pixels: an image whose header tells of more is refused as BOMB before decoding; at most 178,956,970.
+        limits: what is refused before it is decoded.
 
     Raises:
         ImageError: EMPTY, TOO_LARGE, UNSUPPORTED, BOMB, TRUNCATED or CORRUPT.
     """
     if not data:
         raise ImageError(Code.EMPTY, "the file holds 0 bytes")
-    if len(data) > max_bytes:
-        raise ImageError(Code.TOO_LARGE, f"the file holds {len(data):,} bytes, more than --max-bytes {max_bytes:,}")
+    if len(data) > limits.max_bytes:
+        raise ImageError(
+            Code.TOO_LARGE, f"the file holds {len(data):,} bytes, more than --max-bytes {limits.max_bytes:,}"
+        )
     image = _open(data)
     orientation = _read_orientation(image)
     width, height = image.size
     if orientation >= 5:
         width, height = height, width
-    if width * height > max_pixels:
-        message = f"{width:,} x {height:,} pixels, more than --max-pixels {max_pixels:,}"
+    if width * height > limits.max_pixels:
+        message = f"{width:,} x {height:,} pixels, more than --max-pixels {limits.max_pixels:,}"
         raise ImageError(Code.BOMB, message, width, height)
     try:
         if image.format in ("JPEG", "MPO") and min(image.size) >= 2 * image_size_px:

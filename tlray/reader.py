@@ -11,22 +11,10 @@ import numpy.typing as npt
 from tlray import storage
 from tlray.errors import FetchError, ImageError
 from tlray.images import decode
+from tlray.limits import Limits
 
 OK = "ok"
 """Status of a row without error."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Limits that hold before an image is decoded.
-
-    Attributes:
-        max_bytes: largest encoded image.
-        max_pixels: most pixels that a header may tell of.
-    """
-
-    max_bytes: int
-    max_pixels: int
 
 
 @dataclass(frozen=True)
@@ -54,7 +42,7 @@ def read_images(uris: Sequence[str], image_size_px: int, limits: Limits) -> Imag
         try:
             if isinstance(data, FetchError):
                 raise data
-            decoded = decode(data, image_size_px, max_bytes=limits.max_bytes, max_pixels=limits.max_pixels)
+            decoded = decode(data, image_size_px, limits)
         except FetchError as error:
             _append(batch, error.code.value, storage.redact(str(error)), None, None)
         except ImageError as error:

@@ -20,8 +20,9 @@ import ray.exceptions
 
 from tlray.bundle import Bundle, unpack
 from tlray.errors import Code
+from tlray.limits import Limits
 from tlray.prediction.schema import ANSWER_FIELDS, TOP_FIELDS
-from tlray.reader import OK, Limits, read_images
+from tlray.reader import OK, read_images
 from tlray.runtime import explain_failure
 from tlray.shares import DATA_TASK_CPUS, Cluster, share_engines
 

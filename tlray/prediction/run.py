@@ -89,9 +89,9 @@ def predict(config: PredictConfig) -> PredictSummary:
     stages = {"planning": time.monotonic() - began}
 
     from tlray import runtime
+    from tlray.limits import Limits
     from tlray.prediction.parts import PartWriter, find_parts, get_row_ids
     from tlray.prediction.pipeline import label_rows
-    from tlray.reader import Limits
 
     parts = find_parts(output, bundle)
     done = np.zeros(job.plan.num_rows, bool)

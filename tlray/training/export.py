@@ -96,9 +96,8 @@ def _make_golden(frozen: Any, task: Task) -> dict[str, bytes]:
     """Up to 8 images that the model is sure enough about, as they were read, with its probabilities."""
     addresses = ray.get(task.uris)
     uris = [addresses[int(row)] for row in task.golden_rows]
-    limits = task.limits
     read = [
-        (uri, data, decode(data, task.image_size_px, max_bytes=limits.max_bytes, max_pixels=limits.max_pixels).pixels)
+        (uri, data, decode(data, task.image_size_px, task.limits).pixels)
         for uri, data in zip(uris, storage.get_many(uris), strict=True)
         if not isinstance(data, FetchError) and len(data) <= _GOLDEN_MAX_BYTES
     ]

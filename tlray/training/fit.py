@@ -185,7 +185,7 @@ def _assign_roles(
     config: TrainConfig, images: _Images
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64], list[tuple[str, str]]]:
     """Read every image once; leave out what cannot be decoded, split the rest by content hash."""
-    from tlray.reader import Limits
+    from tlray.limits import Limits
     from tlray.training.inputs import inspect_images
     from tlray.training.schedule import choose_validation
 
@@ -225,7 +225,7 @@ def _run_workers(
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     from tlray.augment import Augmentation
-    from tlray.reader import Limits
+    from tlray.limits import Limits
     from tlray.training.backend import MultiWorkerConfig
     from tlray.training.channel import Channel
     from tlray.training.loop import PhasePlan, Task, run_worker

@@ -20,8 +20,9 @@ import ray.exceptions
 from tlray import storage
 from tlray.errors import FetchError, ImageError, StoppedError
 from tlray.images import decode
+from tlray.limits import Limits
 from tlray.progress import Stage
-from tlray.reader import OK, Limits, read_images
+from tlray.reader import OK, read_images
 from tlray.runtime import explain_failure
 from tlray.shares import DATA_TASK_CPUS
 
@@ -78,7 +79,7 @@ def _inspect_block(block: pa.Table, limits: Limits) -> pa.Table:
         digests.append(hashlib.sha256(data).hexdigest())
         unreachable.append(False)
         try:
-            decode(data, 64, max_bytes=limits.max_bytes, max_pixels=limits.max_pixels)
+            decode(data, 64, limits)
         except ImageError as error:
             faults.append(f"{error.code}: {error}")
         else:

@@ -20,7 +20,7 @@ import ray.train
 from tlray.augment import Augmentation, warp
 from tlray.backbones import BASE
 from tlray.errors import DivergedError, StoppedError
-from tlray.reader import Limits
+from tlray.limits import Limits
 from tlray.training.channel import Message
 from tlray.training.inputs import stream_batches
 from tlray.training.schedule import Steps, cut_steps, permute
