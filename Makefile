@@ -26,7 +26,7 @@ format: $(VENV)/.installed-test
 
 # needs uv; the pins carry hashes and no index address, and serve make, CI and the image alike
 LOCK := uv pip compile pyproject.toml --universal --python-version 3.11 --fork-strategy fewest \
-	--generate-hashes --no-emit-index-url --no-header --quiet
+	--generate-hashes --no-header --quiet
 lock:
 	$(LOCK) --upgrade -o cluster/requirements.txt
 	$(LOCK) --extra test -c cluster/requirements.txt -o cluster/requirements-test.txt
