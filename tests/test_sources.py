@@ -31,6 +31,12 @@ def test_too_few_classes_are_named(tmp_path, write_digits, folders, expected):
         sources.scan(str(tmp_path))
 
 
+def test_a_file_instead_of_a_folder_is_refused(tmp_path):
+    (tmp_path / "photo.jpg").write_bytes(b"x")
+    with pytest.raises(DataError, match="no class folders"):
+        sources.scan(str(tmp_path / "photo.jpg"))
+
+
 def test_an_empty_class_is_named(tmp_path, write_digits):
     write_digits(tmp_path, 2, 1)
     (tmp_path / "void").mkdir()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
 
@@ -162,8 +162,8 @@ def plan(inputs: Sequence[str]) -> Plan:
 
 
 def _list_empty_folders(root: str) -> list[str]:
-    from pathlib import Path
-
+    if not Path(root).is_dir():
+        return []
     return [path.name for path in Path(root).iterdir() if path.is_dir() and path.name[0] not in "._"]
 
 
