@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tlray.evaluation import draw_confusion, measure
+from tlray.evaluation import measure
+from tlray.pictures import draw_confusion
 
 TRUE = np.array([0, 0, 0, 1, 1, 2])
 GUESS = np.array([0, 0, 1, 1, 0, 2])

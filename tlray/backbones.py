@@ -19,6 +19,20 @@ INPUT = "input"
 
 
 @dataclass(frozen=True)
+class Boundary:
+    """A layer that the whole network passes through, for an estimate of what freezing it saves.
+
+    Attributes:
+        side_px, channels: of its output, `[side, side, channels]`, at the published input size.
+        prefix_share: share of the base's multiply-adds that lies up to and including it, 0 to 1.
+    """
+
+    side_px: int
+    channels: int
+    prefix_share: float
+
+
+@dataclass(frozen=True)
 class Backbone:
     """One convolutional base of `keras.applications`.
 
@@ -27,6 +41,7 @@ class Backbone:
         image_size_px: side of the square input that the published weights were trained with.
         min_image_size_px: smallest side that the constructor takes.
         scale, offset: pixels in [0, 255] enter the base as `pixel * scale + offset`.
+        num_features: width of the base's output, which pooling hands to the head.
         boundaries: layers that the whole network passes through, from input to output. What lies after the chosen one
             is trained in phase 2, what lies up to it stays frozen and can be computed once.
         default_boundary: leaves the top blocks to phase 2.
@@ -38,10 +53,17 @@ class Backbone:
     min_image_size_px: int
     scale: float
     offset: float
-    boundaries: tuple[str, ...]
+    num_features: int
+    boundaries: dict[str, Boundary]
     default_boundary: str
     imagenet_url: str
     imagenet_md5: str | None
+
+    def estimate_activation_bytes(self, boundary: str, image_size_px: int, bytes_each: int) -> int:
+        """About how many bytes one image's activations take at a boundary, at `bytes_each` a value."""
+        cut = self.boundaries[boundary]
+        side = max(1, round(cut.side_px * image_size_px / self.image_size_px))
+        return side * side * cut.channels * bytes_each
 
     def build(self, image_size_px: int) -> keras.Model:
         """Build the base without its top and with random weights: `[N, S, S, 3]` float32 in, a feature map out."""
@@ -66,41 +88,56 @@ _KERAS_APPLICATIONS = "https://storage.googleapis.com/tensorflow/keras-applicati
 BACKBONES: dict[str, Backbone] = {
     "inception_v3": Backbone(
         keras_name="InceptionV3",
+        num_features=2048,
         image_size_px=299,
         min_image_size_px=75,
         scale=1 / 127.5,
         offset=-1.0,
-        boundaries=(INPUT, *(f"mixed{block}" for block in range(11))),
+        boundaries={
+            INPUT: Boundary(299, 3, 0.0),
+            "mixed0": Boundary(35, 256, 0.29),
+            "mixed1": Boundary(35, 288, 0.35),
+            "mixed2": Boundary(35, 288, 0.41),
+            "mixed3": Boundary(17, 768, 0.48),
+            "mixed4": Boundary(17, 768, 0.55),
+            "mixed5": Boundary(17, 768, 0.63),
+            "mixed6": Boundary(17, 768, 0.72),
+            "mixed7": Boundary(17, 768, 0.82),
+            "mixed8": Boundary(8, 1280, 0.88),
+            "mixed9": Boundary(8, 2048, 0.93),
+            "mixed10": Boundary(8, 2048, 1.00),
+        },
         default_boundary="mixed8",
         imagenet_url=f"{_KERAS_APPLICATIONS}/inception_v3/inception_v3_weights_tf_dim_ordering_tf_kernels_notop.h5",
         imagenet_md5="bcbd6486424b2319ff4ef7d526e38f63",
     ),
     "mobilenet_v2": Backbone(
         keras_name="MobileNetV2",
+        num_features=1280,
         image_size_px=224,
         min_image_size_px=32,
         scale=1 / 127.5,
         offset=-1.0,
-        boundaries=(
-            INPUT,
-            "expanded_conv_project_BN",
-            "block_1_project_BN",
-            "block_2_add",
-            "block_3_project_BN",
-            "block_4_add",
-            "block_5_add",
-            "block_6_project_BN",
-            "block_7_add",
-            "block_8_add",
-            "block_9_add",
-            "block_10_project_BN",
-            "block_11_add",
-            "block_12_add",
-            "block_13_project_BN",
-            "block_14_add",
-            "block_15_add",
-            "block_16_project_BN",
-        ),
+        boundaries={
+            INPUT: Boundary(224, 3, 0.0),
+            "expanded_conv_project_BN": Boundary(112, 16, 0.07),
+            "block_1_project_BN": Boundary(56, 24, 0.17),
+            "block_2_add": Boundary(56, 24, 0.25),
+            "block_3_project_BN": Boundary(28, 32, 0.30),
+            "block_4_add": Boundary(28, 32, 0.34),
+            "block_5_add": Boundary(28, 32, 0.38),
+            "block_6_project_BN": Boundary(14, 64, 0.40),
+            "block_7_add": Boundary(14, 64, 0.44),
+            "block_8_add": Boundary(14, 64, 0.47),
+            "block_9_add": Boundary(14, 64, 0.51),
+            "block_10_project_BN": Boundary(14, 96, 0.55),
+            "block_11_add": Boundary(14, 96, 0.62),
+            "block_12_add": Boundary(14, 96, 0.70),
+            "block_13_project_BN": Boundary(7, 160, 0.75),
+            "block_14_add": Boundary(7, 160, 0.80),
+            "block_15_add": Boundary(7, 160, 0.86),
+            "block_16_project_BN": Boundary(7, 320, 0.93),
+        },
         default_boundary="block_12_add",
         imagenet_url=f"{_KERAS_APPLICATIONS}/mobilenet_v2/"
         "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5",

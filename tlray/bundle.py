@@ -4,7 +4,7 @@ bundle.json      what it is: model id, classes, preprocessing, metrics, checksum
 model.keras      the Keras model: float32 pixels in [0, 255] in, probabilities out
 saved_model/     the same for plain `tf.saved_model.load`: uint8 [N, S, S, 3] in, float32 [N, C] out
 golden/          encoded images and the float32 probabilities that a CPU gave for them
-training/        history.json
+training/        history.json, learning_curve.png, config.yaml, tensorboard/
 README.md        a card for people
 """
 
@@ -136,6 +136,7 @@ def save_bundle(
     uri: str,
     model_files: dict[str, bytes],
     *,
+    reports: dict[str, bytes],
     architecture: dict[str, Any],
     classes: Sequence[str],
     preprocessing: dict[str, Any],
@@ -148,6 +149,7 @@ def save_bundle(
     Args:
         uri: a new folder or s3:// prefix.
         model_files: `model.keras`, `saved_model/...` and `golden/...` by name.
+        reports: files for people by name; no checksum covers them.
         architecture: backbone, head, and the sha256 of the weights.
         classes, preprocessing, training, metrics: as in `bundle.json`.
         history: one record an epoch.
@@ -171,6 +173,7 @@ def save_bundle(
     manifest["model_id"] = compute_model_id(manifest)
     files = {
         **model_files,
+        **reports,
         HISTORY: _dump(history),
         CARD: _write_card(manifest).encode(),
         MANIFEST: _dump(manifest),

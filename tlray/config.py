@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -21,6 +22,14 @@ DEFAULT_RATES: dict[str, dict[str, float]] = {
     "finetune": {"rmsprop": 1e-5, "sgd": 1e-3, "adam": 1e-5},
 }
 """Learning rate of a phase by its optimizer, where none is given."""
+
+_DEFAULT_VIEWS = 5
+
+_PLACES = {
+    "config", "address", "max_cpus", "verbose", "cache", "cache_dir", "storage_path", "max_failures", "max_failed",
+    "collective_timeout", "mlflow_uri",
+}  # fmt: skip
+_SHARING = {"num_workers", "batch_size", "gpus_per_worker"}
 
 _SCHEMES = "a local path or s3://bucket/prefix"
 
@@ -139,7 +148,55 @@ class TrainConfig(RunConfig, LimitsConfig):
     """Half of the training images are mirrored."""
 
     seed: int = 0
-    """Seeds the head's weights, the order of images and their augmentation."""
+    """Seeds the head's weights, the order of images, their augmentation and dropout."""
+
+    schedule: Literal["constant", "cosine"] = "constant"
+    """How each phase's learning rate goes on after its warm-up."""
+
+    warmup_epochs: float = 0.0
+    """Epochs of each phase over which its learning rate rises from 0."""
+
+    early_stopping: int | None = None
+    """End a phase that validation has not found better for this many epochs."""
+
+    class_weights: Literal["none", "balanced"] = "none"
+    """'balanced' lets every class count the same in the loss, however many images it has."""
+
+    label_smoothing: float = 0.0
+    """Share of each target that is spread over all classes."""
+
+    dropout: float = 0.0
+    """Share of each dense layer's outputs that is dropped in training."""
+
+    clip_norm: float | None = None
+    """Largest global norm of the gradient; default none."""
+
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """What convolutions and products take their inputs in; weights, sums and softmax stay float32."""
+
+    cache: Literal["auto", "on", "off"] = "auto"
+    """Compute the frozen part of the base once and train on what it gives; 'off' computes it every epoch."""
+
+    views: int | None = None
+    """Augmented views of each training image in the cache, taken in turn; default 5, at most one an epoch."""
+
+    cache_dir: str | None = None
+    """Where the cache goes, a folder or s3:// prefix; default ~/.cache/tlray for a local run."""
+
+    storage_path: str | None = None
+    """Where checkpoints go, a folder or s3:// prefix, until the bundle is saved; default OUTPUT-checkpoints."""
+
+    max_failures: int = 3
+    """How often lost workers are started again, from the last finished epoch; -1 for without end."""
+
+    max_failed: float = 1.0
+    """Most images that may be unusable: a share up to 1, or a count above 1."""
+
+    collective_timeout: float = 300.0
+    """Seconds that a worker waits for the others inside one step before it gives up."""
+
+    mlflow_uri: str | None = None
+    """MLflow tracking server or folder to log parameters and epochs to (pip install 'tlray[mlflow]')."""
 
     @property
     def resolved_image_size(self) -> int:
@@ -161,11 +218,22 @@ class TrainConfig(RunConfig, LimitsConfig):
         """Learning rate of phase 2."""
         return self.lr_finetune if self.lr_finetune is not None else DEFAULT_RATES["finetune"][self.finetune_optimizer]
 
+    @property
+    def resolved_views(self) -> int:
+        """Views of each training image in the cache."""
+        epochs = self.head_epochs + self.finetune_epochs
+        return min(self.views or _DEFAULT_VIEWS, epochs)
+
+    @property
+    def resolved_storage_path(self) -> str:
+        """Where checkpoints go."""
+        return self.storage_path or f"{self.output.rstrip('/')}-checkpoints"
+
     def check(self) -> None:
         """Raise one `ConfigError` naming every value that is not allowed."""
         backbone = BACKBONES[self.backbone]
         faults = _Faults()
-        for name in ("data", "output", "val_data", "test_data"):
+        for name in ("data", "output", "val_data", "test_data", "cache_dir", "storage_path"):
             faults.check_uri(name, getattr(self, name))
         faults.check_range("val_fraction", self.val_fraction, 0, 0.9)
         if self.weights not in ("imagenet", "none"):
@@ -187,6 +255,22 @@ class TrainConfig(RunConfig, LimitsConfig):
         faults.check_range("shear", self.shear, 0, 89)
         faults.check_range("zoom", self.zoom, 0, 0.99)
         faults.check_range("seed", self.seed, 0, 2**32 - 1)
+        faults.check_range("warmup_epochs", self.warmup_epochs, 0, 10_000)
+        if self.early_stopping is not None:
+            faults.check_range("early_stopping", self.early_stopping, 1, 10_000)
+            if self.val_fraction == 0 and self.val_data is None:
+                faults.add("--early-stopping needs validation images; give --val-data, or a --val-fraction above 0")
+        faults.check_range("label_smoothing", self.label_smoothing, 0, 0.99)
+        faults.check_range("dropout", self.dropout, 0, 0.99)
+        if self.clip_norm is not None:
+            faults.check_positive("clip_norm", self.clip_norm)
+        if self.views is not None:
+            faults.check_range("views", self.views, 1, 1000)
+        faults.check_range("max_failures", self.max_failures, -1, 1_000_000)
+        faults.check_range("max_failed", self.max_failed, 0, 10**12)
+        faults.check_positive("collective_timeout", self.collective_timeout)
+        if self.mlflow_uri is not None and importlib.util.find_spec("mlflow") is None:
+            faults.add("--mlflow-uri needs MLflow, which is not installed; pip install 'tlray[mlflow]'")
         faults.check_run(self)
         faults.check_limits(self)
         faults.report()
@@ -307,8 +391,12 @@ class DemoConfig:
 
 def describe(config: TrainConfig | PredictConfig | EvaluateConfig) -> dict[str, Any]:
     """What of a config decides the result, as plain JSON values; where and how loudly it runs is left out."""
-    left_out = {"config", "address", "max_cpus", "verbose"}
-    return {name: value for name, value in asdict(config).items() if name not in left_out}
+    return {name: value for name, value in asdict(config).items() if name not in _PLACES}
+
+
+def describe_run(config: TrainConfig) -> dict[str, Any]:
+    """What a checkpoint must have in common with a config to go on under it: all but how the work is shared out."""
+    return {name: value for name, value in describe(config).items() if name not in _SHARING}
 
 
 class _Faults:

@@ -1,15 +1,23 @@
-"""A bundle made ready to answer: its graph of constants loaded, one fixed batch shape, warmed up."""
+"""The fast inference path: a network's graph with its variables folded to constants, and a bundle made ready to answer.
+
+TensorFlow then merges BatchNorm and activations into the convolutions and lays the weights out once. In bfloat16, which
+oneDNN takes up by itself where the chip has it, InceptionV3 ran at 59 to 64 images/s where a `tf.function` in float32
+reached 27 (2 cores with AVX512-BF16).
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow reads it while it is imported
 
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 
 class Engine:
@@ -50,6 +58,20 @@ class Engine:
             pixels = self._pixels
         result: npt.NDArray[np.float32] = self._run(tf.constant(pixels))["probabilities"].numpy()
         return result
+
+
+def freeze(call: Callable[..., Any], *specs: tf.TensorSpec) -> Any:
+    """Trace `call` on tensors of these specs and fold every variable that it reads into a constant.
+
+    Returns:
+        a function of the same arguments that gives a list of tensors.
+    """
+    return convert_variables_to_constants_v2(tf.function(call, input_signature=specs).get_concrete_function())
+
+
+def allow_bfloat16() -> None:
+    """Let oneDNN compute convolutions and products of graphs traced from now on in bfloat16; its sums stay float32."""
+    tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": True})
 
 
 def limit_threads(num_threads: int) -> None:

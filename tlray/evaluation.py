@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import time
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from tlray import sources, storage
 from tlray.bundle import load_bundle
 from tlray.config import EvaluateConfig
 from tlray.errors import OutputError
+from tlray.pictures import draw_confusion
 
 RESULT = "evaluation.json"
 PICTURE = "confusion.png"
@@ -138,36 +138,3 @@ def evaluate(config: EvaluateConfig) -> EvaluateSummary:
         storage.put(storage.join(output, PICTURE), draw_confusion(measurement.confusion, opened.classes))
         storage.put(storage.join(output, RESULT), (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
     return EvaluateSummary(opened.model_id, opened.classes, measurement, failed, output)
-
-
-def draw_confusion(confusion: list[list[int]], classes: Sequence[str]) -> bytes:
-    """A confusion matrix as PNG: counts, coloured by the share of each true class."""
-    from matplotlib.figure import Figure
-
-    counts = np.array(confusion)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = min(3.2 + 0.55 * len(classes), 24.0)
-    figure = Figure(figsize=(side, side * 0.92), dpi=144, layout="constrained")
-    axes = figure.subplots()
-    picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(classes)), classes)
-    axes.set_xlabel("predicted class")
-    axes.set_ylabel("true class")
-    accuracy = np.trace(counts) / max(counts.sum(), 1)
-    axes.set_title(f"accuracy {accuracy:.3f} on {counts.sum():,} images", fontsize=11)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    if len(classes) <= 30:
-        for row in range(len(classes)):
-            for column in range(len(classes)):
-                if counts[row, column]:
-                    colour = "white" if shares[row, column] > 0.5 else "#1b2a3d"
-                    axes.text(
-                        column, row, f"{counts[row, column]:,}", ha="center", va="center", color=colour, fontsize=9
-                    )
-    bar = figure.colorbar(picture, ax=axes, shrink=0.8, label="share of the true class")
-    bar.outline.set_visible(False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()

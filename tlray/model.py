@@ -1,7 +1,11 @@
 """The network: a pre-trained base, global average pooling, dense layers, a softmax; and what of it each phase trains.
 
-It takes float32 (or uint8) pixels in [0, 255], `[N, S, S, 3]`, and answers with float32 probabilities `[N, C]`: the
-base's own input scale is inside.
+It takes float32 pixels in [0, 255], `[N, S, S, 3]`, and answers with float32 probabilities `[N, C]`: the base's own
+input scale is inside. Training may enter it later than at the pixels, where everything before is frozen and was
+computed once:
+
+    pixels ──> rescale ──> base up to the boundary ──> rest of the base ──> pool ──> dense layers ──> softmax
+    "pixels"               (always frozen)        "activations"           "pooled"
 """
 
 from __future__ import annotations
@@ -11,8 +15,9 @@ import io
 import tempfile
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import h5py
 import keras
@@ -22,72 +27,223 @@ import numpy.typing as npt
 from tlray.backbones import BACKBONES, BASE
 from tlray.errors import WeightsError
 
-Phase = Literal["head", "finetune"]
+Entrance = Literal["pixels", "activations", "pooled"]
+"""Where a batch enters the network."""
+
+Weights = dict[str, npt.NDArray[Any]]
+"""Arrays by name: `head/LAYER/VARIABLE`, `base/POSITION/VARIABLE`; the same whichever part of the network is built."""
 
 _FRESH_BATCHNORM_MOMENTUM = 0.9
 # Keras's bases come with 0.99 or more: after a few hundred steps their moving statistics would still be half initial
 
 
-def build_model(
-    backbone: str,
-    image_size_px: int,
-    head_units: Sequence[int],
-    num_classes: int,
-    *,
-    base_weights: bytes | None = None,
-    train_batchnorm: bool = False,
+def build_base(
+    backbone: str, image_size_px: int, *, weights: bytes | None, seed: int, train_batchnorm: bool = False
 ) -> keras.Model:
-    """Build the network.
+    """Build a base, float32 `[N, S, S, 3]` in the base's own scale -> a feature map; the same for the same arguments.
 
     Args:
         backbone: a name in `BACKBONES`.
         image_size_px: side S of the square input.
-        head_units: width of each dense layer between pooling and softmax.
-        num_classes: C.
-        base_weights: an HDF5 file of the base without its top; None leaves it random.
-        train_batchnorm: whether BatchNorm may follow the batch where its layer is trained; False always uses the
-            moving statistics.
+        weights: an HDF5 file of the base without its top; None leaves it random.
+        seed: of random weights.
+        train_batchnorm: whether its BatchNorm will be trained.
 
     Raises:
         WeightsError: the weights are of another network.
     """
-    entry = BACKBONES[backbone]
-    base = entry.build(image_size_px)
+    keras.utils.set_random_seed(seed)
+    base = BACKBONES[backbone].build(image_size_px)
     base.name = BASE
-    if base_weights is not None:
-        _load_base_weights(base, base_weights, backbone)
+    if weights is not None:
+        _load_base_weights(base, weights, backbone)
     if train_batchnorm:
-        for layer in list_batchnorm(base):
-            layer.momentum = _FRESH_BATCHNORM_MOMENTUM
-    inputs = keras.Input((image_size_px, image_size_px, 3), dtype="float32", name="image")
-    features = keras.layers.Rescaling(entry.scale, entry.offset, name="rescale")(inputs)
-    features = base(features) if train_batchnorm else base(features, training=False)
-    features = keras.layers.GlobalAveragePooling2D(name="pool")(features)
-    for index, units in enumerate(head_units):
-        features = keras.layers.Dense(units, activation="relu", name=f"dense_{index}")(features)
-    outputs = keras.layers.Dense(num_classes, activation="softmax", dtype="float32", name="probabilities")(features)
-    return keras.Model(inputs, outputs, name="tlray")
+        _follow_quickly(base)
+    return base
 
 
-def open_phase(model: keras.Model, phase: Phase, backbone: str, finetune_from: str, *, train_batchnorm: bool) -> None:
-    """Freeze everything that a phase does not train.
+def build_head(backbone: str, head_units: Sequence[int], num_classes: int, *, seed: int) -> list[keras.layers.Dense]:
+    """Dense layers from pooled features to probabilities, built; the last is a float32 softmax."""
+    keras.utils.set_random_seed(seed)
+    layers = [
+        keras.layers.Dense(units, activation="relu", name=f"dense_{index}") for index, units in enumerate(head_units)
+    ]
+    layers.append(keras.layers.Dense(num_classes, activation="softmax", dtype="float32", name="probabilities"))
+    widths = (BACKBONES[backbone].num_features, *head_units)
+    for layer, width in zip(layers, widths, strict=True):
+        layer.build((None, width))
+    return layers
 
-    Phase "head" trains the dense layers alone; "finetune" also the base's layers after `finetune_from`, its BatchNorm
-    only where `train_batchnorm`.
+
+@dataclass(frozen=True)
+class Tail:
+    """What of a base lies after a boundary, to be built without the rest: Keras's config and weights by name.
+
+    Attributes:
+        config: of a functional model, activations -> feature map.
+        positions: of each of its layers in the whole base, by the layer's name.
+        weights: of all its layers.
     """
-    base = model.get_layer(BASE)
-    base.trainable = True
-    opened = set()
-    if phase == "finetune":
-        opened = {id(layer) for layer in BACKBONES[backbone].list_open_layers(base, finetune_from)}
-    if not train_batchnorm:
-        opened -= {id(layer) for layer in list_batchnorm(base)}
-    for layer in base.layers:
-        layer.trainable = id(layer) in opened
+
+    config: dict[str, Any]
+    positions: dict[str, int]
+    weights: Weights
 
 
-def make_optimizer(name: str, learning_rate: float) -> keras.optimizers.Optimizer:
-    """RMSprop and Adam with Keras's defaults; SGD with momentum 0.9."""
+def cut_tail(base: keras.Model, boundary: str) -> Tail:
+    """Take the part after a boundary out of a base."""
+    model = keras.Model(base.get_layer(boundary).output, base.output)
+    positions = {layer.name: position for position, layer in enumerate(base.layers)}
+    positions = {layer.name: positions[layer.name] for layer in model.layers if layer.name in positions}
+    weights = {
+        f"base/{positions[layer.name]}/{variable.name}": np.asarray(variable)
+        for layer in model.layers
+        for variable in layer.variables
+    }
+    return Tail(model.get_config(), positions, weights)
+
+
+def build_tail(tail: Tail, *, train_batchnorm: bool = False) -> keras.Model:
+    """Build a tail under the current dtype policy, its weights still random: activations -> feature map."""
+    config = {**tail.config, "name": BASE, "layers": []}
+    policy = keras.config.dtype_policy().name
+    for layer in tail.config["layers"]:
+        own = dict(layer["config"])
+        if layer["class_name"] != "InputLayer":
+            own["dtype"] = policy
+        config["layers"].append({**layer, "config": own})
+    model = keras.Model.from_config(config)
+    if train_batchnorm:
+        _follow_quickly(model)
+    return model
+
+
+class Network:
+    """The part of the network that a phase works on, entered at pixels, activations or pooled features.
+
+    Attributes:
+        entrance: where a batch enters.
+        base: the whole base, its tail, or None where pooled features enter.
+        head: the dense layers.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        entrance: Entrance,
+        base: keras.Model | None,
+        positions: dict[str, int],
+        head: list[keras.layers.Dense],
+        *,
+        train_batchnorm: bool,
+    ) -> None:
+        """Put built parts together.
+
+        Args:
+            backbone: a name in `BACKBONES`.
+            entrance: where a batch enters.
+            base: what lies between the entrance and pooling.
+            positions: of its layers in the whole base, by name.
+            head: as `build_head` made it.
+            train_batchnorm: whether BatchNorm may follow the batch where its layer is trained.
+        """
+        self.entrance = entrance
+        self.base = base
+        self.head = head
+        self._backbone = BACKBONES[backbone]
+        self._positions = positions
+        self._train_batchnorm = train_batchnorm
+
+    def open_base(self, boundary: str | None) -> None:
+        """Train the base after `boundary` (BatchNorm only where it may be); None freezes all of it."""
+        if self.base is None:
+            return
+        self.base.trainable = True
+        opened = set()
+        if boundary is not None:
+            tail = self.entrance == "activations"
+            opened = {
+                id(layer)
+                for layer in (self.base.layers if tail else self._backbone.list_open_layers(self.base, boundary))
+            }
+        if not self._train_batchnorm:
+            opened -= {id(layer) for layer in list_batchnorm(self.base)}
+        for layer in self.base.layers:
+            layer.trainable = id(layer) in opened
+
+    @property
+    def trainable_variables(self) -> list[Any]:
+        """What the phase trains, in order."""
+        base = self.base.trainable_variables if self.base is not None else []
+        return [*base, *(variable for layer in self.head for variable in layer.trainable_variables)]
+
+    def call(self, inputs: Any, *, training: bool, masks: Any = None) -> Any:
+        """Probabilities, float32 `[N, C]`.
+
+        Args:
+            inputs: float32 pixels in [0, 255], activations or pooled features, by the entrance.
+            training: lets BatchNorm follow the batch where it is trained.
+            masks: float32 `[N, sum of head units]` that multiplies the dense layers' outputs (dropout); None for ones.
+        """
+        features = inputs
+        if self.entrance == "pixels":
+            features = features * self._backbone.scale + self._backbone.offset
+        if self.base is not None:
+            features = self.base(features, training=training and self._train_batchnorm)
+            features = keras.ops.mean(features, axis=(1, 2))
+        start = 0
+        for layer in self.head[:-1]:
+            features = layer(features)
+            if masks is not None:
+                features = features * keras.ops.cast(masks[:, start : start + layer.units], features.dtype)
+                start += layer.units
+        return self.head[-1](features)
+
+    def read_weights(self, *, opened_only: bool) -> Weights:
+        """Copies of the weights by name: all, or the head's and those of the base's layers that are trained."""
+        return {name: np.array(variable) for name, variable in self._iter_variables(opened_only=opened_only)}
+
+    def assign_weights(self, weights: Weights) -> None:
+        """Set those of this network's weights that are named."""
+        for name, variable in self._iter_variables(opened_only=False):
+            if name in weights:
+                variable.assign(weights[name])
+
+    def list_statistics(self) -> list[Any]:
+        """BatchNorm's moving mean and variance of every layer that is trained."""
+        layers = [layer for layer in list_batchnorm(self.base) if layer.trainable] if self.base is not None else []
+        return [variable for layer in layers for variable in (layer.moving_mean, layer.moving_variance)]
+
+    def _iter_variables(self, *, opened_only: bool) -> list[tuple[str, Any]]:
+        named = [
+            (f"head/{layer.name}/{variable.name}", variable) for layer in self.head for variable in layer.variables
+        ]
+        for layer in self.base.layers if self.base is not None else ():
+            if layer.trainable or not opened_only:
+                position = self._positions.get(layer.name)
+                named += [(f"base/{position}/{variable.name}", variable) for variable in layer.variables]
+        return named
+
+
+def find_positions(base: keras.Model) -> dict[str, int]:
+    """Position of each layer of a whole base, by name."""
+    return {layer.name: position for position, layer in enumerate(base.layers)}
+
+
+def assemble_model(backbone: str, base: keras.Model, head: Sequence[keras.layers.Dense]) -> keras.Model:
+    """The whole network as one Keras model: float32 pixels in [0, 255] `[N, S, S, 3]` -> probabilities `[N, C]`."""
+    entry = BACKBONES[backbone]
+    inputs = keras.Input(base.input.shape[1:], dtype="float32", name="image")
+    features = keras.layers.Rescaling(entry.scale, entry.offset, name="rescale")(inputs)
+    features = base(features, training=False)
+    features = keras.layers.GlobalAveragePooling2D(name="pool")(features)
+    for layer in head:
+        features = layer(features)
+    return keras.Model(inputs, features, name="tlray")
+
+
+def make_optimizer(name: str, learning_rate: Any) -> keras.optimizers.Optimizer:
+    """RMSprop and Adam with Keras's defaults; SGD with momentum 0.9. The rate is a number or a Keras schedule."""
     if name == "sgd":
         return keras.optimizers.SGD(learning_rate, momentum=0.9)
     constructors = {"rmsprop": keras.optimizers.RMSprop, "adam": keras.optimizers.Adam}
@@ -116,6 +272,11 @@ def _load_base_weights(base: keras.Model, data: bytes, backbone: str) -> None:
         except (ValueError, KeyError, TypeError, OSError, UserWarning) as error:
             reason = str(error).partition(". ")[0].splitlines()[0] if str(error) else type(error).__name__
             raise WeightsError(f"the weights file is not of a {backbone} without its top: {reason}") from None
+
+
+def _follow_quickly(base: keras.Model) -> None:
+    for layer in list_batchnorm(base):
+        layer.momentum = _FRESH_BATCHNORM_MOMENTUM
 
 
 def list_batchnorm(base: keras.Model) -> list[keras.layers.BatchNormalization]:

@@ -67,6 +67,11 @@ class Stage:
         elif now - self._last_line >= _LINE_INTERVAL_S and self._done < self._total:
             self._print_line(now)
 
+    def move_to(self, done: int) -> None:
+        """Set how many units are finished, where a job goes back to what it had kept."""
+        self._done = 0
+        self.advance(done)
+
     def note(self, text: str) -> None:
         """Show a few words behind the bar."""
         if self._bar is not None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +15,9 @@ from tlray import storage
 from tlray.errors import FetchError, ImageError
 from tlray.images import decode
 from tlray.limits import Limits
+
+Fetch = Callable[[Sequence[str]], Iterator[bytes | FetchError]]
+"""How bytes are had: an answer for every address, in order."""
 
 OK = "ok"
 """Status of a row without error."""
@@ -35,10 +41,10 @@ class ImageBatch:
     heights: list[int | None]
 
 
-def read_images(uris: Sequence[str], image_size_px: int, limits: Limits) -> ImageBatch:
+def read_images(uris: Sequence[str], image_size_px: int, limits: Limits, fetch: Fetch = storage.get_many) -> ImageBatch:
     """Fetch and decode images, in order; whatever is wrong with one stays with that one."""
     batch = ImageBatch(np.zeros((len(uris), image_size_px, image_size_px, 3), np.uint8), [], [], [], [])
-    for index, data in enumerate(storage.get_many(uris)):
+    for index, data in enumerate(fetch(uris)):
         try:
             if isinstance(data, FetchError):
                 raise data
@@ -51,6 +57,44 @@ def read_images(uris: Sequence[str], image_size_px: int, limits: Limits) -> Imag
             batch.pixels[index] = decoded.pixels
             _append(batch, OK, None, decoded.width, decoded.height)
     return batch
+
+
+class KeptBytes:
+    """Encoded images from object storage, kept in a local folder, so that epochs don't download them again.
+
+    A machine's readers share the folder; each adds up to its own limit. What does not fit is fetched each time, and
+    nothing is thrown out for it, since every epoch reads everything.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        self._folder = folder
+        self._left = max_bytes
+
+    def get_many(self, uris: Sequence[str]) -> Iterator[bytes | FetchError]:
+        """Like `storage.get_many`."""
+        paths = [self._folder / hashlib.sha256(uri.encode()).hexdigest() for uri in uris]
+        kept = [storage.is_s3(uri) and path.is_file() for uri, path in zip(uris, paths, strict=True)]
+        fetched = storage.get_many([uri for uri, there in zip(uris, kept, strict=True) if not there])
+        for uri, path, there in zip(uris, paths, kept, strict=True):
+            if there:
+                yield path.read_bytes()
+                continue
+            data = next(fetched)
+            if storage.is_s3(uri) and isinstance(data, bytes) and len(data) <= self._left:
+                self._keep(path, data)
+            yield data
+
+    def _keep(self, path: Path, data: bytes) -> None:
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(data)
+            partial.replace(path)
+        except OSError:  # a full disk only means that nothing more is kept
+            partial.unlink(missing_ok=True)
+            self._left = 0
+        else:
+            self._left -= len(data)
 
 
 def _append(batch: ImageBatch, status: str, error: str | None, width: int | None, height: int | None) -> None:

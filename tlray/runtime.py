@@ -23,6 +23,11 @@ _QUIET_ENV = {
 }
 
 
+def is_local(address: str | None) -> bool:
+    """Whether `connect` would use a local cluster of this process's own."""
+    return (address or os.environ.get("RAY_ADDRESS") or "local") == "local"
+
+
 @contextlib.contextmanager
 def connect(address: str | None, max_cpus: int | None, *, verbose: bool) -> Iterator[Cluster]:
     """Join the cluster at `address`, else at RAY_ADDRESS, else start a local one of its own; leave it at the end.
@@ -38,7 +43,7 @@ def connect(address: str | None, max_cpus: int | None, *, verbose: bool) -> Iter
     import ray
 
     target = address or os.environ.get("RAY_ADDRESS")
-    local = target is None or target == "local"
+    local = is_local(address)
     ours = not ray.is_initialized()
     if ours:
         if not verbose:

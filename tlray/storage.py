@@ -6,12 +6,13 @@ obstore carries the bodies with the same credentials. A key is used raw: it is n
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -118,12 +119,24 @@ def get_many(uris: Iterable[str]) -> Iterator[bytes | FetchError]:
     """The contents of many files or objects, in order, several requests in flight; an error takes its file's place."""
     uris = list(uris)
     if not any(is_s3(uri) for uri in uris):
-        yield from map(_try_get, uris)
+        yield from (_try(get, uri) for uri in uris)
         return
     for bucket in {_split_s3(uri)[0] for uri in uris if is_s3(uri)}:
         _get_store(bucket)  # made once, before many threads would each make their own
     with ThreadPoolExecutor(FETCH_THREADS) as pool:
-        yield from pool.map(_try_get, uris)
+        yield from pool.map(lambda uri: _try(get, uri), uris)
+
+
+def get_ranges(requests: Iterable[tuple[str, int, int]]) -> Iterator[bytes | FetchError]:
+    """Parts of files or objects, in order: `(uri, offset, length)` each; an error takes its part's place."""
+    requests = list(requests)
+    if not any(is_s3(uri) for uri, _, _ in requests):
+        yield from (_try(_get_local_range, *request) for request in requests)
+        return
+    for bucket in {_split_s3(uri)[0] for uri, _, _ in requests}:
+        _get_store(bucket)
+    with ThreadPoolExecutor(FETCH_THREADS) as pool:
+        yield from pool.map(lambda request: _try(_get_s3_range, *request), requests)
 
 
 def put(uri: str, data: bytes) -> None:
@@ -195,7 +208,29 @@ def delete(uri: str) -> None:
         Path(uri).unlink(missing_ok=True)
 
 
-def check_writable(uri: str) -> None:
+def delete_folder(uri: str) -> None:
+    """Remove a folder, or every object below a prefix, if it is there."""
+    if not is_s3(uri):
+        shutil.rmtree(uri, ignore_errors=True)
+        return
+    if has_content(uri):
+        for entry in _list_s3(uri):
+            delete(entry.uri)
+
+
+def make_arrow_filesystem(uri: str) -> tuple[Any, str]:
+    """The pyarrow filesystem and path of an address, with boto3's region and endpoint."""
+    from pyarrow import fs
+
+    if not is_s3(uri):
+        return fs.LocalFileSystem(), uri
+    client = _get_client()
+    endpoint: str = client.meta.endpoint_url
+    custom: dict[str, Any] = {} if endpoint.endswith(".amazonaws.com") else {"endpoint_override": endpoint}
+    return fs.S3FileSystem(region=client.meta.region_name, **custom), uri.removeprefix("s3://")
+
+
+def check_writable(uri: str, option: str = "--output") -> None:
     """Raise `OutputError` where a new folder or prefix could not be written, before any work is done for it."""
     if is_s3(uri):
         has_content(uri)
@@ -204,7 +239,7 @@ def check_writable(uri: str) -> None:
     while not parent.exists():
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise OutputError(f"--output {uri} cannot be written: {parent} is not a folder that you may write to")
+        raise OutputError(f"{option} {uri} cannot be written: {parent} is not a folder that you may write to")
 
 
 def _list_local(uri: str) -> list[Entry]:
@@ -263,16 +298,27 @@ def _iter_objects(bucket: str, prefix: str) -> Iterator[Entry]:
             )
 
 
-def _try_get(uri: str) -> bytes | FetchError:
+def _try(fetch: Callable[..., bytes], *arguments: Any) -> bytes | FetchError:
     try:
-        return get(uri)
+        return fetch(*arguments)
     except FetchError as error:
         return error
 
 
 def _get_local(uri: str) -> bytes:
-    try:
+    with _explain_local():
         return Path(uri).read_bytes()
+
+
+def _get_local_range(uri: str, offset: int, length: int) -> bytes:
+    with _explain_local(), Path(uri).open("rb", buffering=0) as file:
+        return os.pread(file.fileno(), length, offset)
+
+
+@contextlib.contextmanager
+def _explain_local() -> Iterator[None]:
+    try:
+        yield
     except FileNotFoundError:
         raise FetchError(Code.NOT_FOUND, "the file is not there any more") from None
     except PermissionError:
@@ -287,10 +333,27 @@ def _get_s3(uri: str) -> bytes:
     if not _is_plain_key(key):
         return _get_s3_odd_key(bucket, key)
     import obstore
+
+    with _explain_obstore():
+        return bytes(obstore.get(_get_store(bucket), key).bytes())
+
+
+def _get_s3_range(uri: str, offset: int, length: int) -> bytes:
+    bucket, key = _split_s3(uri)
+    if not _is_plain_key(key):
+        return _get_s3_odd_key(bucket, key)[offset : offset + length]
+    import obstore
+
+    with _explain_obstore():
+        return bytes(obstore.get_range(_get_store(bucket), key, start=offset, length=length))
+
+
+@contextlib.contextmanager
+def _explain_obstore() -> Iterator[None]:
     from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 
     try:
-        return bytes(obstore.get(_get_store(bucket), key).bytes())
+        yield
     except FileNotFoundError:
         raise FetchError(Code.NOT_FOUND, "the object is not there any more") from None
     except (PermissionDeniedError, UnauthenticatedError, PermissionError) as error:

@@ -23,26 +23,58 @@ _MAX_CLASSES = 30
 
 
 def print_train(summary: TrainSummary) -> None:
-    """Epochs, the one that was kept, accuracy, time by stage."""
+    """One page: epochs, accuracy by phase and class, time by stage, what to try next."""
     console.print()
     if summary.already_done:
         console.print("Already trained with this config on these images; nothing was done.")
-    _print_history(summary.history, summary.metrics["kept"]["epoch"])
+    kept, metrics = summary.metrics["kept"], summary.metrics
+    _print_history(summary.history, kept["epoch"])
+    if "test" in metrics:
+        _print_classes(metrics["test"]["by_class"])
+    if summary.seconds:
+        _print_stages(summary.seconds, summary.history)
     facts = [("bundle", summary.output), ("model id", summary.model_id), ("classes", _shorten(summary.classes))]
     counts = summary.images
     facts.append(("images", ", ".join(f"{count:,} {role}" for role, count in counts.items() if count)))
     if summary.left_out:
         facts.append(("left out", f"{len(summary.left_out):,} images that cannot be decoded"))
-    kept = summary.metrics["kept"]
-    facts.append(("kept", f"epoch {kept['epoch']} (phase {kept['phase']})"))
+    facts += [(f"phase {number}", text) for number, text in enumerate(_describe_phases(metrics), 1)]
+    facts.append(("kept", f"epoch {kept['epoch']} (phase {'1' if kept['phase'] == 'head' else '2'}, {kept['phase']})"))
     for role in ("validation", "test"):
-        if role in summary.metrics:
-            measured = summary.metrics[role]
+        if role in metrics:
+            measured = metrics[role]
             facts.append((f"{role} accuracy", f"{measured['accuracy']:.4f} ({measured['images']:,} images)"))
-    if summary.seconds:
-        spent = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in summary.seconds.items() if seconds >= 0.5)
-        facts.append(("time", spent))
+    facts += [("try next" if index == 0 else "", sentence) for index, sentence in enumerate(summary.advice)]
     _print_facts(facts)
+
+
+def _describe_phases(metrics: dict[str, Any]) -> list[str]:
+    texts = []
+    for name, best in metrics["phases"].items():
+        if best["val_accuracy"] is None:
+            texts.append(f"{name}: training accuracy {best['accuracy']:.4f} in its last epoch")
+        else:
+            texts.append(f"{name}: validation accuracy {best['val_accuracy']:.4f} in epoch {best['epoch']}, its best")
+    if len(texts) == 2 and metrics["kept"]["phase"] == "head":
+        texts[1] += "; phase 1 won"
+    elif len(texts) == 2 and metrics["phases"]["finetune"]["val_accuracy"] is not None:
+        texts[1] += "; phase 2 won"
+    return texts
+
+
+def _print_stages(seconds: dict[str, float], history: Sequence[dict[str, Any]]) -> None:
+    phases = {"phase 1": "head", "phase 2": "finetune"}
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("stage")
+    for heading in ("seconds", "share", "images/s"):
+        table.add_column(heading, justify="right")
+    total = sum(seconds.values())
+    for stage, spent in seconds.items():
+        images = sum(record["images"] for record in history if record["phase"] == phases.get(stage))
+        rate = f"{images / spent:,.1f}" if images and spent else ""
+        table.add_row(stage, f"{spent:,.1f}", f"{spent / total:.0%}", rate)
+    table.add_row("all", f"{total:,.1f}", "", "")
+    console.print(table)
 
 
 def print_predict(summary: PredictSummary) -> None:
@@ -82,17 +114,8 @@ def print_prediction(path: str, ranked: Sequence[Prediction]) -> None:
 def print_evaluate(summary: EvaluateSummary) -> None:
     """Accuracy, a line for each class, what was confused most."""
     measured = summary.measurement
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("class")
-    for heading in ("precision", "recall", "F1", "images"):
-        table.add_column(heading, justify="right")
-    for name, values in list(measured.by_class.items())[:_MAX_CLASSES]:
-        numbers = (f"{values[key]:.3f}" for key in ("precision", "recall", "f1"))
-        table.add_row(Text(name), *numbers, f"{values['images']:,.0f}")
     console.print()
-    console.print(table)
-    if len(measured.by_class) > _MAX_CLASSES:
-        console.print(f"... and {len(measured.by_class) - _MAX_CLASSES:,} more classes")
+    _print_classes(measured.by_class)
     facts = [
         ("accuracy", f"{measured.accuracy:.4f} ({measured.images:,} images)"),
         ("macro F1", f"{measured.macro_f1:.4f}"),
@@ -179,6 +202,19 @@ def _print_history(history: Sequence[dict[str, Any]], kept: int) -> None:
         mark = "kept" if record["epoch"] == kept else ""
         table.add_row(str(record["epoch"]), record["phase"], *numbers, f"{rate:,.1f}", mark)
     console.print(table)
+
+
+def _print_classes(by_class: dict[str, dict[str, float]]) -> None:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("class")
+    for heading in ("precision", "recall", "F1", "images"):
+        table.add_column(heading, justify="right")
+    for name, values in list(by_class.items())[:_MAX_CLASSES]:
+        numbers = (f"{values[key]:.3f}" for key in ("precision", "recall", "f1"))
+        table.add_row(Text(name), *numbers, f"{values['images']:,.0f}")
+    console.print(table)
+    if len(by_class) > _MAX_CLASSES:
+        console.print(f"... and {len(by_class) - _MAX_CLASSES:,} more classes")
 
 
 def _print_facts(facts: Sequence[tuple[str, str]]) -> None:

@@ -12,12 +12,14 @@ class Message(NamedTuple):
     """One thing a worker has to say.
 
     Attributes:
-        kind: "images", "epoch", "predictions" or "model".
+        kind: "resumed", "stage", "images", "epoch", "predictions", "model" or "failed".
         body: plain values, see `training.loop`.
+        sent: when, seconds since the epoch.
     """
 
     kind: str
     body: dict[str, Any]
+    sent: float
 
 
 @ray.remote(num_cpus=0)
@@ -26,6 +28,7 @@ class Channel:
 
     def __init__(self) -> None:
         self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._closed = False
 
     def send(self, message: Message) -> None:
         """Append a message."""
@@ -37,3 +40,11 @@ class Channel:
         while not self._messages.empty():
             messages.append(self._messages.get())
         return messages
+
+    def close(self) -> None:
+        """Tell workers that start from now on to do nothing."""
+        self._closed = True
+
+    def is_closed(self) -> bool:
+        """Whether the driver has given up."""
+        return self._closed

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
-import numpy.typing as npt
 import ray
 import tensorflow as tf
-from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from tlray import storage
 from tlray.bundle import GOLDEN
+from tlray.engine import freeze
 from tlray.errors import FetchError, StoppedError
 from tlray.images import decode
-from tlray.model import build_model, hash_weights
+from tlray.model import Network, Weights, assemble_model, build_base, build_head, find_positions, hash_weights
 
 if TYPE_CHECKING:
-    from tlray.training.loop import Task
+    from tlray.training.task import Task
 
 GOLDEN_IMAGES = 8
 GOLDEN_MARGIN = 0.1
@@ -29,26 +29,33 @@ GOLDEN_MARGIN = 0.1
 
 _GOLDEN_MAX_BYTES = 4 * 2**20
 
+_SCALAR = tf.compat.v1.SummaryMetadata(
+    plugin_data=tf.compat.v1.SummaryMetadata.PluginData(plugin_name="scalars"), data_class="DATA_CLASS_SCALAR"
+)
 
-def export_model(task: Task, weights: list[npt.NDArray[np.float32]]) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """Rebuild the network outside of any strategy, on the CPU, and save it.
+
+def export_model(
+    task: Task, weights: Weights, history: Sequence[dict[str, Any]]
+) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Build the whole network outside of any strategy, on the CPU, in float32, and save it.
+
+    Args:
+        task: what was trained.
+        weights: of what was trained, by name; the rest is as it began.
+        history: one record an epoch.
 
     Returns:
-        `model.keras`, `saved_model/...` and `golden/...` by name; and the bundle's `architecture`.
+        `model.keras`, `saved_model/...`, `golden/...` and `training/tensorboard/...` by name; and the bundle's
+        `architecture`.
     """
+    keras.config.set_dtype_policy("float32")
     with tf.device("/CPU:0"):
-        model = build_model(
-            task.backbone,
-            task.image_size_px,
-            task.head_units,
-            len(task.classes),
-            train_batchnorm=task.train_batchnorm,
-        )
-        model.set_weights(weights)
+        model = _assemble(task, weights)
         frozen = _freeze(model, task.image_size_px)
         with tempfile.TemporaryDirectory(prefix="tlray-") as folder:
             model.save(Path(folder, "model.keras"))
             _save_for_serving(frozen, Path(folder, "saved_model"))
+            _write_tensorboard(history, Path(folder, "training", "tensorboard"))
             files = {
                 path.relative_to(folder).as_posix(): path.read_bytes()
                 for path in sorted(Path(folder).rglob("*"))
@@ -59,20 +66,39 @@ def export_model(task: Task, weights: list[npt.NDArray[np.float32]]) -> tuple[di
         "backbone": task.backbone,
         "head_units": list(task.head_units),
         "num_classes": len(task.classes),
-        "weights_sha256": hash_weights(weights),
+        "weights_sha256": hash_weights(model.get_weights()),
     }
     return files, architecture
+
+
+def _assemble(task: Task, weights: Weights) -> keras.Model:
+    base_weights = ray.get(task.base_weights) if task.base_weights is not None else None
+    base = build_base(task.backbone, task.image_size_px, weights=base_weights, seed=task.seed)
+    head = build_head(task.backbone, task.head_units, len(task.classes), seed=task.seed)
+    network = Network(task.backbone, "pixels", base, find_positions(base), head, train_batchnorm=False)
+    network.assign_weights(weights)
+    return assemble_model(task.backbone, base, head)
 
 
 def _freeze(model: keras.Model, image_size_px: int) -> Any:
     """The network as one graph of constants: uint8 `[N, S, S, 3]` in, float32 probabilities `[N, C]` out."""
     spec = tf.TensorSpec((None, image_size_px, image_size_px, 3), tf.uint8, name="image")
+    return freeze(lambda image: model(tf.cast(image, tf.float32), training=False), spec)
 
-    @tf.function(input_signature=[spec])
-    def serve(image: tf.Tensor) -> tf.Tensor:
-        return model(tf.cast(image, tf.float32), training=False)
 
-    return convert_variables_to_constants_v2(serve.get_concrete_function())
+def _write_tensorboard(history: Sequence[dict[str, Any]], path: Path) -> None:
+    """One run for training and one for validation, as Keras's own callback names them."""
+    for run, prefix in (("train", ""), ("validation", "val_")):
+        if history[0][f"{prefix}loss"] is None:
+            continue
+        with tf.summary.create_file_writer(str(path / run)).as_default():
+            for record in history:
+                values = {f"epoch_{name}": record[prefix + name] for name in ("loss", "accuracy")}
+                if run == "train":
+                    values["learning_rate"] = record["learning_rate"]
+                for name, value in values.items():
+                    # tf.summary.scalar does the same, but only where TensorBoard itself is installed
+                    tf.summary.write(name, np.float32(value), record["epoch"], _SCALAR)
 
 
 def _save_for_serving(frozen: Any, path: Path) -> None:
@@ -94,10 +120,10 @@ def _save_for_serving(frozen: Any, path: Path) -> None:
 
 def _make_golden(frozen: Any, task: Task) -> dict[str, bytes]:
     """Up to 8 images that the model is sure enough about, as they were read, with its probabilities."""
-    addresses = ray.get(task.uris)
+    addresses = ray.get(task.images.uris)
     uris = [addresses[int(row)] for row in task.golden_rows]
     read = [
-        (uri, data, decode(data, task.image_size_px, task.limits).pixels)
+        (uri, data, decode(data, task.image_size_px, task.images.limits).pixels)
         for uri, data in zip(uris, storage.get_many(uris), strict=True)
         if not isinstance(data, FetchError) and len(data) <= _GOLDEN_MAX_BYTES
     ]

@@ -1,26 +1,28 @@
-"""The driver of training: check, list, look at every image once, let Ray Train run the loop, save the bundle."""
+"""The driver of training: check, list, look at every image once, compute the frozen part, run the workers, save.
+
+tlray train --data photos/ --output bundle/
+"""
 
 from __future__ import annotations
 
-import threading
+import hashlib
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from tlray import bundle, sources, storage
+from tlray import bundle, storage
+from tlray.augment import Augmentation
 from tlray.backbones import BACKBONES
 from tlray.config import TrainConfig, describe
-from tlray.errors import DataError, OutputError, StoppedError
-from tlray.progress import Stage, say
-from tlray.shares import share_workers
+from tlray.errors import OutputError
+from tlray.progress import say
+from tlray.training.dataset import Images, Roles, assign_roles, list_images
 from tlray.weights import load_weights
 
-_GOLDEN_CANDIDATES = 24
-_POLL_S = 0.5
+CURVE = "training/learning_curve.png"
+CONFIG = "training/config.yaml"
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,9 @@ class TrainSummary:
         images: how many of each role: "train", "validation", "test".
         left_out: address and reason of every image that could not be used.
         history: one record an epoch.
-        metrics: what the bundle records: which epoch was kept, accuracy on validation and test data.
+        metrics: what the bundle records: which epoch was kept, accuracy by phase, on validation and test data.
         seconds: wall time by stage.
+        advice: what to try next.
         already_done: whether the bundle was there before and nothing was trained.
     """
 
@@ -47,81 +50,148 @@ class TrainSummary:
     history: list[dict[str, Any]]
     metrics: dict[str, Any]
     seconds: dict[str, float]
+    advice: list[str]
     already_done: bool
-
-
-@dataclass(frozen=True)
-class _Images:
-    """All rows of all roles in one table, numbered together."""
-
-    classes: tuple[str, ...]
-    uris: list[str]
-    labels: npt.NDArray[np.int32]
-    role: npt.NDArray[np.str_]
-    fingerprint: str
-
-
-@dataclass
-class _Outcome:
-    """What the workers sent."""
-
-    history: list[dict[str, Any]] = field(default_factory=list)
-    predictions: list[dict[str, Any]] = field(default_factory=list)
-    model: dict[str, Any] | None = None
 
 
 def train(config: TrainConfig) -> TrainSummary:
     """Train a classifier and save its bundle; a finished bundle of the same config and images is left as it is.
+
+    Stopped at any moment, the same call goes on: behind the last finished epoch, with the features that are stored.
 
     Raises:
         UsageError: a value, folder, weights file or output cannot be used; nothing was started.
         StoppedError: training ended early.
     """
     config.check()
-    started = time.monotonic()
+    started = time.time()
     output = storage.resolve(config.output)
     manifest = _read_existing(output)
     storage.check_writable(output)
-    images = _list_images(config)
+    images = list_images(config)
     asked = {**describe(config), "images_fingerprint": images.fingerprint}
     if manifest is not None:
         return _summarize_existing(output, manifest, asked)
     base_weights = load_weights(config.weights, config.backbone)
-    seconds = {"listing": time.monotonic() - started}
 
     from tlray import runtime
+    from tlray.training import launch
 
+    local = runtime.is_local(config.address)
+    roles = assign_roles(config, images, spread=False) if local else None
+    checkpoints = launch.name_run(config, images)
     with runtime.connect(config.address, config.max_cpus, verbose=config.verbose) as cluster:
-        seconds["ray"] = time.monotonic() - started - sum(seconds.values())
-        train_rows, val_rows, test_rows, left_out = _assign_roles(config, images)
-        seconds["inspecting"] = time.monotonic() - started - sum(seconds.values())
-        outcome = _run_workers(config, cluster, images, (train_rows, val_rows, test_rows), base_weights)
-        seconds["training"] = time.monotonic() - started - sum(seconds.values())
+        if roles is None:
+            roles = assign_roles(config, images, spread=True)
+        outcome, prefix_s = _run(config, cluster, images, roles, base_weights, checkpoints)
     assert outcome.model is not None
-    metrics = _collect_metrics(outcome, images, val_rows, test_rows)
-    counts = {"train": len(train_rows), "validation": len(val_rows), "test": len(test_rows)}
+    metrics = _collect_metrics(outcome, images, roles)
+    counts = {"train": len(roles.rows["train"]), "validation": len(roles.rows["val"]), "test": len(roles.rows["test"])}
+
+    from tlray.pictures import draw_learning_curve
+    from tlray.training.advice import advise
+
     saved = bundle.save_bundle(
         output,
-        outcome.model["files"],
+        {name: data for name, data in outcome.model["files"].items() if not name.startswith("training/")},
+        reports={
+            **{name: data for name, data in outcome.model["files"].items() if name.startswith("training/")},
+            CURVE: draw_learning_curve(outcome.history, metrics["kept"]["epoch"]),
+            CONFIG: _dump_config(config),
+        },
         architecture=outcome.model["architecture"],
         classes=images.classes,
         preprocessing=_describe_preprocessing(config),
-        training={**asked, "counts": counts, "left_out": len(left_out)},
+        training={**asked, "counts": counts, "left_out": len(roles.left_out), "resolved": _resolve(config)},
         metrics=metrics,
         history=outcome.history,
     )
-    seconds["saving"] = time.monotonic() - started - sum(seconds.values())
-    return TrainSummary(
+    storage.delete_folder(checkpoints)
+    if config.storage_path is None and not storage.has_content(storage.resolve(config.resolved_storage_path)):
+        storage.delete_folder(storage.resolve(config.resolved_storage_path))
+    summary = TrainSummary(
         output=output,
         model_id=saved["model_id"],
         classes=images.classes,
         images=counts,
-        left_out=left_out,
+        left_out=roles.left_out,
         history=outcome.history,
         metrics=metrics,
-        seconds={stage: round(spent, 1) for stage, spent in seconds.items()},
+        seconds=_measure_stages(outcome.stages, started, prefix_s, time.time()),
+        advice=advise(config, outcome.history, metrics, images.labels[roles.rows["train"]], len(roles.left_out)),
         already_done=False,
     )
+    if config.mlflow_uri is not None:
+        from tlray.training.tracking import log_run
+
+        try:
+            log_run(config, summary)
+        except Exception as error:  # the bundle is saved, and MLflow raises whatever its server and store raise
+            say(f"MLflow at {storage.redact(config.mlflow_uri)} did not take the run: {storage.redact(str(error))}")
+    return summary
+
+
+def _run(
+    config: TrainConfig, cluster: Any, images: Images, roles: Roles, base_weights: bytes | None, checkpoints: str
+) -> tuple[Any, float]:
+    """What needs the cluster; returns what the workers sent and the seconds of the frozen part."""
+    import ray
+
+    from tlray.features import Prefix
+    from tlray.limits import Limits
+    from tlray.shares import share_workers
+    from tlray.training.frozen import prepare_cache
+    from tlray.training.launch import run_workers
+
+    gpus = share_workers(cluster, config.num_workers, config.gpus_per_worker).gpus > 0
+    precision = _choose_precision(config, cluster, gpus=gpus)
+    augmentation = Augmentation(config.shear, config.zoom, config.horizontal_flip, config.seed)
+    uris = ray.put(images.uris)
+    weights = ray.put(base_weights) if base_weights is not None else None
+    prefix = Prefix(
+        backbone=config.backbone,
+        image_size_px=config.resolved_image_size,
+        boundary=config.resolved_finetune_from,
+        weights=weights,
+        weights_sha256=hashlib.sha256(base_weights).hexdigest() if base_weights is not None else "",
+        weights_seed=config.seed,
+        precision=precision,
+        limits=Limits(config.max_bytes, config.max_pixels),
+    )
+    cache, prefix_s = prepare_cache(config, cluster, roles, prefix, uris, augmentation)
+    outcome = run_workers(
+        config,
+        cluster,
+        images,
+        roles,
+        precision=precision,
+        augmentation=augmentation,
+        cache=cache,
+        uris=uris,
+        base_weights=weights,
+        checkpoints=checkpoints,
+    )
+    return outcome, prefix_s
+
+
+def _choose_precision(config: TrainConfig, cluster: Any, *, gpus: bool) -> Any:
+    """Resolve `--precision` on a machine that will do the work."""
+    from tlray.precision import choose_precision, detect_fastest
+
+    fastest: Any = "float32"
+    if config.precision == "auto":
+        if cluster.local:
+            fastest = detect_fastest(gpus=gpus)
+        else:
+            import ray
+
+            remote: Any = ray.remote(num_cpus=0, num_gpus=0.01 if gpus else 0)
+            probe = remote(detect_fastest)
+            fastest = ray.get(probe.remote(gpus=gpus))
+    precision = choose_precision(config.precision, fastest, gpus=gpus)
+    if precision.reason:
+        say(f"precision: {precision.step} steps, {precision.prefix} frozen part; {precision.reason}")
+    return precision
 
 
 def _read_existing(output: str) -> dict[str, Any] | None:
@@ -153,6 +223,7 @@ def _summarize_existing(output: str, manifest: dict[str, Any], asked: dict[str, 
         history=loaded.load_history(),
         metrics=manifest["metrics"],
         seconds={},
+        advice=[],
         already_done=True,
     )
 
@@ -161,218 +232,59 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _list_images(config: TrainConfig) -> _Images:
-    """List the class folders of every role; their names decide labels and row ids."""
-    training = sources.scan(storage.resolve(config.data), option="--data")
-    tables = [("train", training.table)]
-    for role, option, root in (("val", "--val-data", config.val_data), ("test", "--test-data", config.test_data)):
-        if root is not None:
-            scanned = sources.scan(storage.resolve(root), training.classes, option=option)
-            tables.append((role, scanned.table))
-    listing = [
-        (role, row["name"], row["size"]) for role, table in tables for row in table.select(["name", "size"]).to_pylist()
-    ]
-    return _Images(
-        classes=training.classes,
-        uris=[uri for _, table in tables for uri in table["uri"].to_pylist()],
-        labels=np.concatenate([table["label"].to_numpy() for _, table in tables]).astype(np.int32),
-        role=np.concatenate([np.full(table.num_rows, role) for role, table in tables]),
-        fingerprint=bundle.hash_json(listing),
-    )
+def _collect_metrics(outcome: Any, images: Images, roles: Roles) -> dict[str, Any]:
+    """Which epoch was kept, the best of each phase, and how good the kept one is."""
+    from tlray.training.schedule import score_epoch
 
-
-def _assign_roles(
-    config: TrainConfig, images: _Images
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64], list[tuple[str, str]]]:
-    """Read every image once; leave out what cannot be decoded, split the rest by content hash."""
-    from tlray.limits import Limits
-    from tlray.training.inputs import inspect_images
-    from tlray.training.schedule import choose_validation
-
-    digests, faults = inspect_images(images.uris, Limits(config.max_bytes, config.max_pixels))
-    good = np.array([fault is None for fault in faults])
-    rows = np.arange(len(images.uris))
-    train_rows = rows[good & (images.role == "train")]
-    counts = np.bincount(images.labels[train_rows], minlength=len(images.classes))
-    if (counts == 0).any():
-        bad = ", ".join(name for name, count in zip(images.classes, counts, strict=True) if count == 0)
-        raise DataError(f"--data: no image of {bad} can be decoded; each class needs at least one")
-    if config.val_data is not None:
-        val_rows = rows[good & (images.role == "val")]
-    else:
-        chosen = choose_validation([digests[row] for row in train_rows], images.labels[train_rows], config.val_fraction)
-        train_rows, val_rows = train_rows[~chosen], train_rows[chosen]
-    left_out = [(uri, fault) for uri, fault in zip(images.uris, faults, strict=True) if fault is not None]
-    for uri, fault in left_out[:10]:
-        say(f"left out: {uri} ({fault})")
-    if len(left_out) > 10:
-        say(f"left out: {len(left_out) - 10:,} more")
-    return train_rows, val_rows, rows[good & (images.role == "test")], left_out
-
-
-def _run_workers(
-    config: TrainConfig,
-    cluster: Any,
-    images: _Images,
-    rows: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]],
-    base_weights: bytes | None,
-) -> _Outcome:
-    """Let Ray Train run the loop, and show what the workers send."""
-    import tempfile
-
-    import ray
-    from ray.train import RunConfig, ScalingConfig
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-
-    from tlray.augment import Augmentation
-    from tlray.limits import Limits
-    from tlray.training.backend import MultiWorkerConfig
-    from tlray.training.channel import Channel
-    from tlray.training.loop import PhasePlan, Task, run_worker
-
-    train_rows, val_rows, test_rows = rows
-    shares = share_workers(cluster, config.num_workers, config.gpus_per_worker)
-    channel = Channel.remote()  # type: ignore[attr-defined]
-    phases = (
-        PhasePlan("head", config.head_epochs, config.head_optimizer, config.resolved_lr_head),
-        PhasePlan("finetune", config.finetune_epochs, config.finetune_optimizer, config.resolved_lr_finetune),
-    )
-    task = Task(
-        backbone=config.backbone,
-        image_size_px=config.resolved_image_size,
-        head_units=config.head_units,
-        finetune_from=config.resolved_finetune_from,
-        train_batchnorm=config.batchnorm == "train",
-        classes=images.classes,
-        phases=tuple(phase for phase in phases if phase.epochs),
-        batch_size=config.batch_size,
-        augmentation=Augmentation(config.shear, config.zoom, config.horizontal_flip, config.seed),
-        seed=config.seed,
-        limits=Limits(config.max_bytes, config.max_pixels),
-        num_threads=int(cluster.cpus) if cluster.local else max(1, int(shares.worker_cpus)),
-        num_readers=shares.num_readers,
-        reader_cpus=shares.reader_cpus,
-        uris=ray.put(images.uris),
-        labels=images.labels,
-        train_rows=train_rows,
-        val_rows=val_rows,
-        test_rows=test_rows,
-        golden_rows=_choose_golden_rows(val_rows if len(val_rows) else train_rows, images.labels),
-        base_weights=ray.put(base_weights) if base_weights is not None else None,
-        channel=channel,
-    )
-    epochs = config.head_epochs + config.finetune_epochs
-    say(
-        f"training on {len(train_rows):,} images, validating on {len(val_rows):,}; {config.num_workers} workers of "
-        f"{config.batch_size} images a step, on {'GPUs' if shares.gpus else 'CPUs'}"
-    )
-    with tempfile.TemporaryDirectory(prefix="tlray-train-") as folder:
-        trainer = DataParallelTrainer(
-            run_worker,
-            train_loop_config={"task": task},
-            backend_config=MultiWorkerConfig(),
-            scaling_config=ScalingConfig(
-                num_workers=config.num_workers,
-                use_gpu=shares.gpus > 0,
-                resources_per_worker={"CPU": shares.worker_cpus, **({"GPU": shares.gpus} if shares.gpus else {})},
-            ),
-            run_config=RunConfig(name="tlray", storage_path=folder),
-        )
-        total = epochs * (len(train_rows) + len(val_rows))
-        return _watch(trainer.fit, channel, total, epochs)
-
-
-def _watch(fit: Callable[[], Any], channel: Any, total: int, epochs: int) -> _Outcome:
-    """Run `fit` in a thread and show what arrives meanwhile.
-
-    Raises:
-        TlrayError: what a worker raised; StoppedError for anything else that ended training.
-    """
-    import ray
-    from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
-
-    from tlray.runtime import explain_failure
-
-    outcome = _Outcome()
-    failures: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            fit()
-        except BaseException as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    with Stage("train", total) as stage:
-        while True:
-            alive = thread.is_alive()
-            for message in ray.get(channel.drain.remote()):
-                _take(outcome, message.kind, message.body, stage, epochs)
-            if not alive:
-                break
-            thread.join(_POLL_S)
-        if failures:
-            error = failures[0]
-            causes: list[BaseException] = [error]
-            if isinstance(error, WorkerGroupError):
-                causes = list(error.worker_failures.values())
-            elif isinstance(error, ControllerError):
-                causes = [error.controller_failure]
-            reasons = [explain_failure(cause, "training") for cause in causes]
-            # one worker's own error makes the others fail at their next collective; that one is what happened
-            raise next((reason for reason in reasons if type(reason) is not StoppedError), reasons[0]) from error
-    return outcome
-
-
-def _take(outcome: _Outcome, kind: str, body: dict[str, Any], stage: Stage, epochs: int) -> None:
-    if kind == "images":
-        stage.advance(body["count"])
-    elif kind == "epoch":
-        outcome.history.append(body)
-        val = (
-            "" if body["val_loss"] is None else f", val loss {body['val_loss']:.4f} accuracy {body['val_accuracy']:.4f}"
-        )
-        stage.say(
-            f"epoch {body['epoch']}/{epochs} ({body['phase']}): loss {body['loss']:.4f} "
-            f"accuracy {body['accuracy']:.4f}{val}  {body['seconds']:.1f} s"
-        )
-    elif kind == "predictions":
-        outcome.predictions.append(body)
-    elif kind == "model":
-        outcome.model = body
-
-
-def _choose_golden_rows(rows: npt.NDArray[np.int64], labels: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
-    """Some rows of every class in turn."""
-    turns = np.zeros(len(rows), np.int64)
-    for label in np.unique(labels[rows]):
-        members = labels[rows] == label
-        turns[members] = np.arange(members.sum())
-    return rows[np.lexsort((labels[rows], turns))][:_GOLDEN_CANDIDATES]
-
-
-def _collect_metrics(
-    outcome: _Outcome, images: _Images, val_rows: npt.NDArray[np.int64], test_rows: npt.NDArray[np.int64]
-) -> dict[str, Any]:
-    """Which epoch was kept, and how good it is."""
-    assert outcome.model is not None
     kept = outcome.model["kept"]
-    metrics: dict[str, Any] = {"kept": {"phase": kept["phase"], "epoch": kept["epoch"]}}
-    if len(val_rows):
+    metrics: dict[str, Any] = {"kept": {"phase": kept["phase"], "epoch": kept["epoch"]}, "phases": {}}
+    for phase in dict.fromkeys(record["phase"] for record in outcome.history):
+        best = max((record for record in outcome.history if record["phase"] == phase), key=score_epoch)
+        names = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy")
+        metrics["phases"][phase] = {name: best[name] for name in names}
+    if len(roles.rows["val"]):
         metrics["validation"] = {
-            "images": len(val_rows),
+            "images": len(roles.rows["val"]),
             "loss": kept["val_loss"],
             "accuracy": kept["val_accuracy"],
         }
-    if len(test_rows):
+    if len(roles.rows["test"]):
         from tlray.evaluation import measure
 
         rows = np.concatenate([part["rows"] for part in outcome.predictions])
         probabilities = np.concatenate([part["probabilities"] for part in outcome.predictions])
-        measured = measure(images.labels[rows], probabilities.argmax(axis=1), images.classes)
-        metrics["test"] = asdict(measured)
+        metrics["test"] = asdict(measure(images.labels[rows], probabilities.argmax(axis=1), images.classes))
     return metrics
+
+
+def _measure_stages(stages: dict[str, float], started: float, prefix_s: float, ended: float) -> dict[str, float]:
+    """Seconds by stage: what is neither the frozen part, a phase nor saving is start-up."""
+    names = ["phase 1", "phase 2", "saving"]
+    begun = [name for name in names if name in stages]
+    ends = [*(stages[name] for name in begun[1:]), ended]
+    spent = {name: end - stages[name] for name, end in zip(begun, ends, strict=True)}
+    seconds = {"start-up": ended - started - prefix_s - sum(spent.values()), "frozen part": prefix_s, **spent}
+    return {name: round(value, 1) for name, value in seconds.items() if value > 0}
+
+
+def _resolve(config: TrainConfig) -> dict[str, Any]:
+    """Values that the config leaves to defaults which depend on others."""
+    return {
+        "image_size": config.resolved_image_size,
+        "finetune_from": config.resolved_finetune_from,
+        "lr_head": config.resolved_lr_head,
+        "lr_finetune": config.resolved_lr_finetune,
+        "views": config.resolved_views,
+    }
+
+
+def _dump_config(config: TrainConfig) -> bytes:
+    """The config with its defaults resolved, as a file that `--config` takes."""
+    import yaml
+
+    values = {**describe(config), **_resolve(config)}
+    text: str = yaml.safe_dump({name: _plain(value) for name, value in values.items()}, sort_keys=False)
+    return text.encode()
 
 
 def _describe_preprocessing(config: TrainConfig) -> dict[str, Any]:

@@ -1,196 +1,312 @@
-"""What every training worker runs: two phases of one network under `MultiWorkerMirroredStrategy`.
+"""What every training worker runs: the phases and epochs of a training, from wherever it stands to its end.
 
-The step is our own: Keras's `fit` does not run under this strategy. Each worker computes the gradient of its share of
-the global batch, the optimizer sums them over the workers, and so every worker ends a step with the same weights.
+Every epoch ends with a checkpoint. A worker group that is started again, here or by a later command, reads the latest
+and goes on behind it; nothing else has to be remembered, since order, views and dropout depend on seed and epoch alone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
-import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
+import keras
 import numpy as np
 import numpy.typing as npt
 import ray
 import ray.train
+import ray.train.collective
 
-from tlray.augment import Augmentation, warp
-from tlray.backbones import BASE
-from tlray.errors import DivergedError, StoppedError
-from tlray.limits import Limits
+from tlray import storage
+from tlray.engine import limit_threads
+from tlray.errors import DivergedError
+from tlray.model import (
+    Entrance,
+    Network,
+    Tail,
+    Weights,
+    build_base,
+    build_head,
+    build_tail,
+    find_positions,
+    make_optimizer,
+)
+from tlray.training import steps
 from tlray.training.channel import Message
-from tlray.training.inputs import stream_batches
-from tlray.training.schedule import Steps, cut_steps, permute
+from tlray.training.inputs import Batch, FeatureSource, Source
+from tlray.training.schedule import (
+    Steps,
+    cut_steps,
+    draw_dropout,
+    is_exhausted,
+    make_rates,
+    permute,
+    score_epoch,
+)
+from tlray.training.state import State, load_state, save_state
+from tlray.training.task import PhasePlan, Task
 
 _PROGRESS_INTERVAL_S = 0.5
-_GRADIENT_PACK_BYTES = 32 * 2**20
-# 2 workers, all of InceptionV3 at 75 px on 2 cores: 1.14 s a step in packs of 32 MiB, 1.35 s unpacked
 
 
-@dataclass(frozen=True)
-class PhasePlan:
-    """One phase.
+class Worker:
+    """One rank, with the state that all ranks share."""
 
-    Attributes:
-        name: "head" or "finetune".
-        epochs: how many.
-        optimizer: "rmsprop", "sgd" or "adam".
-        learning_rate: of that optimizer.
-    """
+    def __init__(self, task: Task) -> None:
+        context = ray.train.get_context()
+        self.task = task
+        self.rank, self.num_workers = context.get_world_rank(), context.get_world_size()
+        self.speaker = _Speaker(task.channel, self.rank)
+        limit_threads(max(1, task.num_threads // context.get_local_world_size()))
+        self.strategy = steps.make_strategy(task.collective_timeout_s)
+        if task.precision.step != "float32":
+            keras.config.set_dtype_policy(f"mixed_{task.precision.step}")
+        self.initial: Weights = {}
+        self.cache = task.cache.open() if task.cache is not None else None
+        self.state = self._find_state()
+        with self.strategy.scope():
+            self.head = build_head(task.backbone, task.head_units, len(task.classes), seed=task.seed)
 
-    name: Any
-    epochs: int
-    optimizer: str
-    learning_rate: float
+    def run(self) -> None:
+        """All phases that are left, then the test data, then the model's files."""
+        state, task = self.state, self.task
+        network: Network | None = None
+        while state.phase < len(task.phases):
+            network = self._open_network(task.phases[state.phase], network)
+            self._run_phase(task.phases[state.phase], network)
+        if network is None:  # all epochs were done before
+            network = self._open_network(task.phases[-1], None)
+        assert state.best is not None
+        weights = state.best_weights or state.weights
+        self._test(network, weights)
+        if self.rank == 0:
+            from tlray.training.export import export_model
 
+            self.speaker.say("stage", {"name": "saving"})
+            files, architecture = export_model(task, weights, state.history)
+            self.speaker.say("model", {"files": files, "architecture": architecture, "kept": state.best})
 
-@dataclass(frozen=True)
-class Task:
-    """All that a worker is told.
+    def _find_state(self) -> State:
+        """The run's latest state; rank 0 decides which, so that all go on from the same."""
+        state = load_state(self.task.checkpoints)
+        epoch = ray.train.collective.broadcast_from_rank_zero(state.epoch)
+        if state.epoch != epoch:
+            raise RuntimeError(f"rank {self.rank} finds the state of epoch {state.epoch}, rank 0 that of {epoch}")
+        self.speaker.say("resumed", {"history": state.history, "num_workers": self.num_workers})
+        return state
 
-    Attributes:
-        backbone, image_size_px, head_units, finetune_from, train_batchnorm: the network.
-        classes: class names by label.
-        phases: in order.
-        batch_size: images of one worker in one step.
-        augmentation: of training images.
-        seed: of weights and order.
-        limits: of decoding.
-        num_threads: cores of this machine that its workers share.
-        num_readers, reader_cpus: processes that read images for one worker, and what Ray books for each.
-        uris, labels: every image's address and label, by row id.
-        train_rows, val_rows, test_rows: int64 row ids of each role, in order.
-        golden_rows: row ids to choose golden images from.
-        base_weights: an HDF5 file, or None.
-        channel: the driver's `Channel`.
-    """
-
-    backbone: str
-    image_size_px: int
-    head_units: tuple[int, ...]
-    finetune_from: str
-    train_batchnorm: bool
-    classes: tuple[str, ...]
-    phases: tuple[PhasePlan, ...]
-    batch_size: int
-    augmentation: Augmentation
-    seed: int
-    limits: Limits
-    num_threads: int
-    num_readers: int
-    reader_cpus: float
-    uris: ray.ObjectRef[Any]
-    labels: npt.NDArray[np.int32]
-    train_rows: npt.NDArray[np.int64]
-    val_rows: npt.NDArray[np.int64]
-    test_rows: npt.NDArray[np.int64]
-    golden_rows: npt.NDArray[np.int64]
-    base_weights: ray.ObjectRef[bytes] | None
-    channel: Any
-
-
-@dataclass
-class _Best:
-    """The epoch that validation likes best so far: highest accuracy, then lowest loss."""
-
-    score: tuple[float, float] | None = None
-    weights: list[npt.NDArray[np.float32]] | None = None
-    record: dict[str, Any] | None = None
-
-
-def run_worker(config: dict[str, Any]) -> None:
-    """Train; rank 0 hands the finished model to the driver.
-
-    Raises:
-        DivergedError: the loss is not finite.
-        WeightsError: the weights are of another network.
-    """
-    task: Task = config["task"]
-    context = ray.train.get_context()
-    rank, num_workers = context.get_world_rank(), context.get_world_size()
-    import keras
-    import tensorflow as tf
-
-    from tlray.engine import limit_threads
-    from tlray.model import build_model, make_optimizer, open_phase
-
-    limit_threads(max(1, task.num_threads // context.get_local_world_size()))
-    for gpu in tf.config.list_physical_devices("GPU"):
-        tf.config.experimental.set_memory_growth(gpu, True)
-    keras.utils.set_random_seed(task.seed)
-    options = tf.distribute.experimental.CommunicationOptions(bytes_per_pack=_GRADIENT_PACK_BYTES)
-    strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
-    with strategy.scope():
-        model = build_model(
-            task.backbone,
-            task.image_size_px,
-            task.head_units,
-            len(task.classes),
-            base_weights=ray.get(task.base_weights) if task.base_weights is not None else None,
-            train_batchnorm=task.train_batchnorm,
-        )
-    speaker = _Speaker(task.channel, rank)
-    images = _open_images(task, rank, num_workers)
-    validation = cut_steps(task.val_rows, rank, num_workers, task.batch_size)
-    evaluate = _make_evaluate_step(strategy, model)
-    best = _Best()
-    epoch = 0
-    for phase in task.phases:
-        open_phase(model, phase.name, task.backbone, task.finetune_from, train_batchnorm=task.train_batchnorm)
-        with strategy.scope():
-            optimizer = make_optimizer(phase.optimizer, phase.learning_rate)
-            optimizer.build(model.trainable_variables)
-        train = _make_train_step(strategy, model, optimizer)
-        for _ in range(phase.epochs):
-            started = time.monotonic()
-            steps = cut_steps(permute(task.train_rows, task.seed, epoch), rank, num_workers, task.batch_size)
-            sums = np.zeros(2)
-            for index in range(len(steps.rows)):
-                rows = steps.rows[index]
-                transforms = task.augmentation.draw(rows, epoch, task.image_size_px)
-                result = train(
-                    next(images), task.labels[rows], steps.weights[index], transforms, steps.totals[index]
-                ).numpy()
-                if not np.isfinite(result).all():
-                    raise DivergedError(
-                        f"the loss is not finite in phase {phase.name}, epoch {epoch + 1}, step {index + 1}; "
-                        "lower the learning rate"
+    def _open_network(self, phase: PhasePlan, before: Network | None) -> Network:
+        """The part of the network that a phase works on, with the weights that it starts from."""
+        task = self.task
+        tail: Tail | None = None
+        with self.strategy.scope():
+            if not phase.cached and before is not None and before.entrance == "pixels":
+                network = before
+            else:
+                base: Any = None
+                positions: dict[str, int] = {}
+                entrance: Entrance = "pooled"
+                if not phase.cached:
+                    weights = ray.get(task.base_weights) if task.base_weights is not None else None
+                    base = build_base(
+                        task.backbone,
+                        task.image_size_px,
+                        weights=weights,
+                        seed=task.seed,
+                        train_batchnorm=task.train_batchnorm,
                     )
-                sums += result
-                speaker.count(int(steps.totals[index]))
-            loss, accuracy = _sum_over_workers(strategy, sums) / len(task.train_rows)
-            if task.train_batchnorm:
-                average_statistics(strategy, model)
-            check_replicas(strategy, model)
-            val_loss, val_accuracy = _validate(strategy, evaluate, images, task, validation, speaker)
-            record = {
-                "phase": phase.name,
-                "epoch": epoch + 1,
-                "loss": float(loss),
-                "accuracy": float(accuracy),
-                "val_loss": val_loss,
-                "val_accuracy": val_accuracy,
-                "images": len(task.train_rows),
-                "steps": len(steps.rows),
-                "seconds": round(time.monotonic() - started, 3),
-                "learning_rate": phase.learning_rate,
-            }
-            _keep_best(best, record, model)
-            speaker.say("epoch", record)
-            ray.train.report(record)
-            epoch += 1
-    assert best.weights is not None  # a config without any epoch is refused
-    assert best.record is not None
-    model.set_weights(best.weights)
-    _test(evaluate, images, task, rank, num_workers, speaker)
-    if rank == 0:
-        from tlray.training.export import export_model
+                    entrance, positions = "pixels", find_positions(base)
+                elif phase.name == "finetune":
+                    assert self.cache is not None
+                    tail = self.cache.load_tail()
+                    base = build_tail(tail, train_batchnorm=task.train_batchnorm)
+                    entrance, positions = "activations", tail.positions
+                network = Network(
+                    task.backbone, entrance, base, positions, self.head, train_batchnorm=task.train_batchnorm
+                )
+        if tail is not None:
+            network.assign_weights(tail.weights)
+        network.open_base(task.finetune_from if phase.name == "finetune" else None)
+        self.initial = network.read_weights(opened_only=True)
+        network.assign_weights(self.state.weights)
+        return network
 
-        files, architecture = export_model(task, best.weights)
-        speaker.say("model", {"files": files, "architecture": architecture, "kept": best.record})
+    def _run_phase(self, phase: PhasePlan, network: Network) -> None:
+        """Epochs of one phase, from where the state stands."""
+        task, state = self.task, self.state
+        done = [record for record in state.history if record["phase"] == phase.name]
+        num_steps = len(cut_steps(task.train_rows, self.rank, self.num_workers, task.batch_size).rows)
+        rates = make_rates(
+            phase.learning_rate, phase.epochs * num_steps, phase.schedule, round(phase.warmup_epochs * num_steps)
+        )
+        with self.strategy.scope():
+            optimizer = make_optimizer(phase.optimizer, steps.RateTable(rates))
+            optimizer.build(network.trainable_variables)
+            for variable, value in zip(optimizer.variables, state.slots, strict=False):
+                variable.assign(value)
+            # with another number of workers an epoch has another number of steps
+            optimizer.iterations.assign(len(done) * num_steps)
+        trainer = steps.Trainer(
+            self.strategy, network, optimizer, label_smoothing=task.label_smoothing, clip_norm=task.clip_norm
+        )
+        if state.slots:
+            trainer.loss_scale = state.loss_scale
+        evaluate = steps.make_evaluate_step(self.strategy, network)
+        batches = self._list_batches(phase, state.epoch, phase.epochs - len(done))
+        self.speaker.say("stage", {"name": "phase 1" if phase.name == "head" else "phase 2"})
+        with contextlib.closing(self._find_source(phase).stream(batches)) as inputs:
+            while not self._is_over(phase, done):
+                rate = float(rates[(len(done) + 1) * num_steps - 1])
+                record = self._run_epoch(phase, network, trainer, evaluate, inputs, rate)
+                done.append(record)
+                state.history.append(record)
+                self._take_state(network, optimizer, trainer, record)
+                if self._is_over(phase, done):
+                    self._end_phase()
+                self._save_state(record)
+
+    def _is_over(self, phase: PhasePlan, done: list[dict[str, Any]]) -> bool:
+        return len(done) >= phase.epochs or is_exhausted(done, self.task.early_stopping)
+
+    def _run_epoch(
+        self,
+        phase: PhasePlan,
+        network: Network,
+        trainer: Any,
+        evaluate: Any,
+        inputs: Iterator[npt.NDArray[Any]],
+        learning_rate: float,
+    ) -> dict[str, Any]:
+        """One epoch and its validation; returns its record."""
+        task, epoch = self.task, self.state.epoch
+        started = time.monotonic()
+        plan = self._cut_epoch(epoch)
+        sums = np.zeros(2)
+        for index, rows in enumerate(plan.rows):
+            batch = {
+                "inputs": next(inputs),
+                "labels": task.labels[rows],
+                "weights": plan.weights[index] * task.class_weights[task.labels[rows]],
+                "counts": plan.weights[index],
+                "total": plan.totals[index],
+            }
+            if network.entrance == "pixels":
+                batch["transforms"] = task.augmentation.draw(rows, epoch, task.image_size_px)
+            if task.dropout and task.head_units:
+                share = slice(self.rank * task.batch_size, (self.rank + 1) * task.batch_size)
+                whole = self.num_workers * task.batch_size
+                batch["masks"] = draw_dropout(task.seed, epoch, index, whole, task.head_units, task.dropout)[share]
+            result = trainer.step(batch)
+            if not np.isfinite(result).all():
+                raise DivergedError(
+                    f"the loss is not finite in phase {phase.name}, epoch {epoch + 1}, step {index + 1}; "
+                    "lower the learning rate; the checkpoint of the last finished epoch stays"
+                )
+            sums += result
+            self.speaker.count(int(plan.totals[index]))
+        loss, accuracy = steps.sum_over_workers(self.strategy, sums) / len(task.train_rows)
+        if task.train_batchnorm:
+            steps.average_statistics(self.strategy, network)
+        steps.check_replicas(self.strategy, network)
+        trained_s = time.monotonic() - started
+        val_loss, val_accuracy = self._validate(evaluate, inputs)
+        return {
+            "phase": phase.name,
+            "epoch": epoch + 1,
+            "loss": float(loss),
+            "accuracy": float(accuracy),
+            "val_loss": val_loss,
+            "val_accuracy": val_accuracy,
+            "images": len(task.train_rows),
+            "steps": len(plan.rows),
+            "seconds": round(time.monotonic() - started, 3),
+            "train_seconds": round(trained_s, 3),
+            "learning_rate": learning_rate,
+        }
+
+    def _take_state(self, network: Network, optimizer: Any, trainer: Any, record: dict[str, Any]) -> None:
+        """Bring the state up to the epoch that has just ended."""
+        state = self.state
+        if state.best is not None and not state.best_weights and score_epoch(record) <= score_epoch(state.best):
+            state.best_weights = state.weights  # those of the epoch before, which were the best so far
+        state.weights = {**state.weights, **network.read_weights(opened_only=True)}
+        if state.best is None or score_epoch(record) > score_epoch(state.best):
+            state.best, state.best_weights = record, {}
+        state.slots = [np.array(variable) for variable in optimizer.variables]
+        state.loss_scale = trainer.loss_scale
+
+    def _end_phase(self) -> None:
+        """The next phase starts from the best epoch so far."""
+        state = self.state
+        if state.best_weights:
+            state.weights, state.best_weights = state.best_weights, {}
+        state.slots = []
+        state.phase += 1
+
+    def _save_state(self, record: dict[str, Any]) -> None:
+        """Rank 0 writes the checkpoint and tells the driver; all ranks report it to Ray Train."""
+        checkpoint = None
+        if self.rank == 0:
+            filesystem, path = storage.make_arrow_filesystem(save_state(self.task.checkpoints, self.state))
+            checkpoint = ray.train.Checkpoint(path, filesystem)
+        self.speaker.say("epoch", record)
+        ray.train.report(record, checkpoint, checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD)
+
+    def _find_source(self, phase: PhasePlan) -> Source:
+        if not phase.cached:
+            return self.task.images
+        assert self.cache is not None
+        return FeatureSource(self.cache, "pooled" if phase.name == "head" else "activations")
+
+    def _list_batches(self, phase: PhasePlan, first_epoch: int, num_epochs: int) -> list[Batch]:
+        """This worker's batches of some epochs, in the order in which the loop takes them."""
+        val = [Batch("val", 0, rows) for rows in self._cut(self.task.val_rows).rows]
+        batches = []
+        for epoch in range(first_epoch, first_epoch + num_epochs):
+            view = epoch % self.task.num_views if phase.cached else epoch
+            batches += [Batch("train", view, rows) for rows in self._cut_epoch(epoch).rows] + val
+        return batches
+
+    def _cut_epoch(self, epoch: int) -> Steps:
+        return self._cut(permute(self.task.train_rows, self.task.seed, epoch))
+
+    def _cut(self, rows: npt.NDArray[np.int64]) -> Steps:
+        return cut_steps(rows, self.rank, self.num_workers, self.task.batch_size)
+
+    def _validate(self, evaluate: Any, inputs: Iterator[npt.NDArray[Any]]) -> tuple[float | None, float | None]:
+        """Mean cross-entropy and accuracy over all validation rows of all workers; None where there are none."""
+        task = self.task
+        if len(task.val_rows) == 0:
+            return None, None
+        sums = np.zeros(2)
+        plan = self._cut(task.val_rows)
+        for index, rows in enumerate(plan.rows):
+            probabilities = evaluate(next(inputs)).numpy()
+            labels, weights = task.labels[rows], plan.weights[index]
+            chances = probabilities[np.arange(len(rows)), labels].astype(np.float64)
+            sums += [
+                -(np.log(np.maximum(chances, 1e-7)) * weights).sum(),
+                ((probabilities.argmax(1) == labels) * weights).sum(),
+            ]
+            self.speaker.count(int(plan.totals[index]))
+        loss, accuracy = steps.sum_over_workers(self.strategy, sums) / len(task.val_rows)
+        return float(loss), float(accuracy)
+
+    def _test(self, network: Network, weights: Weights) -> None:
+        """Send this worker's share of the test predictions, by the kept weights, to the driver."""
+        task = self.task
+        plan = self._cut(task.test_rows)
+        if len(plan.rows) == 0:
+            return
+        network.assign_weights({**self.initial, **weights})  # where phase 1 won, the base as it was
+        evaluate = steps.make_evaluate_step(self.strategy, network)
+        phase = task.phases[-1]
+        inputs = self._find_source(phase).stream([Batch("test", 0, rows) for rows in plan.rows])
+        for index, rows in enumerate(plan.rows):
+            counts = plan.weights[index] > 0
+            probabilities = evaluate(next(inputs)).numpy()
+            self.speaker.send("predictions", {"rows": rows[counts], "probabilities": probabilities[counts]})
 
 
 class _Speaker:
@@ -214,139 +330,4 @@ class _Speaker:
             self.send(kind, body)
 
     def send(self, kind: str, body: dict[str, Any]) -> None:
-        ray.get(self._channel.send.remote(Message(kind, body)))
-
-
-def _open_images(task: Task, rank: int, num_workers: int) -> Iterator[npt.NDArray[np.uint8]]:
-    """This worker's batches from the first epoch to the test data, in the order in which the loop takes them."""
-    val = cut_steps(task.val_rows, rank, num_workers, task.batch_size).rows
-    test = cut_steps(task.test_rows, rank, num_workers, task.batch_size).rows
-    parts = []
-    for epoch in range(sum(phase.epochs for phase in task.phases)):
-        order = permute(task.train_rows, task.seed, epoch)
-        parts += [cut_steps(order, rank, num_workers, task.batch_size).rows, val]
-    return stream_batches(
-        task.uris, np.concatenate([*parts, test]), task.image_size_px, task.limits, task.num_readers, task.reader_cpus
-    )
-
-
-def _make_train_step(strategy: Any, model: Any, optimizer: Any) -> Any:
-    """One step on this worker's share: `(images, labels, weights, transforms, total) -> [loss sum, correct sum]`."""
-    import keras
-    import tensorflow as tf
-
-    variables = model.trainable_variables
-
-    def step_replica(images: Any, labels: Any, weights: Any, transforms: Any, total: Any) -> Any:
-        pixels = warp(images, transforms)
-        with tf.GradientTape() as tape:
-            probabilities = model(pixels, training=True)
-            losses = keras.losses.sparse_categorical_crossentropy(labels, probabilities) * weights
-            # the optimizer sums gradients over the workers, so each divides by the rows of the whole step
-            loss = tf.reduce_sum(losses) / total
-        optimizer.apply(tape.gradient(loss, variables), variables)
-        hits = tf.cast(tf.argmax(probabilities, axis=1, output_type=labels.dtype) == labels, tf.float32)
-        return tf.stack([tf.reduce_sum(losses), tf.reduce_sum(hits * weights)])
-
-    @tf.function
-    def step(images: Any, labels: Any, weights: Any, transforms: Any, total: Any) -> Any:
-        return strategy.run(step_replica, args=(images, labels, weights, transforms, total))
-
-    return step
-
-
-def _make_evaluate_step(strategy: Any, model: Any) -> Any:
-    """Probabilities of this worker's share: uint8 `[B, S, S, 3]` -> float32 `[B, C]`."""
-    import tensorflow as tf
-
-    @tf.function
-    def step(images: Any) -> Any:
-        return strategy.run(lambda pixels: model(tf.cast(pixels, tf.float32), training=False), args=(images,))
-
-    return step
-
-
-def _validate(
-    strategy: Any, evaluate: Any, images: Iterator[npt.NDArray[np.uint8]], task: Task, steps: Steps, speaker: _Speaker
-) -> tuple[float | None, float | None]:
-    """Mean loss and accuracy over all validation rows of all workers; None where there are none."""
-    if len(task.val_rows) == 0:
-        return None, None
-    sums = np.zeros(2)
-    for index, rows in enumerate(steps.rows):
-        probabilities = evaluate(next(images)).numpy()
-        labels, weights = task.labels[rows], steps.weights[index]
-        chances = probabilities[np.arange(len(rows)), labels].astype(np.float64)
-        sums += [
-            -(np.log(np.maximum(chances, 1e-7)) * weights).sum(),
-            ((probabilities.argmax(1) == labels) * weights).sum(),
-        ]
-        speaker.count(int(steps.totals[index]))
-    loss, accuracy = _sum_over_workers(strategy, sums) / len(task.val_rows)
-    return float(loss), float(accuracy)
-
-
-def _test(
-    evaluate: Any, images: Iterator[npt.NDArray[np.uint8]], task: Task, rank: int, num_workers: int, speaker: _Speaker
-) -> None:
-    """Send this worker's share of the test predictions to the driver."""
-    steps = cut_steps(task.test_rows, rank, num_workers, task.batch_size)
-    for index, rows in enumerate(steps.rows):
-        counts = steps.weights[index] > 0
-        probabilities = evaluate(next(images)).numpy()
-        speaker.send("predictions", {"rows": rows[counts], "probabilities": probabilities[counts]})
-
-
-def _sum_over_workers(strategy: Any, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Add up a small vector over all workers; every worker must call it."""
-    import tensorflow as tf
-
-    def sum_replica(vector: Any) -> Any:
-        # identity places the vector on the replica's device; a bare argument has none and is refused
-        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(vector))
-
-    @tf.function
-    def run(vector: Any) -> Any:
-        return strategy.run(sum_replica, args=(vector,))
-
-    result: npt.NDArray[np.float64] = run(tf.constant(values, tf.float64)).numpy()
-    return result
-
-
-def average_statistics(strategy: Any, model: Any) -> None:
-    """Give every worker the mean of BatchNorm's moving statistics, which each has followed over its own share alone.
-
-    Every worker must call it.
-    """
-    from tlray.model import list_batchnorm
-
-    layers = list_batchnorm(model.get_layer(BASE))
-    variables = [variable for layer in layers for variable in (layer.moving_mean, layer.moving_variance)]
-    arrays = [np.asarray(variable.numpy(), np.float64) for variable in variables]
-    means = _sum_over_workers(strategy, np.concatenate(arrays)) / strategy.num_replicas_in_sync
-    ends = np.cumsum([len(array) for array in arrays])[:-1]
-    for variable, mean in zip(variables, np.split(means, ends), strict=True):
-        variable.assign(mean.astype(np.float32))
-
-
-def check_replicas(strategy: Any, model: Any) -> None:
-    """Make sure that every worker holds the same weights; every worker must call it.
-
-    Raises:
-        StoppedError: they have drifted apart, so the model would depend on which worker saves it.
-    """
-    checksum = 0
-    for array in model.get_weights():
-        checksum = zlib.crc32(np.ascontiguousarray(array).tobytes(), checksum)
-    ours = np.array([checksum, checksum**2 % 2**32], np.float64)
-    if not np.array_equal(_sum_over_workers(strategy, ours), ours * strategy.num_replicas_in_sync):
-        raise StoppedError("the workers' weights have drifted apart; start again from the beginning")
-
-
-def _keep_best(best: _Best, record: dict[str, Any], model: Any) -> None:
-    """Keep the weights of the best epoch; without validation, of the last. Every worker decides the same."""
-    score = None
-    if record["val_accuracy"] is not None:
-        score = (record["val_accuracy"], -record["val_loss"])
-    if best.score is None or score is None or score > best.score:
-        best.score, best.weights, best.record = score, model.get_weights(), record
+        ray.get(self._channel.send.remote(Message(kind, body, time.time())))

@@ -1,4 +1,4 @@
-"""Which row a worker sees when: fixed before training, and the same for any number of workers at one global batch.
+"""Which row a worker sees when, at what rate: the same for any number of workers at one global batch.
 
 Every epoch is a seeded permutation of the training rows, cut into steps of `num_workers * batch_size` rows; what the
 last step lacks is filled with rows of weight 0. So every worker takes the same steps and every row counts once.
@@ -6,7 +6,9 @@ last step lacks is filled with rows of weight 0. So every worker takes the same 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +50,54 @@ def cut_steps(rows: npt.NDArray[np.int64], rank: int, num_workers: int, batch_si
         weights=weights.reshape(shape)[:, rank],
         totals=weights.reshape(shape).sum(axis=(1, 2), dtype=np.float32),
     )
+
+
+def make_rates(
+    peak: float, num_steps: int, schedule: Literal["constant", "cosine"], num_warmup_steps: int
+) -> npt.NDArray[np.float32]:
+    """Learning rate of every step of a phase, float32 `[num_steps]`.
+
+    Rises linearly to `peak` over the warm-up, then stays, or falls to 0 along half a cosine (Loshchilov and Hutter,
+    SGDR, 2017, equation 5 without restarts).
+    """
+    steps = np.arange(num_steps, dtype=np.float64)
+    warmup = np.minimum(1.0, (steps + 1) / max(1, num_warmup_steps))
+    progress = np.clip((steps - num_warmup_steps) / max(1, num_steps - num_warmup_steps), 0.0, 1.0)
+    shape = (1 + np.cos(np.pi * progress)) / 2 if schedule == "cosine" else np.ones(num_steps)
+    return (peak * warmup * shape).astype(np.float32)
+
+
+def draw_dropout(
+    seed: int, epoch: int, step: int, global_batch: int, units: Sequence[int], rate: float
+) -> npt.NDArray[np.float32]:
+    """Masks of the dense layers' outputs for one global step, `[global_batch, sum of units]`: 0 or 1 / (1 - rate).
+
+    Inverted dropout (Srivastava et al., 2014), drawn for the whole step, so that any number of workers shares it.
+    """
+    random = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch, step, 1])))
+    kept = random.random((global_batch, sum(units)), np.float32) >= rate
+    return kept.astype(np.float32) / np.float32(1 - rate)
+
+
+def weigh_classes(labels: npt.NDArray[np.int32], num_classes: int) -> npt.NDArray[np.float32]:
+    """Weight of each class that gives all of them the same sum, N / (C n_c), with a mean of 1 over the N rows."""
+    counts = np.bincount(labels, minlength=num_classes)
+    return (len(labels) / (num_classes * np.maximum(counts, 1))).astype(np.float32)
+
+
+def score_epoch(record: dict[str, Any]) -> tuple[float, float]:
+    """What makes an epoch better: validation accuracy, then a lower validation loss; without them, being later."""
+    if record["val_accuracy"] is None:
+        return (float(record["epoch"]), 0.0)
+    return (record["val_accuracy"], -record["val_loss"])
+
+
+def is_exhausted(phase_history: Sequence[dict[str, Any]], patience: int | None) -> bool:
+    """Whether a phase has not become better for `patience` epochs."""
+    if patience is None or not phase_history:
+        return False
+    scores = [score_epoch(record) for record in phase_history]
+    return len(scores) - 1 - scores.index(max(scores)) >= patience
 
 
 def choose_validation(digests: list[str], labels: npt.NDArray[np.int32], fraction: float) -> npt.NDArray[np.bool_]:

@@ -1,0 +1,566 @@
+"""The frozen part of the network, computed once: what enters each phase, stored by row and view in a cache folder.
+
+    CACHE/BACKBONE-FINGERPRINT/            one network, boundary, input size and precision
+        prefix.json                        what the fingerprint stands for, shapes, dtype
+        tail.npz                           the base after the boundary, so that a worker need not build the rest
+        FINGERPRINT/                       one set of images (and its augmentation and seed)
+            view-000/pooled-00000.npy      float `[rows, F]`, uncompressed: rows are read by offset
+            view-000/activations-00000.npy float `[rows, h, w, c]`
+
+A file appears whole or not at all, so what is there is done, and an interrupted build goes on from it. Views are stored
+one by one: a training that wants more of them, or fewer, uses those that are there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from tlray import storage
+from tlray.augment import Augmentation
+from tlray.backbones import BACKBONES, INPUT
+from tlray.bundle import hash_json, make_preprocessing
+from tlray.errors import FetchError, StoppedError
+from tlray.limits import Limits
+from tlray.precision import Precision
+from tlray.shares import EngineShares
+
+Kind = Literal["pooled", "activations"]
+
+FORMAT = 1
+PREFIX = "prefix.json"
+TAIL = "tail.npz"
+
+_FINGERPRINT_DIGITS = 16
+_MAX_ROWS_PER_SHARD = 256
+_MIN_ROWS_PER_SHARD = 8
+_SHARDS = 64
+_RUN_IMAGES = 16
+_RUN_IMAGES_GPU = 128
+_NPY_HEADER_BYTES = 128  # what NumPy writes before the data of arrays like these
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """The frozen part: everything that decides its values.
+
+    Attributes:
+        backbone, image_size_px, boundary: up to where it reaches.
+        weights: the file's content behind a Ray reference, or None for random ones.
+        weights_sha256: of that content; "" for random ones.
+        weights_seed: of random ones.
+        precision: it computes in.
+        limits: images are decoded under.
+    """
+
+    backbone: str
+    image_size_px: int
+    boundary: str
+    weights: Any
+    weights_sha256: str
+    weights_seed: int
+    precision: Precision
+    limits: Limits
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """What it can give: activations only where something is frozen in phase 2."""
+        return ("pooled",) if self.boundary == INPUT else ("pooled", "activations")
+
+    def describe(self) -> dict[str, Any]:
+        """What its fingerprint stands for."""
+        entry = BACKBONES[self.backbone]
+        return {
+            "format": FORMAT,
+            "backbone": self.backbone,
+            "boundary": self.boundary,
+            "weights_sha256": self.weights_sha256,
+            "weights_seed": None if self.weights_sha256 else self.weights_seed,
+            "preprocessing": make_preprocessing(self.image_size_px, entry.scale, entry.offset),
+            "precision": self.precision.prefix,
+            "dtype": self.precision.storage_dtype,
+        }
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """The features of some images in a cache folder: where each row lies, and how to read it. It pickles.
+
+    Attributes:
+        uri: its folder.
+        rows: int64 `[N]`, row ids in the order in which they are stored.
+        needs: which kinds each view holds.
+        augmentation: how views differ; None for images as they are, which have one view, 0.
+        rows_per_shard: rows in a file.
+    """
+
+    uri: str
+    rows: npt.NDArray[np.int64]
+    needs: dict[int, tuple[Kind, ...]]
+    augmentation: Augmentation | None
+    rows_per_shard: int
+
+    @property
+    def num_shards(self) -> int:
+        """Files of one kind and view."""
+        return -(-len(self.rows) // self.rows_per_shard)
+
+    def name_shard(self, kind: Kind, view: int, shard: int) -> str:
+        """Name of a file below `uri`."""
+        return f"view-{view:03d}/{kind}-{shard:05d}.npy"
+
+    def read(
+        self, kind: Kind, view: int, rows: npt.NDArray[np.int64], shape: tuple[int, ...], dtype: str
+    ) -> npt.NDArray[Any]:
+        """Features of some rows, `[len(rows), *shape]`, read by offset.
+
+        Raises:
+            StoppedError: they cannot be read any more.
+        """
+        batch = np.empty((len(rows), *shape), dtype)
+        row_bytes = batch[0].nbytes if len(rows) else 0
+        shards, places = np.divmod(self._find_positions(rows), self.rows_per_shard)
+        requests = [
+            (
+                storage.join(self.uri, self.name_shard(kind, view, int(shard))),
+                _NPY_HEADER_BYTES + int(place) * row_bytes,
+                row_bytes,
+            )
+            for shard, place in zip(shards, places, strict=True)
+        ]
+        for index, data in enumerate(storage.get_ranges(requests)):
+            if isinstance(data, FetchError) or len(data) != row_bytes:
+                raise StoppedError(f"the feature cache {self.uri} changed while it was read; start again")
+            batch[index] = np.frombuffer(data, dtype).reshape(shape)
+        return batch
+
+    def _find_positions(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        return self._order[np.searchsorted(self.rows, rows, sorter=self._order)]
+
+    @cached_property
+    def _order(self) -> npt.NDArray[np.int64]:
+        return np.argsort(self.rows)
+
+
+@dataclass(frozen=True)
+class Cache:
+    """All the features of one training.
+
+    Attributes:
+        uri: the folder of the prefix.
+        prefix: what was frozen.
+        sets: by role, "train", "val", "test"; without those that hold no rows.
+    """
+
+    uri: str
+    prefix: Prefix
+    sets: dict[str, FeatureSet]
+
+    def open(self) -> OpenCache:
+        """Read what a worker needs to use it."""
+        described = json.loads(storage.get(storage.join(self.uri, PREFIX)))
+        shapes = {kind: tuple(shape) for kind, shape in described["shapes"].items()}
+        return OpenCache(self, shapes, described["dtype"])
+
+
+@dataclass(frozen=True)
+class OpenCache:
+    """A built cache: shapes are known."""
+
+    cache: Cache
+    shapes: dict[str, tuple[int, ...]]
+    dtype: str
+
+    def read(self, role: str, kind: Kind, view: int, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """Features of some rows of one role, `[len(rows), ...]`."""
+        return self.cache.sets[role].read(kind, view, rows, self.shapes[kind], self.dtype)
+
+    def load_tail(self) -> Any:
+        """The base after the boundary, a `model.Tail`."""
+        from tlray.model import Tail
+
+        with np.load(io.BytesIO(storage.get(storage.join(self.cache.uri, TAIL)))) as stored:
+            described = json.loads(stored["_tail"].tobytes())
+            weights = {name: stored[name] for name in stored.files if name != "_tail"}
+        return Tail(described["config"], described["positions"], weights)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Files of one shard that are not there yet.
+
+    Attributes:
+        role: of its set.
+        shard: which.
+        needs: kinds by view.
+    """
+
+    role: str
+    shard: int
+    needs: dict[int, tuple[Kind, ...]]
+
+
+@dataclass(frozen=True)
+class Missing:
+    """What has to be built.
+
+    Attributes:
+        works: shard by shard.
+        tail: whether the prefix's own files are missing.
+        images: passes through the prefix.
+        total_images: passes, were nothing there.
+    """
+
+    works: list[Work] = field(default_factory=list)
+    tail: bool = False
+    images: int = 0
+    total_images: int = 0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether all is there."""
+        return not self.works and not self.tail
+
+
+class Done(NamedTuple):
+    """A shard that has been stored.
+
+    Attributes:
+        images: that went through the prefix.
+        ready: when its engine was ready to work, seconds since the epoch.
+    """
+
+    images: int
+    ready: float
+
+
+def plan_cache(
+    root: str,
+    prefix: Prefix,
+    roles: Mapping[str, npt.NDArray[np.int64]],
+    digests: Sequence[str],
+    augmentation: Augmentation,
+    needs: Mapping[int, tuple[Kind, ...]],
+) -> Cache:
+    """Say where the features of a training lie, whether they are there or not.
+
+    Args:
+        root: `--cache-dir`.
+        prefix: what is frozen.
+        roles: row ids of "train", "val" and "test".
+        digests: sha256 of every row's encoded image.
+        augmentation: of training images.
+        needs: kinds by view of the training images; the others have one view with every kind that any phase uses.
+    """
+    described = prefix.describe()
+    uri = storage.join(root, f"{prefix.backbone}-{hash_json(described)[:_FINGERPRINT_DIGITS]}")
+    plain = tuple(kind for kind in prefix.kinds if any(kind in kinds for kinds in needs.values()))
+    sets = {}
+    for role, rows in roles.items():
+        if len(rows) == 0:
+            continue
+        augmented = augmentation if role == "train" else None
+        fingerprint = hash_json(_describe_set(rows, digests, augmented))[:_FINGERPRINT_DIGITS]
+        sets[role] = FeatureSet(
+            uri=storage.join(uri, fingerprint),
+            rows=rows,
+            needs=dict(needs) if augmented else {0: plain},
+            augmentation=augmented,
+            rows_per_shard=_choose_rows_per_shard(len(rows)),
+        )
+    return Cache(uri, prefix, sets)
+
+
+def find_missing(cache: Cache) -> Missing:
+    """Compare with what is in the folder; files of a wrong size count as missing."""
+    present = {entry.name: entry.size for entry in _list_folder(cache.uri)}
+    shapes: dict[str, list[int]] = {}
+    if PREFIX in present:
+        described = json.loads(storage.get(storage.join(cache.uri, PREFIX)))
+        if {key: value for key, value in described.items() if key != "shapes"} == cache.prefix.describe():
+            shapes = described["shapes"]
+    works = []
+    images = total = 0
+    for role, feature_set in cache.sets.items():
+        below = feature_set.uri.removeprefix(f"{cache.uri}/")
+        for shard in range(feature_set.num_shards):
+            count = len(_slice_shard(feature_set, shard))
+            needs = {}
+            for view, kinds in feature_set.needs.items():
+                total += count
+                lacking = tuple(
+                    kind
+                    for kind in kinds
+                    if present.get(f"{below}/{feature_set.name_shard(kind, view, shard)}")
+                    != _measure_shard(shapes.get(kind), count, cache.prefix.precision.storage_dtype)
+                )
+                if lacking:
+                    needs[view] = lacking
+                    images += count
+            if needs:
+                works.append(Work(role, shard, needs))
+    return Missing(works, not shapes or (TAIL not in present and cache.prefix.boundary != INPUT), images, total)
+
+
+def estimate_bytes(cache: Cache) -> int:
+    """About how many bytes the features of a training take."""
+    entry = BACKBONES[cache.prefix.backbone]
+    bytes_each = np.dtype(cache.prefix.precision.storage_dtype).itemsize
+    each = {
+        "pooled": entry.num_features * bytes_each,
+        "activations": entry.estimate_activation_bytes(cache.prefix.boundary, cache.prefix.image_size_px, bytes_each),
+    }
+    return sum(
+        len(feature_set.rows) * sum(each[kind] for kinds in feature_set.needs.values() for kind in kinds)
+        for feature_set in cache.sets.values()
+    )
+
+
+def measure_free_bytes(root: str) -> int | None:
+    """Free bytes where a local cache would lie; None for object storage."""
+    if storage.is_s3(root):
+        return None
+    folder = Path(root)
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def build(
+    cache: Cache, missing: Missing, uris: Any, shares: EngineShares, num_readers: int, reader_cpus: float
+) -> Iterator[Done]:
+    """Compute what is missing, as one Ray Data stage, and store it.
+
+    Args:
+        cache: where it goes.
+        missing: what `find_missing` found.
+        uris: Ray reference to every address, by row id.
+        shares: engines that run the prefix.
+        num_readers, reader_cpus: processes that read ahead of GPU engines; on CPUs each engine reads for itself.
+
+    Yields:
+        one `Done` a shard.
+
+    Raises:
+        StoppedError: an image that was good cannot be read any more, or the cluster failed.
+        OutputError: the cache cannot be written.
+    """
+    import pyarrow as pa
+    import ray
+    import ray.data
+    import ray.exceptions
+
+    from tlray.runtime import explain_failure
+
+    # an empty list of works still builds the prefix's own files
+    indices = list(range(len(missing.works))) or [-1]
+    dataset = ray.data.from_blocks([pa.table({"work": [index]}) for index in indices])
+    shared = ray.put((cache, missing.works))
+    if shares.num_gpus:
+        dataset = dataset.map_batches(
+            _ReadWork,
+            fn_constructor_kwargs={"shared": [shared], "uris": [uris]},
+            batch_size=1,
+            num_cpus=reader_cpus,
+            compute=ray.data.ActorPoolStrategy(size=num_readers),
+        )
+    dataset = dataset.map_batches(
+        _RunWork,
+        fn_constructor_kwargs={"shared": [shared], "uris": [uris], "num_threads": shares.num_threads},
+        batch_size=1,
+        num_cpus=shares.num_cpus,
+        num_gpus=shares.num_gpus or None,
+        compute=ray.data.ActorPoolStrategy(size=min(shares.actors, len(indices))),
+    )
+    try:
+        for block in dataset.iter_batches(batch_size=None, batch_format="numpy"):
+            for images, ready in zip(block["images"], block["ready"], strict=True):
+                yield Done(int(images), float(ready))
+    except ray.exceptions.RayError as error:
+        raise explain_failure(error, "computing the frozen part") from error
+
+
+class _ReadWork:
+    """Reads the images of one shard after another."""
+
+    def __init__(self, shared: list[Any], uris: list[Any]) -> None:
+        import ray
+
+        self._cache, self._works = ray.get(shared[0])
+        self._uris = ray.get(uris[0])
+
+    def __call__(self, batch: dict[str, npt.NDArray[np.int64]]) -> dict[str, Any]:
+        index = int(batch["work"][0])
+        if index < 0:
+            return dict(batch)
+        return {**batch, "pixels": _read_work(self._cache, self._works[index], self._uris)[None]}
+
+
+class _RunWork:
+    """One engine: makes the views of a shard's images, runs the prefix, stores what comes out."""
+
+    def __init__(self, shared: list[Any], uris: list[Any], num_threads: int | None) -> None:
+        import ray
+
+        from tlray.engine import allow_bfloat16, limit_threads
+
+        self._cache, self._works = ray.get(shared[0])
+        self._uris = ray.get(uris[0])
+        prefix: Prefix = self._cache.prefix
+        self._on_gpu = num_threads is None
+        if num_threads is not None:
+            limit_threads(num_threads)
+            if prefix.precision.prefix == "bfloat16":
+                allow_bfloat16()
+        weights = ray.get(prefix.weights) if prefix.weights is not None else None
+        self._run = _freeze_prefix(prefix, weights, self._cache.uri, mixed=self._on_gpu)
+        self._ready = time.time()
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, npt.NDArray[Any]]:
+        index = int(batch["work"][0])
+        if index < 0:
+            return {"images": np.zeros(1, np.int64), "ready": np.array([self._ready])}
+        work: Work = self._works[index]
+        pixels = batch["pixels"][0] if "pixels" in batch else _read_work(self._cache, work, self._uris)
+        feature_set: FeatureSet = self._cache.sets[work.role]
+        rows = _slice_shard(feature_set, work.shard)
+        views = [(view, place) for view in work.needs for place in range(len(rows))]
+        transforms = np.concatenate([self._draw(feature_set, rows, view) for view in work.needs])
+        outputs: dict[str, list[npt.NDArray[Any]]] = {kind: [] for kind in self._cache.prefix.kinds}
+        at_once = _RUN_IMAGES_GPU if self._on_gpu else _RUN_IMAGES
+        for start in range(0, len(views), at_once):
+            places = np.array([place for _, place in views[start : start + at_once]], np.int32)
+            for kind, values in self._run(pixels, places, transforms[start : start + at_once]).items():
+                outputs[kind].append(values)
+        for number, (view, kinds) in enumerate(work.needs.items()):
+            for kind in kinds:
+                values = np.concatenate(outputs[kind])[number * len(rows) : (number + 1) * len(rows)]
+                if not np.isfinite(values).all():
+                    raise StoppedError(
+                        f"the frozen part answers with numbers that are not finite as {values.dtype}; "
+                        "give --precision float32"
+                    )
+                name = feature_set.name_shard(kind, view, work.shard)
+                storage.put(storage.join(feature_set.uri, name), _dump_array(values))
+        return {"images": np.array([len(views)]), "ready": np.array([self._ready])}
+
+    def _draw(self, feature_set: FeatureSet, rows: npt.NDArray[np.int64], view: int) -> npt.NDArray[np.float32]:
+        if feature_set.augmentation is None:
+            return np.tile(np.array([1, 0, 0, 0, 1, 0, 0, 0], np.float32), (len(rows), 1))
+        return feature_set.augmentation.draw(rows, view, self._cache.prefix.image_size_px)
+
+
+def _freeze_prefix(prefix: Prefix, weights: bytes | None, uri: str, *, mixed: bool) -> Any:
+    """Build the base, store what a worker needs of it, and fold the rest into one fast graph."""
+    import keras
+    import tensorflow as tf
+
+    from tlray.augment import warp
+    from tlray.engine import freeze
+    from tlray.model import build_base, cut_tail
+
+    entry = BACKBONES[prefix.backbone]
+    base = build_base(prefix.backbone, prefix.image_size_px, weights=weights, seed=prefix.weights_seed)
+    outputs = {"pooled": keras.layers.GlobalAveragePooling2D()(base.output)}
+    if "activations" in prefix.kinds:
+        outputs["activations"] = base.get_layer(prefix.boundary).output
+        tail = cut_tail(base, prefix.boundary)
+        described = json.dumps({"config": tail.config, "positions": tail.positions}).encode()
+        buffer = io.BytesIO()
+        np.savez(buffer, _tail=np.frombuffer(described, np.uint8), **tail.weights)  # type: ignore[arg-type]
+        if not storage.exists(storage.join(uri, TAIL)):
+            storage.put(storage.join(uri, TAIL), buffer.getvalue())
+    kinds = list(outputs)
+    shapes = {kind: list(tensor.shape[1:]) for kind, tensor in outputs.items()}
+    record = json.dumps({**prefix.describe(), "shapes": shapes}, indent=2).encode()
+    if mixed and prefix.precision.prefix != "float32":  # a GPU's types come by Keras's policy, a CPU's by oneDNN
+        keras.config.set_dtype_policy(f"mixed_{prefix.precision.prefix}")
+        base = build_base(prefix.backbone, prefix.image_size_px, weights=weights, seed=prefix.weights_seed)
+        outputs["pooled"] = keras.layers.GlobalAveragePooling2D()(base.output)
+        if "activations" in outputs:
+            outputs["activations"] = base.get_layer(prefix.boundary).output
+    model = keras.Model(base.input, [outputs[kind] for kind in kinds])
+    dtype = np.dtype(prefix.precision.storage_dtype)
+    storage.put(storage.join(uri, PREFIX), record)
+    side = prefix.image_size_px
+
+    def call(pixels: Any, places: Any, transforms: Any) -> Any:
+        images = warp(tf.gather(pixels, places), transforms) * entry.scale + entry.offset
+        return [tf.cast(value, dtype) for value in model(images, training=False)]
+
+    frozen = freeze(
+        call,
+        tf.TensorSpec((None, side, side, 3), tf.uint8),
+        tf.TensorSpec((None,), tf.int32),
+        tf.TensorSpec((None, 8), tf.float32),
+    )
+
+    def run(
+        pixels: npt.NDArray[np.uint8], places: npt.NDArray[np.int32], transforms: npt.NDArray[np.float32]
+    ) -> dict[str, npt.NDArray[Any]]:
+        values = frozen(tf.constant(pixels), tf.constant(places), tf.constant(transforms))
+        return {kind: value.numpy() for kind, value in zip(kinds, values, strict=True)}
+
+    return run
+
+
+def _read_work(cache: Cache, work: Work, uris: Sequence[str]) -> npt.NDArray[np.uint8]:
+    from tlray.reader import OK, read_images
+
+    names = [uris[int(row)] for row in _slice_shard(cache.sets[work.role], work.shard)]
+    images = read_images(names, cache.prefix.image_size_px, cache.prefix.limits)
+    for name, status, error in zip(names, images.status, images.errors, strict=True):
+        if status != OK:
+            raise StoppedError(
+                f"{name} cannot be read any more ({status}: {error}); put it back, or start again without it"
+            )
+    return images.pixels
+
+
+def _describe_set(
+    rows: npt.NDArray[np.int64], digests: Sequence[str], augmentation: Augmentation | None
+) -> dict[str, Any]:
+    """Unaugmented features depend on the images alone; views depend on row ids too."""
+    content = hashlib.sha256()
+    for row in rows:
+        content.update(digests[row].encode() + (f" {row}" if augmentation else "").encode() + b"\n")
+    drawn = vars(augmentation) if augmentation else None
+    return {"images": len(rows), "content_sha256": content.hexdigest(), "augmentation": drawn}
+
+
+def _choose_rows_per_shard(num_rows: int) -> int:
+    """Small enough to share the work out evenly, large enough to keep files few."""
+    return min(_MAX_ROWS_PER_SHARD, max(_MIN_ROWS_PER_SHARD, num_rows // _SHARDS))
+
+
+def _slice_shard(feature_set: FeatureSet, shard: int) -> npt.NDArray[np.int64]:
+    start = shard * feature_set.rows_per_shard
+    return feature_set.rows[start : start + feature_set.rows_per_shard]
+
+
+def _measure_shard(shape: Iterable[int] | None, count: int, dtype: str) -> int:
+    """Bytes of a whole file; -1, which no file has, where the shape is not known."""
+    if shape is None:
+        return -1
+    return _NPY_HEADER_BYTES + count * int(np.prod(list(shape))) * np.dtype(dtype).itemsize
+
+
+def _dump_array(values: npt.NDArray[Any]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(values))
+    return buffer.getvalue()
+
+
+def _list_folder(uri: str) -> list[storage.Entry]:
+    return storage.list_files(uri) if storage.has_content(uri) else []

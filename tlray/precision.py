@@ -1,0 +1,74 @@
+"""Which floating-point numbers the machine computes in.
+
+Weights, sums, loss and softmax are float32 throughout; what changes is the type that convolutions and products take
+their inputs in.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+FloatName = Literal["float32", "bfloat16", "float16"]
+
+_CPU_FLAGS = {"avx512_bf16", "amx_bf16"}
+_BFLOAT16_COMPUTE_CAPABILITY = 8.0
+_FLOAT16_COMPUTE_CAPABILITY = 7.0
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What a training computes in.
+
+    Attributes:
+        prefix: for the frozen part, run once as inference.
+        step: for training steps.
+        reason: where `auto` chose, why.
+    """
+
+    prefix: FloatName
+    step: FloatName
+    reason: str = ""
+
+    @property
+    def storage_dtype(self) -> str:
+        """What cached features are stored in: float32 under float32, else float16."""
+        return "float32" if self.prefix == self.step == "float32" else "float16"
+
+
+def choose_precision(asked: Literal["auto"] | FloatName, fastest: FloatName, *, gpus: bool) -> Precision:
+    """Resolve `--precision`.
+
+    Args:
+        asked: what the user said.
+        fastest: what `detect_fastest` found where the work will run.
+        gpus: whether it runs on GPUs. On a CPU `auto` keeps the steps in float32: past the frozen part they are few.
+    """
+    if asked != "auto":
+        return Precision(asked, asked)
+    where = "GPU" if gpus else "CPU"
+    if fastest == "float32":
+        return Precision("float32", "float32", f"this {where} has no faster type")
+    if gpus:
+        return Precision(fastest, fastest, f"this {where} has {fastest}")
+    return Precision(fastest, "float32", f"this {where} has {fastest}: the frozen part uses it")
+
+
+def detect_fastest(*, gpus: bool) -> FloatName:
+    """The fastest type of this machine's GPU or CPU, found without TensorFlow."""
+    if not gpus:
+        flags = Path("/proc/cpuinfo")
+        words = set(flags.read_text().split()) if flags.is_file() else set()
+        return "bfloat16" if words & _CPU_FLAGS else "float32"
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return "float32"
+    query = [program, "--query-gpu=compute_cap", "--format=csv,noheader"]
+    answer = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30).stdout.split()
+    capability = min((float(value) for value in answer if value.replace(".", "").isdigit()), default=0.0)
+    if capability >= _BFLOAT16_COMPUTE_CAPABILITY:
+        return "bfloat16"
+    return "float16" if capability >= _FLOAT16_COMPUTE_CAPABILITY else "float32"

@@ -1,0 +1,304 @@
+"""Ray Train's side of a training on the driver: start the workers, show what they send, end with what went wrong."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tlray import storage
+from tlray.augment import Augmentation
+from tlray.config import TrainConfig, describe_run
+from tlray.errors import StoppedError, TlrayError
+from tlray.features import Cache
+from tlray.limits import Limits
+from tlray.precision import Precision
+from tlray.progress import Stage, say
+from tlray.shares import Cluster, share_workers
+from tlray.training.dataset import Images, Roles
+
+_GOLDEN_CANDIDATES = 24
+_KEEP_BYTES = 8 * 2**30
+_POLL_S = 0.25
+_CONTROLLER_POLL_S = "0.5"
+# a report waits for the controller's next look, 2 s apart by default: longer than an epoch on cached features
+
+
+@dataclass
+class Outcome:
+    """What the workers sent.
+
+    Attributes:
+        history: one record an epoch.
+        predictions: on test data, `rows` and `probabilities`, each worker's share.
+        model: files, architecture and the kept epoch's record.
+        stages: when each stage began, seconds since the epoch.
+        starts: how often the workers were started.
+    """
+
+    history: list[dict[str, Any]] = field(default_factory=list)
+    predictions: list[dict[str, Any]] = field(default_factory=list)
+    model: dict[str, Any] | None = None
+    stages: dict[str, float] = field(default_factory=dict)
+    starts: int = 0
+
+
+def run_workers(
+    config: TrainConfig,
+    cluster: Cluster,
+    images: Images,
+    roles: Roles,
+    *,
+    precision: Precision,
+    augmentation: Augmentation,
+    cache: Cache | None,
+    uris: Any,
+    base_weights: Any,
+    checkpoints: str,
+) -> Outcome:
+    """Let Ray Train run the loop to its end.
+
+    Args:
+        config, cluster, images, roles: the training.
+        precision: of steps.
+        augmentation: of training images.
+        cache: the built feature cache; None for the online road.
+        uris, base_weights: Ray references to every address and to the weights file, None for random weights.
+        checkpoints: folder of this run's states.
+
+    Raises:
+        TlrayError: what a worker raised; StoppedError for anything else that ended training.
+    """
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _CONTROLLER_POLL_S)
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    from tlray.training.backend import MultiWorkerConfig
+    from tlray.training.channel import Channel
+    from tlray.training.inputs import ImageSource
+    from tlray.training.schedule import weigh_classes
+    from tlray.training.task import Task, run_worker
+
+    shares = share_workers(cluster, config.num_workers, config.gpus_per_worker)
+    channel = Channel.remote()  # type: ignore[attr-defined]
+    limits = Limits(config.max_bytes, config.max_pixels)
+    train_rows, val_rows = roles.rows["train"], roles.rows["val"]
+    num_classes = len(images.classes)
+    task = Task(
+        backbone=config.backbone,
+        image_size_px=config.resolved_image_size,
+        head_units=config.head_units,
+        finetune_from=config.resolved_finetune_from,
+        train_batchnorm=config.batchnorm == "train",
+        classes=images.classes,
+        class_weights=(
+            weigh_classes(images.labels[train_rows], num_classes)
+            if config.class_weights == "balanced"
+            else np.ones(num_classes, np.float32)
+        ),
+        phases=_plan_phases(config, cache),
+        batch_size=config.batch_size,
+        augmentation=augmentation,
+        num_views=config.resolved_views,
+        seed=config.seed,
+        precision=precision,
+        label_smoothing=config.label_smoothing,
+        dropout=config.dropout,
+        clip_norm=config.clip_norm,
+        early_stopping=config.early_stopping,
+        num_threads=int(cluster.cpus) if cluster.local else max(1, int(shares.worker_cpus)),
+        labels=images.labels,
+        train_rows=train_rows,
+        val_rows=val_rows,
+        test_rows=roles.rows["test"],
+        golden_rows=_choose_golden_rows(val_rows if len(val_rows) else train_rows, images.labels),
+        base_weights=base_weights,
+        images=ImageSource(
+            uris,
+            config.resolved_image_size,
+            limits,
+            shares.num_readers,
+            shares.reader_cpus,
+            keep_in=str(Path(tempfile.gettempdir(), f"tlray-images-{secrets.token_hex(4)}")),
+            keep_bytes=_KEEP_BYTES,
+        ),
+        cache=cache,
+        checkpoints=checkpoints,
+        collective_timeout_s=config.collective_timeout,
+        channel=channel,
+    )
+    say(
+        f"training on {len(train_rows):,} images, validating on {len(val_rows):,}; {config.num_workers} workers of "
+        f"{config.batch_size} images a step, on {'GPUs' if shares.gpus else 'CPUs'} in {precision.step}"
+    )
+    filesystem, path = storage.make_arrow_filesystem(checkpoints)
+    # Ray Train's own notes, which a kill may have left half written; workers find their state without them
+    storage.delete(storage.join(checkpoints, CHECKPOINT_MANAGER_SNAPSHOT_FILENAME))
+    trainer = DataParallelTrainer(
+        run_worker,
+        train_loop_config={"task": task},
+        backend_config=MultiWorkerConfig(),
+        scaling_config=ScalingConfig(
+            num_workers=config.num_workers,
+            use_gpu=shares.gpus > 0,
+            resources_per_worker={"CPU": shares.worker_cpus, **({"GPU": shares.gpus} if shares.gpus else {})},
+        ),
+        run_config=RunConfig(
+            name=path.rpartition("/")[2],
+            storage_path=path.rpartition("/")[0],
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(max_failures=config.max_failures),
+        ),
+    )
+    epochs = config.head_epochs + config.finetune_epochs
+    return _Watch(epochs, len(train_rows) + len(val_rows)).run(trainer.fit, channel)
+
+
+def name_run(config: TrainConfig, images: Images) -> str:
+    """Folder of a run's checkpoints: the same for every command that may go on with them."""
+    from tlray.bundle import hash_json
+
+    fingerprint = hash_json({**describe_run(config), "images": images.fingerprint})
+    return storage.join(storage.resolve(config.resolved_storage_path), f"run-{fingerprint[:16]}")
+
+
+def _plan_phases(config: TrainConfig, cache: Cache | None) -> tuple[Any, ...]:
+    from tlray.training.task import PhasePlan
+
+    common = {"schedule": config.schedule, "warmup_epochs": config.warmup_epochs}
+    kinds = cache.prefix.kinds if cache is not None else ()
+    head = PhasePlan(
+        "head",
+        config.head_epochs,
+        config.head_optimizer,
+        config.resolved_lr_head,
+        cached="pooled" in kinds,
+        **common,  # type: ignore[arg-type]
+    )
+    finetune = PhasePlan(
+        "finetune",
+        config.finetune_epochs,
+        config.finetune_optimizer,
+        config.resolved_lr_finetune,
+        cached="activations" in kinds,
+        **common,  # type: ignore[arg-type]
+    )
+    return tuple(phase for phase in (head, finetune) if phase.epochs)
+
+
+def _choose_golden_rows(rows: npt.NDArray[np.int64], labels: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+    """Some rows of every class in turn."""
+    turns = np.zeros(len(rows), np.int64)
+    for label in np.unique(labels[rows]):
+        members = labels[rows] == label
+        turns[members] = np.arange(members.sum())
+    return rows[np.lexsort((labels[rows], turns))][:_GOLDEN_CANDIDATES]
+
+
+class _Watch:
+    """Runs Ray Train in a thread and shows what arrives meanwhile."""
+
+    def __init__(self, epochs: int, images_an_epoch: int) -> None:
+        self._epochs = epochs
+        self._images_an_epoch = images_an_epoch
+        self._outcome = Outcome()
+        self._failure: TlrayError | None = None
+
+    def run(self, fit: Callable[[], Any], channel: Any) -> Outcome:
+        """Until training has ended.
+
+        Raises:
+            TlrayError: as `run_workers`.
+        """
+        import ray
+
+        failures: list[BaseException] = []
+
+        def run_fit() -> None:
+            try:
+                fit()
+            except BaseException as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=run_fit, daemon=True)
+        thread.start()
+        with Stage("train", self._epochs * self._images_an_epoch) as stage:
+            while True:
+                alive = thread.is_alive()
+                for message in ray.get(channel.drain.remote()):
+                    self._take(message.kind, message.body, message.sent, stage)
+                if self._failure is not None:
+                    # Ray Train would try again what cannot succeed
+                    ray.get(channel.close.remote())
+                    raise self._failure
+                if not alive:
+                    break
+                thread.join(_POLL_S)
+            if failures:
+                raise _explain(failures[0]) from failures[0]
+            if self._outcome.model is None:
+                raise StoppedError("training stopped without a model; the same command goes on from the last epoch")
+        return self._outcome
+
+    def _take(self, kind: str, body: dict[str, Any], sent: float, stage: Stage) -> None:
+        outcome = self._outcome
+        if kind == "images":
+            stage.advance(body["count"])
+        elif kind == "resumed":
+            outcome.starts += 1
+            outcome.history = list(body["history"])
+            outcome.predictions.clear()
+            stage.move_to(len(outcome.history) * self._images_an_epoch)
+            self._say_start(len(outcome.history), body["num_workers"], stage)
+        elif kind == "stage":
+            outcome.stages.setdefault(body["name"], sent)
+        elif kind == "epoch":
+            outcome.history.append(body)
+            self._say_epoch(body, stage)
+        elif kind == "predictions":
+            outcome.predictions.append(body)
+        elif kind == "model":
+            outcome.model = body
+            outcome.stages["end"] = sent
+        elif kind == "failed":
+            self._failure = body["error"]
+
+    def _say_start(self, epochs: int, num_workers: int, stage: Stage) -> None:
+        behind = f"behind epoch {epochs}" if epochs else "from the beginning"
+        if self._outcome.starts > 1:
+            stage.say(f"workers were lost; {num_workers} new ones go on {behind}")
+        elif epochs:
+            stage.say(f"an earlier run was stopped; going on {behind} with {num_workers} workers")
+
+    def _say_epoch(self, record: dict[str, Any], stage: Stage) -> None:
+        val = ""
+        if record["val_loss"] is not None:
+            val = f", val loss {record['val_loss']:.4f} accuracy {record['val_accuracy']:.4f}"
+        stage.say(
+            f"epoch {record['epoch']}/{self._epochs} ({record['phase']}): loss {record['loss']:.4f} "
+            f"accuracy {record['accuracy']:.4f}{val}  {record['seconds']:.1f} s"
+        )
+
+
+def _explain(error: BaseException) -> TlrayError:
+    """What happened first: one worker's own error makes the others fail at their next sum."""
+    from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+
+    from tlray.runtime import explain_failure
+
+    causes: list[BaseException] = [error]
+    if isinstance(error, WorkerGroupError):
+        causes = list(error.worker_failures.values())
+    elif isinstance(error, ControllerError):
+        causes = [error.controller_failure]
+    reasons = [explain_failure(cause, "training") for cause in causes]
+    return next((reason for reason in reasons if type(reason) is not StoppedError), reasons[0])

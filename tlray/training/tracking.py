@@ -1,0 +1,30 @@
+"""A finished training in MLflow: parameters, one step an epoch, the final metrics."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tlray.config import TrainConfig, describe
+
+if TYPE_CHECKING:
+    from tlray.training.fit import TrainSummary
+
+
+def log_run(config: TrainConfig, summary: TrainSummary) -> None:
+    """Log to `--mlflow-uri` as one run of the experiment "tlray"."""
+    import mlflow
+
+    mlflow.set_tracking_uri(config.mlflow_uri)
+    mlflow.set_experiment("tlray")
+    with mlflow.start_run(run_name=summary.model_id[:12]):
+        mlflow.log_params(describe(config))
+        for record in summary.history:
+            numbers = {
+                name: value for name, value in record.items() if isinstance(value, int | float) and name != "epoch"
+            }
+            mlflow.log_metrics(numbers, step=record["epoch"])
+        for role in ("validation", "test"):
+            if role in summary.metrics:
+                mlflow.log_metric(f"{role}_accuracy", summary.metrics[role]["accuracy"])
+        mlflow.log_metrics({f"seconds {stage}": spent for stage, spent in summary.seconds.items()})
+        mlflow.set_tags({"model_id": summary.model_id, "bundle": summary.output})
