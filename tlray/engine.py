@@ -8,16 +8,16 @@ reached 27 (2 cores with AVX512-BF16).
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow reads it while it is imported
 
+import keras
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
-from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 
 class Engine:
@@ -60,13 +60,23 @@ class Engine:
         return result
 
 
-def freeze(call: Callable[..., Any], *specs: tf.TensorSpec) -> Any:
-    """Trace `call` on tensors of these specs and fold every variable that it reads into a constant.
+def freeze(call: Callable[..., Any], variables: Iterable[Any], *specs: tf.TensorSpec) -> Any:
+    """Trace `call` on tensors of these specs with every one of the Keras variables written into the graph as a constant.
+
+    Freezing a traced graph afterwards would do the same, but takes longer than tracing it.
 
     Returns:
-        a function of the same arguments that gives a list of tensors.
+        a function of the same arguments and results.
     """
-    return convert_variables_to_constants_v2(tf.function(call, input_signature=specs).get_concrete_function())
+    values = [(variable, variable.numpy()) for variable in variables]
+
+    @tf.function(input_signature=specs, autograph=False)
+    def traced(*inputs: Any) -> Any:
+        constants = [(variable, tf.constant(value)) for variable, value in values]
+        with keras.StatelessScope(state_mapping=constants):
+            return call(*inputs)
+
+    return traced.get_concrete_function()
 
 
 def allow_bfloat16() -> None:

@@ -501,6 +501,7 @@ def _freeze_prefix(prefix: Prefix, weights: bytes | None, uri: str, *, mixed: bo
 
     frozen = freeze(
         call,
+        model.variables,
         tf.TensorSpec((None, side, side, 3), tf.uint8),
         tf.TensorSpec((None,), tf.int32),
         tf.TensorSpec((None, 8), tf.float32),

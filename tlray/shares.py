@@ -14,6 +14,7 @@ DATA_TASK_CPUS = 0.25
 """Share of a core that Ray books for one reading task: reading mostly waits, or decodes for a few milliseconds."""
 
 _ENGINE_SHARE = 0.75
+_ENGINE_SHARE_BESIDE_WORKERS = 0.25
 _MAX_READERS = 32
 _READING_SHARE = 0.25
 _WORKER_CPUS = 1.0
@@ -73,7 +74,7 @@ def share_workers(cluster: Cluster, num_workers: int, gpus_per_worker: int | Non
     num_readers = max(1, min(_MAX_READERS, int(cpus / num_workers) - 1)) if gpus_per_worker else 1
     if cluster.local:
         reader_cpus = min(DATA_TASK_CPUS, cpus * _READING_SHARE / (num_workers * num_readers))
-        left = cpus - reader_cpus * num_workers * num_readers
+        left = cpus * (1 - _ENGINE_SHARE_BESIDE_WORKERS) - reader_cpus * num_workers * num_readers
         return WorkerShares(gpus_per_worker, _floor(left / num_workers), num_readers, _floor(reader_cpus))
     needed = num_workers * (_WORKER_CPUS + num_readers * DATA_TASK_CPUS)
     if needed > cpus:
@@ -104,15 +105,16 @@ class EngineShares:
     num_threads: int | None
 
 
-def share_engines(cluster: Cluster, num_rows: int, batch_size: int) -> EngineShares:
+def share_engines(cluster: Cluster, num_rows: int, batch_size: int, *, beside_workers: bool = False) -> EngineShares:
     """One engine a GPU; without GPUs one single-threaded engine a core, so that engines don't wait for each other.
 
     A quarter of the cores stays for the reading tasks, which mostly wait; a short job starts no more engines than it
-    has batches.
+    has batches. `beside_workers` leaves room for a local cluster's training workers, which wait meanwhile.
     """
     batches = max(1, math.ceil(num_rows / batch_size))
     if cluster.gpus >= 1:
         return EngineShares(min(int(cluster.gpus), batches), 1.0, 1.0, None)
     cores = max(1, int(cluster.cpus))
     actors = min(cores, batches)
-    return EngineShares(actors, _floor(_ENGINE_SHARE * cores / actors), 0.0, max(1, cores // actors))
+    share = _ENGINE_SHARE_BESIDE_WORKERS if beside_workers and cluster.local else _ENGINE_SHARE
+    return EngineShares(actors, _floor(share * cores / actors), 0.0, max(1, cores // actors))

@@ -29,6 +29,7 @@ class Channel:
     def __init__(self) -> None:
         self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._closed = False
+        self._task: Any = None
 
     def send(self, message: Message) -> None:
         """Append a message."""
@@ -40,6 +41,14 @@ class Channel:
         while not self._messages.empty():
             messages.append(self._messages.get())
         return messages
+
+    def put_task(self, task: Any) -> None:
+        """Let the workers have their task."""
+        self._task = task
+
+    def get_task(self) -> Any:
+        """The workers' task; None before it is known."""
+        return self._task
 
     def close(self) -> None:
         """Tell workers that start from now on to do nothing."""

@@ -139,12 +139,13 @@ def _run(
 
     from tlray.features import Prefix
     from tlray.limits import Limits
-    from tlray.shares import share_workers
     from tlray.training.frozen import prepare_cache
-    from tlray.training.launch import run_workers
+    from tlray.training.launch import Launch
 
-    gpus = share_workers(cluster, config.num_workers, config.gpus_per_worker).gpus > 0
-    precision = _choose_precision(config, cluster, gpus=gpus)
+    launch = Launch(config, cluster, checkpoints)
+    if launch.may_start_early:
+        launch.start()
+    precision = _choose_precision(config, cluster, gpus=launch.shares.gpus > 0)
     augmentation = Augmentation(config.shear, config.zoom, config.horizontal_flip, config.seed)
     uris = ray.put(images.uris)
     weights = ray.put(base_weights) if base_weights is not None else None
@@ -158,19 +159,20 @@ def _run(
         precision=precision,
         limits=Limits(config.max_bytes, config.max_pixels),
     )
-    cache, prefix_s = prepare_cache(config, cluster, roles, prefix, uris, augmentation)
-    outcome = run_workers(
-        config,
-        cluster,
-        images,
-        roles,
-        precision=precision,
-        augmentation=augmentation,
-        cache=cache,
-        uris=uris,
-        base_weights=weights,
-        checkpoints=checkpoints,
-    )
+    try:
+        cache, prefix_s = prepare_cache(config, cluster, roles, prefix, uris, augmentation)
+        outcome = launch.run(
+            images,
+            roles,
+            precision=precision,
+            augmentation=augmentation,
+            cache=cache,
+            uris=uris,
+            base_weights=weights,
+        )
+    except BaseException:
+        launch.close()
+        raise
     return outcome, prefix_s
 
 

@@ -148,7 +148,7 @@ def _explain_absence(config: TrainConfig, needs: dict[int, tuple[Kind, ...]]) ->
 
 def _build(config: TrainConfig, cluster: Cluster, cache: Cache, missing: Missing, uris: Any) -> float:
     """Run the engines; returns the seconds from the first one's being ready."""
-    shares = share_engines(cluster, max(1, len(missing.works)), 1)
+    shares = share_engines(cluster, max(1, len(missing.works)), 1, beside_workers=True)
     workers = share_workers(cluster, config.num_workers, config.gpus_per_worker)
     storage.check_writable(cache.uri, "--cache-dir")
     first_ready = time.time()

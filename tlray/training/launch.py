@@ -6,7 +6,6 @@ import os
 import secrets
 import tempfile
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from tlray.progress import Stage, say
 from tlray.shares import Cluster, share_workers
 from tlray.training.dataset import Images, Roles
 
-_GOLDEN_CANDIDATES = 24
+_GOLDEN_CANDIDATES = 16
 _KEEP_BYTES = 8 * 2**30
 _POLL_S = 0.25
 _CONTROLLER_POLL_S = "0.5"
@@ -51,116 +50,183 @@ class Outcome:
     starts: int = 0
 
 
-def run_workers(
-    config: TrainConfig,
-    cluster: Cluster,
-    images: Images,
-    roles: Roles,
-    *,
-    precision: Precision,
-    augmentation: Augmentation,
-    cache: Cache | None,
-    uris: Any,
-    base_weights: Any,
-    checkpoints: str,
-) -> Outcome:
-    """Let Ray Train run the loop to its end.
+class Launch:
+    """The workers of one training: started, told what to do, watched.
 
-    Args:
-        config, cluster, images, roles: the training.
-        precision: of steps.
-        augmentation: of training images.
-        cache: the built feature cache; None for the online road.
-        uris, base_weights: Ray references to every address and to the weights file, None for random weights.
-        checkpoints: folder of this run's states.
-
-    Raises:
-        TlrayError: what a worker raised; StoppedError for anything else that ended training.
+    On a local cluster without GPUs they may start before their task is known: they import TensorFlow and connect while
+    the driver reads images and engines compute the frozen part. Elsewhere they would hold what the engines need.
     """
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _CONTROLLER_POLL_S)
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-    from tlray.training.backend import MultiWorkerConfig
-    from tlray.training.channel import Channel
-    from tlray.training.inputs import ImageSource
-    from tlray.training.schedule import weigh_classes
-    from tlray.training.task import Task, run_worker
+    def __init__(self, config: TrainConfig, cluster: Cluster, checkpoints: str) -> None:
+        """Start nothing yet.
 
-    shares = share_workers(cluster, config.num_workers, config.gpus_per_worker)
-    channel = Channel.remote()  # type: ignore[attr-defined]
-    limits = Limits(config.max_bytes, config.max_pixels)
-    train_rows, val_rows = roles.rows["train"], roles.rows["val"]
-    num_classes = len(images.classes)
-    task = Task(
-        backbone=config.backbone,
-        image_size_px=config.resolved_image_size,
-        head_units=config.head_units,
-        finetune_from=config.resolved_finetune_from,
-        train_batchnorm=config.batchnorm == "train",
-        classes=images.classes,
-        class_weights=(
-            weigh_classes(images.labels[train_rows], num_classes)
-            if config.class_weights == "balanced"
-            else np.ones(num_classes, np.float32)
-        ),
-        phases=_plan_phases(config, cache),
-        batch_size=config.batch_size,
-        augmentation=augmentation,
-        num_views=config.resolved_views,
-        seed=config.seed,
-        precision=precision,
-        label_smoothing=config.label_smoothing,
-        dropout=config.dropout,
-        clip_norm=config.clip_norm,
-        early_stopping=config.early_stopping,
-        num_threads=int(cluster.cpus) if cluster.local else max(1, int(shares.worker_cpus)),
-        labels=images.labels,
-        train_rows=train_rows,
-        val_rows=val_rows,
-        test_rows=roles.rows["test"],
-        golden_rows=_choose_golden_rows(val_rows if len(val_rows) else train_rows, images.labels),
-        base_weights=base_weights,
-        images=ImageSource(
-            uris,
-            config.resolved_image_size,
-            limits,
-            shares.num_readers,
-            shares.reader_cpus,
-            keep_in=str(Path(tempfile.gettempdir(), f"tlray-images-{secrets.token_hex(4)}")),
-            keep_bytes=_KEEP_BYTES,
-        ),
-        cache=cache,
-        checkpoints=checkpoints,
-        collective_timeout_s=config.collective_timeout,
-        channel=channel,
-    )
-    say(
-        f"training on {len(train_rows):,} images, validating on {len(val_rows):,}; {config.num_workers} workers of "
-        f"{config.batch_size} images a step, on {'GPUs' if shares.gpus else 'CPUs'} in {precision.step}"
-    )
-    filesystem, path = storage.make_arrow_filesystem(checkpoints)
-    # Ray Train's own notes, which a kill may have left half written; workers find their state without them
-    storage.delete(storage.join(checkpoints, CHECKPOINT_MANAGER_SNAPSHOT_FILENAME))
-    trainer = DataParallelTrainer(
-        run_worker,
-        train_loop_config={"task": task},
-        backend_config=MultiWorkerConfig(),
-        scaling_config=ScalingConfig(
-            num_workers=config.num_workers,
-            use_gpu=shares.gpus > 0,
-            resources_per_worker={"CPU": shares.worker_cpus, **({"GPU": shares.gpus} if shares.gpus else {})},
-        ),
-        run_config=RunConfig(
-            name=path.rpartition("/")[2],
-            storage_path=path.rpartition("/")[0],
-            storage_filesystem=filesystem,
-            failure_config=FailureConfig(max_failures=config.max_failures),
-        ),
-    )
-    epochs = config.head_epochs + config.finetune_epochs
-    return _Watch(epochs, len(train_rows) + len(val_rows)).run(trainer.fit, channel)
+        Args:
+            config, cluster: the training, and where.
+            checkpoints: folder of this run's states.
+        """
+        from tlray.training.channel import Channel
+
+        self._config = config
+        self._cluster = cluster
+        self._checkpoints = checkpoints
+        self._channel = Channel.remote()  # type: ignore[attr-defined]
+        self._thread: threading.Thread | None = None
+        self._failures: list[BaseException] = []
+        self.shares = share_workers(cluster, config.num_workers, config.gpus_per_worker)
+        self.may_start_early = cluster.local and not self.shares.gpus
+
+    def start(self) -> None:
+        """Let Ray Train start the workers."""
+        trainer = self._make_trainer()
+
+        def fit() -> None:
+            try:
+                trainer.fit()
+            except BaseException as error:
+                self._failures.append(error)
+
+        self._thread = threading.Thread(target=fit, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Let workers end that wait for a task which will not come."""
+        import ray
+
+        ray.get(self._channel.close.remote())
+
+    def run(
+        self,
+        images: Images,
+        roles: Roles,
+        *,
+        precision: Precision,
+        augmentation: Augmentation,
+        cache: Cache | None,
+        uris: Any,
+        base_weights: Any,
+    ) -> Outcome:
+        """Give the workers their task and watch until the model is there.
+
+        Args:
+            images, roles: what is trained on.
+            precision: of steps.
+            augmentation: of training images.
+            cache: the built feature cache; None for the online road.
+            uris, base_weights: Ray references to every address and to the weights file, None for random weights.
+
+        Raises:
+            TlrayError: what a worker raised; StoppedError for anything else that ended training.
+        """
+        import ray
+
+        task = self._make_task(images, roles, precision, augmentation, cache, uris, base_weights)
+        if self._thread is None:
+            self.start()
+        ray.get(self._channel.put_task.remote(task))
+        config = self._config
+        counts = [len(roles.rows[role]) for role in ("train", "val")]
+        say(
+            f"training on {counts[0]:,} images, validating on {counts[1]:,}; {config.num_workers} workers of "
+            f"{config.batch_size} images a step, on {'GPUs' if self.shares.gpus else 'CPUs'} in {precision.step}"
+        )
+        assert self._thread is not None
+        watch = _Watch(config.head_epochs + config.finetune_epochs, sum(counts))
+        return watch.run(self._thread, self._failures, self._channel)
+
+    def _make_task(
+        self,
+        images: Images,
+        roles: Roles,
+        precision: Precision,
+        augmentation: Augmentation,
+        cache: Cache | None,
+        uris: Any,
+        base_weights: Any,
+    ) -> Any:
+        from tlray.training.inputs import ImageSource
+        from tlray.training.schedule import weigh_classes
+        from tlray.training.task import Task
+
+        config, shares = self._config, self.shares
+        train_rows, val_rows = roles.rows["train"], roles.rows["val"]
+        num_classes = len(images.classes)
+        return Task(
+            backbone=config.backbone,
+            image_size_px=config.resolved_image_size,
+            head_units=config.head_units,
+            finetune_from=config.resolved_finetune_from,
+            train_batchnorm=config.batchnorm == "train",
+            classes=images.classes,
+            class_weights=(
+                weigh_classes(images.labels[train_rows], num_classes)
+                if config.class_weights == "balanced"
+                else np.ones(num_classes, np.float32)
+            ),
+            phases=_plan_phases(config, cache),
+            batch_size=config.batch_size,
+            augmentation=augmentation,
+            num_views=config.resolved_views,
+            seed=config.seed,
+            precision=precision,
+            label_smoothing=config.label_smoothing,
+            dropout=config.dropout,
+            clip_norm=config.clip_norm,
+            early_stopping=config.early_stopping,
+            labels=images.labels,
+            train_rows=train_rows,
+            val_rows=val_rows,
+            test_rows=roles.rows["test"],
+            golden_rows=_choose_golden_rows(val_rows if len(val_rows) else train_rows, images.labels),
+            base_weights=base_weights,
+            images=ImageSource(
+                uris,
+                config.resolved_image_size,
+                Limits(config.max_bytes, config.max_pixels),
+                shares.num_readers,
+                shares.reader_cpus,
+                keep_in=str(Path(tempfile.gettempdir(), f"tlray-images-{secrets.token_hex(4)}")),
+                keep_bytes=_KEEP_BYTES,
+            ),
+            cache=cache,
+        )
+
+    def _make_trainer(self) -> Any:
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _CONTROLLER_POLL_S)
+        if self._cluster.local:  # nobody takes this machine away with notice, and the watcher is one more process
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
+        from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+        from tlray.training.backend import MultiWorkerConfig
+        from tlray.training.task import Setting, run_worker
+
+        config, shares = self._config, self.shares
+        filesystem, path = storage.make_arrow_filesystem(self._checkpoints)
+        # Ray Train's own notes, which a kill may have left half written; workers find their state without them
+        storage.delete(storage.join(self._checkpoints, CHECKPOINT_MANAGER_SNAPSHOT_FILENAME))
+        setting = Setting(
+            channel=self._channel,
+            checkpoints=self._checkpoints,
+            num_threads=int(self._cluster.cpus) if self._cluster.local else max(1, int(shares.worker_cpus)),
+            collective_timeout_s=config.collective_timeout,
+        )
+        return DataParallelTrainer(
+            run_worker,
+            train_loop_config={"setting": setting},
+            backend_config=MultiWorkerConfig(),
+            scaling_config=ScalingConfig(
+                num_workers=config.num_workers,
+                use_gpu=shares.gpus > 0,
+                resources_per_worker={"CPU": shares.worker_cpus, **({"GPU": shares.gpus} if shares.gpus else {})},
+            ),
+            run_config=RunConfig(
+                name=path.rpartition("/")[2],
+                storage_path=path.rpartition("/")[0],
+                storage_filesystem=filesystem,
+                failure_config=FailureConfig(max_failures=config.max_failures),
+            ),
+        )
 
 
 def name_run(config: TrainConfig, images: Images) -> str:
@@ -213,26 +279,21 @@ class _Watch:
         self._outcome = Outcome()
         self._failure: TlrayError | None = None
 
-    def run(self, fit: Callable[[], Any], channel: Any) -> Outcome:
-        """Until training has ended.
+    def run(self, thread: threading.Thread, failures: list[BaseException], channel: Any) -> Outcome:
+        """Until the model is there.
+
+        Args:
+            thread: runs Ray Train.
+            failures: what it raised.
+            channel: where workers send to.
 
         Raises:
-            TlrayError: as `run_workers`.
+            TlrayError: as `Launch.run`.
         """
         import ray
 
-        failures: list[BaseException] = []
-
-        def run_fit() -> None:
-            try:
-                fit()
-            except BaseException as error:
-                failures.append(error)
-
-        thread = threading.Thread(target=run_fit, daemon=True)
-        thread.start()
         with Stage("train", self._epochs * self._images_an_epoch) as stage:
-            while True:
+            while self._outcome.model is None:
                 alive = thread.is_alive()
                 for message in ray.get(channel.drain.remote()):
                     self._take(message.kind, message.body, message.sent, stage)
@@ -240,13 +301,11 @@ class _Watch:
                     # Ray Train would try again what cannot succeed
                     ray.get(channel.close.remote())
                     raise self._failure
-                if not alive:
-                    break
+                if not alive and self._outcome.model is None:
+                    if failures:
+                        raise _explain(failures[0]) from failures[0]
+                    raise StoppedError("training stopped without a model; the same command goes on from the last epoch")
                 thread.join(_POLL_S)
-            if failures:
-                raise _explain(failures[0]) from failures[0]
-            if self._outcome.model is None:
-                raise StoppedError("training stopped without a model; the same command goes on from the last epoch")
         return self._outcome
 
     def _take(self, kind: str, body: dict[str, Any], sent: float, stage: Stage) -> None:

@@ -45,7 +45,7 @@ from tlray.training.schedule import (
     score_epoch,
 )
 from tlray.training.state import State, load_state, save_state
-from tlray.training.task import PhasePlan, Task
+from tlray.training.task import PhasePlan, Setting, Task
 
 _PROGRESS_INTERVAL_S = 0.5
 
@@ -53,24 +53,25 @@ _PROGRESS_INTERVAL_S = 0.5
 class Worker:
     """One rank, with the state that all ranks share."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, setting: Setting) -> None:
+        """Find the other workers."""
         context = ray.train.get_context()
-        self.task = task
         self.rank, self.num_workers = context.get_world_rank(), context.get_world_size()
-        self.speaker = _Speaker(task.channel, self.rank)
-        limit_threads(max(1, task.num_threads // context.get_local_world_size()))
-        self.strategy = steps.make_strategy(task.collective_timeout_s)
+        self.checkpoints = setting.checkpoints
+        self.speaker = _Speaker(setting.channel, self.rank)
+        limit_threads(max(1, setting.num_threads // context.get_local_world_size()))
+        self.strategy = steps.make_strategy(setting.collective_timeout_s)
+
+    def run(self, task: Task) -> None:
+        """All phases that are left, then the test data, then the model's files."""
+        self.task = task
         if task.precision.step != "float32":
             keras.config.set_dtype_policy(f"mixed_{task.precision.step}")
         self.initial: Weights = {}
         self.cache = task.cache.open() if task.cache is not None else None
-        self.state = self._find_state()
+        state = self.state = self._find_state()
         with self.strategy.scope():
             self.head = build_head(task.backbone, task.head_units, len(task.classes), seed=task.seed)
-
-    def run(self) -> None:
-        """All phases that are left, then the test data, then the model's files."""
-        state, task = self.state, self.task
         network: Network | None = None
         while state.phase < len(task.phases):
             network = self._open_network(task.phases[state.phase], network)
@@ -89,7 +90,7 @@ class Worker:
 
     def _find_state(self) -> State:
         """The run's latest state; rank 0 decides which, so that all go on from the same."""
-        state = load_state(self.task.checkpoints)
+        state = load_state(self.checkpoints)
         epoch = ray.train.collective.broadcast_from_rank_zero(state.epoch)
         if state.epoch != epoch:
             raise RuntimeError(f"rank {self.rank} finds the state of epoch {state.epoch}, rank 0 that of {epoch}")
@@ -248,7 +249,7 @@ class Worker:
         """Rank 0 writes the checkpoint and tells the driver; all ranks report it to Ray Train."""
         checkpoint = None
         if self.rank == 0:
-            filesystem, path = storage.make_arrow_filesystem(save_state(self.task.checkpoints, self.state))
+            filesystem, path = storage.make_arrow_filesystem(save_state(self.checkpoints, self.state))
             checkpoint = ray.train.Checkpoint(path, filesystem)
         self.speaker.say("epoch", record)
         ray.train.report(record, checkpoint, checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD)

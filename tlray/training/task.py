@@ -18,6 +18,8 @@ from tlray.precision import Precision
 from tlray.training.channel import Message
 from tlray.training.inputs import ImageSource
 
+_TASK_POLL_S = 0.2
+
 
 @dataclass(frozen=True)
 class PhasePlan:
@@ -57,16 +59,12 @@ class Task:
         seed: of weights, order and dropout.
         precision: of steps.
         label_smoothing, dropout, clip_norm, early_stopping: as in the config.
-        num_threads: of one machine, shared by its workers.
         labels: int32 by row id.
         train_rows, val_rows, test_rows: row ids by role.
         golden_rows: candidates for golden images.
         base_weights: Ray reference to the weights file; None for random ones.
         images: where batches of images come from.
         cache: the feature cache, where a phase uses it.
-        checkpoints: folder of this run's states.
-        collective_timeout_s: how long a worker waits for the others.
-        channel: the driver's ear.
     """
 
     backbone: str
@@ -86,7 +84,6 @@ class Task:
     dropout: float
     clip_norm: float | None
     early_stopping: int | None
-    num_threads: int
     labels: npt.NDArray[np.int32]
     train_rows: npt.NDArray[np.int64]
     val_rows: npt.NDArray[np.int64]
@@ -95,9 +92,23 @@ class Task:
     base_weights: ray.ObjectRef[bytes] | None
     images: ImageSource
     cache: Cache | None
-    checkpoints: str
-    collective_timeout_s: float
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where a worker works, known before its task is.
+
+    Attributes:
+        channel: the driver's ear, which also gives the task.
+        checkpoints: folder of this run's states.
+        num_threads: of one machine, shared by its workers.
+        collective_timeout_s: how long a worker waits for the others.
+    """
+
     channel: Any
+    checkpoints: str
+    num_threads: int
+    collective_timeout_s: float
 
 
 def run_worker(config: dict[str, Any]) -> None:
@@ -108,15 +119,29 @@ def run_worker(config: dict[str, Any]) -> None:
         WeightsError: the weights are of another network.
         StoppedError: something that a second try would not mend.
     """
-    task: Task = config["task"]
-    if ray.get(task.channel.is_closed.remote()):
+    setting: Setting = config["setting"]
+    if ray.get(setting.channel.is_closed.remote()):
         return  # the driver has given up; Ray Train tried again only because it does not know
-    try:
-        from tlray.training.loop import Worker  # TensorFlow, which a worker with nothing to do need not wait for
+    from tlray.training.loop import Worker  # TensorFlow, which a worker with nothing to do need not wait for
 
-        Worker(task).run()
+    worker = Worker(setting)
+    task = _await_task(setting.channel)
+    if task is None:
+        return
+    try:
+        worker.run(task)
     except TlrayError as error:
-        ray.get(task.channel.send.remote(Message("failed", {"error": error}, time.time())))
+        ray.get(setting.channel.send.remote(Message("failed", {"error": error}, time.time())))
         raise
     finally:
         shutil.rmtree(task.images.keep_in, ignore_errors=True)
+
+
+def _await_task(channel: Any) -> Task | None:
+    """The task, as soon as the driver knows it; None where the driver has given up."""
+    while not ray.get(channel.is_closed.remote()):
+        task: Task | None = ray.get(channel.get_task.remote())
+        if task is not None:
+            return task
+        time.sleep(_TASK_POLL_S)
+    return None
