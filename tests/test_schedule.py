@@ -3,7 +3,15 @@ import hashlib
 import numpy as np
 import pytest
 
-from tlray.training.schedule import choose_validation, cut_steps, permute
+from tlray.training.schedule import (
+    choose_validation,
+    cut_steps,
+    draw_dropout,
+    is_exhausted,
+    make_rates,
+    permute,
+    weigh_classes,
+)
 
 
 @pytest.mark.parametrize(
@@ -57,3 +65,44 @@ def test_no_class_loses_all_its_images_to_validation():
     chosen = choose_validation(make_digests(200), labels, 0.9)
     for label in range(100):
         assert not chosen[labels == label].all()
+
+
+def test_rates_rise_then_stay_or_fall():
+    rates = make_rates(0.1, 10, "constant", 4)
+    np.testing.assert_allclose(rates, [0.025, 0.05, 0.075, *[0.1] * 7])
+    rates = make_rates(0.1, 10, "cosine", 2)
+    assert rates[1] == rates[2] == np.float32(0.1)
+    np.testing.assert_allclose(rates[6], 0.05)
+    assert (np.diff(rates[2:]) < 0).all()
+    assert 0 < rates[-1] < 0.005
+
+
+def test_dropout_is_drawn_for_the_whole_step():
+    masks = draw_dropout(1, 2, 3, 64, (100, 50), 0.25)
+    assert masks.shape == (64, 150)
+    assert set(np.unique(masks)) == {np.float32(0), np.float32(1 / 0.75)}
+    assert 0.7 < (masks > 0).mean() < 0.8
+    np.testing.assert_array_equal(masks, draw_dropout(1, 2, 3, 64, (100, 50), 0.25))
+    assert (masks != draw_dropout(1, 2, 4, 64, (100, 50), 0.25)).any()
+
+
+def test_balanced_weights_give_every_class_the_same_sum():
+    labels = np.array([0] * 6 + [1] * 3 + [2], np.int32)
+    weights = weigh_classes(labels, 3)
+    sums = [weights[label] * (labels == label).sum() for label in range(3)]
+    np.testing.assert_allclose(sums, 10 / 3, rtol=1e-6)
+
+
+def make_records(accuracies):
+    return [
+        {"epoch": index + 1, "val_accuracy": accuracy, "val_loss": 1.0 if accuracy is not None else None}
+        for index, accuracy in enumerate(accuracies)
+    ]
+
+
+def test_a_phase_ends_when_validation_has_not_found_it_better_for_long():
+    assert not is_exhausted(make_records([0.5, 0.6, 0.6]), 2)
+    assert is_exhausted(make_records([0.5, 0.6, 0.6, 0.4]), 2)
+    assert not is_exhausted(make_records([0.5, 0.4, 0.3]), None)
+    assert not is_exhausted(make_records([None, None, None]), 1)
+    assert not is_exhausted([], 1)

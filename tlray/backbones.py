@@ -42,6 +42,7 @@ class Backbone:
         min_image_size_px: smallest side that the constructor takes.
         scale, offset: pixels in [0, 255] enter the base as `pixel * scale + offset`.
         num_features: width of the base's output, which pooling hands to the head.
+        num_weights: values in the weights of the base, moving statistics included.
         boundaries: layers that the whole network passes through, from input to output. What lies after the chosen one
             is trained in phase 2, what lies up to it stays frozen and can be computed once.
         default_boundary: leaves the top blocks to phase 2.
@@ -54,6 +55,7 @@ class Backbone:
     scale: float
     offset: float
     num_features: int
+    num_weights: int
     boundaries: dict[str, Boundary]
     default_boundary: str
     imagenet_url: str
@@ -89,6 +91,7 @@ BACKBONES: dict[str, Backbone] = {
     "inception_v3": Backbone(
         keras_name="InceptionV3",
         num_features=2048,
+        num_weights=21_802_784,
         image_size_px=299,
         min_image_size_px=75,
         scale=1 / 127.5,
@@ -114,6 +117,7 @@ BACKBONES: dict[str, Backbone] = {
     "mobilenet_v2": Backbone(
         keras_name="MobileNetV2",
         num_features=1280,
+        num_weights=2_257_984,
         image_size_px=224,
         min_image_size_px=32,
         scale=1 / 127.5,

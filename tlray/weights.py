@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import secrets
 import urllib.request
@@ -41,7 +42,32 @@ def load_weights(weights: str, backbone: str) -> bytes | None:
             f"--weights {weights} is not a weights file{_guess_kind(data)}; "
             f"give the .h5 of a {backbone} without its top"
         )
+    count, expected = _count_values(data), BACKBONES[backbone].num_weights
+    if count != expected:
+        raise WeightsError(
+            f"--weights {weights} is not of a {backbone} without its top: it holds {count:,} values, that has "
+            f"{expected:,}; give another file, or another --backbone"
+        )
     return data
+
+
+def _count_values(data: bytes) -> int:
+    """Numbers in all arrays of an HDF5 file; 0 where it is damaged."""
+    import h5py
+
+    count = 0
+
+    def add(_: str, item: object) -> None:
+        nonlocal count
+        if isinstance(item, h5py.Dataset) and item.dtype.kind == "f":
+            count += item.size
+
+    try:
+        with h5py.File(io.BytesIO(data)) as file:
+            file.visititems(add)
+    except (OSError, RuntimeError):  # cut short
+        return 0
+    return count
 
 
 def _load_imagenet(backbone: str) -> bytes:

@@ -1,7 +1,7 @@
 """One worker of `MultiWorkerMirroredStrategy` without Ray: `python replica.py RANK WORKERS ADDRESSES OUTPUT MODE`.
 
 Takes three steps of the product's own training step on its share of fixed batches and saves losses and weights.
-MODE: frozen, live (BatchNorm), or drift (rank 1 changes a weight on its own, then checks).
+MODE: frozen, live (BatchNorm), clipped, half (float16) or drift (rank 1 changes a weight on its own, then checks).
 """
 
 import json
@@ -18,21 +18,24 @@ import tensorflow as tf  # noqa: E402
 
 from tlray.engine import limit_threads  # noqa: E402
 from tlray.errors import StoppedError  # noqa: E402
-from tlray.model import build_model, make_optimizer, open_phase  # noqa: E402
-from tlray.training.loop import _make_train_step, average_statistics, check_replicas  # noqa: E402
+from tlray.model import Network, build_base, build_head, find_positions, make_optimizer  # noqa: E402
+from tlray.training.steps import Trainer, average_statistics, check_replicas, make_strategy  # noqa: E402
 
 SIZE, GLOBAL_BATCH, STEPS = 48, 8, 3
 
 limit_threads(1)
-keras.utils.set_random_seed(5)
 live = mode == "live"
-strategy = tf.distribute.MultiWorkerMirroredStrategy()
+strategy = make_strategy(60)
+if mode == "half":
+    keras.config.set_dtype_policy("mixed_float16")
 with strategy.scope():
-    model = build_model("mobilenet_v2", SIZE, (16,), 3, train_batchnorm=live)
-    open_phase(model, "finetune", "mobilenet_v2", "input", train_batchnorm=live)
+    base = build_base("mobilenet_v2", SIZE, weights=None, seed=5, train_batchnorm=live)
+    head = build_head("mobilenet_v2", (16,), 3, seed=5)
+    network = Network("mobilenet_v2", "pixels", base, find_positions(base), head, train_batchnorm=live)
+    network.open_base("input")
     optimizer = make_optimizer("sgd", 1e-2)
-    optimizer.build(model.trainable_variables)
-step = _make_train_step(strategy, model, optimizer)
+    optimizer.build(network.trainable_variables)
+trainer = Trainer(strategy, network, optimizer, label_smoothing=0.1, clip_norm=0.5 if mode == "clipped" else None)
 
 random = np.random.default_rng(0)
 share = slice(rank * GLOBAL_BATCH // workers, (rank + 1) * GLOBAL_BATCH // workers)
@@ -43,18 +46,19 @@ for index in range(STEPS):
     weights = np.ones(GLOBAL_BATCH, np.float32)
     weights[GLOBAL_BATCH - index :] = 0  # the padding of a last step
     transforms = np.tile(np.array([1, 0, 0, 0, 1, 0, 0, 0], np.float32), (GLOBAL_BATCH, 1))
-    arrays = [array[share] for array in (images, labels, weights, transforms)]
-    losses.append(float(step(*arrays, weights.sum()).numpy()[0]))
+    batch = {"inputs": images, "labels": labels, "weights": weights, "counts": weights, "transforms": transforms}
+    batch = {name: array[share] for name, array in batch.items()}
+    losses.append(float(trainer.step({**batch, "total": weights.sum()})[0]))
 
 if live:
-    average_statistics(strategy, model)
+    average_statistics(strategy, network)
 drifted = False
 if mode == "drift" and rank == 1:
-    variable = model.trainable_variables[0].value
+    variable = network.trainable_variables[0].value
     for replica in strategy.experimental_local_results(variable):
         replica.assign_add(tf.ones_like(replica))
 try:
-    check_replicas(strategy, model)
+    check_replicas(strategy, network)
 except StoppedError:
     drifted = True
-np.savez(output, *model.get_weights(), losses=np.array(losses), drifted=drifted)
+np.savez(output, *network.read_weights(opened_only=False).values(), losses=np.array(losses), drifted=drifted)

@@ -1,0 +1,88 @@
+"""The frozen part computed once: the same training, and features that later runs find."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.entry.conftest import PRETRAINED, WEIGHTS, run_tlray
+
+OPTIONS = ["--backbone", "mobilenet_v2", "--weights", str(WEIGHTS) if PRETRAINED else "none", "--image-size", "48"]
+OPTIONS += ["--head-units", "16", "--head-epochs", "2", "--finetune-epochs", "2", "--views", "4", "--lr-head", "3e-4"]
+OPTIONS += ["--lr-finetune", "1e-4", "--num-workers", "2", "--batch-size", "8", "--precision", "float32"]
+TOLERANCE = 1e-3
+
+
+@pytest.fixture(scope="module")
+def cached(digits, damaged, tmp_path_factory):
+    """A training on cached features: its cache, its history, what it printed."""
+    root = tmp_path_factory.mktemp("cached")
+    output = train(digits, root / "bundle", "--cache", "on", "--cache-dir", str(root / "cache"))
+    return root / "cache", read_history(root / "bundle"), output
+
+
+def train(digits, bundle, *options):
+    return run_tlray("train", "--data", str(digits / "train"), "--output", str(bundle), *OPTIONS, *options)
+
+
+def read_history(bundle):
+    return json.loads((bundle / "training" / "history.json").read_text())
+
+
+def check_equal(ours, theirs):
+    assert len(ours) == len(theirs) == 4
+    for one, two in zip(ours, theirs, strict=True):
+        for name in ("loss", "val_loss"):
+            assert one[name] == pytest.approx(two[name], rel=TOLERANCE), (one, two)
+
+
+def test_cached_equals_online_where_every_epoch_has_its_own_view(cached, digits, tmp_path):
+    _, history, _ = cached
+    output = train(digits, tmp_path / "online", "--cache", "off", "--dropout", "0")
+    assert "feature cache: off, as asked for" in output
+    check_equal(read_history(tmp_path / "online"), history)
+
+
+def test_another_rate_reuses_it_and_an_interrupted_build_goes_on(cached, digits, tmp_path):
+    root, history, first = cached
+    assert "frozen part:" in first
+    output = train(digits, tmp_path / "other", "--cache-dir", str(root), "--lr-finetune", "2e-4")
+    assert "are there from an earlier run" in output
+    assert "frozen part:" not in output
+    other = read_history(tmp_path / "other")
+    assert [record["loss"] for record in other[:2]] == [record["loss"] for record in history[:2]]
+
+    shards = sorted(root.rglob("pooled-*.npy"))
+    shards[0].unlink()
+    shards[-1].write_bytes(shards[-1].read_bytes()[:-8])
+    output = train(digits, tmp_path / "again", "--cache", "on", "--cache-dir", str(root))
+    assert "are there already" in output
+    assert "frozen part:" in output
+    check_equal(read_history(tmp_path / "again"), history)
+
+
+def test_features_of_another_seed_or_size_are_never_used(cached):
+    from tlray.augment import Augmentation
+    from tlray.features import Prefix, find_missing, plan_cache
+    from tlray.limits import Limits
+    from tlray.precision import Precision
+
+    def plan(**changes):
+        values = {"seed": 0, "zoom": 0.2, "size": 48, "precision": "float32", "digest": "a", "boundary": "block_12_add"}
+        values |= changes
+        precision = Precision(values["precision"], values["precision"])
+        prefix = Prefix("mobilenet_v2", values["size"], values["boundary"], None, "w", 0, precision, Limits())
+        rows = {"train": np.arange(4), "val": np.arange(4, 6), "test": np.arange(0)}
+        augmentation = Augmentation(10.0, values["zoom"], True, values["seed"])
+        digests = [values["digest"] + str(row) for row in range(6)]
+        return plan_cache(str(cached[0]), prefix, rows, digests, augmentation, {0: ("pooled", "activations")})
+
+    reference = plan()
+    assert find_missing(reference).images == 6
+    assert plan().sets["train"].uri == reference.sets["train"].uri
+    for change in ({"seed": 1}, {"zoom": 0.3}, {"digest": "b"}):
+        assert plan(**change).sets["train"].uri != reference.sets["train"].uri, change
+    for change in ({"seed": 1}, {"zoom": 0.3}):  # validation images are not augmented
+        assert plan(**change).sets["val"].uri == reference.sets["val"].uri, change
+    for change in ({"size": 64}, {"precision": "bfloat16"}, {"boundary": "block_13_project_BN"}):
+        assert plan(**change).uri != reference.uri, change
