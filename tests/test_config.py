@@ -1,6 +1,6 @@
 import pytest
 
-from tlray.config import PredictConfig, TrainConfig, describe
+from tlray.config import PredictConfig, TrainConfig, describe, describe_run
 from tlray.errors import ConfigError
 
 
@@ -53,3 +53,27 @@ def test_a_bucket_is_needed():
 def test_where_it_runs_does_not_decide_the_result():
     assert describe(make_train(max_cpus=2, verbose=True)) == describe(make_train())
     assert describe(make_train(seed=1)) != describe(make_train())
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"early_stopping": 2, "val_fraction": 0}, "--early-stopping needs validation images"),
+        ({"label_smoothing": 1.0}, "--label-smoothing takes 0 to 0.99; got 1.0"),
+        ({"dropout": -0.1}, "--dropout takes"),
+        ({"clip_norm": 0.0}, "--clip-norm takes a number above 0"),
+        ({"views": 0}, "--views takes 1 to"),
+        ({"max_failures": -2}, "--max-failures takes -1 to"),
+        ({"cache_dir": "gs://bucket"}, "--cache-dir takes a local path or s3://"),
+        ({"cache": "on", "head_epochs": 0, "finetune_from": "input"}, "--cache on needs a part of the base"),
+        ({"cache": "on", "address": "ray://head:10001"}, "--cache on needs a --cache-dir"),
+    ],
+)
+def test_training_options_are_checked(options, expected):
+    with pytest.raises(ConfigError, match=expected):
+        make_train(**options).check()
+
+
+def test_how_work_is_shared_out_does_not_keep_a_run_from_going_on():
+    assert describe_run(make_train(num_workers=4, batch_size=8)) == describe_run(make_train())
+    assert describe_run(make_train(lr_head=0.1)) != describe_run(make_train())

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from tlray.backbones import BACKBONES
+from tlray.backbones import BACKBONES, INPUT
 from tlray.errors import ConfigError
 from tlray.limits import MAX_BYTES, MAX_PIXELS, PILLOW_MAX_PIXELS
 
@@ -264,6 +264,11 @@ class TrainConfig(RunConfig, LimitsConfig):
         faults.check_range("dropout", self.dropout, 0, 0.99)
         if self.clip_norm is not None:
             faults.check_positive("clip_norm", self.clip_norm)
+        if self.cache == "on":
+            if self.resolved_finetune_from == INPUT and self.head_epochs == 0:
+                faults.add("--cache on needs a part of the base that stays frozen; got --finetune-from input alone")
+            if self.address not in (None, "local") and self.cache_dir is None:
+                faults.add("--cache on needs a --cache-dir that all machines of the cluster reach")
         if self.views is not None:
             faults.check_range("views", self.views, 1, 1000)
         faults.check_range("max_failures", self.max_failures, -1, 1_000_000)

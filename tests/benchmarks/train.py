@@ -2,13 +2,14 @@
 
     python tests/benchmarks/train.py --data DIR/train --test-data DIR/test --weights FILE.h5
 
-Same split, head, optimizers, rates, epochs, augmentation and global batch; both keep the epoch that validation likes
-best. Prints a table and, with --json FILE, writes it. Absolute times mean something only beside each other.
+Same head, optimizers, rates, epochs, augmentation and global batch; no validation, the last epoch is kept. Plain Keras
+(`plain_keras.py`) runs with `ImageDataGenerator` and with `tf.data`, the faster counts; tlray with 5 views, with 2, and
+once more with 2 where the features are there. Every run is a process of its own, timed from its start to its end.
+Prints a table and, with --json FILE, writes it. Absolute times mean something only beside each other.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
@@ -17,15 +18,24 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import numpy as np
 import tyro
+
+STAGES = ("start-up", "frozen part", "phase 1", "phase 2", "saving")
+
+RUN_TLRAY = """
+import json, sys
+import tlray
+summary = tlray.train(tlray.TrainConfig(**json.loads(sys.argv[1])))
+test = summary.metrics["test"]["accuracy"]
+print(json.dumps({"seconds": summary.seconds, "test": test, "loss": [record["loss"] for record in summary.history]}))
+"""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What both sides are told."""
+    """What all sides are told."""
 
     data: str
     """Class folders to train on."""
@@ -37,111 +47,99 @@ class Options:
     image_size: int = 299
     head_epochs: int = 5
     finetune_epochs: int = 5
-    lr_finetune: float = 1e-3
+    lr_finetune: float = 1e-4
     """Rate of phase 2, SGD with momentum 0.9."""
-    global_batch: int = 32
+    global_batch: int = 64
     num_workers: int = 2
-    seed: int = 0
-    only: Literal["both", "tlray", "keras"] = "both"
+    seeds: tuple[int, ...] = (0,)
+    sides: tuple[str, ...] = ("generator", "tf.data", "views 5", "views 2", "hit 2")
+    precisions: tuple[Literal["auto", "float32", "bfloat16"], ...] = ("auto",)
+    """Of tlray's runs; give float32 and bfloat16 to see both."""
     json: str | None = None
     """Write the table here too."""
 
 
-def run_tlray(options: Options) -> dict[str, float]:
-    """The `tlray train` command."""
-    with tempfile.TemporaryDirectory() as folder:
-        bundle = Path(folder, "bundle")
-        command = [sys.executable, "-m", "tlray", "train", "--data", options.data, "--test-data", options.test_data]
-        command += ["--output", str(bundle), "--weights", options.weights, "--backbone", options.backbone]
-        command += ["--image-size", str(options.image_size), "--num-workers", str(options.num_workers)]
-        command += ["--batch-size", str(options.global_batch // options.num_workers), "--seed", str(options.seed)]
-        command += ["--head-epochs", str(options.head_epochs), "--finetune-epochs", str(options.finetune_epochs)]
-        command += ["--lr-finetune", str(options.lr_finetune)]
-        began = time.monotonic()
-        subprocess.run(command, check=True)
-        seconds = time.monotonic() - began
-        metrics = json.loads((bundle / "bundle.json").read_text())["metrics"]
-    validation, test = metrics["validation"]["accuracy"], metrics["test"]["accuracy"]
-    return {"seconds": seconds, "validation": validation, "test": test}
+def run_keras(options: Options, form: str, seed: int) -> dict[str, Any]:
+    """One run of `plain_keras.py`."""
+    command = [sys.executable, str(Path(__file__).with_name("plain_keras.py")), "--form", form, "--seed", str(seed)]
+    for name in ("data", "test_data", "weights", "backbone", "image_size", "head_epochs", "finetune_epochs"):
+        command += ["--" + name.replace("_", "-"), str(getattr(options, name))]
+    command += ["--lr-finetune", str(options.lr_finetune), "--global-batch", str(options.global_batch)]
+    return run_process(command)
 
 
-def run_keras(options: Options) -> dict[str, float]:
-    """What a Keras user writes: ImageDataGenerator, compile, fit, unfreeze, compile, fit."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    began = time.monotonic()
-    import keras
-    from keras.src.legacy.preprocessing.image import ImageDataGenerator
-
-    from tlray.backbones import BACKBONES
-    from tlray.training.schedule import choose_validation
-
-    keras.utils.set_random_seed(options.seed)
-    size = (options.image_size, options.image_size)
-    flow = {
-        "target_size": size,
-        "interpolation": "bilinear",
-        "class_mode": "sparse",
-        "batch_size": options.global_batch,
+def run_tlray(options: Options, views: int, precision: str, seed: int, folder: Path, name: str) -> dict[str, Any]:
+    """One training in a process of its own."""
+    config = {
+        "data": options.data,
+        "test_data": options.test_data,
+        "output": str(folder / f"bundle-{name}-{precision}-{seed}".replace(" ", "-")),
+        "weights": options.weights,
+        "backbone": options.backbone,
+        "image_size": options.image_size,
+        "head_epochs": options.head_epochs,
+        "finetune_epochs": options.finetune_epochs,
+        "lr_finetune": options.lr_finetune,
+        "num_workers": options.num_workers,
+        "batch_size": options.global_batch // options.num_workers,
+        "seed": seed,
+        "views": views,
+        "precision": precision,
+        "val_fraction": 0.0,
+        "cache": "on",
+        "cache_dir": str(folder / f"cache-{views}"),
     }
-    with tempfile.TemporaryDirectory() as folder:
-        _link_split(Path(options.data), Path(folder), choose_validation)
-        scale = {"preprocessing_function": lambda image: image / 127.5 - 1.0}
-        augmented = ImageDataGenerator(shear_range=10, zoom_range=0.2, horizontal_flip=True, **scale)
-        plain = ImageDataGenerator(**scale)
-        training = augmented.flow_from_directory(f"{folder}/train", seed=options.seed, **flow)
-        validation = plain.flow_from_directory(f"{folder}/val", shuffle=False, **flow)
-        test = plain.flow_from_directory(options.test_data, shuffle=False, **flow)
-        entry = BACKBONES[options.backbone]
-        base = getattr(keras.applications, entry.keras_name)(
-            include_top=False, weights=options.weights, input_shape=(*size, 3)
-        )
-        base.trainable = False
-        inputs = keras.Input((*size, 3))
-        features = keras.layers.GlobalAveragePooling2D()(base(inputs, training=False))
-        features = keras.layers.Dense(1024, activation="relu")(features)
-        outputs = keras.layers.Dense(training.num_classes, activation="softmax")(features)
-        model = keras.Model(inputs, outputs)
-        keep = keras.callbacks.ModelCheckpoint(
-            f"{folder}/best.weights.h5", monitor="val_accuracy", save_best_only=True, save_weights_only=True
-        )
-        fit = {"validation_data": validation, "callbacks": [keep], "verbose": 2}
-        loss = "sparse_categorical_crossentropy"
-        model.compile(keras.optimizers.RMSprop(1e-3), loss, metrics=["accuracy"])
-        model.fit(training, epochs=options.head_epochs, **fit)
-        base.trainable = True
-        opened = {id(layer) for layer in entry.list_open_layers(base, entry.default_boundary)}
-        for layer in base.layers:
-            layer.trainable = id(layer) in opened and not isinstance(layer, keras.layers.BatchNormalization)
-        model.compile(keras.optimizers.SGD(options.lr_finetune, momentum=0.9), loss, metrics=["accuracy"])
-        model.fit(training, epochs=options.finetune_epochs, **fit)
-        model.load_weights(f"{folder}/best.weights.h5")
-        best = model.evaluate(validation, verbose=0)[1]
-        tested = model.evaluate(test, verbose=0)[1]
-    return {"seconds": time.monotonic() - began, "validation": float(best), "test": float(tested)}
+    return run_process([sys.executable, "-c", RUN_TLRAY, json.dumps(config)])
 
 
-def _link_split(data: Path, folder: Path, choose_validation: object) -> None:
-    """tlray's own split by content hash, as two trees of links."""
-    paths = sorted(path for path in data.glob("*/*") if path.is_file())
-    names = sorted({path.parent.name for path in paths})
-    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
-    labels = np.array([names.index(path.parent.name) for path in paths], np.int32)
-    chosen = choose_validation(digests, labels, 0.15)  # type: ignore[operator]
-    for path, kept in zip(paths, chosen, strict=True):
-        target = folder / ("val" if kept else "train") / path.parent.name / path.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.symlink_to(path.resolve())
+def run_process(command: list[str]) -> dict[str, Any]:
+    """Run to the end; the last line is the result, to which the whole wall time is added."""
+    began = time.monotonic()
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ})
+    wall_s = time.monotonic() - began
+    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    # importing and leaving Python are start-up too
+    result["seconds"]["start-up"] += wall_s - sum(result["seconds"].values())
+    return {**result, "wall": wall_s}
 
 
 def main(options: Options) -> None:
-    """Run both, print the table."""
-    sides = {"tlray": run_tlray, "keras": run_keras}
-    table = {name: run(options) for name, run in sides.items() if options.only in ("both", name)}
-    print(f"\n{'':<8}{'seconds':>10}{'validation':>12}{'test':>8}")
-    for name, row in table.items():
-        print(f"{name:<8}{row['seconds']:>10.1f}{row['validation']:>12.4f}{row['test']:>8.4f}")
+    """Run all sides, print the table."""
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as root:
+        for seed in options.seeds:
+            for side in options.sides:
+                kind, _, number = side.partition(" ")
+                if kind in ("generator", "tf.data"):
+                    rows.append({"side": f"keras {side}", "seed": seed, **run_keras(options, side, seed)})
+                else:
+                    for precision in options.precisions:
+                        result = run_tlray(options, int(number), precision, seed, Path(root), side)
+                        rows.append({"side": f"tlray {side} {precision}", "seed": seed, **result})
+                print(f"{rows[-1]['side']}, seed {seed}: {rows[-1]['wall']:.0f} s", file=sys.stderr, flush=True)
+    print_table(rows)
     if options.json:
-        Path(options.json).write_text(json.dumps({"options": vars(options), "results": table}, indent=2) + "\n")
+        Path(options.json).write_text(json.dumps({"options": vars(options), "results": rows}, indent=2) + "\n")
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """Means over seeds; ratios to the faster plain Keras, whole and past start-up."""
+    means: dict[str, dict[str, float]] = {}
+    for side in dict.fromkeys(row["side"] for row in rows):
+        mine = [row for row in rows if row["side"] == side]
+        values = {stage: sum(row["seconds"].get(stage, 0.0) for row in mine) / len(mine) for stage in STAGES}
+        values |= {name: sum(row[name] for row in mine) / len(mine) for name in ("wall", "test")}
+        values["past"] = values["wall"] - values["start-up"]
+        means[side] = values
+    keras = [values for side, values in means.items() if side.startswith("keras")]
+    best = min(keras, key=lambda values: values["wall"]) if keras else None
+    headings = [*STAGES, "wall", "ratio", "past s-up", "ratio", "test"]
+    print(f"{'':<24}" + "".join(f"{heading:>12}" for heading in headings))
+    for side, values in means.items():
+        ratios = [values[name] / best[name] if best else float("nan") for name in ("wall", "past")]
+        numbers = [*(values[stage] for stage in STAGES), values["wall"], ratios[0], values["past"], ratios[1]]
+        cells = [f"{number:>12.2f}" if number < 10 else f"{number:>12.1f}" for number in numbers]
+        print(f"{side:<24}" + "".join(cells) + f"{values['test']:>12.3f}")
 
 
 if __name__ == "__main__":
