@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -418,7 +419,7 @@ class _Faults:
             self.add(f"{_flag(name)} takes {low:,} to {high:,}; got {value}")
 
     def check_positive(self, name: str, value: float) -> None:
-        if not 0 < value <= 1e6:
+        if not 0 < value < math.inf:
             self.add(f"{_flag(name)} takes a number above 0; got {value}")
 
     def check_uri(self, name: str, value: str | None) -> None:

@@ -61,7 +61,7 @@ class Engine:
 
 
 def freeze(call: Callable[..., Any], variables: Iterable[Any], *specs: tf.TensorSpec) -> Any:
-    """Trace `call` on tensors of these specs with every one of the Keras variables written into the graph as a constant.
+    """Trace `call` on tensors of these specs, with every one of the Keras variables as a constant in the graph.
 
     Freezing a traced graph afterwards would do the same, but takes longer than tracing it.
 
