@@ -68,6 +68,9 @@ def train(config: TrainConfig) -> TrainSummary:
     output = storage.resolve(config.output)
     manifest = _read_existing(output)
     storage.check_writable(output)
+    for option, uri in (("--cache-dir", config.cache_dir), ("--storage-path", config.storage_path)):
+        if uri is not None:
+            storage.check_writable(storage.resolve(uri), option)
     images = list_images(config)
     asked = {**describe(config), "images_fingerprint": images.fingerprint}
     if manifest is not None:
