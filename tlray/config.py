@@ -197,7 +197,7 @@ class TrainConfig(RunConfig, LimitsConfig):
     """Seconds that a worker waits for the others inside one step before it gives up."""
 
     mlflow_uri: str | None = None
-    """MLflow tracking server or folder to log parameters and epochs to (pip install 'tlray[mlflow]')."""
+    """MLflow tracking server to log parameters and epochs to (pip install 'tlray[mlflow]')."""
 
     @property
     def resolved_image_size(self) -> int:
@@ -398,6 +398,17 @@ class DemoConfig:
 def describe(config: TrainConfig | PredictConfig | EvaluateConfig) -> dict[str, Any]:
     """What of a config decides the result, as plain JSON values; where and how loudly it runs is left out."""
     return {name: value for name, value in asdict(config).items() if name not in _PLACES}
+
+
+def resolve(config: TrainConfig) -> dict[str, Any]:
+    """Values that a config leaves to defaults which depend on others."""
+    return {
+        "image_size": config.resolved_image_size,
+        "finetune_from": config.resolved_finetune_from,
+        "lr_head": config.resolved_lr_head,
+        "lr_finetune": config.resolved_lr_finetune,
+        "views": config.resolved_views,
+    }
 
 
 def describe_run(config: TrainConfig) -> dict[str, Any]:

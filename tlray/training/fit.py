@@ -15,7 +15,7 @@ import numpy as np
 from tlray import bundle, storage
 from tlray.augment import Augmentation
 from tlray.backbones import BACKBONES
-from tlray.config import TrainConfig, describe
+from tlray.config import TrainConfig, describe, resolve
 from tlray.errors import OutputError
 from tlray.progress import say
 from tlray.training.dataset import Images, Roles, assign_roles, list_images
@@ -105,7 +105,7 @@ def train(config: TrainConfig) -> TrainSummary:
         architecture=outcome.model["architecture"],
         classes=images.classes,
         preprocessing=_describe_preprocessing(config),
-        training={**asked, "counts": counts, "left_out": len(roles.left_out), "resolved": _resolve(config)},
+        training={**asked, "counts": counts, "left_out": len(roles.left_out), "resolved": resolve(config)},
         metrics=metrics,
         history=outcome.history,
     )
@@ -272,22 +272,11 @@ def _measure_stages(stages: dict[str, float], started: float, prefix_s: float, e
     return {name: round(value, 1) for name, value in seconds.items() if value > 0}
 
 
-def _resolve(config: TrainConfig) -> dict[str, Any]:
-    """Values that the config leaves to defaults which depend on others."""
-    return {
-        "image_size": config.resolved_image_size,
-        "finetune_from": config.resolved_finetune_from,
-        "lr_head": config.resolved_lr_head,
-        "lr_finetune": config.resolved_lr_finetune,
-        "views": config.resolved_views,
-    }
-
-
 def _dump_config(config: TrainConfig) -> bytes:
     """The config with its defaults resolved, as a file that `--config` takes."""
     import yaml
 
-    values = {**describe(config), **_resolve(config)}
+    values = {**describe(config), **resolve(config)}
     text: str = yaml.safe_dump({name: _plain(value) for name, value in values.items()}, sort_keys=False)
     return text.encode()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tlray.config import TrainConfig, describe
+from tlray.config import TrainConfig, describe, resolve
 
 if TYPE_CHECKING:
     from tlray.training.fit import TrainSummary
@@ -17,7 +17,7 @@ def log_run(config: TrainConfig, summary: TrainSummary) -> None:
     mlflow.set_tracking_uri(config.mlflow_uri)
     mlflow.set_experiment("tlray")
     with mlflow.start_run(run_name=summary.model_id[:12]):
-        mlflow.log_params(describe(config))
+        mlflow.log_params({**describe(config), **resolve(config)})
         for record in summary.history:
             numbers = {
                 name: value for name, value in record.items() if isinstance(value, int | float) and name != "epoch"
