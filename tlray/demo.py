@@ -145,6 +145,7 @@ def _configure_training(config: DemoConfig, root: Path, weights: str) -> TrainCo
         batchnorm="train",
         finetune_optimizer="adam",
         lr_finetune=1e-3 if scratch else 3e-4,
+        schedule="cosine",
         batch_size=16,
         num_workers=2,
         gpus_per_worker=0,
