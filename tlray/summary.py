@@ -38,7 +38,8 @@ def print_train(summary: TrainSummary) -> None:
     facts.append(("images", ", ".join(f"{count:,} {role}" for role, count in counts.items() if count)))
     if summary.left_out:
         facts.append(("left out", f"{len(summary.left_out):,} images that cannot be decoded"))
-    facts += [(f"phase {number}", text) for number, text in enumerate(_describe_phases(metrics), 1)]
+    numbers = ["1" if name == "head" else "2" for name in metrics["phases"]]
+    facts += [(f"phase {number}", text) for number, text in zip(numbers, _describe_phases(metrics), strict=True)]
     facts.append(("kept", f"epoch {kept['epoch']} (phase {'1' if kept['phase'] == 'head' else '2'}, {kept['phase']})"))
     for role in ("validation", "test"):
         if role in metrics:
