@@ -19,7 +19,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -222,10 +222,10 @@ class Missing:
         total_images: passes, were nothing there.
     """
 
-    works: list[Work] = field(default_factory=list)
-    tail: bool = False
-    images: int = 0
-    total_images: int = 0
+    works: list[Work]
+    tail: bool
+    images: int
+    total_images: int
 
     @property
     def is_empty(self) -> bool:
@@ -443,9 +443,10 @@ class _RunWork:
             places = np.array([place for _, place in views[start : start + at_once]], np.int32)
             for kind, values in self._run(pixels, places, transforms[start : start + at_once]).items():
                 outputs[kind].append(values)
+        joined = {kind: np.concatenate(parts) for kind, parts in outputs.items()}
         for number, (view, kinds) in enumerate(work.needs.items()):
             for kind in kinds:
-                values = np.concatenate(outputs[kind])[number * len(rows) : (number + 1) * len(rows)]
+                values = joined[kind][number * len(rows) : (number + 1) * len(rows)]
                 if not np.isfinite(values).all():
                     raise StoppedError(
                         f"the frozen part answers with numbers that are not finite as {values.dtype}; "
@@ -475,12 +476,8 @@ def _freeze_prefix(prefix: Prefix, weights: bytes | None, uri: str, *, mixed: bo
     outputs = {"pooled": keras.layers.GlobalAveragePooling2D()(base.output)}
     if "activations" in prefix.kinds:
         outputs["activations"] = base.get_layer(prefix.boundary).output
-        tail = cut_tail(base, prefix.boundary)
-        described = json.dumps({"config": tail.config, "positions": tail.positions}).encode()
-        buffer = io.BytesIO()
-        np.savez(buffer, _tail=np.frombuffer(described, np.uint8), **tail.weights)  # type: ignore[arg-type]
         if not storage.exists(storage.join(uri, TAIL)):
-            storage.put(storage.join(uri, TAIL), buffer.getvalue())
+            storage.put(storage.join(uri, TAIL), _dump_tail(cut_tail(base, prefix.boundary)))
     kinds = list(outputs)
     shapes = {kind: list(tensor.shape[1:]) for kind, tensor in outputs.items()}
     record = json.dumps({**prefix.describe(), "shapes": shapes}, indent=2).encode()
@@ -560,6 +557,13 @@ def _measure_shard(shape: Iterable[int] | None, count: int, dtype: str) -> int:
 def _dump_array(values: npt.NDArray[Any]) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, np.ascontiguousarray(values))
+    return buffer.getvalue()
+
+
+def _dump_tail(tail: Any) -> bytes:
+    described = json.dumps({"config": tail.config, "positions": tail.positions}).encode()
+    buffer = io.BytesIO()
+    np.savez(buffer, _tail=np.frombuffer(described, np.uint8), **tail.weights)
     return buffer.getvalue()
 
 

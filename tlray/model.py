@@ -93,7 +93,7 @@ class Tail:
 def cut_tail(base: keras.Model, boundary: str) -> Tail:
     """Take the part after a boundary out of a base."""
     model = keras.Model(base.get_layer(boundary).output, base.output)
-    positions = {layer.name: position for position, layer in enumerate(base.layers)}
+    positions = find_positions(base)
     positions = {layer.name: positions[layer.name] for layer in model.layers if layer.name in positions}
     weights = {
         f"base/{positions[layer.name]}/{variable.name}": np.asarray(variable)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import tempfile
@@ -89,10 +90,12 @@ class Launch:
         self._thread.start()
 
     def close(self) -> None:
-        """Let workers end that wait for a task which will not come."""
+        """Let workers end that wait for a task which will not come, or that Ray Train starts again in vain."""
         import ray
+        import ray.exceptions
 
-        ray.get(self._channel.close.remote())
+        with contextlib.suppress(ray.exceptions.RayError):  # with the channel gone, no worker waits at it
+            ray.get(self._channel.close.remote())
 
     def run(
         self,
@@ -271,7 +274,7 @@ def _choose_golden_rows(rows: npt.NDArray[np.int64], labels: npt.NDArray[np.int3
 
 
 class _Watch:
-    """Runs Ray Train in a thread and shows what arrives meanwhile."""
+    """Shows what the workers send while Ray Train runs in its thread."""
 
     def __init__(self, epochs: int, images_an_epoch: int) -> None:
         self._epochs = epochs
@@ -297,9 +300,7 @@ class _Watch:
                 alive = thread.is_alive()
                 for message in ray.get(channel.drain.remote()):
                     self._take(message.kind, message.body, message.sent, stage)
-                if self._failure is not None:
-                    # Ray Train would try again what cannot succeed
-                    ray.get(channel.close.remote())
+                if self._failure is not None:  # Ray Train would try again what cannot succeed
                     raise self._failure
                 if not alive and self._outcome.model is None:
                     if failures:
@@ -327,7 +328,6 @@ class _Watch:
             outcome.predictions.append(body)
         elif kind == "model":
             outcome.model = body
-            outcome.stages["end"] = sent
         elif kind == "failed":
             self._failure = body["error"]
 

@@ -129,6 +129,7 @@ class Worker:
         if tail is not None:
             network.assign_weights(tail.weights)
         network.open_base(task.finetune_from if phase.name == "finetune" else None)
+        self.evaluate = steps.make_evaluate_step(self.strategy, network)
         self.initial = network.read_weights(opened_only=True)
         network.assign_weights(self.state.weights)
         return network
@@ -144,8 +145,9 @@ class Worker:
         with self.strategy.scope():
             optimizer = make_optimizer(phase.optimizer, steps.RateTable(rates))
             optimizer.build(network.trainable_variables)
-            for variable, value in zip(optimizer.variables, state.slots, strict=False):
-                variable.assign(value)
+            if state.slots:
+                for variable, value in zip(optimizer.variables, state.slots, strict=True):
+                    variable.assign(value)
             # with another number of workers an epoch has another number of steps
             optimizer.iterations.assign(len(done) * num_steps)
         trainer = steps.Trainer(
@@ -153,13 +155,12 @@ class Worker:
         )
         if state.slots:
             trainer.loss_scale = state.loss_scale
-        evaluate = steps.make_evaluate_step(self.strategy, network)
         batches = self._list_batches(phase, state.epoch, phase.epochs - len(done))
         self.speaker.say("stage", {"name": "phase 1" if phase.name == "head" else "phase 2"})
         with contextlib.closing(self._find_source(phase).stream(batches)) as inputs:
             while not self._is_over(phase, done):
                 rate = float(rates[(len(done) + 1) * num_steps - 1])
-                record = self._run_epoch(phase, network, trainer, evaluate, inputs, rate)
+                record = self._run_epoch(phase, network, trainer, inputs, rate)
                 done.append(record)
                 state.history.append(record)
                 self._take_state(network, optimizer, trainer, record)
@@ -175,7 +176,6 @@ class Worker:
         phase: PhasePlan,
         network: Network,
         trainer: Any,
-        evaluate: Any,
         inputs: Iterator[npt.NDArray[Any]],
         learning_rate: float,
     ) -> dict[str, Any]:
@@ -211,7 +211,7 @@ class Worker:
             steps.average_statistics(self.strategy, network)
         steps.check_replicas(self.strategy, network)
         trained_s = time.monotonic() - started
-        val_loss, val_accuracy = self._validate(evaluate, inputs)
+        val_loss, val_accuracy = self._validate(inputs)
         return {
             "phase": phase.name,
             "epoch": epoch + 1,
@@ -275,7 +275,7 @@ class Worker:
     def _cut(self, rows: npt.NDArray[np.int64]) -> Steps:
         return cut_steps(rows, self.rank, self.num_workers, self.task.batch_size)
 
-    def _validate(self, evaluate: Any, inputs: Iterator[npt.NDArray[Any]]) -> tuple[float | None, float | None]:
+    def _validate(self, inputs: Iterator[npt.NDArray[Any]]) -> tuple[float | None, float | None]:
         """Mean cross-entropy and accuracy over all validation rows of all workers; None where there are none."""
         task = self.task
         if len(task.val_rows) == 0:
@@ -283,7 +283,7 @@ class Worker:
         sums = np.zeros(2)
         plan = self._cut(task.val_rows)
         for index, rows in enumerate(plan.rows):
-            probabilities = evaluate(next(inputs)).numpy()
+            probabilities = self.evaluate(next(inputs)).numpy()
             labels, weights = task.labels[rows], plan.weights[index]
             chances = probabilities[np.arange(len(rows)), labels].astype(np.float64)
             sums += [
@@ -301,12 +301,11 @@ class Worker:
         if len(plan.rows) == 0:
             return
         network.assign_weights({**self.initial, **weights})  # where phase 1 won, the base as it was
-        evaluate = steps.make_evaluate_step(self.strategy, network)
         phase = task.phases[-1]
         inputs = self._find_source(phase).stream([Batch("test", 0, rows) for rows in plan.rows])
         for index, rows in enumerate(plan.rows):
             counts = plan.weights[index] > 0
-            probabilities = evaluate(next(inputs)).numpy()
+            probabilities = self.evaluate(next(inputs)).numpy()
             self.speaker.send("predictions", {"rows": rows[counts], "probabilities": probabilities[counts]})
 
 

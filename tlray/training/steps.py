@@ -43,7 +43,6 @@ def make_strategy(collective_timeout_s: float) -> Any:
     return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
 
 
-@keras.saving.register_keras_serializable("tlray")
 class RateTable(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
     """The learning rate of every step, from a table."""
 
@@ -53,10 +52,6 @@ class RateTable(keras.optimizers.schedules.LearningRateSchedule):  # type: ignor
     def __call__(self, step: Any) -> Any:
         """The rate of a step; past the end, the last one."""
         return tf.gather(self._rates, tf.minimum(tf.cast(step, tf.int32), len(self._rates) - 1))
-
-    def get_config(self) -> dict[str, Any]:
-        """The table as a list."""
-        return {"rates": self._rates.tolist()}
 
 
 class Trainer:
