@@ -5,8 +5,9 @@ import pytest
 
 from tlray import storage
 from tlray.config import TrainConfig
-from tlray.features import FeatureSet, _dump_array
+from tlray.features import FeatureSet
 from tlray.precision import choose_precision
+from tlray.prefix import _dump_array
 from tlray.training.frozen import Passes, decide, list_needs
 
 

@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
 from tlray.backbones import BACKBONES, INPUT
-from tlray.errors import ConfigError
+from tlray.checks import SCHEMES, Faults
 from tlray.limits import MAX_BYTES, MAX_PIXELS, PILLOW_MAX_PIXELS
 
 OptimizerName = Literal["rmsprop", "sgd", "adam"]
@@ -31,8 +30,6 @@ _PLACES = {
     "collective_timeout", "mlflow_uri",
 }  # fmt: skip
 _SHARING = {"num_workers", "batch_size", "gpus_per_worker"}
-
-_SCHEMES = "a local path or s3://bucket/prefix"
 
 T = TypeVar("T")
 
@@ -233,7 +230,7 @@ class TrainConfig(RunConfig, LimitsConfig):
     def check(self) -> None:
         """Raise one `ConfigError` naming every value that is not allowed."""
         backbone = BACKBONES[self.backbone]
-        faults = _Faults()
+        faults = Faults()
         for name in ("data", "output", "val_data", "test_data", "cache_dir", "storage_path"):
             faults.check_uri(name, getattr(self, name))
         faults.check_range("val_fraction", self.val_fraction, 0, 0.9)
@@ -277,8 +274,8 @@ class TrainConfig(RunConfig, LimitsConfig):
         faults.check_positive("collective_timeout", self.collective_timeout)
         if self.mlflow_uri is not None and importlib.util.find_spec("mlflow") is None:
             faults.add("--mlflow-uri needs MLflow, which is not installed; pip install 'tlray[mlflow]'")
-        faults.check_run(self)
-        faults.check_limits(self)
+        _check_run(faults, self)
+        _check_limits(faults, self)
         faults.report()
 
 
@@ -307,18 +304,18 @@ class PredictConfig(RunConfig, LimitsConfig):
 
     def check(self) -> None:
         """Raise one `ConfigError` naming every value that is not allowed."""
-        faults = _Faults()
+        faults = Faults()
         for name in ("model", "output"):
             faults.check_uri(name, getattr(self, name))
         if not self.input:
-            faults.add(f"--input takes one or more of: {_SCHEMES}; got nothing")
+            faults.add(f"--input takes one or more of: {SCHEMES}; got nothing")
         for uri in self.input:
             faults.check_uri("input", uri)
         faults.check_range("top_k", self.top_k, 0, 1000)
         faults.check_range("batch_size", self.batch_size, 1, 4096)
         faults.check_range("rows_per_part", self.rows_per_part, 1, 1_000_000)
-        faults.check_run(self)
-        faults.check_limits(self)
+        _check_run(faults, self)
+        _check_limits(faults, self)
         faults.report()
 
 
@@ -341,12 +338,12 @@ class EvaluateConfig(RunConfig, LimitsConfig):
 
     def check(self) -> None:
         """Raise one `ConfigError` naming every value that is not allowed."""
-        faults = _Faults()
+        faults = Faults()
         for name in ("model", "data", "output"):
             faults.check_uri(name, getattr(self, name))
         faults.check_range("batch_size", self.batch_size, 1, 4096)
-        faults.check_run(self)
-        faults.check_limits(self)
+        _check_run(faults, self)
+        _check_limits(faults, self)
         faults.report()
 
 
@@ -362,7 +359,7 @@ class ShowConfig:
 
     def check(self) -> None:
         """Raise a `ConfigError` where the bundle's address is not one."""
-        faults = _Faults()
+        faults = Faults()
         faults.check_uri("bundle", self.bundle)
         faults.report()
 
@@ -385,7 +382,7 @@ class DemoConfig:
 
     def check(self) -> None:
         """Raise one `ConfigError` naming every value that is not allowed."""
-        faults = _Faults()
+        faults = Faults()
         if "://" in self.output:
             faults.add(f"--output takes a local folder; got {self.output!r}")
         if self.weights not in ("imagenet", "none"):
@@ -416,48 +413,13 @@ def describe_run(config: TrainConfig) -> dict[str, Any]:
     return {name: value for name, value in describe(config).items() if name not in _SHARING}
 
 
-class _Faults:
-    """Collects one sentence for each value that is not allowed."""
-
-    def __init__(self) -> None:
-        self._sentences: list[str] = []
-
-    def add(self, sentence: str) -> None:
-        self._sentences.append(sentence)
-
-    def check_range(self, name: str, value: float, low: float, high: float) -> None:
-        if not low <= value <= high:
-            self.add(f"{_flag(name)} takes {low:,} to {high:,}; got {value}")
-
-    def check_positive(self, name: str, value: float) -> None:
-        if not 0 < value < math.inf:
-            self.add(f"{_flag(name)} takes a number above 0; got {value}")
-
-    def check_uri(self, name: str, value: str | None) -> None:
-        if value is None:
-            return
-        scheme, separator, rest = value.partition("://")
-        if not value.strip():
-            self.add(f"{_flag(name)} takes {_SCHEMES}; got an empty string")
-        elif separator and scheme != "s3":
-            self.add(f"{_flag(name)} takes {_SCHEMES}; got the scheme {scheme + '://'!r}")
-        elif separator and not rest.split("/")[0]:
-            self.add(f"{_flag(name)} takes {_SCHEMES}; got {value!r} without a bucket")
-
-    def check_run(self, config: RunConfig) -> None:
-        if config.max_cpus is not None:
-            self.check_range("max_cpus", config.max_cpus, 1, 4096)
-            if config.address is not None:
-                self.add("--max-cpus bounds a local run; it cannot be given with --address")
-
-    def check_limits(self, config: LimitsConfig) -> None:
-        self.check_range("max_bytes", config.max_bytes, 1, 2**31)
-        self.check_range("max_pixels", config.max_pixels, 1, PILLOW_MAX_PIXELS)
-
-    def report(self) -> None:
-        if self._sentences:
-            raise ConfigError(self._sentences)
+def _check_run(faults: Faults, config: RunConfig) -> None:
+    if config.max_cpus is not None:
+        faults.check_range("max_cpus", config.max_cpus, 1, 4096)
+        if config.address is not None:
+            faults.add("--max-cpus bounds a local run; it cannot be given with --address")
 
 
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+def _check_limits(faults: Faults, config: LimitsConfig) -> None:
+    faults.check_range("max_bytes", config.max_bytes, 1, 2**31)
+    faults.check_range("max_pixels", config.max_pixels, 1, PILLOW_MAX_PIXELS)

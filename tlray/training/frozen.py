@@ -13,6 +13,7 @@ from tlray.backbones import BACKBONES, INPUT
 from tlray.config import TrainConfig
 from tlray.errors import StoppedError
 from tlray.features import Cache, Kind, Missing, Prefix
+from tlray.prefix import build
 from tlray.progress import Stage, say
 from tlray.shares import Cluster, share_engines, share_workers
 from tlray.training.dataset import Roles
@@ -66,13 +67,12 @@ def prepare_cache(
     cache = features.plan_cache(root, prefix, roles.rows, roles.digests, augmentation, needs)
     missing = features.find_missing(cache)
     num_bytes = features.estimate_bytes(cache)
-    decision = decide(
-        Passes(count_online(config, roles), missing.images),
-        num_bytes * missing.images // max(1, missing.total_images),
-        features.measure_free_bytes(root),
-    )
+    passes = Passes(count_online(config, roles), missing.images)
     if config.cache == "on":
-        decision = Decision(True, decision.reason)
+        decision = Decision(True, f"as asked for: {_compare(passes)}")
+    else:
+        share = missing.images / max(1, missing.total_images)
+        decision = decide(passes, int(num_bytes * share), features.measure_free_bytes(root))
     say(
         f"feature cache: {'on' if decision.use else 'off'}, {decision.reason}"
         + (f"; about {_format_bytes(num_bytes)} in {cache.uri}" if decision.use else "")
@@ -127,7 +127,11 @@ def decide(passes: Passes, num_bytes: int, free_bytes: int | None) -> Decision:
         return Decision(
             False, f"it would take {_format_bytes(num_bytes)} of the {_format_bytes(free_bytes)} that are free"
         )
-    return Decision(True, f"{passes.missing:,} passes through the base instead of {passes.online:,.0f}")
+    return Decision(True, _compare(passes))
+
+
+def _compare(passes: Passes) -> str:
+    return f"{passes.missing:,} passes through the base instead of {passes.online:,.0f}"
 
 
 def _find_root(config: TrainConfig, cluster: Cluster) -> str | None:
@@ -153,9 +157,7 @@ def _build(config: TrainConfig, cluster: Cluster, cache: Cache, missing: Missing
     storage.check_writable(cache.uri, "--cache-dir")
     first_ready = time.time()
     with Stage("frozen part", missing.images) as stage:
-        for index, done in enumerate(
-            features.build(cache, missing, uris, shares, workers.num_readers, workers.reader_cpus)
-        ):
+        for index, done in enumerate(build(cache, missing, uris, shares, workers.num_readers, workers.reader_cpus)):
             first_ready = done.ready if index == 0 else min(first_ready, done.ready)
             stage.advance(done.images)
     return time.time() - first_ready
