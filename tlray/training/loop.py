@@ -151,7 +151,12 @@ class Worker:
             # with another number of workers an epoch has another number of steps
             optimizer.iterations.assign(len(done) * num_steps)
         trainer = steps.Trainer(
-            self.strategy, network, optimizer, label_smoothing=task.label_smoothing, clip_norm=task.clip_norm
+            self.strategy,
+            network,
+            optimizer,
+            label_smoothing=task.label_smoothing,
+            clip_norm=task.clip_norm,
+            compiled=steps.is_worth_compiling(network, phase.epochs * num_steps),
         )
         if state.slots:
             trainer.loss_scale = state.loss_scale
