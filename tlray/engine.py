@@ -14,7 +14,6 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow reads it while it is imported
 
-import keras
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
@@ -68,6 +67,8 @@ def freeze(call: Callable[..., Any], variables: Iterable[Any], *specs: tf.Tensor
     Returns:
         a function of the same arguments and results.
     """
+    import keras  # not above: an engine that only answers does without its import
+
     values = [(variable, variable.numpy()) for variable in variables]
 
     @tf.function(input_signature=specs, autograph=False)

@@ -19,6 +19,7 @@ from tlray import storage
 from tlray.backbones import BACKBONES
 from tlray.errors import StoppedError
 from tlray.features import PREFIX, TAIL, Cache, FeatureSet, Missing, Prefix, Work
+from tlray.lean import import_keras
 from tlray.shares import EngineShares
 
 _RUN_IMAGES = 16
@@ -113,6 +114,7 @@ class _RunWork:
     def __init__(self, shared: list[Any], uris: list[Any], num_threads: int | None) -> None:
         import ray
 
+        import_keras()
         from tlray.engine import allow_bfloat16, limit_threads
 
         self._cache, self._works = ray.get(shared[0])

@@ -23,6 +23,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras  # noqa: E402
 import tensorflow as tf  # noqa: E402
+from job import Job  # noqa: E402
 
 from tlray.backbones import BACKBONES  # noqa: E402
 
@@ -30,19 +31,10 @@ SHEAR_DEG, ZOOM = 10.0, 0.2
 
 
 @dataclass(frozen=True)
-class Options:
-    """The job."""
+class Options(Job):
+    """How this side does it."""
 
-    data: str
-    test_data: str
-    weights: str
     form: Literal["generator", "tf.data"] = "tf.data"
-    backbone: Literal["inception_v3", "mobilenet_v2"] = "inception_v3"
-    image_size: int = 299
-    head_epochs: int = 5
-    finetune_epochs: int = 5
-    lr_finetune: float = 1e-3
-    global_batch: int = 64
     seed: int = 0
 
 

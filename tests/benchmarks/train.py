@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tyro
+from job import Job
 
 STAGES = ("start-up", "frozen part", "phase 1", "phase 2", "saving")
 
@@ -34,22 +35,9 @@ print(json.dumps({"seconds": summary.seconds, "test": test, "loss": [record["los
 
 
 @dataclass(frozen=True)
-class Options:
-    """What all sides are told."""
+class Options(Job):
+    """What runs beside what."""
 
-    data: str
-    """Class folders to train on."""
-    test_data: str
-    """Class folders to test on."""
-    weights: str
-    """Weights of the base without its top."""
-    backbone: Literal["inception_v3", "mobilenet_v2"] = "inception_v3"
-    image_size: int = 299
-    head_epochs: int = 5
-    finetune_epochs: int = 5
-    lr_finetune: float = 1e-4
-    """Rate of phase 2, SGD with momentum 0.9."""
-    global_batch: int = 64
     num_workers: int = 2
     seeds: tuple[int, ...] = (0,)
     sides: tuple[str, ...] = ("generator", "tf.data", "views 5", "views 2", "hit 2")
@@ -62,24 +50,16 @@ class Options:
 def run_keras(options: Options, form: str, seed: int) -> dict[str, Any]:
     """One run of `plain_keras.py`."""
     command = [sys.executable, str(Path(__file__).with_name("plain_keras.py")), "--form", form, "--seed", str(seed)]
-    for name in ("data", "test_data", "weights", "backbone", "image_size", "head_epochs", "finetune_epochs"):
-        command += ["--" + name.replace("_", "-"), str(getattr(options, name))]
-    command += ["--lr-finetune", str(options.lr_finetune), "--global-batch", str(options.global_batch)]
+    for name, value in options.describe().items():
+        command += ["--" + name.replace("_", "-"), str(value)]
     return run_process(command)
 
 
 def run_tlray(options: Options, views: int, precision: str, seed: int, folder: Path, name: str) -> dict[str, Any]:
     """One training in a process of its own."""
     config = {
-        "data": options.data,
-        "test_data": options.test_data,
+        **{name: value for name, value in options.describe().items() if name != "global_batch"},
         "output": str(folder / f"bundle-{name}-{precision}-{seed}".replace(" ", "-")),
-        "weights": options.weights,
-        "backbone": options.backbone,
-        "image_size": options.image_size,
-        "head_epochs": options.head_epochs,
-        "finetune_epochs": options.finetune_epochs,
-        "lr_finetune": options.lr_finetune,
         "num_workers": options.num_workers,
         "batch_size": options.global_batch // options.num_workers,
         "seed": seed,

@@ -20,6 +20,7 @@ import ray.exceptions
 
 from tlray.bundle import Bundle, unpack
 from tlray.errors import Code
+from tlray.lean import import_tensorflow
 from tlray.limits import Limits
 from tlray.prediction.schema import ANSWER_FIELDS, TOP_FIELDS
 from tlray.reader import OK, read_images
@@ -95,6 +96,7 @@ class Labeller:
         num_threads: int | None,
         top_k: int,
     ) -> None:
+        import_tensorflow()
         from tlray.engine import Engine
 
         self._classes = np.array(classes, object)

@@ -1,6 +1,6 @@
-"""How Ray Train tells TensorFlow's workers of each other: TF_CONFIG, as `TensorflowTrainer` sets it.
+"""Ray Train fitted to tlray: how it tells TensorFlow's workers of each other, and what a local run does without.
 
-`ray.train.tensorflow` does the same, but importing it imports TensorFlow on the driver and again in Ray Train's
+`ray.train.tensorflow` sets TF_CONFIG too, but importing it imports TensorFlow on the driver and in Ray Train's
 controller: 5 to 10 s of a core each that no one uses. It also asks for the legacy Keras.
 """
 
@@ -15,6 +15,21 @@ from typing import Any
 import ray
 import ray.util
 from ray.train.backend import Backend, BackendConfig
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+
+class LocalTrainer(DataParallelTrainer):
+    """Ray Train without two helpers, each a process that takes 3 s of a core to start.
+
+    One hands out Ray Train's own datasets, which tlray does not use; the other clears up behind a controller that died,
+    which the end of a local cluster does too.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        spared = (DatasetsCallback, PlacementGroupCleanerCallback)
+        return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, spared)]
 
 
 @dataclass

@@ -51,9 +51,9 @@ class Channel:
         return self._task
 
     def close(self) -> None:
-        """Tell workers that start from now on to do nothing."""
+        """Tell workers that nothing more is needed of them, also those that Ray Train starts from now on."""
         self._closed = True
 
     def is_closed(self) -> bool:
-        """Whether the driver has given up."""
+        """Whether the driver has all that it needs, or has given up."""
         return self._closed

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
+import numpy.typing as npt
 import ray
 import tensorflow as tf
 
@@ -36,7 +38,7 @@ _SCALAR = tf.compat.v1.SummaryMetadata(
 
 def export_model(
     task: Task, weights: Weights, history: Sequence[dict[str, Any]]
-) -> tuple[dict[str, bytes], dict[str, Any]]:
+) -> tuple[dict[str, npt.NDArray[np.uint8]], dict[str, Any]]:
     """Build the whole network outside of any strategy, on the CPU, in float32, and save it.
 
     Args:
@@ -45,23 +47,25 @@ def export_model(
         history: one record an epoch.
 
     Returns:
-        `model.keras`, `saved_model/...`, `golden/...` and `training/tensorboard/...` by name; and the bundle's
-        `architecture`.
+        `model.keras`, `saved_model/...`, `golden/...` and `training/tensorboard/...` by name, as bytes that Ray
+        can share without a copy; and the bundle's `architecture`.
     """
     keras.config.set_dtype_policy("float32")
     with tf.device("/CPU:0"):
         model = _assemble(task, weights)
         frozen = _freeze(model, task.image_size_px)
-        with tempfile.TemporaryDirectory(prefix="tlray-") as folder:
+        # TensorFlow's first run works for seconds outside of Python's lock, saving inside of it
+        with ThreadPoolExecutor(1) as pool, tempfile.TemporaryDirectory(prefix="tlray-") as folder:
+            golden = pool.submit(_make_golden, frozen, task)
             model.save(Path(folder, "model.keras"))
             _save_for_serving(frozen, Path(folder, "saved_model"))
             _write_tensorboard(history, Path(folder, "training", "tensorboard"))
             files = {
-                path.relative_to(folder).as_posix(): path.read_bytes()
+                path.relative_to(folder).as_posix(): np.fromfile(path, np.uint8)
                 for path in sorted(Path(folder).rglob("*"))
                 if path.is_file()
             }
-        files |= _make_golden(frozen, task)
+            files |= {name: np.frombuffer(data, np.uint8) for name, data in golden.result().items()}
     architecture = {
         "backbone": task.backbone,
         "head_units": list(task.head_units),

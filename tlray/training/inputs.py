@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import ray
-import ray.data
 import ray.exceptions
 
 from tlray import storage
@@ -97,6 +96,8 @@ def _inspect_by_threads(blocks: list[pa.Table], limits: Limits) -> Iterator[pa.T
 
 
 def _inspect_by_ray(blocks: list[pa.Table], limits: Limits) -> Iterator[pa.Table]:
+    import ray.data
+
     dataset = ray.data.from_blocks(blocks).map_batches(
         _inspect_block,
         fn_kwargs={"limits": limits},
@@ -173,6 +174,8 @@ class ImageSource:
             yield item["images"][0]
 
     def _make_dataset(self, rows: npt.NDArray[np.int64]) -> Any:
+        import ray.data  # a training on cached features does without its import
+
         indices = pa.array(range(len(rows)), pa.int64())
         # from_blocks starts no task; ray.data.range and from_arrow start some that want a whole core each, and wait
         # for ever where the workers left less

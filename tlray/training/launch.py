@@ -90,7 +90,7 @@ class Launch:
         self._thread.start()
 
     def close(self) -> None:
-        """Let workers end that wait for a task which will not come, or that Ray Train starts again in vain."""
+        """Let workers end: those that wait for a task or for the driver, or that Ray Train starts again in vain."""
         import ray
         import ray.exceptions
 
@@ -134,7 +134,9 @@ class Launch:
         )
         assert self._thread is not None
         watch = _Watch(config.head_epochs + config.finetune_epochs, sum(counts))
-        return watch.run(self._thread, self._failures, self._channel)
+        outcome = watch.run(self._thread, self._failures, self._channel)
+        self.close()
+        return outcome
 
     def _make_task(
         self,
@@ -201,7 +203,7 @@ class Launch:
         from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
         from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-        from tlray.training.backend import MultiWorkerConfig
+        from tlray.training.backend import LocalTrainer, MultiWorkerConfig
         from tlray.training.task import Setting, run_worker
 
         config, shares = self._config, self.shares
@@ -214,7 +216,8 @@ class Launch:
             num_threads=int(self._cluster.cpus) if self._cluster.local else max(1, int(shares.worker_cpus)),
             collective_timeout_s=config.collective_timeout,
         )
-        return DataParallelTrainer(
+        trainer = LocalTrainer if self._cluster.local else DataParallelTrainer
+        return trainer(
             run_worker,
             train_loop_config={"setting": setting},
             backend_config=MultiWorkerConfig(),
@@ -321,15 +324,28 @@ class _Watch:
             self._say_start(len(outcome.history), body["num_workers"], stage)
         elif kind == "stage":
             outcome.stages.setdefault(body["name"], sent)
+            if body["name"] == "saving":
+                import tlray.pictures  # noqa: F401  # needed next, and this process is idle now
         elif kind == "epoch":
             outcome.history.append(body)
             self._say_epoch(body, stage)
         elif kind == "predictions":
             outcome.predictions.append(body)
         elif kind == "model":
-            outcome.model = body
+            outcome.model = self._fetch_model(body)
         elif kind == "failed":
             self._failure = body["error"]
+
+    def _fetch_model(self, body: dict[str, Any]) -> dict[str, Any] | None:
+        """Its files' bytes; None where their worker has died meanwhile: another one will send them again."""
+        import ray
+        import ray.exceptions
+
+        try:
+            files = ray.get(body["files"][0])
+        except ray.exceptions.RayError:
+            return None
+        return {**body, "files": {name: data.tobytes() for name, data in files.items()}}
 
     def _say_start(self, epochs: int, num_workers: int, stage: Stage) -> None:
         behind = f"behind epoch {epochs}" if epochs else "from the beginning"

@@ -48,6 +48,7 @@ from tlray.training.state import State, load_state, save_state
 from tlray.training.task import PhasePlan, Setting, Task
 
 _PROGRESS_INTERVAL_S = 0.5
+_END_POLL_S = 0.2
 
 
 class Worker:
@@ -86,7 +87,10 @@ class Worker:
 
             self.speaker.say("stage", {"name": "saving"})
             files, architecture = export_model(task, weights, state.history)
-            self.speaker.say("model", {"files": files, "architecture": architecture, "kept": state.best})
+            # behind a reference: the driver reads a few hundred MB where they lie, while this process lives
+            body = {"files": [ray.put(files)], "architecture": architecture, "kept": state.best}
+            self.speaker.say("model", body)
+            self.speaker.wait_for_end()
 
     def _find_state(self) -> State:
         """The run's latest state; rank 0 decides which, so that all go on from the same."""
@@ -333,6 +337,11 @@ class _Speaker:
     def say(self, kind: str, body: dict[str, Any]) -> None:
         if self._rank == 0:
             self.send(kind, body)
+
+    def wait_for_end(self) -> None:
+        """Until the driver has all that it needs."""
+        while not ray.get(self._channel.is_closed.remote()):
+            time.sleep(_END_POLL_S)
 
     def send(self, kind: str, body: dict[str, Any]) -> None:
         ray.get(self._channel.send.remote(Message(kind, body, time.time())))

@@ -14,6 +14,7 @@ import ray
 from tlray.augment import Augmentation
 from tlray.errors import TlrayError
 from tlray.features import Cache
+from tlray.lean import import_keras
 from tlray.precision import Precision
 from tlray.training.channel import Message
 from tlray.training.inputs import ImageSource
@@ -122,6 +123,7 @@ def run_worker(config: dict[str, Any]) -> None:
     setting: Setting = config["setting"]
     if ray.get(setting.channel.is_closed.remote()):
         return  # the driver has given up; Ray Train tried again only because it does not know
+    import_keras()
     from tlray.training.loop import Worker  # TensorFlow, which a worker with nothing to do need not wait for
 
     worker = Worker(setting)
