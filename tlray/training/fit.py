@@ -144,6 +144,7 @@ def _run(
     from tlray.limits import Limits
     from tlray.training.frozen import prepare_cache
     from tlray.training.launch import Launch
+    from tlray.training.task import make_task
 
     launch = Launch(config, cluster, checkpoints)
     if launch.may_start_early:
@@ -164,7 +165,9 @@ def _run(
     )
     try:
         cache, prefix_s = prepare_cache(config, cluster, roles, prefix, uris, augmentation)
-        outcome = launch.run(
+        task = make_task(
+            config,
+            launch.shares,
             images,
             roles,
             precision=precision,
@@ -173,6 +176,7 @@ def _run(
             uris=uris,
             base_weights=weights,
         )
+        outcome = launch.run(task)
     except BaseException:
         launch.close()
         raise

@@ -4,29 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
-import tempfile
 import threading
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from tlray import storage
-from tlray.augment import Augmentation
 from tlray.config import TrainConfig, describe_run
 from tlray.errors import StoppedError, TlrayError
-from tlray.features import Cache
-from tlray.limits import Limits
-from tlray.precision import Precision
 from tlray.progress import Stage, say
 from tlray.shares import Cluster, share_workers
-from tlray.training.dataset import Images, Roles
+from tlray.training.dataset import Images
 
-_GOLDEN_CANDIDATES = 16
-_KEEP_BYTES = 8 * 2**30
+if TYPE_CHECKING:
+    from tlray.training.task import Task
+
 _POLL_S = 0.25
 _CONTROLLER_POLL_S = "0.5"
 # a report waits for the controller's next look, 2 s apart by default: longer than an epoch on cached features
@@ -97,103 +88,27 @@ class Launch:
         with contextlib.suppress(ray.exceptions.RayError):  # with the channel gone, no worker waits at it
             ray.get(self._channel.close.remote())
 
-    def run(
-        self,
-        images: Images,
-        roles: Roles,
-        *,
-        precision: Precision,
-        augmentation: Augmentation,
-        cache: Cache | None,
-        uris: Any,
-        base_weights: Any,
-    ) -> Outcome:
+    def run(self, task: Task) -> Outcome:
         """Give the workers their task and watch until the model is there.
-
-        Args:
-            images, roles: what is trained on.
-            precision: of steps.
-            augmentation: of training images.
-            cache: the built feature cache; None for the online road.
-            uris, base_weights: Ray references to every address and to the weights file, None for random weights.
 
         Raises:
             TlrayError: what a worker raised; StoppedError for anything else that ended training.
         """
         import ray
 
-        task = self._make_task(images, roles, precision, augmentation, cache, uris, base_weights)
         if self._thread is None:
             self.start()
         ray.get(self._channel.put_task.remote(task))
-        config = self._config
-        counts = [len(roles.rows[role]) for role in ("train", "val")]
+        counts = [len(rows) for rows in (task.train_rows, task.val_rows)]
         say(
-            f"training on {counts[0]:,} images, validating on {counts[1]:,}; {config.num_workers} workers of "
-            f"{config.batch_size} images a step, on {'GPUs' if self.shares.gpus else 'CPUs'} in {precision.step}"
+            f"training on {counts[0]:,} images, validating on {counts[1]:,}; {self._config.num_workers} workers of "
+            f"{task.batch_size} images a step, on {'GPUs' if self.shares.gpus else 'CPUs'} in {task.precision.step}"
         )
         assert self._thread is not None
-        watch = _Watch(config.head_epochs + config.finetune_epochs, sum(counts))
+        watch = _Watch(sum(phase.epochs for phase in task.phases), sum(counts))
         outcome = watch.run(self._thread, self._failures, self._channel)
         self.close()
         return outcome
-
-    def _make_task(
-        self,
-        images: Images,
-        roles: Roles,
-        precision: Precision,
-        augmentation: Augmentation,
-        cache: Cache | None,
-        uris: Any,
-        base_weights: Any,
-    ) -> Any:
-        from tlray.training.inputs import ImageSource
-        from tlray.training.schedule import weigh_classes
-        from tlray.training.task import Task
-
-        config, shares = self._config, self.shares
-        train_rows, val_rows = roles.rows["train"], roles.rows["val"]
-        num_classes = len(images.classes)
-        return Task(
-            backbone=config.backbone,
-            image_size_px=config.resolved_image_size,
-            head_units=config.head_units,
-            finetune_from=config.resolved_finetune_from,
-            train_batchnorm=config.batchnorm == "train",
-            classes=images.classes,
-            class_weights=(
-                weigh_classes(images.labels[train_rows], num_classes)
-                if config.class_weights == "balanced"
-                else np.ones(num_classes, np.float32)
-            ),
-            phases=_plan_phases(config, cache),
-            batch_size=config.batch_size,
-            augmentation=augmentation,
-            num_views=config.resolved_views,
-            seed=config.seed,
-            precision=precision,
-            label_smoothing=config.label_smoothing,
-            dropout=config.dropout,
-            clip_norm=config.clip_norm,
-            early_stopping=config.early_stopping,
-            labels=images.labels,
-            train_rows=train_rows,
-            val_rows=val_rows,
-            test_rows=roles.rows["test"],
-            golden_rows=_choose_golden_rows(val_rows if len(val_rows) else train_rows, images.labels),
-            base_weights=base_weights,
-            images=ImageSource(
-                uris,
-                config.resolved_image_size,
-                Limits(config.max_bytes, config.max_pixels),
-                shares.num_readers,
-                shares.reader_cpus,
-                keep_in=str(Path(tempfile.gettempdir(), f"tlray-images-{secrets.token_hex(4)}")),
-                keep_bytes=_KEEP_BYTES,
-            ),
-            cache=cache,
-        )
 
     def _make_trainer(self) -> Any:
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _CONTROLLER_POLL_S)
@@ -241,39 +156,6 @@ def name_run(config: TrainConfig, images: Images) -> str:
 
     fingerprint = hash_json({**describe_run(config), "images": images.fingerprint})
     return storage.join(storage.resolve(config.resolved_storage_path), f"run-{fingerprint[:16]}")
-
-
-def _plan_phases(config: TrainConfig, cache: Cache | None) -> tuple[Any, ...]:
-    from tlray.training.task import PhasePlan
-
-    common = {"schedule": config.schedule, "warmup_epochs": config.warmup_epochs}
-    kinds = cache.prefix.kinds if cache is not None else ()
-    head = PhasePlan(
-        "head",
-        config.head_epochs,
-        config.head_optimizer,
-        config.resolved_lr_head,
-        cached="pooled" in kinds,
-        **common,  # type: ignore[arg-type]
-    )
-    finetune = PhasePlan(
-        "finetune",
-        config.finetune_epochs,
-        config.finetune_optimizer,
-        config.resolved_lr_finetune,
-        cached="activations" in kinds,
-        **common,  # type: ignore[arg-type]
-    )
-    return tuple(phase for phase in (head, finetune) if phase.epochs)
-
-
-def _choose_golden_rows(rows: npt.NDArray[np.int64], labels: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
-    """Some rows of every class in turn."""
-    turns = np.zeros(len(rows), np.int64)
-    for label in np.unique(labels[rows]):
-        members = labels[rows] == label
-        turns[members] = np.arange(members.sum())
-    return rows[np.lexsort((labels[rows], turns))][:_GOLDEN_CANDIDATES]
 
 
 class _Watch:

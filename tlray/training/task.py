@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
+import tempfile
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,13 +15,20 @@ import numpy.typing as npt
 import ray
 
 from tlray.augment import Augmentation
+from tlray.config import TrainConfig
 from tlray.errors import TlrayError
 from tlray.features import Cache
 from tlray.lean import import_keras
+from tlray.limits import Limits
 from tlray.precision import Precision
+from tlray.shares import WorkerShares
 from tlray.training.channel import Message
+from tlray.training.dataset import Images, Roles
 from tlray.training.inputs import ImageSource
+from tlray.training.schedule import weigh_classes
 
+_GOLDEN_CANDIDATES = 16
+_KEEP_BYTES = 8 * 2**30
 _TASK_POLL_S = 0.2
 
 
@@ -110,6 +120,101 @@ class Setting:
     checkpoints: str
     num_threads: int
     collective_timeout_s: float
+
+
+def make_task(
+    config: TrainConfig,
+    shares: WorkerShares,
+    images: Images,
+    roles: Roles,
+    *,
+    precision: Precision,
+    augmentation: Augmentation,
+    cache: Cache | None,
+    uris: Any,
+    base_weights: Any,
+) -> Task:
+    """Resolve what workers are told.
+
+    Args:
+        config, images, roles: what is trained, and on what.
+        shares: readers for the online road.
+        precision: of steps.
+        augmentation: of training images.
+        cache: the built feature cache; None for the online road.
+        uris, base_weights: Ray references to every address and to the weights file, None for random weights.
+    """
+    train_rows, val_rows = roles.rows["train"], roles.rows["val"]
+    num_classes = len(images.classes)
+    balanced = config.class_weights == "balanced"
+    return Task(
+        backbone=config.backbone,
+        image_size_px=config.resolved_image_size,
+        head_units=config.head_units,
+        finetune_from=config.resolved_finetune_from,
+        train_batchnorm=config.batchnorm == "train",
+        classes=images.classes,
+        class_weights=(
+            weigh_classes(images.labels[train_rows], num_classes) if balanced else np.ones(num_classes, np.float32)
+        ),
+        phases=_plan_phases(config, cache),
+        batch_size=config.batch_size,
+        augmentation=augmentation,
+        num_views=config.resolved_views,
+        seed=config.seed,
+        precision=precision,
+        label_smoothing=config.label_smoothing,
+        dropout=config.dropout,
+        clip_norm=config.clip_norm,
+        early_stopping=config.early_stopping,
+        labels=images.labels,
+        train_rows=train_rows,
+        val_rows=val_rows,
+        test_rows=roles.rows["test"],
+        golden_rows=_choose_golden_rows(val_rows if len(val_rows) else train_rows, images.labels),
+        base_weights=base_weights,
+        images=ImageSource(
+            uris,
+            config.resolved_image_size,
+            Limits(config.max_bytes, config.max_pixels),
+            shares.num_readers,
+            shares.reader_cpus,
+            keep_in=str(Path(tempfile.gettempdir(), f"tlray-images-{secrets.token_hex(4)}")),
+            keep_bytes=_KEEP_BYTES,
+        ),
+        cache=cache,
+    )
+
+
+def _plan_phases(config: TrainConfig, cache: Cache | None) -> tuple[Any, ...]:
+    common = {"schedule": config.schedule, "warmup_epochs": config.warmup_epochs}
+    kinds = cache.prefix.kinds if cache is not None else ()
+    head = PhasePlan(
+        "head",
+        config.head_epochs,
+        config.head_optimizer,
+        config.resolved_lr_head,
+        cached="pooled" in kinds,
+        **common,  # type: ignore[arg-type]
+    )
+    finetune = PhasePlan(
+        "finetune",
+        config.finetune_epochs,
+        config.finetune_optimizer,
+        config.resolved_lr_finetune,
+        cached="activations" in kinds,
+        **common,  # type: ignore[arg-type]
+    )
+    return tuple(phase for phase in (head, finetune) if phase.epochs)
+
+
+def _choose_golden_rows(rows: npt.NDArray[np.int64], labels: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+    """Some rows of every class in turn."""
+    turns = np.zeros(len(rows), np.int64)
+    for label in np.unique(labels[rows]):
+        members = labels[rows] == label
+        turns[members] = np.arange(members.sum())
+    return rows[np.lexsort((labels[rows], turns))][:_GOLDEN_CANDIDATES]
 
 
 def run_worker(config: dict[str, Any]) -> None:
