@@ -1,12 +1,17 @@
 """Whether the cache is worth it, which views it holds, and reading rows out of it."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from tlray import storage
+from tlray.augment import Augmentation
 from tlray.config import TrainConfig
-from tlray.features import FeatureSet
-from tlray.precision import choose_precision
+from tlray.features import PREFIX, TAIL, FeatureSet, Prefix, find_missing, plan_cache
+from tlray.limits import Limits
+from tlray.precision import Precision, choose_precision
 from tlray.prefix import _dump_array
 from tlray.training.frozen import Passes, decide, list_needs
 
@@ -34,6 +39,52 @@ def test_it_is_used_where_it_saves_passes_and_fits():
     full = decide(Passes(1000.0, 500), 6 * 10**9, 10**10)
     assert not full.use
     assert full.reason == "it would take 6.0 GB of the 10 GB that are free"
+
+
+def test_views_that_another_training_has_stored_are_used(tmp_path):
+    """Whatever the number of views, view v of a row is the same."""
+    few, many = plan_views(tmp_path, 2), plan_views(tmp_path, 5)
+    assert find_missing(many).images == 100
+    store(few)
+    assert find_missing(few).is_empty
+    missing = find_missing(many)
+    assert {view for work in missing.works for view in work.needs} == {2, 3, 4}
+    assert (missing.images, missing.total_images) == (60, 100)
+    store(many)
+    assert find_missing(many).is_empty
+    assert find_missing(few).is_empty
+
+
+def test_features_of_another_prefix_or_size_count_as_missing(tmp_path):
+    cache = plan_views(tmp_path, 1)
+    store(cache)
+    path = Path(cache.sets["train"].uri, cache.sets["train"].name_shard("pooled", 0, 0))
+    path.write_bytes(path.read_bytes()[:-1])
+    assert find_missing(cache).images == 8
+    described = json.loads(Path(cache.uri, PREFIX).read_text())
+    Path(cache.uri, PREFIX).write_text(json.dumps({**described, "weights_sha256": "other"}))
+    assert find_missing(cache).images == 20
+
+
+def plan_views(root, num_views):
+    prefix = Prefix("mobilenet_v2", 48, "block_12_add", None, "w", 0, Precision("float32", "float32"), Limits())
+    rows = {"train": np.arange(20), "val": np.arange(0), "test": np.arange(0)}
+    digests = [f"{row:064x}" for row in range(20)]
+    needs = dict.fromkeys(range(num_views), ("pooled",))
+    return plan_cache(str(root), prefix, rows, digests, Augmentation(10.0, 0.2, True, 0), needs)
+
+
+def store(cache):
+    """What a build would: files of the right size."""
+    shapes = {"pooled": [3], "activations": [1, 1, 2]}
+    storage.put(storage.join(cache.uri, PREFIX), json.dumps({**cache.prefix.describe(), "shapes": shapes}).encode())
+    storage.put(storage.join(cache.uri, TAIL), b"tail")
+    features = cache.sets["train"]
+    for view in features.needs:
+        for shard in range(features.num_shards):
+            values = np.zeros((len(features.slice_shard(shard)), 3), np.float32)
+            name = features.name_shard("pooled", view, shard)
+            storage.put(storage.join(features.uri, name), _dump_array(values))
 
 
 @pytest.mark.parametrize("shape", [(7,), (2, 3, 4)])

@@ -15,6 +15,7 @@ ROOT = "s3://tlray-test"
 def trained_on_s3(bucket):
     address = f"{ROOT}/models/first"
     options = ["--data", f"{ROOT}/digits/train", "--test-data", f"{ROOT}/digits/test", "--output", address]
+    options += ["--cache", "on", "--cache-dir", f"{ROOT}/cache", "--views", "1"]
     run_tlray("train", *options, *TRAIN_OPTIONS)
     return address
 
@@ -38,6 +39,12 @@ def test_training_and_labelling_through_s3_give_the_local_classes(trained_on_s3,
     }
     assert len(local) == 15
     assert remote == local
+
+
+def test_features_are_cached_on_s3_and_read_by_range(trained_on_s3, bucket):
+    listed = bucket.list_objects_v2(Bucket="tlray-test", Prefix="cache/mobilenet_v2-")["Contents"]
+    names = [item["Key"].rpartition("/")[2].partition("-")[0] for item in listed]
+    assert {"pooled", "activations", "prefix.json", "tail.npz"} <= set(names)
 
 
 def test_a_bundle_on_s3_is_used_from_anywhere(trained_on_s3, bucket, digits):

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+import yaml
 
 from tests.entry.conftest import PRETRAINED, TRAIN_OPTIONS, read_manifest, run_tlray
 
@@ -55,6 +56,27 @@ def test_the_same_command_again_does_nothing(bundle, digits):
     assert (bundle / "bundle.json").stat().st_mtime_ns == before
     refused = run_tlray("train", *options, *TRAIN_OPTIONS, "--seed", "4", expect=2)
     assert "differing: seed" in refused
+
+
+def test_all_options_of_a_trainer_work_together(digits, damaged, tmp_path):
+    bundle = tmp_path / "bundle"
+    run_tlray(
+        "train", "--data", str(digits / "train"), "--output", str(bundle), "--backbone", "mobilenet_v2",
+        "--weights", "none", "--image-size", "48", "--head-units", "16", "--num-workers", "2", "--batch-size", "8",
+        "--head-epochs", "2", "--finetune-epochs", "2", "--precision", "bfloat16", "--early-stopping", "2",
+        "--class-weights", "balanced", "--schedule", "cosine", "--warmup-epochs", "0.5", "--label-smoothing", "0.1",
+        "--dropout", "0.3", "--clip-norm", "1",
+    )  # fmt: skip
+    config = yaml.safe_load((bundle / "training" / "config.yaml").read_text())
+    assert (config["precision"], config["class_weights"], config["dropout"]) == ("bfloat16", "balanced", 0.3)
+    history = json.loads((bundle / "training" / "history.json").read_text())
+    assert [record["phase"] for record in history] == ["head", "head", "finetune", "finetune"]
+    for first, second in (history[:2], history[2:]):  # the cosine has come down to its end
+        assert second["learning_rate"] < first["learning_rate"] / 2
+    assert all(0 < record["loss"] < 10 for record in history)
+    events = sorted(path.parent.name for path in (bundle / "training" / "tensorboard").rglob("events.*"))
+    assert events == ["train", "validation"]
+    assert (bundle / "training" / "learning_curve.png").stat().st_size > 1000
 
 
 def test_show_prints_it_readably(bundle):

@@ -65,6 +65,7 @@ def test_a_workers_memory_does_not_grow_with_the_images(tmp_path):
             Image.fromarray(generator.integers(0, 255, (96, 96, 3), np.uint8)).save(path)
         options = [*BASE_OPTIONS, "--image-size", "96", "--num-workers", "2", "--batch-size", "16", "--cache", "on"]
         options += ["--head-epochs", "1", "--finetune-epochs", "2", "--views", "1", "--val-fraction", "0"]
+        options += ["--finetune-from", "block_2_add"]  # 221 MB of activations at 4,000 images
         watched = Watched("train", "--data", str(data), "--output", str(tmp_path / f"bundle-{count}"), *options)
         watched.wait_for("epoch 3/3 (finetune)", timeout_s=900)
         peaks.append(max(watched.read_peak_bytes(pid) for pid in watched.find_workers()))
