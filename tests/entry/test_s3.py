@@ -15,7 +15,7 @@ ROOT = "s3://tlray-test"
 def trained_on_s3(bucket):
     address = f"{ROOT}/models/first"
     options = ["--data", f"{ROOT}/digits/train", "--test-data", f"{ROOT}/digits/test", "--output", address]
-    options += ["--cache", "on", "--cache-dir", f"{ROOT}/cache", "--views", "1"]
+    options += ["--cache", "on", "--cache-dir", f"{ROOT}/cache"]
     run_tlray("train", *options, *TRAIN_OPTIONS)
     return address
 
