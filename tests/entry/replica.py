@@ -18,10 +18,19 @@ import tensorflow as tf  # noqa: E402
 
 from tlray.engine import limit_threads  # noqa: E402
 from tlray.errors import StoppedError  # noqa: E402
-from tlray.model import Network, build_base, build_head, find_positions, make_optimizer  # noqa: E402
+from tlray.model import (  # noqa: E402
+    Network,
+    build_base,
+    build_head,
+    build_tail,
+    cut_tail,
+    find_positions,
+    make_optimizer,
+)
 from tlray.training.steps import Trainer, average_statistics, check_replicas, make_strategy  # noqa: E402
 
 SIZE, GLOBAL_BATCH, STEPS = 48, 8, 3
+BOUNDARY = "block_12_add"
 
 limit_threads(1)
 live = mode == "live"
@@ -31,11 +40,24 @@ if mode == "half":
 with strategy.scope():
     base = build_base("mobilenet_v2", SIZE, weights=None, seed=5, train_batchnorm=live)
     head = build_head("mobilenet_v2", (16,), 3, seed=5)
-    network = Network("mobilenet_v2", "pixels", base, find_positions(base), head, train_batchnorm=live)
+    if mode == "compiled":  # as over cached features
+        tail = cut_tail(base, BOUNDARY)
+        network = Network("mobilenet_v2", "activations", build_tail(tail), tail.positions, head, train_batchnorm=False)
+    else:
+        network = Network("mobilenet_v2", "pixels", base, find_positions(base), head, train_batchnorm=live)
     network.open_base("input")
     optimizer = make_optimizer("sgd", 1e-2)
     optimizer.build(network.trainable_variables)
-trainer = Trainer(strategy, network, optimizer, label_smoothing=0.1, clip_norm=0.5 if mode == "clipped" else None)
+if mode == "compiled":
+    network.assign_weights(tail.weights)
+trainer = Trainer(
+    strategy,
+    network,
+    optimizer,
+    label_smoothing=0.1,
+    clip_norm=0.5 if mode == "clipped" else None,
+    compiled=mode == "compiled",
+)
 
 random = np.random.default_rng(0)
 share = slice(rank * GLOBAL_BATCH // workers, (rank + 1) * GLOBAL_BATCH // workers)
@@ -46,6 +68,8 @@ for index in range(STEPS):
     weights = np.ones(GLOBAL_BATCH, np.float32)
     weights[GLOBAL_BATCH - index :] = 0  # the padding of a last step
     transforms = np.tile(np.array([1, 0, 0, 0, 1, 0, 0, 0], np.float32), (GLOBAL_BATCH, 1))
+    if mode == "compiled":
+        images = random.random((GLOBAL_BATCH, *base.get_layer(BOUNDARY).output.shape[1:]), np.float32)
     batch = {"inputs": images, "labels": labels, "weights": weights, "counts": weights, "transforms": transforms}
     batch = {name: array[share] for name, array in batch.items()}
     losses.append(float(trainer.step({**batch, "total": weights.sum()})[0]))
