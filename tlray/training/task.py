@@ -186,26 +186,17 @@ def make_task(
     )
 
 
-def _plan_phases(config: TrainConfig, cache: Cache | None) -> tuple[Any, ...]:
-    common = {"schedule": config.schedule, "warmup_epochs": config.warmup_epochs}
+def _plan_phases(config: TrainConfig, cache: Cache | None) -> tuple[PhasePlan, ...]:
     kinds = cache.prefix.kinds if cache is not None else ()
-    head = PhasePlan(
-        "head",
-        config.head_epochs,
-        config.head_optimizer,
-        config.resolved_lr_head,
-        cached="pooled" in kinds,
-        **common,  # type: ignore[arg-type]
+    phases = (
+        ("head", config.head_epochs, config.head_optimizer, config.resolved_lr_head, "pooled"),
+        ("finetune", config.finetune_epochs, config.finetune_optimizer, config.resolved_lr_finetune, "activations"),
     )
-    finetune = PhasePlan(
-        "finetune",
-        config.finetune_epochs,
-        config.finetune_optimizer,
-        config.resolved_lr_finetune,
-        cached="activations" in kinds,
-        **common,  # type: ignore[arg-type]
+    return tuple(
+        PhasePlan(name, epochs, optimizer, rate, config.schedule, config.warmup_epochs, cached=kind in kinds)
+        for name, epochs, optimizer, rate, kind in phases
+        if epochs
     )
-    return tuple(phase for phase in (head, finetune) if phase.epochs)
 
 
 def _choose_golden_rows(rows: npt.NDArray[np.int64], labels: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
