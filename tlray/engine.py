@@ -67,7 +67,7 @@ def freeze(call: Callable[..., Any], variables: Iterable[Any], *specs: tf.Tensor
     Returns:
         a function of the same arguments and results.
     """
-    import keras  # not above: an engine that only answers does without its import
+    import keras  # not above: a process that only answers, see lean.py, does without it
 
     values = [(variable, variable.numpy()) for variable in variables]
 
