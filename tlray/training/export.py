@@ -137,7 +137,8 @@ def _make_golden(frozen: Any, task: Task) -> dict[str, bytes]:
     margins = np.empty(0, np.float32)
     while len(answers) < len(read) and (margins >= GOLDEN_MARGIN).sum() < GOLDEN_IMAGES:
         pixels = np.stack([pixels for _, _, pixels in read[len(answers) : len(answers) + GOLDEN_IMAGES]])
-        answers = np.concatenate([answers, frozen(tf.constant(pixels)).numpy()])
+        with tf.device("/CPU:0"):  # a device holds for one thread, and this one is the pool's
+            answers = np.concatenate([answers, frozen(tf.constant(pixels)).numpy()])
         ordered = np.sort(answers, axis=1)
         margins = ordered[:, -1] - ordered[:, -2]
     # a model that is sure of nothing still gets one image to be compared by
