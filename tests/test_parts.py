@@ -6,48 +6,75 @@ import pyarrow.parquet as pq
 import pytest
 
 from tlray.errors import StoppedError
-from tlray.prediction.parts import PartWriter, find_parts, get_row_ids
-from tlray.prediction.run import _Watch
+from tlray.prediction.parts import PartWriter, find_parts, get_row_ids, make_schema
+from tlray.prediction.rowset import RowSet
 from tlray.prediction.schema import ANSWER_FIELDS
+from tlray.prediction.watch import Failures, Reach
 
 BUNDLE = SimpleNamespace(model_id="m" * 64, classes=("a", "b"), preprocessing_fingerprint="f")
+SCHEMA = make_schema(BUNDLE, "run", [], top_k=0)
 
 
-def make_plan(count):
-    return pa.table({"row_id": range(count), "uri": [f"/x/{index}.jpg" for index in range(count)]})
+class MemoryPlan:
+    def __init__(self, count):
+        self.num_rows = count
+
+    def read(self, first, count):
+        rows = range(first, min(first + count, self.num_rows))
+        return pa.table({"row_id": list(rows), "uri": [f"/x/{row}.jpg" for row in rows]})
 
 
-def make_answers(row_ids):
+def make_answers(row_ids, status="ok", bad=3):
     count = len(row_ids)
     columns = {
         "row_id": list(row_ids),
-        "status": ["EMPTY" if row == 3 else "ok" for row in row_ids],
+        "status": ["EMPTY" if row == bad else status for row in row_ids],
         "error": [None] * count,
         "predicted_index": [0] * count,
         "class_name": ["a"] * count,
         "probability": [0.5] * count,
         "width": [1] * count,
         "height": [1] * count,
+        "retries": [0] * count,
     }
     return pa.table({field.name: pa.array(columns[field.name], field.type) for field in ANSWER_FIELDS})
 
 
-def write_all(output, order, rows_per_part=4, count=10):
-    writer = PartWriter(str(output), make_plan(count), rows_per_part, BUNDLE, "run", top_k=0)
-    parts = []
-    for start in range(0, count, 3):
-        parts += writer.add(make_answers(order[start : start + 3]))
-    return parts
+def make_writer(output, done=None, count=10, rows_per_part=4):
+    return PartWriter(str(output), MemoryPlan(count), SCHEMA, rows_per_part, done or RowSet(count))
+
+
+def write_all(output, order):
+    writer = make_writer(output)
+    return [part for start in range(0, 10, 3) for part in writer.add(make_answers(order[start : start + 3]))]
+
+
+def read_labels(output):
+    return pq.read_table(output / "labels").sort_by("row_id")
 
 
 def test_answers_in_any_order_give_the_same_parts(tmp_path):
     one = write_all(tmp_path / "one", np.arange(10))
     two = write_all(tmp_path / "two", np.random.default_rng(0).permutation(10))
     assert {(part.name, part.sha256) for part in one} == {(part.name, part.sha256) for part in two}
-    table = pq.read_table(tmp_path / "one" / "labels").sort_by("row_id")
+    table = read_labels(tmp_path / "one")
     assert table["row_id"].to_pylist() == list(range(10))
     assert table["uri"].to_pylist() == [f"/x/{index}.jpg" for index in range(10)]
     assert sum(part.failed_by_code.get("EMPTY", 0) for part in one) == 1
+    assert "retries" not in table.column_names
+
+
+def test_a_second_answer_is_dropped(tmp_path):
+    writer = make_writer(tmp_path)
+    assert not list(writer.add(make_answers([0, 1, 1])))
+    assert not list(writer.add(make_answers([1, 0, 2], status="CORRUPT")))
+    (part,) = writer.add(make_answers([3, 2, 3]))
+    assert read_labels(tmp_path)["status"].to_pylist() == ["ok", "ok", "CORRUPT", "EMPTY"]
+    assert part.rows == 4
+    # and so are all answers for a part that is whole
+    done = RowSet(10)
+    done.add(np.arange(4))
+    assert not list(make_writer(tmp_path, done).add(make_answers([0, 1, 2, 3], status="CORRUPT")))
 
 
 def test_file_metadata_names_the_model(tmp_path):
@@ -63,17 +90,69 @@ def test_only_valid_parts_count_as_done(tmp_path):
     parts = sorted((tmp_path / "labels").iterdir())
     parts[0].write_bytes(parts[0].read_bytes()[:-20])
     (tmp_path / "labels" / ".part.partial").write_bytes(b"x")
-    found = find_parts(str(tmp_path), BUNDLE)
-    assert [list(get_row_ids(part)) for part in found] == [[4, 5, 6, 7], [8, 9]]
-    other = SimpleNamespace(**{**vars(BUNDLE), "model_id": "n" * 64})
-    assert find_parts(str(tmp_path), other) == []
+    found = [part for part, _ in find_parts(str(tmp_path), BUNDLE.model_id)]
+    assert [list(get_row_ids(part.name)) for part in found] == [[4, 5, 6, 7], [8, 9]]
+    assert list(find_parts(str(tmp_path), "n" * 64)) == []
+
+
+def test_rows_are_replaced_inside_a_whole_part(tmp_path):
+    write_all(tmp_path, np.arange(10))
+    done = RowSet(10)
+    done.add(np.array([0, 1, 2, 4, 5, 6, 7, 8, 9]))
+    (part,) = make_writer(tmp_path, done).add(make_answers([3], bad=None))
+    assert part.failed_by_code == {}
+    assert read_labels(tmp_path)["status"].to_pylist() == ["ok"] * 10
+
+
+def test_waiting_answers_survive(tmp_path):
+    writer = make_writer(tmp_path)
+    assert not list(writer.add(make_answers([0, 1, 5])))
+    assert not list(writer.add(make_answers([9], status="TIMEOUT")))
+    writer.save_waiting()
+    again = make_writer(tmp_path)
+    waiting = again.load_waiting()
+    assert waiting["row_id"].to_pylist() == [0, 1, 5]  # what could not be reached is tried again
+    assert not list(again.add(waiting))
+    assert len(list(again.add(make_answers([2, 3])))) == 1
+    again.save_waiting()
+    assert make_writer(tmp_path).load_waiting()["row_id"].to_pylist() == [5]
+    (tmp_path / "_waiting.parquet").write_bytes(b"cut")
+    assert make_writer(tmp_path).load_waiting() is None
 
 
 def test_inputs_out_of_reach_stop_the_run():
-    _Watch(1000).check(["ok", "TIMEOUT"] * 3 + ["EMPTY"] * 500)
+    Reach(1000).check(["ok", "TIMEOUT"] * 3 + ["EMPTY"] * 500)
     with pytest.raises(StoppedError, match="DENIED"):
-        _Watch(1000).check(["DENIED"] * 20)
+        Reach(1000).check(["DENIED"] * 20)
     with pytest.raises(StoppedError, match="DENIED"):
-        _Watch(3).check(["DENIED"] * 3)
+        Reach(3).check(["DENIED"] * 3)
     with pytest.raises(StoppedError, match="THROTTLED"):
-        _Watch(2000).check((["ok"] * 49 + ["THROTTLED"]) * 20)
+        Reach(2000).check((["ok"] * 49 + ["THROTTLED"]) * 20)
+
+
+def test_too_many_failures_stop_the_run():
+    share = Failures(0.1, 100, 0)
+    share.check(["EMPTY"] * 10)
+    share.check(["TIMEOUT"] * 5, final=False)
+    with pytest.raises(StoppedError, match="EMPTY 11"):
+        share.check(["EMPTY"])
+    with pytest.raises(StoppedError, match="--max-failed 2"):
+        Failures(2, 100, 3)
+    Failures(1.0, 3, 0).check(["EMPTY"] * 3)
+
+
+def test_a_row_set_knows_what_is_missing():
+    rng = np.random.default_rng(0)
+    rows = RowSet(1003)
+    there = np.unique(rng.integers(0, 1003, 500))
+    rows.add(there)
+    rows.add(there[:7])
+    assert len(rows) == len(there)
+    gone = np.setdiff1d(np.arange(1003), there)
+    assert np.array_equal(rows.find_missing(0, 5000), gone)
+    for first, count in ((0, 1), (3, 9), (8, 8), (995, 8), (1002, 1)):
+        expected = gone[(gone >= first) & (gone < first + count)]
+        assert np.array_equal(rows.find_missing(first, count), expected)
+    twin = rows.copy()
+    twin.discard(there[:10])
+    assert (len(twin), len(rows)) == (len(there) - 10, len(there))

@@ -2,6 +2,7 @@ import pytest
 
 from tlray import storage
 from tlray.errors import Code, DataError, FetchError, OutputError
+from tlray.storage import local
 
 
 def test_a_put_leaves_the_file_and_nothing_else(tmp_path):
@@ -13,14 +14,14 @@ def test_a_put_leaves_the_file_and_nothing_else(tmp_path):
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path, monkeypatch):
-    real = storage.put
+    real = local.put
 
     def fail(uri, data):
         if uri.endswith("last"):
             raise OutputError("disk full")
         real(uri, data)
 
-    monkeypatch.setattr(storage, "put", fail)
+    monkeypatch.setattr(local, "put", fail)
     with pytest.raises(OutputError):
         storage.put_folder(str(tmp_path / "bundle"), {"a/b": b"1", "last": b"2"}, last="last")
     assert list(tmp_path.iterdir()) == []

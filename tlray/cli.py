@@ -92,6 +92,7 @@ def _run_predict(config: Any) -> int:
     from tlray import storage
     from tlray.summary import print_predict, print_prediction
 
+    storage.configure(config.s3_options)
     if config.output is None:
         files = [storage.resolve(uri) for uri in config.input]
         if len(files) != 1 or not storage.exists(files[0]):
@@ -110,6 +111,23 @@ def _run_predict(config: Any) -> int:
     return summary.exit_code
 
 
+def _run_plan(config: Any) -> int:
+    from tlray.prediction.job import make_plan
+    from tlray.summary import print_plan
+
+    print_plan(make_plan(config))
+    return 0
+
+
+def _run_verify(config: Any) -> int:
+    from tlray.prediction.verify import verify
+    from tlray.summary import print_verify
+
+    summary = verify(config)
+    print_verify(summary)
+    return summary.exit_code
+
+
 def _run_evaluate(config: Any) -> int:
     from tlray.evaluation import evaluate
     from tlray.summary import print_evaluate
@@ -119,9 +137,11 @@ def _run_evaluate(config: Any) -> int:
 
 
 def _run_show(config: Any) -> int:
+    from tlray import storage
     from tlray.bundle import load_bundle
     from tlray.summary import print_bundle
 
+    storage.configure(config.s3_options)
     print_bundle(load_bundle(config.bundle))
     return 0
 
@@ -138,6 +158,8 @@ def _run_demo(config: Any) -> int:
 COMMANDS = {
     "train": Command("TrainConfig", _run_train, "train a classifier on class folders"),
     "predict": Command("PredictConfig", _run_predict, "label images: an archive into Parquet, or one file"),
+    "plan": Command("PlanConfig", _run_plan, "list what predict would label, without labelling"),
+    "verify": Command("VerifyConfig", _run_verify, "prove an output of predict whole"),
     "evaluate": Command("EvaluateConfig", _run_evaluate, "measure a bundle on class folders"),
     "show": Command("ShowConfig", _run_show, "print what a bundle is"),
     "demo": Command("DemoConfig", _run_demo, "train and label handwritten digits, nothing to set up"),

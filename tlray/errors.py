@@ -38,6 +38,10 @@ class Code(StrEnum):
     MODEL_ERROR = "MODEL_ERROR"
 
 
+IN_THE_WAY = frozenset({Code.DENIED, Code.THROTTLED, Code.TIMEOUT})
+"""What lies in the way to an image, rather than in the image: worth another try."""
+
+
 class TlrayError(Exception):
     """Base of every error that tlray raises on purpose."""
 

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tlray import sources, storage
+from tlray import storage
 from tlray.bundle import load_bundle
 from tlray.config import EvaluateConfig
 from tlray.errors import OutputError
 from tlray.pictures import draw_confusion
+from tlray.sources.classes import scan
 
 RESULT = "evaluation.json"
 PICTURE = "confusion.png"
@@ -95,17 +96,18 @@ def evaluate(config: EvaluateConfig) -> EvaluateSummary:
         StoppedError: labelling ended early.
     """
     config.check()
+    storage.configure(config.s3_options)
     opened = load_bundle(config.model)
     output = None if config.output is None else storage.resolve(config.output)
     if output is not None:
         if storage.has_content(output) and not storage.exists(storage.join(output, RESULT)):
             raise OutputError(f"--output {output} already holds something else; give a new folder or prefix")
         storage.check_writable(output)
-    images = sources.scan(storage.resolve(config.data), opened.classes)
+    images = scan(storage.resolve(config.data), opened.classes)
 
     from tlray import runtime
     from tlray.limits import Limits
-    from tlray.prediction.pipeline import label_rows
+    from tlray.prediction.pipeline import label_files
     from tlray.progress import Stage
     from tlray.reader import OK
 
@@ -117,7 +119,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateSummary:
         runtime.connect(config.address, config.max_cpus, verbose=config.verbose) as cluster,
         Stage("evaluate", len(labels)) as stage,
     ):
-        for block in label_rows(images.table.select(["row_id", "uri"]), opened, cluster, limits, config.batch_size):
+        for block in label_files(images.table["uri"].to_pylist(), opened, cluster, limits, config.batch_size):
             for row in block.select(["row_id", "status", "predicted_index"]).to_pylist():
                 if row["status"] == OK:
                     predicted[row["row_id"]] = row["predicted_index"]

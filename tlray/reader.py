@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,8 +43,15 @@ class ImageBatch:
 
 def read_images(uris: Sequence[str], image_size_px: int, limits: Limits, fetch: Fetch = storage.get_many) -> ImageBatch:
     """Fetch and decode images, in order; whatever is wrong with one stays with that one."""
-    batch = ImageBatch(np.zeros((len(uris), image_size_px, image_size_px, 3), np.uint8), [], [], [], [])
-    for index, data in enumerate(fetch(uris)):
+    return decode_images(fetch(uris), len(uris), image_size_px, limits)
+
+
+def decode_images(
+    fetched: Iterable[bytes | FetchError], num_images: int, image_size_px: int, limits: Limits
+) -> ImageBatch:
+    """Decode what was fetched of `num_images` images, in order."""
+    batch = ImageBatch(np.zeros((num_images, image_size_px, image_size_px, 3), np.uint8), [], [], [], [])
+    for index, data in enumerate(fetched):
         try:
             if isinstance(data, FetchError):
                 raise data

@@ -13,6 +13,7 @@ from typing import Any
 from tlray.errors import StoppedError, TlrayError
 from tlray.progress import say
 from tlray.shares import Cluster
+from tlray.storage.s3 import OPTIONS_VARIABLE
 
 _QUIET_ENV = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
@@ -55,8 +56,9 @@ def connect(address: str | None, max_cpus: int | None, *, verbose: bool) -> Iter
                     cpus = min(max_cpus or os.cpu_count() or 1, os.cpu_count() or 1)
                     ray.init(address="local", num_cpus=cpus, include_dashboard=False, **_log_options(verbose))
                 else:
-                    quiet = {} if verbose else {"env_vars": _QUIET_ENV}
-                    ray.init(address=target, runtime_env=quiet, **_log_options(verbose))
+                    variables = {} if verbose else dict(_QUIET_ENV)
+                    variables |= {name: os.environ[name] for name in (OPTIONS_VARIABLE,) if name in os.environ}
+                    ray.init(address=target, runtime_env={"env_vars": variables}, **_log_options(verbose))
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise StoppedError(f"no Ray cluster answers at {target or 'this machine'}: {error}") from None
     _configure_data(verbose)

@@ -15,11 +15,14 @@ if TYPE_CHECKING:
     from tlray.bundle import Bundle
     from tlray.demo import DemoSummary
     from tlray.evaluation import EvaluateSummary
+    from tlray.prediction.job import PlanSummary
     from tlray.prediction.run import PredictSummary
     from tlray.prediction.single import Prediction
+    from tlray.prediction.verify import VerifySummary
     from tlray.training.fit import TrainSummary
 
 _MAX_CLASSES = 30
+_MAX_REASONS = 20
 
 
 def print_train(summary: TrainSummary) -> None:
@@ -93,6 +96,11 @@ def print_predict(summary: PredictSummary) -> None:
         facts.append(("failed", f"{receipt.failed:,} ({codes})"))
     if receipt.excluded:
         facts.append(("excluded", f"{receipt.excluded:,} (see {summary.output}/_plan)"))
+    if receipt.update is not None:
+        told = ", ".join(f"{receipt.update[name]:,} {name}" for name in ("kept", "new", "changed", "vanished"))
+        facts.append(("update", f"{told}; from {receipt.update['from']}"))
+    if receipt.retries:
+        facts.append(("retries", f"{receipt.retries:,} requests were asked again"))
     if not summary.already_done and receipt.first_label_s is not None:
         facts.append(
             (
@@ -103,6 +111,44 @@ def print_predict(summary: PredictSummary) -> None:
         )
     facts.append(("model id", receipt.model_id))
     _print_facts(facts)
+
+
+def print_plan(summary: PlanSummary) -> None:
+    """What would be labelled, and what was left out for which reason."""
+    plan = summary.plan
+    console.print()
+    if summary.already_there:
+        console.print("Already planned; nothing was listed.")
+    facts = [
+        ("plan", plan.address),
+        ("images", f"{plan.num_rows:,}"),
+        ("bytes", f"{plan.num_bytes / 1e9:,.2f} GB, as far as sizes are known"),
+        ("left out", f"{plan.num_excluded:,}"),
+    ]
+    facts += [("", f"{count:,}  {reason}") for reason, count in list(plan.excluded_by_reason.items())[:_MAX_REASONS]]
+    _print_facts(facts)
+
+
+def print_verify(summary: VerifySummary) -> None:
+    """Counts, and what is wrong."""
+    codes = ", ".join(f"{code} {count:,}" for code, count in summary.failed_by_code.items())
+    console.print()
+    _print_facts(
+        [
+            ("output", summary.output),
+            ("planned", f"{summary.planned:,}"),
+            ("labelled", f"{summary.labelled:,}"),
+            ("failed", f"{summary.failed:,}" + (f" ({codes})" if codes else "")),
+            ("parts", f"{summary.parts:,}"),
+            ("model id", summary.model_id or "-"),
+        ]
+    )
+    for fault in summary.faults[:_MAX_REASONS]:
+        console.print(Text(f"wrong: {fault}", style="red"))
+    if len(summary.faults) > _MAX_REASONS:
+        console.print(f"... and {len(summary.faults) - _MAX_REASONS:,} more")
+    if not summary.faults:
+        console.print(Text("Whole: every planned row is there exactly once, by one model.", style="green"))
 
 
 def print_prediction(path: str, ranked: Sequence[Prediction]) -> None:

@@ -1,6 +1,7 @@
 """The Parquet parts of a labelling run: a fixed range of row ids each, written once whole, found again by name.
 
-A part's name follows from the rows it holds, so a late or repeated write overwrites and never doubles.
+A part's name follows from the rows it holds, so a late or repeated write overwrites and never doubles. Answers whose
+part isn't full yet are kept in `_waiting.parquet`, so that a killed run has little to do again.
 """
 
 from __future__ import annotations
@@ -9,21 +10,42 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tlray import storage
 from tlray.bundle import Bundle
-from tlray.errors import FetchError
-from tlray.prediction.schema import LABEL_FIELDS, TOP_FIELDS
+from tlray.errors import IN_THE_WAY, FetchError
+from tlray.prediction.rowset import RowSet
+from tlray.prediction.schema import ANSWER_FIELDS, LABEL_FIELDS, TOP_FIELDS
+from tlray.reader import OK
 
 FOLDER = "labels"
+WAITING = "_waiting.parquet"
+
+MODEL_ID_KEY = b"tlray.model_id"
 
 _NAME = re.compile(r"part-(\d{12})-(\d{12})\.parquet")
+_READ_THREADS = 8
+
+
+class Plan(Protocol):
+    """Where the planned columns of a part come from."""
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows are planned."""
+
+    def read(self, first: int, count: int) -> pa.Table:
+        """Rows by `planning.PLAN_SCHEMA`, and `input_*`."""
 
 
 @dataclass(frozen=True)
@@ -43,96 +65,175 @@ class Part:
     failed_by_code: dict[str, int]
 
 
-class PartWriter:
-    """Collects answers in any order and writes each part when its last row has arrived."""
+def get_row_ids(name: str) -> range:
+    """The row ids that a part holds, from its name; an empty range for a name that is not a part's."""
+    match = _NAME.fullmatch(name)
+    return range(0) if match is None else range(int(match[1]), int(match[2]) + 1)
 
-    def __init__(
-        self, output: str, plan: pa.Table, rows_per_part: int, bundle: Bundle, run_id: str, top_k: int
-    ) -> None:
+
+def make_name(first: int, count: int) -> str:
+    """Name of the part that holds `count` rows from `first` on."""
+    return f"part-{first:012d}-{first + count - 1:012d}.parquet"
+
+
+def make_schema(bundle: Bundle, run_id: str, input_fields: Sequence[pa.Field], top_k: int) -> pa.Schema:
+    """Columns and file metadata of a run's parts."""
+    metadata = {
+        MODEL_ID_KEY.decode(): bundle.model_id,
+        "tlray.classes": json.dumps(bundle.classes, ensure_ascii=False),
+        "tlray.preprocessing": bundle.preprocessing_fingerprint,
+        "tlray.run_id": run_id,
+    }
+    return pa.schema([*LABEL_FIELDS, *(TOP_FIELDS if top_k else []), *input_fields], metadata=metadata)
+
+
+@dataclass
+class _Open:
+    """A part that is not full yet: what has arrived, and which rows are still awaited."""
+
+    awaited: npt.NDArray[np.bool_]
+    pieces: list[pa.Table] = field(default_factory=list)
+
+
+class PartWriter:
+    """Collects answers in any order and writes each part when its last row has arrived.
+
+    Args:
+        output: where the parts go.
+        plan: gives the planned columns.
+        schema: of the parts, by `make_schema`.
+        rows_per_part: rows in one part.
+        done: rows that their parts hold already; a part with some of them is written anew around them.
+    """
+
+    def __init__(self, output: str, plan: Plan, schema: pa.Schema, rows_per_part: int, done: RowSet) -> None:
         self._output = output
         self._plan = plan
+        self._schema = schema
         self._rows_per_part = rows_per_part
-        self._model_id = bundle.model_id
-        fields = LABEL_FIELDS + (TOP_FIELDS if top_k else [])
-        metadata = {
-            "tlray.model_id": bundle.model_id,
-            "tlray.classes": json.dumps(bundle.classes, ensure_ascii=False),
-            "tlray.preprocessing": bundle.preprocessing_fingerprint,
-            "tlray.run_id": run_id,
-        }
-        self._schema = pa.schema(fields, metadata=metadata)
-        self._waiting: dict[int, list[pa.Table]] = {}
+        self._done = done
+        self._open: dict[int, _Open] = {}
+        self._answer_names = [entry.name for entry in ANSWER_FIELDS + TOP_FIELDS if entry.name in schema.names]
 
     def add(self, answers: pa.Table) -> Iterator[Part]:
-        """Take answers; yields every part that they complete, once it is written."""
-        numbers = answers["row_id"].to_numpy() // self._rows_per_part
-        for number in np.unique(numbers):
-            pieces = self._waiting.setdefault(int(number), [])
-            pieces.append(answers.filter(pa.array(numbers == number)))
-            if sum(piece.num_rows for piece in pieces) == self._get_range(int(number))[1]:
-                yield self._write(int(number), pa.concat_tables(self._waiting.pop(int(number))))
+        """Take answers; yields every part that they complete, once it is written. A row's second answer is dropped."""
+        row_ids = answers["row_id"].to_numpy()
+        numbers = row_ids // self._rows_per_part
+        for number in np.unique(numbers).tolist():
+            first, count = self._get_range(number)
+            if number not in self._open:
+                awaited = np.zeros(count, bool)
+                awaited[self._done.find_missing(first, count) - first] = True
+                self._open[number] = _Open(awaited)
+            part = self._open[number]
+            _, positions = np.unique(row_ids, return_index=True)
+            here = positions[numbers[positions] == number]
+            fresh = here[part.awaited[row_ids[here] - first]]
+            part.awaited[row_ids[fresh] - first] = False
+            part.pieces.append(answers.select(self._answer_names).take(pa.array(fresh)))
+            if not part.awaited.any():
+                del self._open[number]
+                if sum(piece.num_rows for piece in part.pieces):
+                    yield self._write(first, count, pa.concat_tables(part.pieces))
+
+    def get_waiting(self) -> pa.Table | None:
+        """Answers whose parts are not full yet; what could not be reached is to be tried again instead."""
+        pieces = [piece for part in self._open.values() for piece in part.pieces]
+        if not pieces:
+            return None
+        table = pa.concat_tables(pieces)
+        return table.filter(pc.invert(pc.is_in(table["status"], value_set=pa.array([*IN_THE_WAY], pa.string()))))
+
+    def save_waiting(self) -> None:
+        """Keep the answers whose parts are not full yet, in place of those kept before."""
+        waiting = self.get_waiting()
+        address = storage.join(self._output, WAITING)
+        if waiting is None:
+            storage.delete(address)
+        else:
+            keep = {MODEL_ID_KEY: self._schema.metadata[MODEL_ID_KEY]}
+            storage.put(address, _to_parquet(waiting.replace_schema_metadata(keep)))
+
+    def load_waiting(self) -> pa.Table | None:
+        """What `save_waiting` of a run that was stopped kept, None where there is nothing of use."""
+        address = storage.join(self._output, WAITING)
+        if not storage.exists(address):
+            return None
+        try:
+            table = pq.read_table(pa.BufferReader(storage.get(address)))
+        except (FetchError, pa.ArrowException, OSError):
+            return None
+        same = (table.schema.metadata or {}).get(MODEL_ID_KEY) == self._schema.metadata[MODEL_ID_KEY]
+        return table if same and table.column_names == self._answer_names else None
 
     def _get_range(self, number: int) -> tuple[int, int]:
         """First row id and number of rows of a part."""
         first = number * self._rows_per_part
         return first, min(self._rows_per_part, self._plan.num_rows - first)
 
-    def _write(self, number: int, answers: pa.Table) -> Part:
-        first, count = self._get_range(number)
+    def _write(self, first: int, count: int, answers: pa.Table) -> Part:
+        name = make_name(first, count)
+        address = storage.join(self._output, FOLDER, name)
+        if answers.num_rows < count:
+            kept = pq.read_table(pa.BufferReader(storage.get(address))).select(self._answer_names)
+            others = pc.invert(pc.is_in(kept["row_id"], value_set=answers["row_id"]))
+            answers = pa.concat_tables([answers, kept.filter(others).cast(answers.schema)])
         answers = answers.sort_by("row_id")
-        planned = self._plan.slice(first, count)
+        planned = self._plan.read(first, count)
+        model_id = self._schema.metadata[MODEL_ID_KEY].decode()
         columns = {name: answers[name] for name in answers.column_names}
+        columns |= {name: planned[name] for name in planned.column_names if name.startswith("input_")}
         columns |= {
             "uri": planned["uri"],
-            "model_id": pa.array([self._model_id] * count, pa.string()),
+            "model_id": pa.array([model_id] * count, pa.string()),
             "needs_review": pa.nulls(count, pa.bool_()),
             "oddness": pa.nulls(count, pa.float32()),
         }
-        table = pa.table([columns[field.name] for field in self._schema], schema=self._schema)
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
-        data = buffer.getvalue()
-        name = f"part-{first:012d}-{first + count - 1:012d}.parquet"
-        storage.put(storage.join(self._output, FOLDER, name), data)
+        table = pa.table([columns[entry.name] for entry in self._schema], schema=self._schema)
+        data = _to_parquet(table)
+        storage.put(address, data)
         return _describe(name, data, table)
 
 
-def find_parts(output: str, bundle: Bundle) -> list[Part]:
-    """Every valid part that an earlier run of the same job left; others don't count and will be written again."""
+def find_parts(output: str, model_id: str) -> Iterator[tuple[Part, pa.Table]]:
+    """Every valid part that an earlier run of the same job left, with its `row_id` and `status` columns.
+
+    Others don't count and will be written again.
+    """
     folder = storage.join(output, FOLDER)
     if not storage.has_content(folder):
-        return []
-    parts = []
-    for entry in storage.list_files(folder):
-        match = _NAME.fullmatch(entry.name)
-        if match is None:
-            continue
-        try:
-            data = storage.get(entry.uri)
-            file = pq.ParquetFile(io.BytesIO(data))
-            table = file.read(columns=["row_id", "status"])
-        except (FetchError, pa.ArrowException, OSError):
-            continue
-        metadata = file.schema_arrow.metadata or {}
-        first, last = int(match[1]), int(match[2])
-        expected = np.arange(first, last + 1)
-        if metadata.get(b"tlray.model_id") == bundle.model_id.encode() and np.array_equal(
-            table["row_id"].to_numpy(), expected
-        ):
-            parts.append(_describe(entry.name, data, table))
-    return parts
+        return
+    entries = [entry for entry in storage.iter_files(folder) if get_row_ids(entry.name)]
+    with ThreadPoolExecutor(_READ_THREADS) as pool:
+        for start in range(0, len(entries), 64):
+            for found in pool.map(lambda entry: _read_part(entry, model_id), entries[start : start + 64]):
+                if found is not None:
+                    yield found
 
 
-def get_row_ids(part: Part) -> range:
-    """The row ids that a part holds, from its name."""
-    match = _NAME.fullmatch(part.name)
-    assert match is not None
-    return range(int(match[1]), int(match[2]) + 1)
+def _read_part(entry: storage.Entry, model_id: str) -> tuple[Part, pa.Table] | None:
+    try:
+        data = storage.get(entry.uri)
+        file = pq.ParquetFile(pa.BufferReader(data))
+        table = file.read(columns=["row_id", "status"])
+    except (FetchError, pa.ArrowException, OSError):
+        return None
+    metadata = file.schema_arrow.metadata or {}
+    if metadata.get(MODEL_ID_KEY) != model_id.encode():
+        return None
+    expected = get_row_ids(entry.name)
+    if not np.array_equal(table["row_id"].to_numpy(), np.arange(expected.start, expected.stop)):
+        return None
+    return _describe(entry.name, data, table), table
 
 
 def _describe(name: str, data: bytes, table: pa.Table) -> Part:
-    failed: dict[str, int] = {}
-    for status in table["status"].to_pylist():
-        if status != "ok":
-            failed[status] = failed.get(status, 0) + 1
+    counts = pc.value_counts(table["status"]).to_pylist()
+    failed = {count["values"]: count["counts"] for count in counts if count["values"] != OK}
     return Part(name, table.num_rows, hashlib.sha256(data).hexdigest(), failed)
+
+
+def _to_parquet(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()

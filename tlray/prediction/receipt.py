@@ -26,6 +26,7 @@ class Receipt:
         failed_by_code: rows whose status is not "ok", by status.
         excluded: addresses that were seen but not planned.
         retries: requests that were asked again.
+        update: with `--update-from`: the earlier output, and how many rows are new, changed, kept and vanished.
         parts: name, rows and sha256 of each part.
         config: what decides the labels.
         started, finished: UTC, ISO 8601.
@@ -45,6 +46,7 @@ class Receipt:
     failed_by_code: dict[str, int]
     excluded: int
     retries: int
+    update: dict[str, Any] | None
     parts: list[dict[str, Any]]
     config: dict[str, Any]
     started: str

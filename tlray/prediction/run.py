@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
-import io
-import json
+import contextlib
 import time
-import uuid
-from collections import deque
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from tlray import sources, storage
+from tlray import storage
 from tlray.bundle import Bundle, list_versions, load_bundle
-from tlray.config import PredictConfig, describe
-from tlray.errors import Code, ConfigError, OutputError, StoppedError
+from tlray.config import PredictConfig
+from tlray.errors import IN_THE_WAY, Code, ConfigError, OutputError, StoppedError
+from tlray.prediction import job as jobs
 from tlray.prediction import receipt as receipts
+from tlray.prediction.job import Job
+from tlray.prediction.parts import WAITING, Part, PartWriter, find_parts, get_row_ids, make_name, make_schema
+from tlray.prediction.rowset import RowSet
+from tlray.prediction.update import Comparison, Earlier
+from tlray.prediction.watch import PROGRESS, Failures, ProgressFile, Reach, TermSignal
 from tlray.progress import Stage, say
+from tlray.sources.planning import Plan
+from tlray.storage.lock import Lock
 
-PLAN = "_plan/plan-00000.parquet"
-EXCLUDED = "_plan/excluded-00000.parquet"
-PROGRESS = "_progress.json"
+if TYPE_CHECKING:
+    from tlray.prediction.pipeline import Labelling
+    from tlray.shares import Cluster
 
-_JOB_KEY = b"tlray.job"
-_PROGRESS_INTERVAL_S = 5.0
-_IN_THE_WAY = {Code.DENIED, Code.THROTTLED, Code.TIMEOUT}
-_STOP_AFTER_IN_SUCCESSION = 20
-_STOP_WINDOW = 1000
-_STOP_SHARE = 0.01
+_SAVE_INTERVAL_S = 10.0
+_SAVE_SHARE = 1 / 64
 
 
 @dataclass(frozen=True)
@@ -55,17 +56,6 @@ class PredictSummary:
         return 1 if self.receipt.labelled == 0 else 0
 
 
-@dataclass(frozen=True)
-class _Job:
-    """A plan and what it was made for."""
-
-    plan: pa.Table
-    num_excluded: int
-    run_id: str
-    started: str
-    asked: dict[str, Any]
-
-
 def predict(config: PredictConfig) -> PredictSummary:
     """Label everything that `config.input` holds; a run that was stopped goes on, a finished one is left as it is.
 
@@ -77,180 +67,248 @@ def predict(config: PredictConfig) -> PredictSummary:
     config.check()
     if config.output is None:
         raise ConfigError(["--output is needed: a new folder or s3:// prefix for the labels"])
+    storage.configure(config.s3_options)
     output = storage.resolve(config.output)
     bundle = load_bundle(config.model)
-    asked = _describe_job(config, bundle)
+    asked = jobs.describe_job(config, bundle)
+    if (finished := _find_finished(output, config, asked)) is not None:
+        return finished
+    jobs.check_output(output)
+    with Lock(output) as lock:
+        if (finished := _find_finished(output, config, asked)) is not None:
+            return finished  # by the driver that held the lock
+        plan = jobs.open_plan(output, config)
+        update_from = None if config.update_from is None else storage.resolve(config.update_from)
+        job = jobs.open_job(output, asked, update_from)
+        run = _Run(config, output, bundle, plan, job, lock, began)
+        return run.go()
+
+
+def _find_finished(output: str, config: PredictConfig, asked: dict[str, object]) -> PredictSummary | None:
+    """The summary of a run that has nothing left to do."""
     finished = receipts.read_receipt(output)
-    if finished is not None:
-        _check_same_job(output, finished.config, asked)
-        return PredictSummary(output, finished, finished.planned, already_done=True)
-    storage.check_writable(output)
-    job = _open_plan(output, config, asked)
-    stages = {"planning": time.monotonic() - began}
-
-    from tlray import runtime
-    from tlray.limits import Limits
-    from tlray.prediction.parts import PartWriter, find_parts, get_row_ids
-    from tlray.prediction.pipeline import label_rows
-
-    parts = find_parts(output, bundle)
-    done = np.zeros(job.plan.num_rows, bool)
-    for part in parts:
-        done[get_row_ids(part)] = True
-    resumed = int(done.sum())
-    if resumed:
-        say(f"going on: {resumed:,} of {job.plan.num_rows:,} rows are done")
-    first_label: float | None = None
-    if resumed < job.plan.num_rows:
-        with runtime.connect(config.address, config.max_cpus, verbose=config.verbose) as cluster:
-            stages["ray"] = time.monotonic() - began - sum(stages.values())
-            rows = job.plan.filter(pa.array(~done)).select(["row_id", "uri"])
-            limits = Limits(config.max_bytes, config.max_pixels)
-            writer = PartWriter(output, job.plan, config.rows_per_part, bundle, job.run_id, config.top_k)
-            watch = _Watch(rows.num_rows)
-            notice = _ProgressFile(output, job.plan.num_rows, resumed)
-            with Stage("label", rows.num_rows) as stage:
-                for answers in label_rows(rows, bundle, cluster, limits, config.batch_size, top_k=config.top_k):
-                    first_label = first_label or time.monotonic() - began
-                    watch.check(answers["status"].to_pylist())
-                    parts.extend(writer.add(answers))
-                    stage.advance(answers.num_rows)
-                    notice.advance(answers.num_rows)
-            stages["labelling"] = time.monotonic() - began - sum(stages.values())
-    elapsed = time.monotonic() - began
-    fresh = job.plan.num_rows - resumed
-    counts = receipts.summarize_parts(parts)
-    if counts["labelled"] + counts["failed"] != job.plan.num_rows:
-        raise StoppedError(
-            f"{counts['labelled'] + counts['failed']:,} of {job.plan.num_rows:,} rows were written; "
-            "run the same command again"
-        )
-    receipt = receipts.Receipt(
-        format=receipts.FORMAT,
-        run_id=job.run_id,
-        model_id=bundle.model_id,
-        planned=job.plan.num_rows,
-        excluded=job.num_excluded,
-        retries=0,
-        config=asked,
-        started=job.started,
-        finished=_now(),
-        images_per_s=round(fresh / elapsed, 2),
-        images_per_s_steady=round(fresh / max(1e-9, elapsed - (first_label or 0.0)), 2),
-        first_label_s=None if first_label is None else round(first_label, 2),
-        stages={name: round(spent, 2) for name, spent in stages.items()},
-        versions=list_versions(),
-        **counts,
-    )
-    receipts.write_receipt(output, receipt)
-    storage.delete(storage.join(output, PROGRESS))
-    return PredictSummary(output, receipt, resumed, already_done=False)
+    if finished is None:
+        return None
+    jobs.check_same_job(output, finished.config, asked)
+    if config.retry_failed is not None and finished.failed:
+        codes = set(config.retry_failed or finished.failed_by_code)
+        if codes & set(finished.failed_by_code):
+            return None
+    return PredictSummary(output, finished, finished.planned, already_done=True)
 
 
-def _describe_job(config: PredictConfig, bundle: Bundle) -> dict[str, Any]:
-    """What decides the rows and their labels."""
-    told = describe(config)
-    for name in ("model", "output", "batch_size"):
-        del told[name]
-    inputs = [storage.resolve(uri) for uri in config.input]
-    return {**told, "input": inputs, "model_id": bundle.model_id}
+class _Run:
+    """One call of `predict` at work on an output that is its own."""
 
+    def __init__(
+        self, config: PredictConfig, output: str, bundle: Bundle, plan: Plan, job: Job, lock: Lock, began: float
+    ) -> None:
+        self._config = config
+        self._output = output
+        self._bundle = bundle
+        self._plan = plan
+        self._job = job
+        self._lock = lock
+        self._began = began
+        self._schema = make_schema(bundle, job.run_id, plan.input_fields, config.top_k)
+        self._stages = {"planning": time.monotonic() - began}
+        self._parts: dict[str, Part] = {}
+        self._unreachable: list[int] = []
+        self._comparison: Comparison | None = None
+        self._retries = 0
+        self._first_label_s: float | None = None
 
-def _check_same_job(output: str, have: dict[str, Any], asked: dict[str, Any]) -> None:
-    differing = sorted(name for name in asked if have.get(name) != asked[name])
-    if differing:
-        told = "; ".join(f"{name}: {have.get(name)} there, {asked[name]} asked" for name in differing)
-        raise OutputError(f"--output {output} holds another job's labels ({told}); give a new folder or prefix")
+    def go(self) -> PredictSummary:
+        """Label what is not done, and write the receipt."""
+        done = self._find_done()
+        writer = self._make_writer(done)
+        settled = done.copy()
+        for answers in self._find_answers(writer):
+            self._add(writer, answers)
+            settled.add(answers["row_id"].to_numpy())
+        resumed = len(settled)
+        if resumed:
+            say(f"going on: {resumed:,} of {self._plan.num_rows:,} rows are done")
+        self._spend("resuming")
+        if resumed < self._plan.num_rows or self._unreachable:
+            try:
+                self._label_all(writer, settled)
+            except OutputError as error:
+                raise StoppedError(f"{error}; what is written stays, and the same command goes on") from None
+        return PredictSummary(self._output, self._close(resumed), resumed, already_done=False)
 
+    def _find_done(self) -> RowSet:
+        """The rows that need no more work: those in valid parts, but for failed ones that are to be tried again.
 
-def _open_plan(output: str, config: PredictConfig, asked: dict[str, Any]) -> _Job:
-    """The plan of an earlier run of this job, or a new one."""
-    address = storage.join(output, PLAN)
-    if storage.exists(address):
-        table = pq.read_table(pa.BufferReader(storage.get(address)))
-        excluded = pq.read_metadata(io.BytesIO(storage.get(storage.join(output, EXCLUDED)))).num_rows
-        job = json.loads((table.schema.metadata or {}).get(_JOB_KEY, b"{}"))
-        _check_same_job(output, job.get("asked", {}), asked)
-        return _Job(table, excluded, job["run_id"], job["started"], asked)
-    if storage.has_content(output):
-        raise OutputError(
-            f"--output {output} already holds something that is not a labelling run; give a new folder or prefix"
-        )
-    plan = sources.plan(config.input)
-    run_id, started = uuid.uuid4().hex, _now()
-    record = json.dumps({"run_id": run_id, "started": started, "asked": asked}).encode()
-    table = plan.table.replace_schema_metadata({_JOB_KEY: record})
-    storage.put(storage.join(output, EXCLUDED), _to_parquet(plan.excluded))
-    storage.put(address, _to_parquet(table))
-    return _Job(table, plan.excluded.num_rows, run_id, started, asked)
+        What an earlier run could not reach is tried again at the end.
+        """
+        retry = self._config.retry_failed
+        again: set[str] = set() if retry is None else set(retry or map(str, Code))
+        done = RowSet(self._plan.num_rows)
+        for part, table in find_parts(self._output, self._bundle.model_id):
+            row_ids = get_row_ids(part.name)
+            if row_ids.start % self._config.rows_per_part or part.name != self._name_at(row_ids.start):
+                continue
+            self._parts[part.name] = part
+            rows = np.arange(row_ids.start, row_ids.stop)
+            if part.failed_by_code:
+                statuses = np.array(table["status"].to_pylist(), object)
+                self._unreachable += rows[np.isin(statuses, [*(IN_THE_WAY - again)])].tolist()
+                rows = rows[~np.isin(statuses, [*again])]
+            done.add(rows)
+        if retry is not None:
+            storage.delete(storage.join(self._output, receipts.NAME))
+        return done
 
+    def _name_at(self, first: int) -> str:
+        return make_name(first, min(self._config.rows_per_part, self._plan.num_rows - first))
 
-def _to_parquet(table: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    return buffer.getvalue()
+    def _make_writer(self, done: RowSet) -> PartWriter:
+        return PartWriter(self._output, self._plan, self._schema, self._config.rows_per_part, done)
 
+    def _find_answers(self, writer: PartWriter) -> Iterator[pa.Table]:
+        """Answers that are known before anything is labelled: a stopped run's, and an earlier output's."""
+        waiting = writer.load_waiting()
+        if waiting is not None:
+            yield waiting
+        if self._job.update_from is not None:
+            earlier = Earlier(self._job.update_from, self._job.asked)
+            yield from earlier.copy(self._plan)
+            self._comparison = earlier.comparison
 
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    def _add(self, writer: PartWriter, answers: pa.Table) -> None:
+        for part in writer.add(answers):
+            self._parts[part.name] = part
 
+    def _label_all(self, writer: PartWriter, settled: RowSet) -> None:
+        from tlray import runtime
 
-class _Watch:
-    """Stops a run whose inputs cannot be reached, rather than writing that off as their fault."""
+        retry = self._config.retry_failed
+        again: set[str] = {*IN_THE_WAY, *(() if retry is None else retry or Code)}
+        by_code = [item for part in self._parts.values() for item in part.failed_by_code.items()]
+        num_failed = sum(count for code, count in by_code if code not in again)
+        failures = Failures(self._config.max_failed, self._plan.num_rows, num_failed)
+        with runtime.connect(self._config.address, self._config.max_cpus, verbose=self._config.verbose) as cluster:
+            self._spend("ray")
+            if len(settled) < self._plan.num_rows:
+                # failed rows that are tried again may all be out of reach still
+                reach = Reach(self._plan.num_rows) if retry is None else None
+                self._label(writer, settled, cluster, failures, reach)
+            if self._unreachable:
+                say(f"trying {len(self._unreachable):,} rows again that could not be reached")
+                missed = np.array(sorted(self._unreachable), np.int64)
+                self._unreachable = []
+                settled = self._fill()
+                settled.discard(missed)
+                self._label(self._make_writer(settled), settled, cluster, failures, None)
+        self._spend("labelling")
 
-    def __init__(self, num_rows: int) -> None:
-        self._in_succession = 0
-        self._window: deque[bool] = deque(maxlen=_STOP_WINDOW)
-        self._left = num_rows
-        self._unreachable = 0
-        self._num_rows = num_rows
+    def _fill(self) -> RowSet:
+        full = RowSet(self._plan.num_rows)
+        for first in range(0, self._plan.num_rows, 2**20):
+            full.add(np.arange(first, min(first + 2**20, self._plan.num_rows)))
+        return full
 
-    def check(self, statuses: list[str]) -> None:
-        """Look at the statuses of rows as they come.
+    def _label(
+        self, writer: PartWriter, settled: RowSet, cluster: Cluster, failures: Failures, reach: Reach | None
+    ) -> None:
+        """Label the rows that are not settled; what a stopped run has answered is kept.
 
         Raises:
-            StoppedError: 20 in succession, over 1% of the last 1,000, or all of them could not be reached.
+            StoppedError: a signal came, too much fails, or another driver took over.
         """
-        for status in statuses:
-            unreachable = status in _IN_THE_WAY
-            self._in_succession = self._in_succession + 1 if unreachable else 0
-            self._window.append(unreachable)
-            self._unreachable += unreachable
-            self._left -= 1
-            full = len(self._window) == _STOP_WINDOW
-            if (
-                self._in_succession >= _STOP_AFTER_IN_SUCCESSION
-                or (full and sum(self._window) > _STOP_SHARE * _STOP_WINDOW)
-                or (self._left == 0 and self._unreachable == self._num_rows)
-            ):
+        from tlray.limits import Limits
+        from tlray.prediction.pipeline import Labelling, Task, make_windows
+
+        task = Task(
+            rows=self._plan,
+            done=settled,
+            windows=make_windows(settled, cluster.cpus, self._plan.streams),
+            bundle=self._bundle,
+            limits=Limits(self._config.max_bytes, self._config.max_pixels),
+            batch_size=self._config.batch_size,
+            top_k=self._config.top_k,
+        )
+        labelling = Labelling(task, cluster)
+        left = self._plan.num_rows - len(settled)
+        notice = ProgressFile(self._output, self._plan.num_rows, len(settled))
+        with TermSignal(labelling.drain) as term, Stage("label", left) as stage:
+            try:
+                for answers in self._save_now_and_then(labelling, writer):
+                    self._lock.check()
+                    self._first_label_s = self._first_label_s or time.monotonic() - self._began
+                    statuses = answers["status"].to_pylist()
+                    if reach is not None:
+                        reach.check(statuses)
+                    self._add(writer, answers)
+                    self._retries += sum(answers["retries"].to_pylist())
+                    self._note_unreachable(answers, statuses)
+                    stage.advance(answers.num_rows)
+                    notice.advance(statuses)
+                    left -= answers.num_rows
+                    failures.check(statuses, final=reach is None)
+            except BaseException:
+                with contextlib.suppress(OutputError):
+                    writer.save_waiting()
+                raise
+            if left > 0:
+                writer.save_waiting()
+                notice.write("stopped")
+                if not term.came:
+                    raise StoppedError(f"{left:,} rows were not answered; the same command goes on")
                 raise StoppedError(
-                    f"inputs cannot be reached ({status}); mend the access, then the same command goes on"
+                    f"stopped by SIGTERM: {self._plan.num_rows - left:,} of {self._plan.num_rows:,} rows are done; "
+                    "the same command goes on"
                 )
 
+    def _save_now_and_then(self, labelling: Labelling, writer: PartWriter) -> Iterator[pa.Table]:
+        """Keep answers whose parts aren't full every few seconds, and often in a short job."""
+        last, unsaved = time.monotonic(), 0
+        for answers in labelling:
+            yield answers
+            unsaved += answers.num_rows
+            if unsaved >= self._plan.num_rows * _SAVE_SHARE or time.monotonic() - last >= _SAVE_INTERVAL_S:
+                writer.save_waiting()
+                last, unsaved = time.monotonic(), 0
 
-class _ProgressFile:
-    """`_progress.json`, for those who watch from elsewhere."""
+    def _note_unreachable(self, answers: pa.Table, statuses: list[str]) -> None:
+        if IN_THE_WAY & set(statuses):
+            row_ids = answers["row_id"].to_pylist()
+            self._unreachable += [
+                row_id for row_id, status in zip(row_ids, statuses, strict=True) if status in IN_THE_WAY
+            ]
 
-    def __init__(self, output: str, planned: int, done: int) -> None:
-        self._address = storage.join(output, PROGRESS)
-        self._planned = planned
-        self._done = self._before = done
-        self._started = time.monotonic()
-        self._last = 0.0
+    def _spend(self, stage: str) -> None:
+        """Charge the time since the last stage to this one."""
+        self._stages[stage] = time.monotonic() - self._began - sum(self._stages.values())
 
-    def advance(self, count: int) -> None:
-        """Count finished rows; writes at most every 5 seconds."""
-        self._done += count
-        now = time.monotonic()
-        if now - self._last < _PROGRESS_INTERVAL_S:
-            return
-        self._last = now
-        rate = (self._done - self._before) / max(1e-9, now - self._started)
-        state = {
-            "planned": self._planned,
-            "done": self._done,
-            "images_per_s": round(rate, 2),
-            "seconds_left": round((self._planned - self._done) / rate) if rate else None,
-            "updated": _now(),
-        }
-        storage.put(self._address, json.dumps(state).encode())
+    def _close(self, resumed: int) -> receipts.Receipt:
+        """Write the receipt and clear away what a stopped run would need."""
+        elapsed = time.monotonic() - self._began
+        fresh = self._plan.num_rows - resumed
+        counts = receipts.summarize_parts(list(self._parts.values()))
+        written = counts["labelled"] + counts["failed"]
+        if written != self._plan.num_rows:
+            raise StoppedError(f"{written:,} of {self._plan.num_rows:,} rows were written; run the same command again")
+        receipt = receipts.Receipt(
+            format=receipts.FORMAT,
+            run_id=self._job.run_id,
+            model_id=self._bundle.model_id,
+            planned=self._plan.num_rows,
+            excluded=self._plan.num_excluded,
+            retries=self._retries,
+            update=None if self._comparison is None else {"from": self._job.update_from, **asdict(self._comparison)},
+            config=self._job.asked,
+            started=self._job.started,
+            finished=jobs.now(),
+            images_per_s=round(fresh / elapsed, 2),
+            images_per_s_steady=round(fresh / max(1e-9, elapsed - (self._first_label_s or 0.0)), 2),
+            first_label_s=None if self._first_label_s is None else round(self._first_label_s, 2),
+            stages={name: round(spent, 2) for name, spent in self._stages.items()},
+            versions=list_versions(),
+            **counts,
+        )
+        receipts.write_receipt(self._output, receipt)
+        storage.delete(storage.join(self._output, PROGRESS))
+        storage.delete(storage.join(self._output, WAITING))
+        return receipt

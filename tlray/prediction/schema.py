@@ -13,8 +13,12 @@ ANSWER_FIELDS = [
     pa.field("probability", pa.float32()),
     pa.field("width", pa.int32()),
     pa.field("height", pa.int32()),
+    pa.field("retries", pa.int32(), nullable=False),
 ]
-"""What the engine answers for a row; null where `status` is not "ok", but for width and height."""
+"""What the engine answers for a row; null where `status` is not "ok", but for width and height.
+
+`retries`, how often its bytes were asked for again, goes into the receipt alone.
+"""
 
 TOP_FIELDS = [
     pa.field("top_indices", pa.list_(pa.int32())),
@@ -26,7 +30,7 @@ TOP_FIELDS = [
 LABEL_FIELDS = [
     pa.field("row_id", pa.int64(), nullable=False),
     pa.field("uri", pa.string(), nullable=False),
-    *ANSWER_FIELDS[1:],
+    *ANSWER_FIELDS[1:-1],
     pa.field("model_id", pa.string(), nullable=False),
     pa.field("needs_review", pa.bool_()),
     pa.field("oddness", pa.float32()),

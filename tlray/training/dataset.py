@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tlray import bundle, sources, storage
+from tlray import bundle, storage
 from tlray.config import TrainConfig
 from tlray.errors import DataError, StoppedError
 from tlray.limits import Limits
 from tlray.progress import say
+from tlray.sources.classes import scan
 
 _NAMED_FAULTS = 10
 
@@ -56,11 +57,11 @@ def list_images(config: TrainConfig) -> Images:
     Raises:
         DataError: a folder is missing, has no classes, or has others than the training folder.
     """
-    training = sources.scan(storage.resolve(config.data), option="--data")
+    training = scan(storage.resolve(config.data), option="--data")
     tables = [("train", training.table)]
     for role, option, root in (("val", "--val-data", config.val_data), ("test", "--test-data", config.test_data)):
         if root is not None:
-            scanned = sources.scan(storage.resolve(root), training.classes, option=option)
+            scanned = scan(storage.resolve(root), training.classes, option=option)
             tables.append((role, scanned.table))
     listing = [
         (role, row["name"], row["size"]) for role, table in tables for row in table.select(["name", "size"]).to_pylist()

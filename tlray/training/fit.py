@@ -64,6 +64,7 @@ def train(config: TrainConfig) -> TrainSummary:
         StoppedError: training ended early.
     """
     config.check()
+    storage.configure(config.s3_options)
     started = time.time()
     output = storage.resolve(config.output)
     manifest = _read_existing(output)

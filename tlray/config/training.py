@@ -1,19 +1,22 @@
-"""What each command can be told: frozen dataclasses whose attribute docstrings are the command line's help.
-
-`check()` looks at values only (no file, no network, no Ray) and reports every fault at once as one `ConfigError`.
-"""
+"""`tlray train`."""
 
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal, TypeVar
-
-import tyro
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from tlray.backbones import BACKBONES, INPUT
-from tlray.checks import SCHEMES, Faults
-from tlray.limits import MAX_BYTES, MAX_PIXELS, PILLOW_MAX_PIXELS
+from tlray.config.checks import Faults
+from tlray.config.shared import (
+    LimitsConfig,
+    RunConfig,
+    S3Config,
+    check_limits,
+    check_run,
+    describe,
+    order_own_fields_first,
+)
 
 OptimizerName = Literal["rmsprop", "sgd", "adam"]
 
@@ -25,55 +28,13 @@ DEFAULT_RATES: dict[str, dict[str, float]] = {
 
 _DEFAULT_VIEWS = 5
 
-_PLACES = {
-    "config", "address", "max_cpus", "verbose", "cache", "cache_dir", "storage_path", "max_failures", "max_failed",
-    "collective_timeout", "mlflow_uri",
-}  # fmt: skip
+
 _SHARING = {"num_workers", "batch_size", "gpus_per_worker"}
 
-T = TypeVar("T")
 
-
-def _order_own_fields_first(cls: type[T]) -> type[T]:
-    """List a command's own options before the shared ones in its help; all are keyword-only, so nothing else moves."""
-    fields: dict[str, Any] = cls.__dataclass_fields__  # type: ignore[attr-defined]
-    own = [name for name in fields if name in cls.__annotations__]
-    shared = [name for name in fields if name not in cls.__annotations__]
-    cls.__dataclass_fields__ = {name: fields[name] for name in own + shared}  # type: ignore[attr-defined]
-    return cls
-
-
+@order_own_fields_first
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """What every command on Ray takes."""
-
-    config: str | None = None
-    """YAML file of these options; flags win over it."""
-
-    address: str | None = None
-    """Ray cluster to join; else RAY_ADDRESS, else a local one of its own."""
-
-    max_cpus: int | None = None
-    """Most cores a local run takes; default all."""
-
-    verbose: bool = False
-    """Show what Ray and TensorFlow print, and tracebacks."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LimitsConfig:
-    """Limits that hold before an image is decoded."""
-
-    max_bytes: int = MAX_BYTES
-    """Largest encoded image in bytes; a larger one is TOO_LARGE."""
-
-    max_pixels: int = MAX_PIXELS
-    """Most pixels that a header may tell of; more is BOMB."""
-
-
-@_order_own_fields_first
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig(RunConfig, LimitsConfig):
+class TrainConfig(RunConfig, LimitsConfig, S3Config):
     """Train a classifier on class folders: phase 1 the new head, phase 2 the top of the base too."""
 
     data: str
@@ -274,127 +235,9 @@ class TrainConfig(RunConfig, LimitsConfig):
         faults.check_positive("collective_timeout", self.collective_timeout)
         if self.mlflow_uri is not None and importlib.util.find_spec("mlflow") is None:
             faults.add("--mlflow-uri needs MLflow, which is not installed; pip install 'tlray[mlflow]'")
-        _check_run(faults, self)
-        _check_limits(faults, self)
+        check_run(faults, self)
+        check_limits(faults, self)
         faults.report()
-
-
-@_order_own_fields_first
-@dataclass(frozen=True, kw_only=True)
-class PredictConfig(RunConfig, LimitsConfig):
-    """Label images with a bundle: one Parquet row for every input, or the answer for a single file."""
-
-    model: str
-    """Bundle to label with: a folder or s3:// prefix."""
-
-    input: tuple[str, ...]
-    """What to label: folders, files, s3:// prefixes or objects."""
-
-    output: str | None = None
-    """Where labels go: a new folder or s3:// prefix. A single file may do without: its answer is printed."""
-
-    top_k: int = 0
-    """Also write the K most probable classes of each image; 0 for none."""
-
-    batch_size: int = 32
-    """Images the engine takes at once."""
-
-    rows_per_part: int = 8192
-    """Most rows in one Parquet part."""
-
-    def check(self) -> None:
-        """Raise one `ConfigError` naming every value that is not allowed."""
-        faults = Faults()
-        for name in ("model", "output"):
-            faults.check_uri(name, getattr(self, name))
-        if not self.input:
-            faults.add(f"--input takes one or more of: {SCHEMES}; got nothing")
-        for uri in self.input:
-            faults.check_uri("input", uri)
-        faults.check_range("top_k", self.top_k, 0, 1000)
-        faults.check_range("batch_size", self.batch_size, 1, 4096)
-        faults.check_range("rows_per_part", self.rows_per_part, 1, 1_000_000)
-        _check_run(faults, self)
-        _check_limits(faults, self)
-        faults.report()
-
-
-@_order_own_fields_first
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(RunConfig, LimitsConfig):
-    """Measure a bundle on class folders: accuracy, precision, recall, F1 and the confusion matrix."""
-
-    model: str
-    """Bundle to measure: a folder or s3:// prefix."""
-
-    data: str
-    """Labelled images, DIR/CLASS/image: a folder or s3:// prefix."""
-
-    output: str | None = None
-    """Where evaluation.json and confusion.png go: a new folder or s3:// prefix. Default: printed only."""
-
-    batch_size: int = 32
-    """Images the engine takes at once."""
-
-    def check(self) -> None:
-        """Raise one `ConfigError` naming every value that is not allowed."""
-        faults = Faults()
-        for name in ("model", "data", "output"):
-            faults.check_uri(name, getattr(self, name))
-        faults.check_range("batch_size", self.batch_size, 1, 4096)
-        _check_run(faults, self)
-        _check_limits(faults, self)
-        faults.report()
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShowConfig:
-    """Print what a bundle is, after verifying it."""
-
-    bundle: Annotated[str, tyro.conf.Positional]
-    """The bundle: a folder or s3:// prefix."""
-
-    verbose: bool = False
-    """Show tracebacks."""
-
-    def check(self) -> None:
-        """Raise a `ConfigError` where the bundle's address is not one."""
-        faults = Faults()
-        faults.check_uri("bundle", self.bundle)
-        faults.report()
-
-
-@dataclass(frozen=True, kw_only=True)
-class DemoConfig:
-    """The whole job with nothing to set up: train on scikit-learn's handwritten digits, label the held-out ones."""
-
-    output: str = "tlray-demo"
-    """Local folder for the images, the bundle and the labels."""
-
-    weights: str = "imagenet"
-    """The base's start: imagenet where it can be fetched (else from scratch), none, or a weights file."""
-
-    max_cpus: int | None = None
-    """Most cores it takes; default all."""
-
-    verbose: bool = False
-    """Show what Ray and TensorFlow print, and tracebacks."""
-
-    def check(self) -> None:
-        """Raise one `ConfigError` naming every value that is not allowed."""
-        faults = Faults()
-        if "://" in self.output:
-            faults.add(f"--output takes a local folder; got {self.output!r}")
-        if self.weights not in ("imagenet", "none"):
-            faults.check_uri("weights", self.weights)
-        if self.max_cpus is not None:
-            faults.check_range("max_cpus", self.max_cpus, 1, 4096)
-        faults.report()
-
-
-def describe(config: TrainConfig | PredictConfig | EvaluateConfig) -> dict[str, Any]:
-    """What of a config decides the result, as plain JSON values; where and how loudly it runs is left out."""
-    return {name: value for name, value in asdict(config).items() if name not in _PLACES}
 
 
 def resolve(config: TrainConfig) -> dict[str, Any]:
@@ -411,15 +254,3 @@ def resolve(config: TrainConfig) -> dict[str, Any]:
 def describe_run(config: TrainConfig) -> dict[str, Any]:
     """What a checkpoint must have in common with a config to go on under it: all but how the work is shared out."""
     return {name: value for name, value in describe(config).items() if name not in _SHARING}
-
-
-def _check_run(faults: Faults, config: RunConfig) -> None:
-    if config.max_cpus is not None:
-        faults.check_range("max_cpus", config.max_cpus, 1, 4096)
-        if config.address is not None:
-            faults.add("--max-cpus bounds a local run; it cannot be given with --address")
-
-
-def _check_limits(faults: Faults, config: LimitsConfig) -> None:
-    faults.check_range("max_bytes", config.max_bytes, 1, 2**31)
-    faults.check_range("max_pixels", config.max_pixels, 1, PILLOW_MAX_PIXELS)

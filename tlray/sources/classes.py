@@ -1,7 +1,4 @@
-"""From what the user points at to a table of rows: labelled class folders for training, any images for labelling.
-
-Both number their rows densely from 0 in a stable order, so that a row id means the same in every later step.
-"""
+"""Labelled images for training: class folders -> a table of rows, numbered densely from 0 in a stable order."""
 
 from __future__ import annotations
 
@@ -14,23 +11,7 @@ import pyarrow as pa
 from tlray import storage
 from tlray.errors import DataError
 from tlray.images import EXTENSIONS
-
-PLAN_SCHEMA = pa.schema(
-    [
-        pa.field("row_id", pa.int64(), nullable=False),
-        pa.field("uri", pa.string(), nullable=False),
-        pa.field("source", pa.string(), nullable=False),
-        pa.field("member", pa.string()),
-        pa.field("offset", pa.int64()),
-        pa.field("length", pa.int64()),
-        pa.field("size", pa.int64()),
-        pa.field("etag", pa.string()),
-        pa.field("mtime_ns", pa.int64()),
-    ]
-)
-"""`source` is how the row is read ("file"); `member`, `offset` and `length` say where inside an archive it lies."""
-
-EXCLUDED_SCHEMA = pa.schema([pa.field("uri", pa.string(), nullable=False), pa.field("reason", pa.string())])
+from tlray.sources.candidates import has_image_name
 
 _MAX_NAMED = 5
 
@@ -46,26 +27,6 @@ class LabelledImages:
 
     classes: tuple[str, ...]
     table: pa.Table
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is to be labelled, and what was seen but left out.
-
-    Attributes:
-        table: one row for every input, by `PLAN_SCHEMA`.
-        excluded: `uri, reason`, by `EXCLUDED_SCHEMA`.
-    """
-
-    table: pa.Table
-    excluded: pa.Table
-
-
-def has_image_name(name: str) -> bool:
-    """Whether a file's name ends in a known image extension, in any case, or has none."""
-    base = PurePosixPath(name).name
-    extension = base if base.startswith(".") and base.count(".") == 1 else PurePosixPath(base).suffix
-    return not extension or extension.lower() in EXTENSIONS
 
 
 def scan(root: str, classes: Sequence[str] | None = None, *, option: str = "--data") -> LabelledImages:
@@ -116,49 +77,6 @@ def scan(root: str, classes: Sequence[str] | None = None, *, option: str = "--da
         }
     )
     return LabelledImages(names, table)
-
-
-def plan(inputs: Sequence[str]) -> Plan:
-    """List everything to label, once; an object that two inputs reach is planned once.
-
-    Raises:
-        DataError: an input does not exist, or none holds an image.
-    """
-    rows: list[tuple[storage.Entry, str]] = []
-    excluded: list[tuple[str, str]] = []
-    seen: set[str] = set()
-    for root in inputs:
-        for entry in storage.list_files(storage.resolve(root)):
-            if entry.uri in seen:
-                continue
-            seen.add(entry.uri)
-            if entry.uri.endswith("/"):
-                excluded.append((entry.uri, "a folder marker"))
-            elif not has_image_name(entry.name):
-                excluded.append((entry.uri, "its extension is not a known image extension"))
-            else:
-                rows.append((entry, "file"))
-    if not rows:
-        allowed = " ".join(sorted(EXTENSIONS))
-        raise DataError(f"--input {' '.join(inputs)} holds no images (names ending in {allowed}, or without extension)")
-    entries = [entry for entry, _ in rows]
-    nothing = pa.nulls(len(rows))
-    table = pa.table(
-        {
-            "row_id": pa.array(range(len(rows)), pa.int64()),
-            "uri": [entry.uri for entry in entries],
-            "source": [source for _, source in rows],
-            "member": nothing.cast(pa.string()),
-            "offset": nothing.cast(pa.int64()),
-            "length": nothing.cast(pa.int64()),
-            "size": pa.array([entry.size for entry in entries], pa.int64()),
-            "etag": pa.array([entry.etag for entry in entries], pa.string()),
-            "mtime_ns": pa.array([entry.mtime_ns for entry in entries], pa.int64()),
-        },
-        schema=PLAN_SCHEMA,
-    )
-    columns = {"uri": [uri for uri, _ in excluded], "reason": [reason for _, reason in excluded]}
-    return Plan(table, pa.table(columns, schema=EXCLUDED_SCHEMA))
 
 
 def _list_empty_folders(root: str) -> list[str]:

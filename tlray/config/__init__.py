@@ -1,0 +1,28 @@
+"""What each command can be told: frozen dataclasses whose attribute docstrings are the command line's help.
+
+`check()` looks at values only (no file, no network, no Ray) and reports every fault at once as one `ConfigError`.
+"""
+
+from tlray.config.evaluation import DemoConfig, EvaluateConfig, ShowConfig
+from tlray.config.labelling import InputsConfig, PlanConfig, PredictConfig, VerifyConfig
+from tlray.config.shared import LimitsConfig, RunConfig, S3Config, describe
+from tlray.config.training import DEFAULT_RATES, OptimizerName, TrainConfig, describe_run, resolve
+
+__all__ = [
+    "DEFAULT_RATES",
+    "DemoConfig",
+    "EvaluateConfig",
+    "InputsConfig",
+    "LimitsConfig",
+    "OptimizerName",
+    "PlanConfig",
+    "PredictConfig",
+    "RunConfig",
+    "S3Config",
+    "ShowConfig",
+    "TrainConfig",
+    "VerifyConfig",
+    "describe",
+    "describe_run",
+    "resolve",
+]

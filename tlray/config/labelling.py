@@ -1,0 +1,170 @@
+"""`tlray predict`, `plan` and `verify`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from tlray.config.checks import SCHEMES, Faults
+from tlray.config.shared import (
+    LimitsConfig,
+    RunConfig,
+    S3Config,
+    check_limits,
+    check_run,
+    order_own_fields_first,
+)
+from tlray.errors import Code
+
+_SHARD = re.compile(r"(\d+)/(\d+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputsConfig:
+    """What is to be labelled."""
+
+    input: tuple[str, ...]
+    """Folders, files, s3:// prefixes or objects; archives (.tar .tar.gz .tgz .zip), or one image in them as
+    ARCHIVE#MEMBER; manifests (.csv .jsonl .parquet); an S3 Inventory's manifest.json. Any number, mixed."""
+
+    uri_column: str = "uri"
+    """A manifest's column of paths and s3:// addresses; its other columns go to the labels as input_NAME."""
+
+    id_column: str | None = None
+    """A manifest's column that tells its lines apart; without it, every line is a row."""
+
+    image_column: str | None = None
+    """Take Parquet files as tables of images, and this column as their bytes."""
+
+    include: tuple[str, ...] = ()
+    """Take only names that one of these globs matches ('*' matches slashes too)."""
+
+    exclude: tuple[str, ...] = ()
+    """Leave out names that one of these globs matches."""
+
+    limit: int | None = None
+    """Most images to take, in the order of the listing."""
+
+    sample: float = 1.0
+    """Share of the images to take, the same ones every time."""
+
+    shard: str = "1/1"
+    """I/N: the I-th of N shares, for N independent runs."""
+
+    allow: tuple[str, ...] = ()
+    """Prefixes that a manifest's addresses may have; default s3://, and local paths in a local manifest."""
+
+    @property
+    def resolved_shard(self) -> tuple[int, int]:
+        """Number of the share, from 1, and how many there are."""
+        index, _, count = self.shard.partition("/")
+        return int(index), int(count)
+
+
+@order_own_fields_first
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(RunConfig, LimitsConfig, S3Config, InputsConfig):
+    """Label images with a bundle: one Parquet row for every input, or the answer for a single file."""
+
+    model: str
+    """Bundle to label with: a folder or s3:// prefix."""
+
+    output: str | None = None
+    """Where labels go: a new folder or s3:// prefix. A single file may do without: its answer is printed."""
+
+    top_k: int = 0
+    """Also write the K most probable classes of each image; 0 for none."""
+
+    batch_size: int = 32
+    """Images the engine takes at once."""
+
+    rows_per_part: int = 8192
+    """Rows in one Parquet part."""
+
+    max_failed: float = 1.0
+    """Most rows that may fail: a share up to 1, or a count above 1; more stops the run."""
+
+    retry_failed: tuple[str, ...] | None = None
+    """Label the failed rows of an output again: those with these codes, or all where none is given."""
+
+    update_from: str | None = None
+    """An earlier output: rows whose object and model are unchanged are copied from it, the rest is labelled."""
+
+    def check(self) -> None:
+        """Raise one `ConfigError` naming every value that is not allowed."""
+        faults = Faults()
+        for name in ("model", "output", "update_from"):
+            faults.check_uri(name, getattr(self, name))
+        check_inputs(faults, self)
+        faults.check_range("top_k", self.top_k, 0, 1000)
+        faults.check_range("batch_size", self.batch_size, 1, 4096)
+        faults.check_range("rows_per_part", self.rows_per_part, 1, 1_000_000)
+        faults.check_range("max_failed", self.max_failed, 0, 10**12)
+        unknown = sorted(set(self.retry_failed or ()) - set(Code))
+        if unknown:
+            faults.add(f"--retry-failed takes codes among {' '.join(Code)}; got {' '.join(unknown)}")
+        if self.update_from is not None and self.update_from == self.output:
+            faults.add("--update-from takes an earlier output; got --output itself")
+        check_run(faults, self)
+        check_limits(faults, self)
+        faults.report()
+
+
+@order_own_fields_first
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig(InputsConfig, S3Config):
+    """List what `predict` would label into OUTPUT/_plan, and stop there; the same output then goes on with it."""
+
+    output: str
+    """Where labels will go: a new folder or s3:// prefix."""
+
+    config: str | None = None
+    """YAML file of these options; flags win over it."""
+
+    verbose: bool = False
+    """Show tracebacks."""
+
+    def check(self) -> None:
+        """Raise one `ConfigError` naming every value that is not allowed."""
+        faults = Faults()
+        faults.check_uri("output", self.output)
+        check_inputs(faults, self)
+        faults.report()
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig(S3Config):
+    """Prove an output whole: read everything again and hold it against its plan and receipt."""
+
+    output: Annotated[str, tyro.conf.Positional]
+    """The output of a finished `predict`."""
+
+    verbose: bool = False
+    """Show tracebacks."""
+
+    def check(self) -> None:
+        """Raise a `ConfigError` where the output's address is not one."""
+        faults = Faults()
+        faults.check_uri("output", self.output)
+        faults.report()
+
+
+def check_inputs(faults: Faults, config: InputsConfig) -> None:
+    """Check what several commands take as inputs."""
+    if not config.input:
+        faults.add(f"--input takes one or more of: {SCHEMES}; got nothing")
+    for uri in config.input:
+        faults.check_uri("input", uri)
+    for prefix in config.allow:
+        if prefix != "s3://":
+            faults.check_uri("allow", prefix)
+    if config.limit is not None:
+        faults.check_range("limit", config.limit, 1, 10**12)
+    if not 0 < config.sample <= 1:
+        faults.add(f"--sample takes a share above 0, up to 1; got {config.sample}")
+    shard = _SHARD.fullmatch(config.shard)
+    if shard is None or not 1 <= int(shard[1]) <= int(shard[2]):
+        faults.add(f"--shard takes I/N with I from 1 to N, such as 2/8; got {config.shard!r}")

@@ -1,0 +1,141 @@
+"""Hands rows out to reading tasks, and remembers what was in hand when a process died.
+
+Ray starts a task anew when its process dies, without end where an image kills every process that touches it. So each
+process says what it takes in hand: a window or batch whose process died is gone through row by row, and a row that was
+alone in hand `MAX_TRIES` times when its process died is given up as CRASHED.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from tlray.errors import StoppedError
+from tlray.prediction.rowset import RowSet
+
+MAX_TRIES = 3
+"""How many processes one row may kill."""
+
+_MAX_STARTS_IN_VAIN = 8
+
+Key = tuple[str, int]
+"""What is in hand: "window" or "batch", and its first row id."""
+
+
+class Rows(Protocol):
+    """What is to be labelled, read a slice at a time: a `planning.Plan`, or a `MemoryRows`."""
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows there are."""
+
+    @property
+    def image_column(self) -> str | None:
+        """Column of images in Parquet inputs."""
+
+    def read(self, first: int, count: int) -> pa.Table:
+        """Rows by `planning.PLAN_SCHEMA`."""
+
+
+class Dispatcher:
+    """One actor a run, on the driver's machine.
+
+    Args:
+        rows: where rows are read from.
+        done: those that need no work.
+    """
+
+    def __init__(self, rows: Rows, done: list[ray.ObjectRef[RowSet]]) -> None:
+        self._rows = rows
+        self._done = ray.get(done[0])
+        self._draining = False
+        self._entered: dict[Key, int] = {}
+        self._suspects: dict[Key, tuple[int, dict[int, int]]] = {}
+        self._starts = 0
+
+    def lease(self, first: int, count: int) -> tuple[pa.Table, int]:
+        """The rows of a window that are still to do, and how often it was leased before; no rows while draining."""
+        rows = self._rows.read(first, count)
+        if self._draining:
+            return rows.slice(0, 0), 0
+        missing = self._done.find_missing(first, count)
+        return rows.take(pa.array(missing - first)), self.enter(("window", first))
+
+    def enter(self, key: Key) -> int:
+        """Take a batch in hand; how often that was said before without `leave`."""
+        tries = self._entered.get(key, 0)
+        self._entered[key] = tries + 1
+        return tries
+
+    def leave(self, key: Key) -> None:
+        """A window or batch is through."""
+        self._entered.pop(key, None)
+        self._suspects.pop(key, None)
+        self._starts = 0
+
+    def suspect(self, key: Key, row_id: int) -> int:
+        """Take one row of it in hand, the one before having gone well; how often this row was in hand before."""
+        current, tries = self._suspects.get(key, (row_id, {}))
+        if current != row_id:
+            tries.pop(current, None)
+        before = tries.get(row_id, 0)
+        tries[row_id] = before + 1
+        self._suspects[key] = (row_id, tries)
+        return before
+
+    def start_engine(self, num_engines: int) -> None:
+        """Count an engine's start.
+
+        Raises:
+            StoppedError: many in succession never got through a batch.
+        """
+        self._starts += 1
+        if self._starts > _MAX_STARTS_IN_VAIN + 2 * num_engines:
+            raise StoppedError(
+                f"engine processes died {self._starts - 1} times without an answer (out of memory? a smaller "
+                "--batch-size or fewer --max-cpus take less); the same command goes on"
+            )
+
+    def drain(self) -> None:
+        """Hand out no more rows."""
+        self._draining = True
+
+    def is_draining(self) -> bool:
+        """Whether tasks should end early."""
+        return self._draining
+
+
+def start(rows: Rows, done: RowSet) -> Any:
+    """Start the dispatcher of a run on this machine; returns its handle."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    actor = ray.remote(Dispatcher).options(
+        num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here, max_concurrency=1
+    )
+    return actor.remote(rows, [ray.put(done)])
+
+
+class MemoryRows:
+    """Files that need no plan on disk."""
+
+    def __init__(self, uris: list[str]) -> None:
+        self._uris = np.array(uris, object)
+        self.num_rows = len(uris)
+        self.image_column = None
+
+    def read(self, first: int, count: int) -> pa.Table:
+        """Rows by `planning.PLAN_SCHEMA`."""
+        from tlray.sources.candidates import Source
+        from tlray.sources.planning import PLAN_SCHEMA
+
+        uris = self._uris[first : first + count].tolist()
+        columns = {field.name: pa.nulls(len(uris), field.type) for field in PLAN_SCHEMA}
+        columns |= {
+            "row_id": pa.array(range(first, first + len(uris)), pa.int64()),
+            "uri": pa.array(uris, pa.string()),
+            "source": pa.array([Source.FILE.value] * len(uris), pa.string()),
+        }
+        return pa.table(columns, schema=PLAN_SCHEMA)

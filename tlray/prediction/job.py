@@ -1,0 +1,165 @@
+"""What a labelling run was asked for, kept beside its plan, so that only the same job goes on in an output."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tlray import storage
+from tlray.bundle import Bundle
+from tlray.config import InputsConfig, PlanConfig, PredictConfig
+from tlray.errors import ConfigError, DataError, OutputError
+from tlray.images import EXTENSIONS
+from tlray.progress import say
+from tlray.sources import archives, planning
+from tlray.sources.inputs import Selection, find_candidates
+from tlray.sources.planning import Plan
+from tlray.storage.lock import NAME as LOCK
+from tlray.storage.lock import Lock
+
+RECORD = "_job.json"
+
+_DECIDING = ("top_k", "rows_per_part", "max_bytes", "max_pixels")
+_SELECTING = ("uri_column", "id_column", "image_column", "include", "exclude", "limit", "sample", "shard", "allow")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One labelling run, however often it was stopped.
+
+    Attributes:
+        run_id: names it.
+        started: UTC, ISO 8601.
+        asked: what decides its rows and their labels.
+        update_from: the earlier output whose unchanged rows it copies.
+    """
+
+    run_id: str
+    started: str
+    asked: dict[str, Any]
+    update_from: str | None
+
+
+@dataclass(frozen=True)
+class PlanSummary:
+    """What `plan` found.
+
+    Attributes:
+        output: where the plan lies.
+        plan: its measures.
+        already_there: whether it was there before.
+    """
+
+    output: str
+    plan: Plan
+    already_there: bool
+
+
+def now() -> str:
+    """UTC, ISO 8601."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def describe_selection(config: InputsConfig) -> dict[str, Any]:
+    """What decides the rows, as plain JSON values."""
+    chosen = {name: getattr(config, name) for name in _SELECTING}
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in chosen.items()}
+    return {"input": [_resolve(uri) for uri in config.input], **plain}
+
+
+def describe_job(config: PredictConfig, bundle: Bundle) -> dict[str, Any]:
+    """What decides the rows and their labels."""
+    deciding = {name: getattr(config, name) for name in _DECIDING}
+    return {**describe_selection(config), **deciding, "model_id": bundle.model_id}
+
+
+def check_same_job(output: str, have: dict[str, Any], asked: dict[str, Any]) -> None:
+    """Raise `OutputError` naming each setting in which an output's job is another one."""
+    differing = sorted(name for name in have if name in asked and have[name] != asked[name])
+    if differing:
+        told = "; ".join(f"{name}: {have[name]} there, {asked[name]} asked" for name in differing)
+        raise OutputError(f"--output {output} holds another job's labels ({told}); give a new folder or prefix")
+
+
+def check_output(output: str) -> None:
+    """Raise `OutputError` where an output holds something that no labelling run left, or cannot be written."""
+    storage.check_writable(output)
+    if not storage.has_content(output) or storage.exists(storage.join(output, planning.FOLDER, planning.RECORD)):
+        return
+    for entry in storage.iter_files(output):
+        if not entry.name.startswith((f"{planning.FOLDER}/", LOCK, f".{LOCK}")):
+            raise OutputError(
+                f"--output {output} already holds something that is not a labelling run ({entry.name}); "
+                "give a new folder or prefix"
+            )
+
+
+def make_plan(config: PlanConfig) -> PlanSummary:
+    """List what `predict` would label, and keep it as the output's plan.
+
+    Raises:
+        UsageError: an input or the output cannot be used.
+        StoppedError: another driver works on the output.
+    """
+    config.check()
+    storage.configure(config.s3_options)
+    output = storage.resolve(config.output)
+    check_output(output)
+    with Lock(output):
+        before = planning.open_plan(output)
+        return PlanSummary(output, open_plan(output, config), before is not None)
+
+
+def open_plan(output: str, config: InputsConfig) -> Plan:
+    """The plan that an earlier run of this job made, or a new one.
+
+    Raises:
+        DataError: an input cannot be used, or there is nothing to label.
+        OutputError: the plan that is there is another job's.
+    """
+    selection = describe_selection(config)
+    plan = planning.open_plan(output)
+    if plan is not None:
+        check_same_job(output, plan.selection, selection)
+        return plan
+    say("listing the inputs")
+    chosen = {name: getattr(config, name) for name in _SELECTING if name != "shard"}
+    found = find_candidates(config.input, Selection(**chosen, shard=config.resolved_shard))
+    plan = planning.write_plan(output, found, selection, config.image_column)
+    if plan.num_rows == 0:
+        storage.delete_folder(plan.address)
+        if plan.num_excluded:
+            reasons = "; ".join(f"{count:,}: {reason}" for reason, count in list(plan.excluded_by_reason.items())[:5])
+            why = f"all {plan.num_excluded:,} that were seen are left out ({reasons})"
+        else:
+            why = f"names end in {' '.join(sorted(EXTENSIONS))}, or have no extension"
+        raise DataError(f"--input {' '.join(map(storage.redact, config.input))} holds no images to label; {why}")
+    return plan
+
+
+def open_job(output: str, asked: dict[str, Any], update_from: str | None) -> Job:
+    """The job that an output's labels belong to, or a new one.
+
+    Raises:
+        OutputError: it is another one.
+    """
+    address = storage.join(output, planning.FOLDER, RECORD)
+    if storage.exists(address):
+        job = Job(**json.loads(storage.get(address)))
+        check_same_job(output, job.asked, asked)
+        if update_from is not None and update_from != job.update_from:
+            raise ConfigError(
+                [f"--update-from takes {job.update_from}, as when this output was begun, or nothing; got {update_from}"]
+            )
+        return job
+    job = Job(uuid.uuid4().hex, now(), asked, update_from)
+    storage.put(address, (json.dumps(asdict(job), indent=2, ensure_ascii=False) + "\n").encode())
+    return job
+
+
+def _resolve(uri: str) -> str:
+    parts = archives.split_member(uri)
+    return storage.resolve(uri) if parts is None else f"{storage.resolve(parts[0])}#{parts[1]}"

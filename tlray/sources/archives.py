@@ -1,0 +1,100 @@
+"""Tar shards, plain or gzipped: indexed by one pass over their headers, never unpacked to disk."""
+
+from __future__ import annotations
+
+import io
+import re
+import tarfile
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO, cast
+
+from tlray import storage
+from tlray.sources import zips
+from tlray.sources.candidates import Candidate, Source, leads_outside, make_printable
+from tlray.sources.gunzip import Unpacked
+
+_ARCHIVE = re.compile(r"\.(tar|tar\.gz|tgz|zip)$", re.IGNORECASE)
+_MEMBER = re.compile(r"(.*?\.(?:tar|tar\.gz|tgz|zip))#(.+)", re.IGNORECASE | re.DOTALL)
+
+_BUFFER_BYTES = 2**18
+
+_CUT = "the archive is cut short or damaged; what lies behind its last whole member cannot be listed"
+
+
+def is_archive(uri: str) -> bool:
+    """Whether a name ends as an archive's."""
+    return _ARCHIVE.search(uri) is not None
+
+
+def split_member(uri: str) -> tuple[str, str] | None:
+    """Archive and member of what a user typed as `archive#member`; None for anything else."""
+    match = _MEMBER.fullmatch(uri)
+    return None if match is None else (match[1], match[2])
+
+
+def index(archive: storage.Entry) -> list[Candidate]:
+    """Every member of an archive, in its order; what cannot be listed is a last candidate with a reason.
+
+    Raises:
+        FetchError: the archive cannot be read.
+    """
+    kind = _get_kind(archive.uri)
+    with storage.open_file(archive.uri) as file:
+        if kind is Source.ZIP:
+            return list(zips.index(archive, file))
+        if kind is Source.TAR:
+            return list(_index_tar(archive, file, Source.TAR))
+        return list(_index_tar(archive, open_unpacked(file), Source.TAR_GZ))
+
+
+def open_unpacked(file: BinaryIO) -> BinaryIO:
+    """What a gzipped archive unpacks to, read forward through a buffer."""
+    return io.BufferedReader(cast("io.FileIO", Unpacked(file)), _BUFFER_BYTES)
+
+
+def _get_kind(uri: str) -> Source:
+    name = uri.lower()
+    return Source.ZIP if name.endswith(".zip") else Source.TAR if name.endswith(".tar") else Source.TAR_GZ
+
+
+def _index_tar(archive: storage.Entry, file: BinaryIO, kind: Source) -> Iterator[Candidate]:
+    whole = False
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            while (member := tar.next()) is not None:
+                tar.members = []  # type: ignore[attr-defined]  # it would keep every header
+                yield _describe(archive, member, kind)
+            # a block of zeros ends an archive; where nothing was left to read instead, its end may be missing
+            whole = file.tell() >= tar.offset + tarfile.BLOCKSIZE
+    except (tarfile.TarError, EOFError, zlib.error):
+        whole = False
+    if not whole:
+        yield Candidate(archive.uri, archive.name, reason=_CUT)
+
+
+def _describe(archive: storage.Entry, member: tarfile.TarInfo, kind: Source) -> Candidate:
+    name = make_printable(member.name)
+    source, reason = kind, None
+    if member.isdir():
+        reason = "a folder"
+    elif leads_outside(name):
+        source = Source.OUTSIDE
+    elif member.issym() or member.islnk():
+        source = Source.LINK
+    elif not member.isreg() or member.issparse():
+        source = Source.SPECIAL
+    elif kind is Source.TAR and member.offset_data + member.size > archive.size:
+        source = Source.CUT
+    return Candidate(
+        uri=f"{archive.uri}#{name}",
+        name=name,
+        source=source,
+        member=name,
+        offset=member.offset_data,
+        length=member.size,
+        size=member.size,
+        etag=archive.etag,
+        mtime_ns=archive.mtime_ns,
+        reason=reason,
+    )

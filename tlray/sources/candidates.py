@@ -1,0 +1,83 @@
+"""One thing that might be labelled, however it was found."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
+
+from tlray.errors import Code
+from tlray.images import EXTENSIONS
+
+
+class Source(StrEnum):
+    """How the bytes of a row are read; the last ones are never read, since their archive tells what is wrong."""
+
+    FILE = "file"
+    TAR = "tar"
+    TAR_GZ = "tar.gz"
+    ZIP = "zip"
+    PARQUET = "parquet"
+    LINK = "link"
+    SPECIAL = "special"
+    OUTSIDE = "outside"
+    ENCRYPTED = "encrypted"
+    CUT = "cut"
+
+
+REFUSED = {
+    Source.LINK: (Code.UNSUPPORTED, "a link inside an archive; links are not followed"),
+    Source.SPECIAL: (Code.UNSUPPORTED, "not a plain file inside its archive"),
+    Source.OUTSIDE: (Code.UNSUPPORTED, "its name leads out of its archive"),
+    Source.ENCRYPTED: (Code.UNSUPPORTED, "encrypted inside its archive"),
+    Source.CUT: (Code.TRUNCATED, "its archive ends before it does"),
+}
+"""Status and sentence of the rows that are never read."""
+
+
+class Candidate(NamedTuple):
+    """A file, an object, a member of an archive or a row of a table.
+
+    Attributes:
+        uri: address; a member's is `archive#member`.
+        name: what --include and --exclude look at: the path below the input, or inside the archive.
+        source: how it is read.
+        member: its name inside an archive, or its row in a table; None for a file.
+        offset: where its bytes start in the archive (tar.gz: in what it unpacks to; zip: its local header); its row in
+            a table.
+        length: how many bytes to read there.
+        size: bytes of the encoded image, None where unknown.
+        etag, mtime_ns: of the file or archive as it was listed, None where unknown.
+        inputs: a manifest's or table's own columns.
+        reason: why it is left out, None where it is not.
+    """
+
+    uri: str
+    name: str
+    source: Source = Source.FILE
+    member: str | None = None
+    offset: int | None = None
+    length: int | None = None
+    size: int | None = None
+    etag: str | None = None
+    mtime_ns: int | None = None
+    inputs: dict[str, Any] | None = None
+    reason: str | None = None
+
+
+def has_image_name(name: str) -> bool:
+    """Whether a file's name ends in a known image extension, in any case, or has none."""
+    base = PurePosixPath(name).name
+    extension = base if base.startswith(".") and base.count(".") == 1 else PurePosixPath(base).suffix
+    return not extension or extension.lower() in EXTENSIONS
+
+
+def leads_outside(name: str) -> bool:
+    """Whether unpacking a member of this name could write outside its folder."""
+    parts = name.replace("\\", "/").split("/")
+    return ".." in parts or parts[0] == "" or (len(parts[0]) == 2 and parts[0][1] == ":")
+
+
+def make_printable(name: str) -> str:
+    """A name that is not UTF-8 with its odd bytes written out."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

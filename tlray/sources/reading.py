@@ -1,0 +1,150 @@
+"""The bytes of planned rows, whatever they lie in; whatever is wrong with one stays with that one."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+
+from tlray import storage
+from tlray.errors import Code, FetchError
+from tlray.sources import archives, tables, zips
+from tlray.sources.candidates import REFUSED, Source
+from tlray.storage import Fetched, Request
+
+Row = dict[str, Any]
+
+
+def read_rows(rows: pa.Table, max_bytes: int, image_column: str | None) -> Iterator[Fetched]:
+    """The encoded image of each row, in order.
+
+    Args:
+        rows: of the plan, by `PLAN_SCHEMA`, ascending.
+        max_bytes: a larger image is TOO_LARGE, and is not read.
+        image_column: of Parquet rows.
+    """
+    for source, run in groupby(rows.to_pylist(), key=lambda row: Source(row["source"])):
+        if source in REFUSED:
+            yield from (Fetched(FetchError(*REFUSED[source]), 0) for _ in run)
+        elif source in (Source.FILE, Source.TAR, Source.ZIP):
+            yield from _read_ranges(source, list(run), max_bytes)
+        else:
+            for archive, members in groupby(run, key=_get_archive):
+                if source is Source.TAR_GZ:
+                    yield from _read_stream(archive, list(members), max_bytes)
+                else:
+                    yield from _read_table(archive, list(members), max_bytes, image_column or "")
+
+
+def _get_archive(row: Row) -> str:
+    """The archive's own address: a member's without what follows it."""
+    uri: str = row["uri"]
+    return uri if row["member"] is None else uri[: -len(row["member"]) - 1]
+
+
+def _read_ranges(source: Source, rows: list[Row], max_bytes: int) -> Iterator[Fetched]:
+    """Files and members that one request each brings."""
+    early = [_answer_early(row, max_bytes) for row in rows]
+    wanted = [row for row, answer in zip(rows, early, strict=True) if answer is None]
+    fetched = storage.fetch_many(_request(source, row, max_bytes) for row in wanted)
+    for row, answered in zip(rows, early, strict=True):
+        answer = answered or next(fetched)
+        data = answer.data
+        if answered is None and isinstance(data, bytes):
+            if source is Source.ZIP:
+                answer = _unpack_zip(row, data, answer.retries)
+            elif source is Source.TAR and len(data) < row["length"]:
+                answer = answer._replace(data=FetchError(Code.TRUNCATED, "its archive ends before it does"))
+        yield answer
+
+
+def _answer_early(row: Row, max_bytes: int) -> Fetched | None:
+    """What a row's own columns tell without a request."""
+    if row["size"] is not None and row["size"] > max_bytes:
+        return Fetched(_explain_size(row["size"], max_bytes), 0)
+    return Fetched(b"", 0) if row["size"] == 0 and row["member"] is not None else None
+
+
+def _request(source: Source, row: Row, max_bytes: int) -> Request:
+    if source is Source.FILE:
+        return Request(row["uri"], size=row["size"], etag=row["etag"], mtime_ns=row["mtime_ns"], max_bytes=max_bytes)
+    length = row["length"] if source is Source.TAR else zips.get_span(row["length"])
+    return Request(_get_archive(row), row["offset"], length, None, row["etag"], row["mtime_ns"])
+
+
+def _unpack_zip(row: Row, head: bytes, retries: int) -> Fetched:
+    """A member from the bytes at its local header; asks again where that header is longer than most."""
+    try:
+        start = zips.find_data(head)
+        data = head[start : start + row["length"]]
+        if len(data) < row["length"] and start + row["length"] > zips.get_span(row["length"]):
+            request = Request(_get_archive(row), row["offset"] + start, row["length"], None, row["etag"])
+            more = storage.fetch(request)
+            retries += more.retries
+            if isinstance(more.data, FetchError):
+                return more
+            data = more.data
+        if len(data) < row["length"]:
+            raise FetchError(Code.TRUNCATED, "its archive ends before it does")
+        return Fetched(zips.unpack(head, data, row["size"]), retries)
+    except FetchError as error:
+        return Fetched(error, retries)
+
+
+def _read_stream(archive: str, rows: list[Row], max_bytes: int) -> Iterator[Fetched]:
+    """Members of a gzipped tar: one pass over what it unpacks to."""
+    answered = 0
+    try:
+        _check_unchanged(archive, rows[0])
+        with storage.open_file(archive) as file:
+            unpacked = archives.open_unpacked(file)
+            for row in rows:
+                yield _answer_early(row, max_bytes) or Fetched(_read_member(unpacked, row), 0)
+                answered += 1
+    except FetchError as error:
+        yield from (Fetched(error, 0) for _ in rows[answered:])
+    except zlib.error:
+        yield from (Fetched(FetchError(Code.CORRUPT, "its archive is damaged"), 0) for _ in rows[answered:])
+
+
+def _read_member(unpacked: BinaryIO, row: Row) -> bytes | FetchError:
+    unpacked.seek(row["offset"])
+    data = unpacked.read(row["length"])
+    return data if len(data) == row["length"] else FetchError(Code.TRUNCATED, "its archive ends before it does")
+
+
+def _read_table(table: str, rows: list[Row], max_bytes: int, image_column: str) -> Iterator[Fetched]:
+    """Rows of a Parquet file."""
+    answered = 0
+    try:
+        _check_unchanged(table, rows[0])
+        numbers = np.array([row["offset"] for row in rows], np.int64)
+        for data in tables.iter_images(table, image_column, numbers):
+            if data is None:
+                answer: bytes | FetchError = FetchError(Code.EMPTY, "the column is null here")
+            elif len(data) > max_bytes:
+                answer = _explain_size(len(data), max_bytes)
+            else:
+                answer = data
+            yield Fetched(answer, 0)
+            answered += 1
+    except FetchError as error:
+        yield from (Fetched(error, 0) for _ in rows[answered:])
+    except (pa.ArrowException, OSError) as error:
+        broken = FetchError(Code.CORRUPT, f"its table cannot be read: {storage.redact(str(error))[:200]}")
+        yield from (Fetched(broken, 0) for _ in rows[answered:])
+
+
+def _check_unchanged(uri: str, row: Row) -> None:
+    """Ask for one byte of an archive, which tells whether it is still the one that was planned."""
+    data = storage.fetch(Request(uri, 0, 1, None, row["etag"], row["mtime_ns"])).data
+    if isinstance(data, FetchError):
+        raise data
+
+
+def _explain_size(size: int, max_bytes: int) -> FetchError:
+    return FetchError(Code.TOO_LARGE, f"the file holds {size:,} bytes, more than --max-bytes {max_bytes:,}")

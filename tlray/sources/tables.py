@@ -1,0 +1,99 @@
+"""Parquet with a column of encoded images: each row is an input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tlray import storage
+from tlray.errors import DataError, FetchError
+from tlray.sources.candidates import Candidate, Source
+
+_ROWS = 8192
+
+
+def is_table(uri: str) -> bool:
+    """Whether a name ends as a Parquet file's."""
+    return uri.lower().endswith(".parquet")
+
+
+def read_table(entry: storage.Entry, image_column: str) -> tuple[list[pa.Field], Iterator[Candidate]]:
+    """A table's other plain columns as `input_*` fields, and one candidate for each of its rows.
+
+    Args:
+        entry: the Parquet file.
+        image_column: encoded images, as binary or as a struct with a binary field `bytes`.
+
+    Raises:
+        DataError: it cannot be read, or its image column is of another kind.
+    """
+    try:
+        file = pq.ParquetFile(storage.open_arrow(entry.uri))
+    except (pa.ArrowException, FetchError, OSError) as error:
+        raise DataError(f"{entry.uri} cannot be read as Parquet: {storage.redact(str(error))}") from None
+    schema = file.schema_arrow
+    if image_column not in schema.names or not _holds_bytes(schema.field(image_column).type):
+        allowed = "a column of binary values, or of structs with binary `bytes`"
+        told = ", ".join(f"{field.name} {field.type}" for field in schema)
+        raise DataError(f"--image-column takes {allowed}; got {image_column!r}, and {entry.uri} has {told}")
+    own = [field for field in schema if field.name != image_column and _is_plain(field.type)]
+    return [pa.field(f"input_{field.name}", field.type) for field in own], _read_rows(entry, file, own)
+
+
+def _read_rows(entry: storage.Entry, file: pq.ParquetFile, own: list[pa.Field]) -> Iterator[Candidate]:
+    names = [field.name for field in own]
+    row = 0
+    for batch in file.iter_batches(_ROWS, columns=names) if names else ():
+        for line in batch.to_pylist():
+            yield _describe(entry, row, {f"input_{name}": line[name] for name in names})
+            row += 1
+    for number in range(row, file.metadata.num_rows):
+        yield _describe(entry, number, None)
+
+
+def _describe(entry: storage.Entry, row: int, inputs: dict[str, object] | None) -> Candidate:
+    return Candidate(
+        uri=f"{entry.uri}#{row}",
+        name=f"{entry.name}#{row}",
+        source=Source.PARQUET,
+        member=str(row),
+        offset=row,
+        etag=entry.etag,
+        mtime_ns=entry.mtime_ns,
+        inputs=inputs,
+    )
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return any(field.name == "bytes" and _holds_bytes(field.type) for field in kind)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    return not (pa.types.is_nested(kind) or _holds_bytes(kind))
+
+
+def iter_images(uri: str, image_column: str, rows: npt.NDArray[np.int64]) -> Iterator[bytes | None]:
+    """The encoded images of some rows, in ascending order of their numbers; None for a null.
+
+    Raises:
+        FetchError: the table cannot be read.
+    """
+    file = pq.ParquetFile(storage.open_arrow(uri))
+    starts = np.cumsum([0] + [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)])
+    groups = np.searchsorted(starts, rows, side="right") - 1
+    for group in np.unique(groups):
+        wanted = set(rows[groups == group].tolist())
+        first = int(starts[group])
+        # in small batches, so that a row group of large images is never held whole
+        for batch in file.iter_batches(64, row_groups=[int(group)], columns=[image_column]):
+            here = [index for index in range(batch.num_rows) if first + index in wanted]
+            for index in here:
+                value = batch.column(0)[index].as_py()
+                yield value["bytes"] if isinstance(value, dict) else value
+            first += batch.num_rows

@@ -1,0 +1,174 @@
+"""Zip archives: listed by their directory, or by their local headers where that is missing; read by ranges.
+
+The layout is that of PKWARE's APPNOTE 6.3, sections 4.3 and 4.4.
+"""
+
+from __future__ import annotations
+
+import bz2
+import stat
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from tlray import storage
+from tlray.errors import Code, FetchError
+from tlray.sources.candidates import Candidate, Source, leads_outside, make_printable
+
+_LOCAL = struct.Struct("<4s5H3I2H")
+_LOCAL_SIGNATURE = b"PK\x03\x04"
+_DESCRIPTOR_SIGNATURE = b"PK\x07\x08"
+_HEADER_SLACK_BYTES = 1024
+_ENCRYPTED = 0x1
+_SIZES_FOLLOW = 0x8
+_UTF8 = 0x800
+_CHUNK_BYTES = 2**20
+_CUT = "the archive is cut short or damaged; its directory is missing, and what follows cannot be listed"
+
+
+def index(archive: storage.Entry, file: BinaryIO) -> Iterator[Candidate]:
+    """Every member, in the directory's order; where the directory is missing, those found by their local headers."""
+    try:
+        members = zipfile.ZipFile(file).infolist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error):
+        yield from _recover(archive, file)
+        return
+    for member in members:
+        name = make_printable(member.filename)
+        source, reason = Source.ZIP, None
+        if member.is_dir():
+            reason = "a folder"
+        elif leads_outside(name):
+            source = Source.OUTSIDE
+        elif stat.S_ISLNK(member.external_attr >> 16):
+            source = Source.LINK
+        elif member.flag_bits & _ENCRYPTED:
+            source = Source.ENCRYPTED
+        elif member.header_offset + member.compress_size > archive.size:
+            source = Source.CUT
+        yield _make(archive, name, source, member.header_offset, member.compress_size, member.file_size, reason)
+
+
+def _recover(archive: storage.Entry, file: BinaryIO) -> Iterator[Candidate]:
+    """Walk the local headers from the start, as far as they are whole."""
+    offset = 0
+    while True:
+        file.seek(offset)
+        header = file.read(_LOCAL.size)
+        if len(header) < _LOCAL.size or not header.startswith(_LOCAL_SIGNATURE):
+            break
+        _, _, flags, method, _, _, _, packed, unpacked, name_length, extra_length = _LOCAL.unpack(header)
+        raw = file.read(name_length)
+        name = make_printable(raw.decode("utf-8" if flags & _UTF8 else "cp437", "backslashreplace"))
+        data = offset + _LOCAL.size + name_length + extra_length
+        source = Source.ENCRYPTED if flags & _ENCRYPTED else Source.ZIP
+        if flags & _SIZES_FOLLOW:
+            file.seek(data)
+            sizes = _measure(file, method)
+            if sizes is None:
+                yield _make(archive, name, Source.CUT, offset, None, None, None)
+                break
+            packed, unpacked = sizes
+            file.seek(data + packed)
+            descriptor = file.read(16)
+            end = data + packed + (16 if descriptor.startswith(_DESCRIPTOR_SIGNATURE) else 12)
+        else:
+            end = data + packed
+            if end > archive.size:
+                source = Source.CUT
+        if leads_outside(name):
+            source = Source.OUTSIDE
+        reason = "a folder" if name.endswith("/") else None
+        yield _make(archive, name, source, offset, packed, unpacked, reason)
+        offset = end
+    yield Candidate(archive.uri, archive.name, reason=_CUT)
+
+
+def _measure(file: BinaryIO, method: int) -> tuple[int, int] | None:
+    """Packed and unpacked bytes of a deflated member whose header doesn't tell; None where it has no end."""
+    if method != zipfile.ZIP_DEFLATED:
+        return None
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    packed = unpacked = 0
+    while not inflater.eof:
+        chunk = inflater.unconsumed_tail or file.read(_CHUNK_BYTES)
+        if not chunk:
+            return None
+        packed += len(chunk)
+        try:
+            unpacked += len(inflater.decompress(chunk, _CHUNK_BYTES))
+        except zlib.error:
+            return None
+        packed -= len(inflater.unconsumed_tail) + len(inflater.unused_data)
+    return packed, unpacked
+
+
+def _make(
+    archive: storage.Entry,
+    name: str,
+    source: Source,
+    offset: int,
+    length: int | None,
+    size: int | None,
+    reason: str | None,
+) -> Candidate:
+    return Candidate(
+        uri=f"{archive.uri}#{name}",
+        name=name,
+        source=source,
+        member=name,
+        offset=offset,
+        length=length,
+        size=size,
+        etag=archive.etag,
+        mtime_ns=archive.mtime_ns,
+        reason=reason,
+    )
+
+
+def get_span(length: int) -> int:
+    """Bytes to read from a member's local header on, so that its data is nearly always among them."""
+    return _LOCAL.size + _HEADER_SLACK_BYTES + length
+
+
+def find_data(head: bytes) -> int:
+    """Where a member's data starts behind its local header.
+
+    Raises:
+        FetchError: CORRUPT; there is no local header.
+    """
+    if len(head) < _LOCAL.size or not head.startswith(_LOCAL_SIGNATURE):
+        raise FetchError(Code.CORRUPT, "no local header where the archive's directory says it is")
+    *_, name_length, extra_length = _LOCAL.unpack_from(head)
+    return _LOCAL.size + int(name_length) + int(extra_length)
+
+
+def unpack(head: bytes, data: bytes, size: int) -> bytes:
+    """A member's own bytes.
+
+    Args:
+        head: its local header.
+        data: its packed bytes.
+        size: how many bytes it unpacks to; never more are made.
+
+    Raises:
+        FetchError: UNSUPPORTED, TRUNCATED or CORRUPT.
+    """
+    _, _, flags, method, _, _, checksum, *_ = _LOCAL.unpack_from(head)
+    try:
+        if method == zipfile.ZIP_STORED:
+            unpacked = data
+        elif method in (zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2):
+            inflater: Any = zlib.decompressobj(-zlib.MAX_WBITS) if method == 8 else bz2.BZ2Decompressor()
+            unpacked = inflater.decompress(data, size + 1)
+        else:
+            raise FetchError(Code.UNSUPPORTED, f"packed by method {method} inside its archive")
+    except (zlib.error, OSError, EOFError) as error:
+        raise FetchError(Code.CORRUPT, f"cannot be unpacked from its archive: {error}") from None
+    if len(unpacked) != size:
+        raise FetchError(Code.CORRUPT, f"unpacks to other than the {size:,} bytes that its archive tells of")
+    if not flags & _SIZES_FOLLOW and zlib.crc32(unpacked) != checksum:
+        raise FetchError(Code.CORRUPT, "its checksum is not the one in its archive")
+    return unpacked

@@ -1,0 +1,196 @@
+"""Local files: listed in the order of their names, written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from tlray.errors import Code, DataError, FetchError, OutputError
+from tlray.storage.addresses import Entry, Request, join
+
+
+def iter_files(uri: str) -> Iterator[Entry]:
+    """Every file below a folder in order of its path, or the one file that `uri` is; links are followed once.
+
+    Raises:
+        DataError: nothing is there.
+    """
+    root = Path(uri)
+    if root.is_file():
+        yield _stat(root, root.name)
+    elif root.is_dir():
+        yield from _walk(uri, "", set())
+    else:
+        raise DataError(f"{uri} does not exist; give an existing folder or file, or an s3:// address")
+
+
+def _walk(folder: str, prefix: str, seen: set[tuple[int, int]]) -> Iterator[Entry]:
+    status = Path(folder).stat()
+    if (status.st_dev, status.st_ino) in seen:  # a link that leads back up
+        return
+    seen.add((status.st_dev, status.st_ino))
+    try:
+        with os.scandir(folder) as entries:
+            # a folder sorts with its slash, so that paths come in the order in which S3 lists keys
+            ordered = sorted(((f"{entry.name}/" if entry.is_dir() else entry.name), entry.path) for entry in entries)
+    except PermissionError:
+        raise DataError(f"{folder} may not be listed; give a folder that you may read") from None
+    for name, path in ordered:
+        if name.endswith("/"):
+            yield from _walk(path, prefix + name, seen)
+        elif os.path.exists(path):  # noqa: PTH110  (a Path for each of millions of files costs more than the listing)
+            status = os.stat(path)  # noqa: PTH116
+            yield Entry(path, prefix + name, status.st_size, None, status.st_mtime_ns)
+
+
+def _stat(path: Path, name: str) -> Entry:
+    status = path.stat()
+    return Entry(str(path), name, status.st_size, None, status.st_mtime_ns)
+
+
+def has_content(uri: str) -> bool:
+    """Whether a folder holds anything, or a file of that name is there."""
+    path = Path(uri)
+    return path.is_file() or (path.is_dir() and any(path.iterdir()))
+
+
+def read(request: Request) -> bytes:
+    """Read a file, or a range of it.
+
+    Raises:
+        FetchError: NOT_FOUND, DENIED, TIMEOUT, CHANGED or TOO_LARGE.
+    """
+    with explain(), open(request.uri, "rb", buffering=0) as file:  # noqa: PTH123
+        status = os.fstat(file.fileno())
+        check_unchanged(request, status.st_size, None, status.st_mtime_ns)
+        if request.length is None:
+            check_size(request, status.st_size)
+            return file.readall()
+        return _read_range(file.fileno(), request.offset or 0, request.length)
+
+
+@contextlib.contextmanager
+def explain() -> Iterator[None]:
+    """The operating system's errors as those of one input."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise FetchError(Code.NOT_FOUND, "the file is not there any more") from None
+    except PermissionError:
+        raise FetchError(Code.DENIED, "the file may not be read") from None
+    except OSError as error:
+        code = Code.TIMEOUT if error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT) else Code.NOT_FOUND
+        raise FetchError(code, f"the file cannot be read: {error.strerror}") from None
+
+
+def _read_range(descriptor: int, offset: int, length: int) -> bytes:
+    """All of a range that is there; one call may return less than was asked."""
+    pieces = []
+    while length > 0:
+        piece = os.pread(descriptor, length, offset)
+        if not piece:
+            break
+        pieces.append(piece)
+        offset += len(piece)
+        length -= len(piece)
+    return b"".join(pieces)
+
+
+def check_unchanged(request: Request, size: int, etag: str | None, mtime_ns: int | None) -> None:
+    """Raise CHANGED where a file is not the one that was planned."""
+    changes = []
+    if request.size is not None and request.size != size:
+        changes.append(f"{request.size:,} bytes then, {size:,} now")
+    if request.etag is not None and etag is not None and request.etag != etag:
+        changes.append(f"etag {request.etag} then, {etag} now")
+    elif request.etag is None and None not in (request.mtime_ns, mtime_ns) and request.mtime_ns != mtime_ns:
+        changes.append("written since")
+    if changes:
+        raise FetchError(Code.CHANGED, f"not what was planned: {'; '.join(changes)}")
+
+
+def check_size(request: Request, size: int) -> None:
+    """Raise TOO_LARGE before such a file is read."""
+    if request.max_bytes is not None and size > request.max_bytes:
+        message = f"the file holds {size:,} bytes, more than --max-bytes {request.max_bytes:,}"
+        raise FetchError(Code.TOO_LARGE, message)
+
+
+def put(uri: str, data: bytes) -> None:
+    """Write a file by a temporary name, fsync and rename.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    path = Path(uri)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise OutputError(f"{uri} cannot be written: {error.strerror}") from None
+
+
+def put_new(uri: str, data: bytes) -> bool:
+    """Write a file only where none is; whether it was written."""
+    path = Path(uri)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(data)
+        try:
+            os.link(partial, path)  # fails where the name is taken, and shows the content at once
+        except FileExistsError:
+            return False
+        finally:
+            partial.unlink()
+    except OSError as error:
+        raise OutputError(f"{uri} cannot be written: {error.strerror}") from None
+    return True
+
+
+def put_folder(uri: str, files: dict[str, bytes], names: list[str]) -> None:
+    """Write a folder under a temporary name, then rename it."""
+    path = Path(uri)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        for name in names:
+            put(join(str(partial), name), files[name])
+        if path.is_dir():
+            path.rmdir()  # an empty folder that the user made beforehand
+        partial.rename(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise OutputError(f"{uri} cannot be written: {error.strerror}") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_writable(uri: str, option: str) -> None:
+    """Raise `OutputError` where a new folder could not be made."""
+    parent = Path(uri)
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{option} {uri} cannot be written: {parent} is not a folder that you may write to")
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

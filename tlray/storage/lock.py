@@ -1,0 +1,187 @@
+"""One driver at a time on an output: a lock that a killed driver's successor takes over at once.
+
+The lock is a small record (host, boot id, pid, start time) with a heartbeat every 10 s. On its own host a dead process
+is known at once; elsewhere a lock counts as dead when its heartbeat is 60 s old and stands still.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import secrets
+import socket
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import psutil
+
+from tlray.errors import FetchError, OutputError, StoppedError
+from tlray.progress import say
+from tlray.storage import local, s3
+from tlray.storage.addresses import Request, is_s3, join
+from tlray.storage.fetch import fetch
+
+NAME = "_lock.json"
+
+HEARTBEAT_S = 10.0
+STALE_S = 60.0
+WAIT_S = 60.0
+
+_LOOK_S = 1.0
+_CLOCK_TOLERANCE_S = 2.0
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+Record = dict[str, Any]
+
+
+class Lock:
+    """Holds an output for this process, as a context manager.
+
+    Raises:
+        StoppedError: another driver still holds it after `wait_s` seconds.
+        OutputError: the lock cannot be written.
+    """
+
+    def __init__(self, output: str, wait_s: float = WAIT_S) -> None:
+        self._output = output
+        self._address = join(output, NAME)
+        self._wait_s = wait_s
+        self._token = secrets.token_hex(8)
+        self._ended = threading.Event()
+        self._lost = False
+        self._etag: str | None = None
+        self._beat = threading.Thread(target=self._keep_beating, name="lock", daemon=True)
+
+    def __enter__(self) -> Lock:
+        began = time.monotonic()
+        seen: tuple[str, float] = ("", began)
+        said = False
+        while not self._create():
+            held = self._read()
+            if held is None:
+                continue
+            mark = f"{held.get('token')} {held.get('heartbeat')}"
+            if mark != seen[0]:
+                seen = (mark, time.monotonic())
+            if _is_dead(held, time.monotonic() - seen[1]):
+                if self._take_over(held):
+                    break
+                continue
+            if time.monotonic() - began >= self._wait_s:
+                raise StoppedError(
+                    f"another tlray works on {self._output} (process {held.get('pid')} on {held.get('host')}); "
+                    "let it finish or stop it, then the same command goes on"
+                )
+            if not said:
+                said = True
+                where = f"process {held.get('pid')} on {held.get('host')}"
+                say(f"another tlray works on {self._output} ({where}); waiting up to {self._wait_s:.0f} s for it")
+            time.sleep(_LOOK_S)
+        self._beat.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._beat.join()
+        with contextlib.suppress(OutputError, OSError):
+            if not self._lost and self._is_ours():
+                if is_s3(self._address):
+                    s3.delete(self._address)
+                else:
+                    Path(self._address).unlink(missing_ok=True)
+
+    def check(self) -> None:
+        """Raise `StoppedError` where another driver has taken this lock, since this one seemed dead to it."""
+        if self._lost:
+            raise StoppedError(f"another tlray has taken over {self._output}; this one leaves it alone")
+
+    def _make_record(self) -> bytes:
+        return json.dumps({**_describe_self(), "token": self._token, "heartbeat": time.time()}).encode()
+
+    def _create(self) -> bool:
+        if is_s3(self._address):
+            self._etag = s3.put_if(self._address, self._make_record(), None)
+            return self._etag is not None and self._is_ours()
+        return local.put_new(self._address, self._make_record())
+
+    def _read(self) -> Record | None:
+        data = fetch(Request(self._address)).data
+        if isinstance(data, FetchError):
+            return None
+        try:
+            record: Record = json.loads(data)
+        except ValueError:
+            return {}
+        return record
+
+    def _is_ours(self) -> bool:
+        held = self._read()
+        return held is not None and held.get("token") == self._token
+
+    def _take_over(self, dead: Record) -> bool:
+        """Replace a dead driver's record, unless another driver was quicker."""
+        if is_s3(self._address):
+            _, etag = s3.head(self._address)
+            held = self._read()
+            if held is None or held.get("token") != dead.get("token"):
+                return False
+            self._etag = s3.put_if(self._address, self._make_record(), etag)
+            return self._etag is not None and self._is_ours()
+        try:
+            with Path(self._address).open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                held = self._read()
+                if held is None or held.get("token") != dead.get("token"):
+                    return False
+                local.put(self._address, self._make_record())
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _keep_beating(self) -> None:
+        while not self._ended.wait(HEARTBEAT_S):
+            with contextlib.suppress(OutputError, OSError):  # a store that is away for a moment is not a lost lock
+                held = self._read()
+                if held is not None and held.get("token") != self._token:
+                    self._lost = True
+                    return
+                if is_s3(self._address):
+                    self._etag = s3.put_if(self._address, self._make_record(), self._etag) or self._etag
+                else:
+                    local.put(self._address, self._make_record())
+
+
+def _describe_self() -> Record:
+    process = psutil.Process()
+    return {
+        "host": socket.gethostname(),
+        "boot_id": _read_boot_id(),
+        "pid": process.pid,
+        "started": process.create_time(),
+    }
+
+
+def _read_boot_id() -> str:
+    return _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else str(round(psutil.boot_time()))
+
+
+def _is_dead(held: Record, unchanged_s: float) -> bool:
+    """Whether the process that wrote a record is gone."""
+    if held.get("host") == socket.gethostname():
+        if held.get("boot_id") != _read_boot_id():
+            return True
+        try:
+            process = psutil.Process(held["pid"])
+            alive = process.status() != psutil.STATUS_ZOMBIE
+            return not alive or abs(process.create_time() - held["started"]) > _CLOCK_TOLERANCE_S
+        except psutil.NoSuchProcess:
+            return True
+        except (psutil.Error, KeyError, TypeError, ValueError):
+            return unchanged_s > 2 * HEARTBEAT_S
+    return time.time() - float(held.get("heartbeat", 0)) > STALE_S and unchanged_s > 2 * HEARTBEAT_S
