@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from tlray import storage
 from tlray.errors import BundleError, FetchError
+from tlray.safety import find_threats
 
 FORMAT = 1
 MANIFEST = "bundle.json"
@@ -220,6 +221,9 @@ def load_bundle(uri: str) -> Bundle:
     for needed in ("model.keras", "saved_model/saved_model.pb", GOLDEN):
         if needed not in manifest["files"]:
             faults.append(f"{needed} is not listed")
+    threats = [*find_threats(path)]
+    if threats:
+        raise BundleError(f"{uri} is refused: {'; '.join(threats)}; use bundles that tlray train wrote")
     if faults:
         raise BundleError(f"{uri} is not what was saved ({'; '.join(faults)}); train or copy it again")
     return Bundle(path, uri, manifest)

@@ -27,10 +27,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.entry)
 
 
-def run_tlray(*arguments: str, expect: int = 0, timeout_s: int = 500) -> str:
+def run_tlray(*arguments: str, expect: int = 0, timeout_s: int = 500, env: dict[str, str] | None = None) -> str:
     """Run a command; its exit code must be the expected one."""
     result = subprocess.run(
-        [sys.executable, "-m", "tlray", *arguments], capture_output=True, text=True, check=False, timeout=timeout_s
+        [sys.executable, "-m", "tlray", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=timeout_s,
+        env={**os.environ, **(env or {})},
     )
     output = result.stdout + result.stderr
     assert result.returncode == expect, output

@@ -12,7 +12,7 @@ from pathlib import Path
 class Watched:
     """`tlray ARGUMENTS` in a process of its own, its output read line by line."""
 
-    def __init__(self, *arguments):
+    def __init__(self, *arguments, env=None):
         self._token = f"TLRAY_TEST_TOKEN={os.getpid()}-{time.monotonic_ns()}"
         name, _, value = self._token.partition("=")
         self._process = subprocess.Popen(
@@ -20,7 +20,7 @@ class Watched:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**os.environ, name: value},
+            env={**os.environ, **(env or {}), name: value},
         )
         self.output = ""
 
@@ -65,13 +65,39 @@ class Watched:
         """Process ids of the training workers."""
         return [pid for pid, command in self._list_family() if command.startswith("ray::RayTrainWorker")]
 
+    def find_labellers(self):
+        """Process ids of the labelling run's readers and engines."""
+        return [pid for pid, command in self._list_family() if command.startswith(("ray::Map", "ray::Dispatcher"))]
+
+    def find_engines(self):
+        """Process ids of the engines."""
+        return [pid for pid, command in self._list_family() if "Labeller" in command]
+
+    def wait_until(self, condition, timeout_s=240):
+        """Wait for a condition; False where the command ended before."""
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            if self._process.poll() is not None:
+                return False
+            assert time.monotonic() < deadline, "it never came true"
+            time.sleep(0.05)
+        return True
+
+    def stop_driver(self):
+        """SIGSTOP the command: it lives, and does nothing."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def terminate(self):
+        """SIGTERM, as before a spot machine is taken away."""
+        self._process.terminate()
+
     def kill_driver(self):
         """SIGKILL the command; returns when its workers have ended too, by themselves."""
         self._process.kill()
         self._process.wait()
         self._process.stdout.close()
         deadline = time.monotonic() + 60
-        while self.find_workers():
+        while self.find_workers() or self.find_labellers():
             assert time.monotonic() < deadline, self._list_family()
             time.sleep(0.2)
         for pid, _ in self._list_family():  # Ray's agents linger for minutes

@@ -1,0 +1,78 @@
+"""What in a bundle could run code of its own: looked for before anything is deserialised."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+_FILES = {"config.json", "metadata.json", "model.weights.h5"}
+_MODULES = {
+    "keras",
+    "keras.activations",
+    "keras.constraints",
+    "keras.initializers",
+    "keras.layers",
+    "keras.regularizers",
+    "keras.src.models.functional",
+    "keras.src.models.sequential",
+}
+_CODE = {"Lambda", "__lambda__", "TorchModuleWrapper", "TFSMLayer", "function"}
+_MAX_CONFIG_BYTES = 16 * 2**20
+
+_FORBIDDEN_OPS = (
+    b"PyFunc",  # EagerPyFunc and PyFuncStateless too
+    b"WriteFile",
+    b"ReadFile",
+    b"MatchingFiles",
+    b"PrintV2",
+    b"DebugIdentity",
+    b"RemoteCall",
+)
+"""TensorFlow operations that reach out of the graph; no graph that tlray writes holds one."""
+
+
+def find_threats(folder: Path) -> Iterator[str]:
+    """One phrase for each thing in a bundle's model files that could run code or touch files."""
+    keras_file, graph = folder / "model.keras", folder / "saved_model" / "saved_model.pb"
+    if keras_file.is_file():
+        yield from _check_keras(keras_file)
+    if graph.is_file():
+        data = graph.read_bytes()
+        for name in _FORBIDDEN_OPS:
+            if name in data:
+                yield f"saved_model holds the operation {name.decode()}, which reaches out of the graph"
+
+
+def _check_keras(path: Path) -> Iterator[str]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            strange = sorted(set(archive.namelist()) - _FILES)
+            if strange:
+                yield f"model.keras holds {strange[0]!r}, which no Keras model does"
+            if archive.getinfo("config.json").file_size > _MAX_CONFIG_BYTES:
+                yield "model.keras holds a config.json that is too large"
+                return
+            config = json.loads(archive.read("config.json"))
+    except (zipfile.BadZipFile, KeyError, ValueError, NotImplementedError):
+        yield "model.keras is not a Keras 3 archive"
+        return
+    for name in sorted(set(_iter_foreign(config))):
+        yield f"model.keras holds {name}, which could run code of its own"
+
+
+def _iter_foreign(node: Any) -> Iterator[str]:
+    """What a Keras config names beside the plain layers and functions of Keras itself."""
+    if isinstance(node, list):
+        for value in node:
+            yield from _iter_foreign(value)
+    if isinstance(node, dict):
+        if "class_name" in node:
+            name, module = str(node["class_name"]), node.get("module")
+            plain = module in _MODULES and name not in _CODE
+            if not plain and (module, name) != (None, "__keras_tensor__"):
+                yield f"{module}.{name}" if module else name
+        for value in node.values():
+            yield from _iter_foreign(value)
