@@ -83,6 +83,11 @@ class Watched:
             time.sleep(0.05)
         return True
 
+    @property
+    def pid(self):
+        """Of the command itself."""
+        return self._process.pid
+
     def stop_driver(self):
         """SIGSTOP the command: it lives, and does nothing."""
         self._process.send_signal(signal.SIGSTOP)

@@ -7,6 +7,7 @@ alone in hand `MAX_TRIES` times when its process died is given up as CRASHED.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -41,6 +42,19 @@ class Rows(Protocol):
         """Rows by `planning.PLAN_SCHEMA`."""
 
 
+@dataclass
+class _Suspects:
+    """Rows of a window or batch that were alone in hand when its process died.
+
+    Attributes:
+        in_hand: the row that is now; None before the first one of an attempt.
+        tries: how often each was.
+    """
+
+    in_hand: int | None = None
+    tries: dict[int, int] = field(default_factory=dict)
+
+
 class Dispatcher:
     """One actor a run, on the driver's machine.
 
@@ -49,12 +63,12 @@ class Dispatcher:
         done: those that need no work.
     """
 
-    def __init__(self, rows: Rows, done: list[ray.ObjectRef[RowSet]]) -> None:
+    def __init__(self, rows: Rows, done: list[ray.ObjectRef[RowSet]] | RowSet) -> None:
         self._rows = rows
-        self._done = ray.get(done[0])
+        self._done = done if isinstance(done, RowSet) else ray.get(done[0])
         self._draining = False
         self._entered: dict[Key, int] = {}
-        self._suspects: dict[Key, tuple[int, dict[int, int]]] = {}
+        self._suspects: dict[Key, _Suspects] = {}
         self._starts = 0
 
     def lease(self, first: int, count: int) -> tuple[pa.Table, int]:
@@ -69,6 +83,8 @@ class Dispatcher:
         """Take a batch in hand; how often that was said before without `leave`."""
         tries = self._entered.get(key, 0)
         self._entered[key] = tries + 1
+        if key in self._suspects:
+            self._suspects[key].in_hand = None  # its process died on it, rather than going on to another row
         return tries
 
     def leave(self, key: Key) -> None:
@@ -79,12 +95,12 @@ class Dispatcher:
 
     def suspect(self, key: Key, row_id: int) -> int:
         """Take one row of it in hand, the one before having gone well; how often this row was in hand before."""
-        current, tries = self._suspects.get(key, (row_id, {}))
-        if current != row_id:
-            tries.pop(current, None)
-        before = tries.get(row_id, 0)
-        tries[row_id] = before + 1
-        self._suspects[key] = (row_id, tries)
+        suspects = self._suspects.setdefault(key, _Suspects())
+        if suspects.in_hand is not None:
+            suspects.tries.pop(suspects.in_hand, None)
+        suspects.in_hand = row_id
+        before = suspects.tries.get(row_id, 0)
+        suspects.tries[row_id] = before + 1
         return before
 
     def start_engine(self, num_engines: int) -> None:
@@ -109,13 +125,16 @@ class Dispatcher:
         return self._draining
 
 
-def start(rows: Rows, done: RowSet) -> Any:
-    """Start the dispatcher of a run on this machine; returns its handle."""
+def start(rows: Rows, done: ray.ObjectRef[RowSet]) -> Any:
+    """Start the dispatcher of a run on this machine; returns its handle.
+
+    The caller keeps `done` for as long as the run lasts: a dispatcher that is killed is started anew with it.
+    """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     actor = ray.remote(Dispatcher).options(
         num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here, max_concurrency=1
     )
-    return actor.remote(rows, [ray.put(done)])
+    return actor.remote(rows, [done])
 
 
 class MemoryRows:

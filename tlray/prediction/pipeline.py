@@ -101,7 +101,8 @@ class Labelling:
     """
 
     def __init__(self, task: Task, cluster: Cluster) -> None:
-        self._dispatcher = dispatchers.start(task.rows, task.done)
+        self._done = ray.put(task.done)
+        self._dispatcher = dispatchers.start(task.rows, self._done)
         self._dataset = self._make_dataset(task, cluster)
 
     def drain(self) -> None:

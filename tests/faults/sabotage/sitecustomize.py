@@ -2,6 +2,7 @@
 
 crash: decoding an image that holds the word POISON ends the process (by exit or by a segmentation fault in turn).
 nan: the engine answers NaN for every image whose first pixel is pure red.
+count: the engine writes how many images it answers, a line each time, to the file that TLRAY_COUNT names.
 """
 
 import importlib.abc
@@ -9,7 +10,7 @@ import importlib.util
 import os
 import sys
 
-PATCHED = {"crash": "tlray.images", "nan": "tlray.engine"}
+PATCHED = {"crash": "tlray.images", "nan": "tlray.engine", "count": "tlray.engine"}
 
 
 def patch_images(module):
@@ -32,7 +33,11 @@ def patch_engine(module):
 
     def predict(self, pixels):
         answers = real(self, pixels).copy()
-        answers[(pixels[:, 0, 0] == (255, 0, 0)).all(axis=1)] = float("nan")
+        if os.environ["TLRAY_SABOTAGE"] == "nan":
+            answers[(pixels[:, 0, 0] == (255, 0, 0)).all(axis=1)] = float("nan")
+        else:
+            with open(os.environ["TLRAY_COUNT"], "a") as file:  # noqa: PTH123  (pathlib costs a start-up import)
+                file.write(f"{len(pixels)}\n")
         return answers
 
     module.Engine.predict = predict
