@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from tlray.errors import ConfigError, TlrayError, UsageError
@@ -60,8 +60,9 @@ def run_command(name: str, arguments: Sequence[str]) -> int:
     command = COMMANDS[name]
     verbose = "--verbose" in arguments
     try:
-        flags = _expand_config_file(list(arguments))
-        config = tyro.cli(getattr(configs, command.config), args=flags, prog=f"tlray {name}")
+        kind = getattr(configs, command.config)
+        flags = _expand_config_file(list(arguments), {field.name: field.default for field in fields(kind)})
+        config = tyro.cli(kind, args=flags, prog=f"tlray {name}", config=(tyro.conf.FlagCreatePairsOff,))
         config.check()
         verbose = config.verbose
         return command.run(config)
@@ -166,8 +167,8 @@ COMMANDS = {
 }
 
 
-def _expand_config_file(arguments: list[str]) -> list[str]:
-    """Put a YAML file's options before the flags, which so win over them."""
+def _expand_config_file(arguments: list[str], defaults: dict[str, Any]) -> list[str]:
+    """Put a YAML file's options before the flags, which so win over them; a switch at its default needs no flag."""
     path = None
     for index, argument in enumerate(arguments):
         if argument == "--config" and index + 1 < len(arguments):
@@ -192,7 +193,8 @@ def _expand_config_file(arguments: list[str]) -> list[str]:
     for name, value in options.items():
         flag = "--" + str(name).replace("_", "-")
         if isinstance(value, bool):
-            flags.append(flag if value else flag.replace("--", "--no-", 1))
+            if value is not defaults.get(str(name)):
+                flags.append(flag if value else flag.replace("--", "--no-", 1))
         elif isinstance(value, list):
             flags += [flag, *map(str, value)]
         elif value is not None:

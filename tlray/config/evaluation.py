@@ -8,10 +8,10 @@ from typing import Annotated
 import tyro
 
 from tlray.config.checks import Faults
-from tlray.config.shared import LimitsConfig, RunConfig, S3Config, check_limits, check_run, order_own_fields_first
+from tlray.config.shared import LimitsConfig, RunConfig, S3Config, arrange_help, check_limits, check_run
 
 
-@order_own_fields_first
+@arrange_help
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(RunConfig, LimitsConfig, S3Config):
     """Measure a bundle on class folders: accuracy, precision, recall, F1 and the confusion matrix."""
@@ -39,6 +39,7 @@ class EvaluateConfig(RunConfig, LimitsConfig, S3Config):
         faults.report()
 
 
+@arrange_help
 @dataclass(frozen=True, kw_only=True)
 class ShowConfig(S3Config):
     """Print what a bundle is, after verifying it."""
@@ -56,6 +57,7 @@ class ShowConfig(S3Config):
         faults.report()
 
 
+@arrange_help
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
     """The whole job with nothing to set up: train on scikit-learn's handwritten digits, label the held-out ones."""

@@ -13,15 +13,16 @@ from tlray.config.shared import (
     LimitsConfig,
     RunConfig,
     S3Config,
+    arrange_help,
     check_limits,
     check_run,
-    order_own_fields_first,
 )
 from tlray.errors import Code
 
 _SHARD = re.compile(r"(\d+)/(\d+)")
 
 
+@arrange_help
 @dataclass(frozen=True, kw_only=True)
 class InputsConfig:
     """What is to be labelled."""
@@ -64,7 +65,7 @@ class InputsConfig:
         return int(index), int(count)
 
 
-@order_own_fields_first
+@arrange_help
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig(RunConfig, LimitsConfig, S3Config, InputsConfig):
     """Label images with a bundle: one Parquet row for every input, or the answer for a single file."""
@@ -113,7 +114,7 @@ class PredictConfig(RunConfig, LimitsConfig, S3Config, InputsConfig):
         faults.report()
 
 
-@order_own_fields_first
+@arrange_help
 @dataclass(frozen=True, kw_only=True)
 class PlanConfig(InputsConfig, S3Config):
     """List what `predict` would label into OUTPUT/_plan, and stop there; the same output then goes on with it."""
@@ -135,6 +136,7 @@ class PlanConfig(InputsConfig, S3Config):
         faults.report()
 
 
+@arrange_help
 @dataclass(frozen=True, kw_only=True)
 class VerifyConfig(S3Config):
     """Prove an output whole: read everything again and hold it against its plan and receipt."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from dataclasses import MISSING, asdict, dataclass
+from typing import Annotated, Any, TypeVar
+
+import tyro
 
 from tlray.config.checks import Faults
 from tlray.limits import MAX_BYTES, MAX_PIXELS, PILLOW_MAX_PIXELS
@@ -17,15 +19,36 @@ _PLACES = {
 T = TypeVar("T")
 
 
-def order_own_fields_first(cls: type[T]) -> type[T]:
-    """List a command's own options before the shared ones in its help; all are keyword-only, so nothing else moves."""
+_PLAIN = {
+    "str | None": (str | None, "STR"),
+    "int | None": (int | None, "INT"),
+    "float | None": (float | None, "FLOAT"),
+    "tuple[str, ...] | None": (tuple[str, ...] | None, "[STR ...]"),
+    "tuple[str, ...]": (tuple[str, ...], "[STR ...]"),
+    "bool": (bool, ""),
+}
+"""How kinds of options are shown whose default says nothing: None, no values, not set."""
+
+
+def arrange_help(cls: type[T]) -> type[T]:
+    """Say no empty defaults in a command's help, and list required options first, then its own, then the shared ones.
+
+    All fields are keyword-only, so that their order changes nothing else.
+    """
     fields: dict[str, Any] = cls.__dataclass_fields__  # type: ignore[attr-defined]
-    own = [name for name in fields if name in cls.__annotations__]
-    shared = [name for name in fields if name not in cls.__annotations__]
-    cls.__dataclass_fields__ = {name: fields[name] for name in own + shared}  # type: ignore[attr-defined]
+    for name, kind in cls.__annotations__.items():
+        if kind in _PLAIN and fields[name].default in (None, (), False):
+            plain, metavar = _PLAIN[kind]
+            cls.__annotations__[name] = Annotated[plain, tyro.conf.arg(metavar=metavar, help_behavior_hint="")]
+
+    def rank(name: str) -> int:
+        return 0 if fields[name].default is MISSING else 1 if name in cls.__annotations__ else 2
+
+    cls.__dataclass_fields__ = {name: fields[name] for name in sorted(fields, key=rank)}  # type: ignore[attr-defined]
     return cls
 
 
+@arrange_help
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """What every command on Ray takes."""
@@ -43,6 +66,7 @@ class RunConfig:
     """Show what Ray and TensorFlow print, and tracebacks."""
 
 
+@arrange_help
 @dataclass(frozen=True, kw_only=True)
 class LimitsConfig:
     """Limits that hold before an image is decoded."""
@@ -54,6 +78,7 @@ class LimitsConfig:
     """Most pixels that a header may tell of; more is BOMB."""
 
 
+@arrange_help
 @dataclass(frozen=True, kw_only=True)
 class S3Config:
     """S3's usual switches; credentials, region and endpoint come the way boto3 finds them."""

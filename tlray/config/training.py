@@ -12,10 +12,10 @@ from tlray.config.shared import (
     LimitsConfig,
     RunConfig,
     S3Config,
+    arrange_help,
     check_limits,
     check_run,
     describe,
-    order_own_fields_first,
 )
 
 OptimizerName = Literal["rmsprop", "sgd", "adam"]
@@ -32,7 +32,7 @@ _DEFAULT_VIEWS = 5
 _SHARING = {"num_workers", "batch_size", "gpus_per_worker"}
 
 
-@order_own_fields_first
+@arrange_help
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(RunConfig, LimitsConfig, S3Config):
     """Train a classifier on class folders: phase 1 the new head, phase 2 the top of the base too."""

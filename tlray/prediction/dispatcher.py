@@ -79,8 +79,12 @@ class Dispatcher:
         missing = self._done.find_missing(first, count)
         return rows.take(pa.array(missing - first)), self.enter(("window", first))
 
+    def start_batch(self, key: Key) -> int | None:
+        """Like `enter`; None while draining."""
+        return None if self._draining else self.enter(key)
+
     def enter(self, key: Key) -> int:
-        """Take a batch in hand; how often that was said before without `leave`."""
+        """Take a window or batch in hand; how often that was said before without `leave`."""
         tries = self._entered.get(key, 0)
         self._entered[key] = tries + 1
         if key in self._suspects:

@@ -56,6 +56,7 @@ class Labeller:
 
         self._classes = np.array(classes, object)
         self._top_k = top_k
+        self._fields = ANSWER_FIELDS + (TOP_FIELDS if top_k else [])
         with tempfile.TemporaryDirectory(prefix="tlray-") as folder:
             unpack(ray.get(files[0]), Path(folder))
             self._engine = Engine(Path(folder, "saved_model"), image_size_px, batch_size, num_threads=num_threads)
@@ -63,7 +64,9 @@ class Labeller:
     def __call__(self, batch: Batch) -> pa.Table:
         """Answer a batch as the reading stage made it."""
         key = ("batch", int(batch["row_id"][0]))
-        tries: int = ray.get(self._dispatcher.enter.remote(key))
+        tries: int | None = ray.get(self._dispatcher.start_batch.remote(key))
+        if tries is None:
+            return self._make_table({field.name: [] for field in self._fields})
         status = batch["status"].astype(object)
         error = batch["error"].astype(object)
         readable = np.flatnonzero(status == OK)
@@ -143,18 +146,18 @@ class Labeller:
             "height": _null_unknown(batch["height"]),
             "retries": batch["retries"],
         }
-        fields = ANSWER_FIELDS
         if self._top_k:
-            fields = ANSWER_FIELDS + TOP_FIELDS
             tops: list[list[Any]] = [[None] * count for _ in range(3)]
             for position, row in enumerate(answered):
                 tops[0][row] = order[position].tolist()
                 tops[1][row] = self._classes[order[position]].tolist()
                 tops[2][row] = chances[position].tolist()
             columns |= dict(zip((field.name for field in TOP_FIELDS), tops, strict=True))
-        return pa.table(
-            {field.name: pa.array(columns[field.name], field.type) for field in fields}, schema=pa.schema(fields)
-        )
+        return self._make_table(columns)
+
+    def _make_table(self, columns: dict[str, Any]) -> pa.Table:
+        arrays = [pa.array(columns[field.name], field.type) for field in self._fields]
+        return pa.table(arrays, schema=pa.schema(self._fields))
 
 
 def _null_unknown(values: npt.NDArray[np.int32]) -> list[int | None]:
