@@ -1,12 +1,22 @@
 import io
+import json
+import os
 
+import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 import tlray
 from tests.entry.conftest import TRAIN_OPTIONS, run_tlray
+from tests.entry.test_roads import write_roads
 from tlray import storage
+from tlray.errors import StoppedError
+from tlray.sources.inputs import Selection, find_candidates
+from tlray.sources.planning import write_plan
+from tlray.sources.reading import read_rows
+from tlray.storage.lock import Lock
+from tlray.storage.lock import _describe_self as describe_self
 
 ROOT = "s3://tlray-test"
 
@@ -84,3 +94,64 @@ def test_a_missing_bucket_or_prefix_is_one_sentence(bucket, tmp_path):
     output = ["--output", str(tmp_path / "new")]
     assert "the bucket does not exist" in run_tlray("train", "--data", "s3://no-such-bucket/x", *output, expect=2)
     assert "holds no objects" in run_tlray("train", "--data", f"{ROOT}/nowhere", *output, expect=2)
+
+
+def test_a_listing_is_in_order_however_it_was_fetched(bucket):
+    keys = [f"tree/{a}/{b}{c}.jpg" for a in ("x", "y", "y-", "z") for b in ("", "p/", "q/") for c in range(3)]
+    keys += ["tree/top.jpg", "tree/y.jpg", "deep/only/one/a.jpg", "deep/only/one/b/c.jpg"]
+    for key in keys:
+        bucket.put_object(Bucket="tlray-test", Key=key, Body=b"x")
+    for root in ("tree", "deep"):
+        expected = sorted(key.removeprefix(f"{root}/") for key in keys if key.startswith(f"{root}/"))
+        assert [entry.name for entry in storage.iter_files(f"{ROOT}/{root}")] == expected
+    assert [entry.uri for entry in storage.iter_files(f"{ROOT}/tree/top.jpg")] == [f"{ROOT}/tree/top.jpg"]
+
+
+def test_archives_and_tables_are_read_by_ranges(bucket, digits, tmp_path):
+    paths = sorted(digits.glob("test/*/*.png"))
+    files = {path.name: path.read_bytes() for path in paths}
+    inputs = write_roads(files, tmp_path)
+    for name in ("a.tar", "b.tar.gz", "c.zip", "d.parquet"):
+        bucket.upload_file(str(tmp_path / name), "tlray-test", f"shards/{name}")
+    found = find_candidates([f"{ROOT}/shards"], Selection(image_column="image"))
+    plan = write_plan(f"{ROOT}/planned", found, {}, "image")
+    assert (plan.num_rows, len(inputs)) == (4 * len(files), 6)
+    rows = plan.read(0, plan.num_rows)
+    answers = [fetched.data for fetched in read_rows(rows, 10**6, "image")]
+    assert answers == [*files.values()] * 4
+    bucket.upload_file(str(tmp_path / "c.zip"), "tlray-test", "shards/a.tar")
+    codes = [fetched.data.code for fetched in read_rows(rows.slice(0, len(files)), 10**6, None)]
+    assert set(codes) == {"CHANGED"}
+
+
+def test_one_driver_holds_an_output_on_s3(bucket):
+    address = f"{ROOT}/held"
+    with Lock(address) as held:
+        held.check()
+        with pytest.raises(StoppedError, match="another tlray works on"), Lock(address, wait_s=0):
+            pass
+    with Lock(address, wait_s=0):
+        pass
+    dead = {**describe_self(), "pid": 2**22 + 1, "token": "theirs", "heartbeat": 0}
+    storage.put(f"{address}/_lock.json", json.dumps(dead).encode())
+    with Lock(address, wait_s=0):
+        assert json.loads(storage.get(f"{address}/_lock.json"))["token"] != "theirs"
+    assert not storage.exists(f"{address}/_lock.json")
+
+
+def test_s3s_switches_reach_every_request(bucket, monkeypatch):
+    key = boto3.client("kms", endpoint_url=os.environ["AWS_ENDPOINT_URL"]).create_key()["KeyMetadata"]["KeyId"]
+    try:
+        storage.configure(storage.S3Options(kms_key_id=key, request_payer=True))
+        storage.put(f"{ROOT}/sealed.txt", b"x")
+        assert storage.get(f"{ROOT}/sealed.txt") == b"x"
+        told = bucket.head_object(Bucket="tlray-test", Key="sealed.txt")
+        assert (told["ServerSideEncryption"], told["SSEKMSKeyId"].rpartition("/")[2]) == ("aws:kms", key)
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.delenv(name)
+        bucket.put_object_acl(Bucket="tlray-test", Key="sealed.txt", ACL="public-read")
+        storage.configure(storage.S3Options(no_sign_request=True))
+        assert [entry.name for entry in storage.iter_files(f"{ROOT}/sealed.txt")] == ["sealed.txt"]
+        assert storage.get(f"{ROOT}/sealed.txt") == b"x"
+    finally:
+        storage.configure(storage.S3Options())

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import pickle
+import re
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,15 @@ OPTIONS_VARIABLE = "TLRAY_S3_OPTIONS"
 
 _LIST_THREADS = 16
 _CONNECTIONS = 64
-_CODES = {403: Code.DENIED, 404: Code.NOT_FOUND, 412: Code.CHANGED, 429: Code.THROTTLED, 503: Code.THROTTLED}
+_CODES = {
+    401: Code.DENIED,
+    403: Code.DENIED,
+    404: Code.NOT_FOUND,
+    416: Code.CHANGED,  # the range was there when it was planned
+    429: Code.THROTTLED,
+    503: Code.THROTTLED,
+}
+_STATUS = re.compile(r"status code: (\d{3})")
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,14 @@ def configure(options: S3Options) -> None:
 def get_options() -> S3Options:
     """The switches that were configured in this process or the one that started it."""
     return S3Options(**json.loads(os.environ.get(OPTIONS_VARIABLE, "{}")))
+
+
+_SAID = {
+    Code.DENIED: "access denied; check the credentials and the bucket's policy",
+    Code.NOT_FOUND: "the object is not there any more",
+    Code.CHANGED: "not what was planned: it ends before the range that was",
+    Code.THROTTLED: "the store asks to slow down",
+}
 
 
 def exists(uri: str) -> bool:
@@ -328,7 +345,7 @@ def _get_store(bucket: str) -> Any:
         custom["request_payer"] = True
     return S3Store(
         bucket,
-        region=client.meta.region_name,
+        region=_find_region(bucket),
         client_options={
             "allow_http": client.meta.endpoint_url.startswith("http://"),
             "connect_timeout": timedelta(seconds=10),
@@ -338,6 +355,21 @@ def _get_store(bucket: str) -> Any:
         retry_config={"max_retries": 0, "retry_timeout": timedelta(seconds=1)},
         **custom,
     )
+
+
+def _find_region(bucket: str) -> str:
+    """A bucket's own region: boto3 follows S3's redirects there, obstore does not."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    client = _get_client()
+    try:
+        headers = client.head_bucket(Bucket=bucket)["ResponseMetadata"]["HTTPHeaders"]
+    except ClientError as error:
+        headers = error.response["ResponseMetadata"].get("HTTPHeaders", {})
+    except BotoCoreError:
+        headers = {}
+    region: str = headers.get("x-amz-bucket-region") or client.meta.region_name
+    return region
 
 
 def _endpoint(name: str) -> dict[str, Any]:
@@ -391,19 +423,17 @@ def _explain_fetch() -> Iterator[None]:
 @contextlib.contextmanager
 def _explain_obstore() -> Iterator[None]:
     """obstore's errors as those of one input."""
-    from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
+    from obstore.exceptions import BaseError
 
     try:
         yield
-    except FileNotFoundError:
-        raise FetchError(Code.NOT_FOUND, "the object is not there any more") from None
-    except (PermissionDeniedError, UnauthenticatedError, PermissionError):
-        raise FetchError(Code.DENIED, "access denied; check the credentials and the bucket's policy") from None
     except (BaseError, OSError) as error:
         text = str(error)
-        if any(sign in text for sign in ("503", "429", "SlowDown")):
-            raise FetchError(Code.THROTTLED, "the store asks to slow down") from None
-        raise FetchError(Code.TIMEOUT, _shorten(error)) from None
+        if "<Code>NoSuchBucket" in text:
+            raise FetchError(Code.DENIED, "the bucket does not exist") from None
+        status = _STATUS.search(text)
+        code = _CODES.get(int(status[1]), Code.TIMEOUT) if status else Code.TIMEOUT
+        raise FetchError(code, _SAID.get(code) or _shorten(error)) from None
 
 
 def _explain(error: Exception) -> str:
