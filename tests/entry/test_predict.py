@@ -68,47 +68,6 @@ def test_the_receipt_proves_it(labelled):
     assert [row["uri"].rpartition("/")[2] for row in excluded] == ["notes.txt"]
 
 
-def test_a_finished_job_again_does_nothing(labelled):
-    output, options, _ = labelled
-    before = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}
-    assert "Already labelled" in run_tlray("predict", *options)
-    assert before == {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}
-    assert "another job" in run_tlray("predict", *options, "--top-k", "3", expect=2)
-
-
-def test_a_stopped_job_goes_on_and_ends_the_same(labelled, tmp_path):
-    output, options, _ = labelled
-    copy = tmp_path / "labels"
-    shutil.copytree(output, copy)
-    (copy / "_receipt.json").unlink()
-    kept, cut, gone = sorted((copy / "labels").iterdir())
-    before = kept.stat().st_mtime_ns
-    cut.write_bytes(cut.read_bytes()[:-9])
-    gone.unlink()
-    changed = [str(copy) if option == str(output) else option for option in options]
-    assert "7 of 18 rows are done" in run_tlray("predict", *changed)
-    assert kept.stat().st_mtime_ns == before
-    one = pq.read_table(output / "labels").sort_by("row_id")
-    two = pq.read_table(copy / "labels").sort_by("row_id")
-    assert one["row_id"].equals(two["row_id"])
-    assert one["predicted_index"].equals(two["predicted_index"])
-    np.testing.assert_allclose(
-        one["probability"].to_pandas(), two["probability"].to_pandas(), atol=GOLDEN_TOLERANCE, equal_nan=True
-    )
-
-
-def test_all_inputs_failing_is_exit_1_with_every_row_there(bundle, tmp_path):
-    (tmp_path / "in").mkdir()
-    for index in range(3):
-        (tmp_path / "in" / f"{index}.jpg").write_bytes(b"no image")
-    output = tmp_path / "out"
-    run_tlray("predict", "--model", str(bundle), "--input", str(tmp_path / "in"), "--output", str(output), expect=1)
-    table = pq.read_table(output / "labels")
-    assert table["status"].to_pylist() == ["UNSUPPORTED"] * 3
-    assert table["predicted_index"].null_count == 3
-    assert (output / "_receipt.json").exists()
-
-
 def test_a_single_file_prints_its_answer(bundle, archive, labelled):
     path = next(archive.glob("0_*.png"))
     printed = run_tlray("predict", "--model", str(bundle), "--input", str(path), timeout_s=60)
@@ -177,16 +136,3 @@ def test_evaluate_agrees_with_training_and_the_labels(bundle, digits, tmp_path):
     assert result["confusion"] == expected["confusion"]
     assert f"{result['accuracy']:.4f}" in printed
     assert (output / "confusion.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_dirty_folder(bundle, test_data, tmp_path):
-    output = tmp_path / "labels"
-    run_tlray("predict", "--model", str(bundle), "--input", str(test_data / "dirty"), "--output", str(output))
-    status = pq.read_table(output / "labels")["status"].to_pylist()
-    assert len(status) == 39
-    assert {code: status.count(code) for code in set(status)} == {
-        "ok": 33,
-        "EMPTY": 1,
-        "UNSUPPORTED": 1,
-        "TRUNCATED": 4,
-    }
