@@ -148,7 +148,9 @@ def test_members_are_addressed_by_archive_and_name(tmp_path):
     rows, answers = plan_and_read([tmp_path / "m.jsonl"], tmp_path / "plan-m")
     assert answers == [CONTENTS["b.jpg"]]
     assert rows["input_n"].to_pylist() == [1]
-    assert open_plan(str(tmp_path / "plan-m")).excluded_by_reason == {"its archive has no such member": 1}
+    assert open_plan(str(tmp_path / "plan-m")).excluded_by_reason == {
+        "there is no such archive, or no such member in it": 1
+    }
 
 
 def test_a_part_of_a_gzipped_shard_is_read_in_one_pass(tmp_path):
@@ -262,6 +264,58 @@ def test_a_cut_archive_gives_its_whole_members_and_records_the_rest(tmp_path, ki
     assert "cut short" in next(iter(plan.excluded_by_reason))
 
 
+def test_a_damaged_header_in_a_tar_is_recorded(tmp_path):
+    data = bytearray(write_tar(tmp_path / "a.tar").read_bytes())
+    data[1024 * 3 + 10] ^= 0xFF
+    (tmp_path / "a.tar").write_bytes(data)
+    taken, left_out = list_names([tmp_path / "a.tar"])
+    assert list(taken) == ["a.jpg", "b.jpg", "c.jpg"]
+    assert "cut short or damaged" in left_out["a.tar"]
+
+
+def test_a_tar_whose_sizes_lead_backwards_ends(tmp_path):
+    member = tarfile.TarInfo("a.jpg")
+    block = bytearray(member.tobuf())
+    block[124:136] = b"\xff" * 10 + (-512 & 0xFFFF).to_bytes(2, "big")
+    block[148:156] = b"%06o\0 " % (sum(block) - sum(block[148:156]) + 8 * 32)
+    (tmp_path / "a.tar").write_bytes(bytes(block) * 3 + bytes(1024))
+    taken, left_out = list_names([tmp_path / "a.tar"])
+    assert not taken
+    assert "damaged" in left_out["a.tar"]
+
+
+def test_members_of_a_gzipped_shard_may_be_named_in_any_order(tmp_path):
+    contents = {f"{index}.jpg": np.random.default_rng(index).bytes(200_000) for index in range(4)}
+    archive = write_tar(tmp_path / "a.tgz", contents, "w:gz")
+    names = ["2.jpg", "0.jpg", "3.jpg", "3.jpg", "1.jpg"]
+    (tmp_path / "m.csv").write_text("uri\n" + "".join(f"a.tgz#{name}\n" for name in names))
+    found = find_candidates([str(tmp_path / "m.csv")], Selection())
+    plan = write_plan(str(tmp_path / "p"), found, {}, None)
+    assert plan.streams == [(0, 1), (1, 3), (4, 1)]
+    answers = [fetched.data for fetched in read_rows(plan.read(0, 5), 10**6, None)]
+    assert answers == [contents[name] for name in names]
+    assert archive.exists()
+
+
+def test_a_manifest_inside_an_input_folder_is_an_input_too(tmp_path):
+    write_folder(tmp_path / "in")
+    (tmp_path / "in" / "m.csv").write_text("uri\na.jpg\n")
+    found = list(find_candidates([str(tmp_path / "in"), str(tmp_path / "in" / "m.csv")], Selection()).rows)
+    assert sum(candidate.reason is None for candidate in found) == len(CONTENTS) + 1
+
+
+def test_what_cannot_be_read_is_recorded(tmp_path):
+    import os
+
+    (tmp_path / "good.jpg").write_bytes(b"x")
+    (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    taken, left_out = list_names([tmp_path])
+    assert set(taken) == {"good.jpg"}
+    assert left_out["pipe.jpg"] == "not a plain file"
+    assert "No such file" in left_out["gone.jpg"]
+
+
 def test_what_is_no_archive_is_recorded(tmp_path):
     for name in ("a.tar", "b.zip", "c.tgz", "d.tar"):
         (tmp_path / name).write_bytes(b"" if name == "d.tar" else b"<html>not found</html>")
@@ -306,6 +360,10 @@ def test_a_manifests_addresses_are_held_to_schemes_and_prefixes(tmp_path):
 
 def test_a_line_is_a_row_unless_its_id_is_a_double(tmp_path):
     write_folder(tmp_path)
+    (tmp_path / "n.jsonl").write_text(
+        "".join(json.dumps({"uri": "a.jpg", "n": n}) + "\n" for n in (-1, -2, None, None))
+    )
+    assert len(list_names([tmp_path / "n.jsonl"], id_column="n")[1]) == 0
     (tmp_path / "m.csv").write_text("where,key\na.jpg,1\na.jpg,2\nb.jpg,2\n")
     rows, _ = plan_and_read([tmp_path / "m.csv"], tmp_path / "p1", uri_column="where")
     assert [uri.rpartition("/")[2] for uri in rows["uri"].to_pylist()] == ["a.jpg", "a.jpg", "b.jpg"]

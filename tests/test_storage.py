@@ -51,7 +51,16 @@ def test_an_output_below_a_file_is_refused(tmp_path):
         storage.check_writable(str(tmp_path / "file" / "below"))
 
 
+def test_names_with_an_at_sign_stay():
+    for text in ("s3://bucket/icon@2x.png", "/home/me@work/a.png", "s3://bucket/a/b@c/d.png"):
+        assert storage.redact(text) == text
+
+
 def test_secrets_are_taken_out():
+    for address in ("https://token@host/x", "s3://key:se/cr/et@bucket/x"):
+        cleaned = storage.redact(address)
+        assert "***@" in cleaned
+        assert not any(secret in cleaned for secret in ("token", "se/cr", "key:"))
     text = "GET https://user:hunter2@host/k?X-Amz-Signature=abc123&X-Amz-Credential=AKIAABCDEFGHIJKLMNOP/x failed"
     cleaned = storage.redact(text)
     for secret in ("hunter2", "abc123", "AKIAABCDEFGHIJKLMNOP"):

@@ -204,7 +204,9 @@ def _expand_config_file(arguments: list[str], defaults: dict[str, Any]) -> list[
 
 def _report(error: TlrayError) -> int:
     """One clear message on stderr; the exit code."""
-    lines = str(error).splitlines() or [type(error).__name__]
+    from tlray.storage.addresses import redact
+
+    lines = redact(str(error)).splitlines() or [type(error).__name__]
     for line in lines:
         print(f"tlray: {line}", file=sys.stderr)
     return error.exit_code

@@ -30,8 +30,12 @@ _FORBIDDEN_OPS = (
     b"PrintV2",
     b"DebugIdentity",
     b"RemoteCall",
+    b"FileWriter",
+    b"TableFromTextFile",
+    b"TFRecord",
+    b"TextLineDataset",
 )
-"""TensorFlow operations that reach out of the graph; no graph that tlray writes holds one."""
+"""Names in TensorFlow operations that run code or reach for files; no graph that tlray writes holds one."""
 
 
 def find_threats(folder: Path) -> Iterator[str]:

@@ -73,9 +73,9 @@ class Dispatcher:
 
     def lease(self, first: int, count: int) -> tuple[pa.Table, int]:
         """The rows of a window that are still to do, and how often it was leased before; no rows while draining."""
-        rows = self._rows.read(first, count)
         if self._draining:
-            return rows.slice(0, 0), 0
+            return self._rows.read(0, 0), 0
+        rows = self._rows.read(first, count)
         missing = self._done.find_missing(first, count)
         return rows.take(pa.array(missing - first)), self.enter(("window", first))
 

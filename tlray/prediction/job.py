@@ -90,7 +90,7 @@ def check_output(output: str) -> None:
     if not storage.has_content(output) or storage.exists(storage.join(output, planning.FOLDER, planning.RECORD)):
         return
     for entry in storage.iter_files(output):
-        if not entry.name.startswith((f"{planning.FOLDER}/", LOCK, f".{LOCK}")):
+        if entry.name and not entry.name.startswith((f"{planning.FOLDER}/", LOCK, f".{LOCK}")):
             raise OutputError(
                 f"--output {output} already holds something that is not a labelling run ({entry.name}); "
                 "give a new folder or prefix"

@@ -73,15 +73,20 @@ def predict(config: PredictConfig) -> PredictSummary:
     asked = jobs.describe_job(config, bundle)
     if (finished := _find_finished(output, config, asked)) is not None:
         return finished
+    update_from = None if config.update_from is None else storage.resolve(config.update_from)
+    if update_from is not None:
+        Earlier(update_from, asked)
     jobs.check_output(output)
     with Lock(output) as lock:
         if (finished := _find_finished(output, config, asked)) is not None:
             return finished  # by the driver that held the lock
         plan = jobs.open_plan(output, config)
-        update_from = None if config.update_from is None else storage.resolve(config.update_from)
         job = jobs.open_job(output, asked, update_from)
         run = _Run(config, output, bundle, plan, job, lock, began)
-        return run.go()
+        try:
+            return run.go()
+        except OutputError as error:
+            raise StoppedError(f"{error}; what is written stays, and the same command goes on") from None
 
 
 def _find_finished(output: str, config: PredictConfig, asked: dict[str, object]) -> PredictSummary | None:
@@ -131,10 +136,7 @@ class _Run:
             say(f"going on: {resumed:,} of {self._plan.num_rows:,} rows are done")
         self._spend("resuming")
         if resumed < self._plan.num_rows or self._unreachable:
-            try:
-                self._label_all(writer, settled)
-            except OutputError as error:
-                raise StoppedError(f"{error}; what is written stays, and the same command goes on") from None
+            self._label_all(writer, settled)
         return PredictSummary(self._output, self._close(resumed), resumed, already_done=False)
 
     def _find_done(self) -> RowSet:
@@ -143,7 +145,7 @@ class _Run:
         What an earlier run could not reach is tried again at the end.
         """
         retry = self._config.retry_failed
-        again: set[str] = set() if retry is None else set(retry or map(str, Code))
+        again: set[str] = set() if retry is None else set(retry or map(str, Code)) - IN_THE_WAY
         done = RowSet(self._plan.num_rows)
         for part, table in find_parts(self._output, self._bundle.model_id):
             row_ids = get_row_ids(part.name)
@@ -153,7 +155,7 @@ class _Run:
             rows = np.arange(row_ids.start, row_ids.stop)
             if part.failed_by_code:
                 statuses = np.array(table["status"].to_pylist(), object)
-                self._unreachable += rows[np.isin(statuses, [*(IN_THE_WAY - again)])].tolist()
+                self._unreachable += rows[np.isin(statuses, [*IN_THE_WAY])].tolist()
                 rows = rows[~np.isin(statuses, [*again])]
             done.add(rows)
         if retry is not None:
@@ -191,9 +193,7 @@ class _Run:
         with runtime.connect(self._config.address, self._config.max_cpus, verbose=self._config.verbose) as cluster:
             self._spend("ray")
             if len(settled) < self._plan.num_rows:
-                # failed rows that are tried again may all be out of reach still
-                reach = Reach(self._plan.num_rows) if retry is None else None
-                self._label(writer, settled, cluster, failures, reach)
+                self._label(writer, settled, cluster, failures, Reach(self._plan.num_rows))
             if self._unreachable:
                 say(f"trying {len(self._unreachable):,} rows again that could not be reached")
                 missed = np.array(sorted(self._unreachable), np.int64)

@@ -137,12 +137,13 @@ def _check_part(
     models = {*table["model_id"].unique().to_pylist(), (table.schema.metadata or {}).get(MODEL_ID_KEY, b"").decode()}
     if models != {receipt.model_id}:
         yield f"{name} was labelled by other models ({', '.join(sorted(map(str, models - {receipt.model_id})))})"
-    for status in table["status"].to_pylist():
+    here = table["status"].to_pylist()
+    for status in here:
         statuses[status] = statuses.get(status, 0) + 1
-    unknown = set(statuses) - {OK, *Code}
+    unknown = set(here) - {OK, *Code}
     if unknown:
         yield f"{name} has unknown statuses ({', '.join(sorted(unknown))})"
-    ok = np.array(table["status"].to_pylist(), object) == OK
+    ok = np.array(here, object) == OK
     for column in _ANSWERS:
         if not np.array_equal(table[column].is_valid().to_numpy(), ok):
             yield f"{name} has rows whose {column} doesn't go with their status"

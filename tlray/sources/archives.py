@@ -18,6 +18,7 @@ _ARCHIVE = re.compile(r"\.(tar|tar\.gz|tgz|zip)$", re.IGNORECASE)
 _MEMBER = re.compile(r"(.*?\.(?:tar|tar\.gz|tgz|zip))#(.+)", re.IGNORECASE | re.DOTALL)
 
 _BUFFER_BYTES = 2**18
+_MAX_HEADER_BYTES = 2**20
 
 _CUT = "the archive is cut short or damaged; what lies behind its last whole member cannot be listed"
 
@@ -59,18 +60,50 @@ def _get_kind(uri: str) -> Source:
 
 
 def _index_tar(archive: storage.Entry, file: BinaryIO, kind: Source) -> Iterator[Candidate]:
-    whole = False
+    headers = _Headers(file)
+    reached = -1
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
+        with tarfile.open(fileobj=cast("BinaryIO", headers), mode="r:") as tar:
             while (member := tar.next()) is not None:
+                if member.size < 0 or member.offset_data <= reached:
+                    raise tarfile.HeaderError("sizes that lead backwards")
+                reached = member.offset_data
                 tar.members = []  # type: ignore[attr-defined]  # it would keep every header
                 yield _describe(archive, member, kind)
-            # a block of zeros ends an archive; where nothing was left to read instead, its end may be missing
-            whole = file.tell() >= tar.offset + tarfile.BLOCKSIZE
-    except (tarfile.TarError, EOFError, zlib.error):
-        whole = False
-    if not whole:
+    except (tarfile.TarError, EOFError, OSError, ValueError, RecursionError, zlib.error):
+        headers.last_block = b""
+    # a block of zeros ends an archive; anything else is a damaged header, or an end that is missing
+    if headers.last_block != bytes(tarfile.BLOCKSIZE):
         yield Candidate(archive.uri, archive.name, reason=_CUT)
+
+
+class _Headers:
+    """What tarfile reads its headers through.
+
+    It keeps the last block, since tarfile ends at a damaged header as it does at an archive's end, and gives no large
+    ones: a name of gigabytes would be read whole.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.last_block = b""
+
+    def read(self, size: int) -> bytes:
+        """Read a header, or what belongs to one."""
+        if size > _MAX_HEADER_BYTES:
+            raise tarfile.HeaderError("a header of more than a mebibyte")
+        data = self._file.read(size)
+        if size >= tarfile.BLOCKSIZE:
+            self.last_block = data
+        return data
+
+    def seek(self, offset: int) -> int:
+        """Go to a member's end."""
+        return self._file.seek(offset)
+
+    def tell(self) -> int:
+        """Where the file stands."""
+        return self._file.tell()
 
 
 def _describe(archive: storage.Entry, member: tarfile.TarInfo, kind: Source) -> Candidate:

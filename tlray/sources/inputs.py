@@ -15,7 +15,7 @@ from functools import lru_cache
 import pyarrow as pa
 
 from tlray import storage
-from tlray.errors import DataError, FetchError
+from tlray.errors import IN_THE_WAY, DataError, FetchError, StoppedError
 from tlray.sources import archives, manifests, tables
 from tlray.sources.candidates import Candidate, Source, has_image_name
 
@@ -83,7 +83,7 @@ def find_candidates(inputs: Sequence[str], selection: Selection) -> Candidates:
 
 
 def _drop_covered(inputs: Sequence[str]) -> list[str]:
-    """Inputs without repetitions and without those below another one."""
+    """Inputs without repetitions and without those below another one; a manifest there is looked into all the same."""
     split = [archives.split_member(typed) for typed in inputs]
     resolved = [
         storage.resolve(typed) if parts is None else f"{storage.resolve(parts[0])}#{parts[1]}"
@@ -91,7 +91,11 @@ def _drop_covered(inputs: Sequence[str]) -> list[str]:
     ]
     unique = list(dict.fromkeys(resolved))
     roots = [uri for uri in unique if not _opens(uri)]
-    return [uri for uri in unique if not any(uri != root and uri.startswith(f"{root}/") for root in roots)]
+    return [
+        uri
+        for uri in unique
+        if manifests.is_manifest(uri) or not any(uri != root and uri.startswith(f"{root}/") for root in roots)
+    ]
 
 
 def _opens(uri: str) -> bool:
@@ -104,9 +108,10 @@ def _open_input(uri: str, selection: Selection) -> tuple[list[pa.Field], Callabl
     if parts is not None:
         return [], lambda: iter([_find_member(*parts)])
     if selection.image_column is not None and tables.is_table(uri):
-        (table,) = storage.list_files(uri)
-        fields, rows = tables.read_table(table, selection.image_column)
-        return fields, lambda: rows
+        found = storage.list_files(uri)
+        if len(found) == 1 and tables.is_table(found[0].name):
+            fields, rows = tables.read_table(found[0], selection.image_column)
+            return fields, lambda: rows
     if manifests.is_manifest(uri):
         fields, lines = manifests.read_manifest(uri, selection.uri_column, selection.id_column, selection.allow)
         return fields, lambda: map(_resolve_member, lines)
@@ -121,8 +126,13 @@ def _find_fields(entries: Iterable[storage.Entry], image_column: str) -> list[pa
     fields: dict[str, pa.Field] = {}
     for entry in entries:
         if tables.is_table(entry.name):
-            with contextlib.suppress(DataError):  # said where the table is listed
-                fields.update((field.name, field) for field in tables.read_table(entry, image_column)[0])
+            with contextlib.suppress(tables.NotATableError):  # said where the table is listed
+                for field in tables.read_table(entry, image_column)[0]:
+                    if fields.setdefault(field.name, field).type != field.type:
+                        raise DataError(
+                            f"{field.name.removeprefix('input_')} is {fields[field.name].type} in one table and "
+                            f"{field.type} in {entry.uri}; give tables whose columns agree"
+                        )
     return list(fields.values())
 
 
@@ -152,22 +162,25 @@ def _take(promised: Future[list[Candidate]] | list[Candidate]) -> list[Candidate
 
 
 def _index(entry: storage.Entry) -> list[Candidate]:
+    """An archive's members; one that is gone or damaged is left out, one that cannot be reached stops the planning."""
     try:
         return archives.index(entry)
     except FetchError as error:
-        raise DataError(f"the archive {entry.uri} cannot be read: {error}") from None
+        if error.code in IN_THE_WAY:
+            raise StoppedError(f"{entry.uri} cannot be reached: {error}; the same command starts anew") from None
+        return [Candidate(entry.uri, entry.name, reason=f"the archive cannot be read: {error.code}")]
 
 
 def _describe(entry: storage.Entry, image_column: str | None) -> Iterator[Candidate]:
     if image_column is not None and tables.is_table(entry.name):
         try:
             rows = tables.read_table(entry, image_column)[1]
-        except DataError as error:
-            yield Candidate(entry.uri, entry.name, reason=f"not a table of images: {error}")
+        except tables.NotATableError:
+            yield Candidate(entry.uri, entry.name, reason="not a table with such an --image-column")
         else:
             yield from rows
         return
-    reason = None
+    reason = entry.unreadable
     if entry.uri.endswith("/"):
         reason = "a folder marker"
     elif manifests.is_manifest(entry.uri):
@@ -187,19 +200,21 @@ def _resolve_member(line: Candidate) -> Candidate:
     parts = archives.split_member(line.uri)
     if line.reason is not None or parts is None:
         return line
-    try:
-        found = _index_by_name(parts[0]).get(parts[1])
-    except DataError as error:
-        return line._replace(reason=str(error))
+    found = _index_by_name(parts[0]).get(parts[1])
     if found is None:
-        return line._replace(reason="its archive has no such member")
+        return line._replace(reason="there is no such archive, or no such member in it")
     return found._replace(name=line.name, inputs=line.inputs)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=64)
 def _index_by_name(archive: str) -> dict[str, Candidate]:
-    (entry,) = storage.list_files(archive)
-    return {candidate.name: candidate for candidate in reversed(_index(entry)) if candidate.member is not None}
+    """The members of an archive by name, the first of each; none where there is no such archive."""
+    try:
+        entries = [entry for entry in storage.iter_files(archive) if entry.uri == archive]
+    except DataError:
+        return {}
+    members = [candidate for entry in entries for candidate in _index(entry)]
+    return {candidate.name: candidate for candidate in reversed(members) if candidate.member is not None}
 
 
 def _select(candidates: Iterator[Candidate], selection: Selection) -> Iterator[Candidate]:

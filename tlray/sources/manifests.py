@@ -5,6 +5,7 @@ What a manifest names may come from anyone, so an address is used only where its
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,12 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tlray import storage
-from tlray.errors import DataError, FetchError
+from tlray.errors import DataError, FetchError, StoppedError
 from tlray.sources.candidates import Candidate
+from tlray.storage.s3 import ARCHIVED, ARCHIVED_REASON
 
 _KINDS = (".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz", ".parquet")
 _INVENTORY = "/manifest.json"
 _ROWS = 65_536
+_MAX_KEY_BYTES = 1024
 
 
 def is_manifest(uri: str) -> bool:
@@ -61,7 +64,8 @@ def _read_lines(
     manifest: str, batches: Iterator[pa.RecordBatch], uri_column: str, id_column: str | None, allow: Sequence[str]
 ) -> Iterator[Candidate]:
     base = manifest.rpartition("/")[0]
-    seen: set[int] = set()
+    allow = [prefix if prefix == "s3://" else storage.resolve(prefix) for prefix in allow]
+    seen: set[bytes] = set()
     try:
         for batch in batches:
             own = [name for name in batch.schema.names if name != uri_column]
@@ -71,12 +75,16 @@ def _read_lines(
                     yield Candidate(manifest, "", reason="a line without an address")
                     continue
                 address, reason = _check(str(typed), base, allow)
-                if reason is None and id_column is not None:
-                    key = hash(line[id_column])
+                if reason is None and id_column is not None and line[id_column] is not None:
+                    key = hashlib.blake2b(repr(line[id_column]).encode(), digest_size=16).digest()
                     reason = f"its {id_column} is that of an earlier line" if key in seen else None
                     seen.add(key)
                 inputs = {f"input_{name}": line[name] for name in own}
                 yield Candidate(address, address, inputs=inputs or None, reason=reason)
+    except FetchError as error:
+        raise StoppedError(
+            f"the manifest {manifest} cannot be reached: {error}; the same command starts anew"
+        ) from None
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"the manifest {manifest} cannot be read to its end: {storage.redact(str(error))}") from None
 
@@ -90,6 +98,10 @@ def _check(typed: str, base: str, allow: Sequence[str]) -> tuple[str, str | None
         return typed, "not a path or an s3:// address"
     if separator and any(sign in rest.partition("/")[0] for sign in "@:"):
         return typed, "a name or password in an address is not allowed"
+    if separator and not rest.partition("/")[2]:
+        return typed, "an s3:// address without a key"
+    if len(typed.partition("://")[2].partition("/")[2].encode("utf-8", "surrogateescape")) > _MAX_KEY_BYTES:
+        return typed, "an s3:// key of more than 1,024 bytes"
     if ".." in typed.replace("\\", "/").split("/"):
         return typed, "'..' in an address is not allowed in a manifest"
     address = typed if separator or typed.startswith("/") else storage.join(base, typed)
@@ -164,7 +176,11 @@ def _read_inventory_line(bucket: str, line: dict[str, Any], *, decode: bool) -> 
     values = {name.lower().replace("_", ""): value for name, value in line.items()}
     key = unquote_plus(values["key"]) if decode else values["key"]
     reason = None
-    if str(values.get("isdeletemarker", "")).lower() == "true":
+    if key.endswith("/"):
+        reason = "a folder marker"
+    elif str(values.get("storageclass", "")).upper() in ARCHIVED:
+        reason = ARCHIVED_REASON
+    elif str(values.get("isdeletemarker", "")).lower() == "true":
         reason = "deleted"
     elif str(values.get("islatest", "true")).lower() == "false":
         reason = "not the latest version"

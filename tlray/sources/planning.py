@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tlray import storage
-from tlray.sources.candidates import Source
+from tlray.sources.candidates import REFUSED, Source
 from tlray.sources.inputs import Candidates
 
 FOLDER = "_plan"
@@ -133,20 +133,21 @@ def write_plan(output: str, found: Candidates, selection: dict[str, Any], image_
     by_reason: dict[str, int] = {}
     streams: list[tuple[int, int]] = []
     num_bytes = 0
-    stream = ""
+    stream = ("", 0)
     for candidate in found.rows:
         if candidate.reason is not None:
-            by_reason[candidate.reason] = by_reason.get(candidate.reason, 0) + 1
-            excluded.add((storage.redact(_make_text(candidate.uri)), storage.redact(candidate.reason)))
+            reason = storage.redact(candidate.reason)
+            by_reason[reason] = by_reason.get(reason, 0) + 1
+            excluded.add((storage.redact(_make_text(candidate.uri)), reason))
             continue
         if candidate.source is Source.TAR_GZ:
-            archive = candidate.uri[: -len(candidate.member or "")]
-            if archive != stream:
+            place = (candidate.uri[: -len(candidate.member or "")], candidate.offset or 0)
+            if place[0] != stream[0] or place[1] < stream[1]:
                 streams.append((rows.count, 0))
             streams[-1] = (streams[-1][0], rows.count + 1 - streams[-1][0])
-            stream = archive
-        else:
-            stream = ""
+            stream = place
+        elif candidate.source not in REFUSED:
+            stream = ("", 0)
         num_bytes += candidate.size or 0
         own = candidate.inputs or {}
         rows.add((rows.count, candidate.uri, *candidate[2:9], *(own.get(field.name) for field in found.fields)))

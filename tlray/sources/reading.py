@@ -64,6 +64,8 @@ def _read_ranges(source: Source, rows: list[Row], max_bytes: int) -> Iterator[Fe
 
 def _answer_early(row: Row, max_bytes: int) -> Fetched | None:
     """What a row's own columns tell without a request."""
+    if row["length"] is not None and row["length"] > 2 * max_bytes:
+        return Fetched(_explain_size(row["length"], max_bytes), 0)
     if row["size"] is not None and row["size"] > max_bytes:
         return Fetched(_explain_size(row["size"], max_bytes), 0)
     return Fetched(b"", 0) if row["size"] == 0 and row["member"] is not None else None
@@ -103,6 +105,9 @@ def _read_stream(archive: str, rows: list[Row], max_bytes: int) -> Iterator[Fetc
         with storage.open_file(archive) as file:
             unpacked = archives.open_unpacked(file)
             for row in rows:
+                if row["offset"] < unpacked.tell():  # a manifest may name members in any order
+                    file.seek(0)
+                    unpacked = archives.open_unpacked(file)
                 yield _answer_early(row, max_bytes) or Fetched(_read_member(unpacked, row), 0)
                 answered += 1
     except FetchError as error:

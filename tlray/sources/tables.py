@@ -10,10 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tlray import storage
-from tlray.errors import DataError, FetchError
+from tlray.errors import IN_THE_WAY, DataError, FetchError, StoppedError
 from tlray.sources.candidates import Candidate, Source
 
 _ROWS = 8192
+
+
+class NotATableError(DataError):
+    """A file that is no Parquet, or lacks the column of images."""
 
 
 def is_table(uri: str) -> bool:
@@ -29,17 +33,21 @@ def read_table(entry: storage.Entry, image_column: str) -> tuple[list[pa.Field],
         image_column: encoded images, as binary or as a struct with a binary field `bytes`.
 
     Raises:
-        DataError: it cannot be read, or its image column is of another kind.
+        NotATableError: it cannot be read, or its image column is of another kind.
+        StoppedError: it cannot be reached.
     """
     try:
         file = pq.ParquetFile(storage.open_arrow(entry.uri))
-    except (pa.ArrowException, FetchError, OSError) as error:
-        raise DataError(f"{entry.uri} cannot be read as Parquet: {storage.redact(str(error))}") from None
+    except FetchError as error:
+        kind = StoppedError if error.code in IN_THE_WAY else NotATableError
+        raise kind(f"{entry.uri} cannot be read: {error}") from None
+    except (pa.ArrowException, OSError) as error:
+        raise NotATableError(f"{entry.uri} cannot be read as Parquet: {storage.redact(str(error))}") from None
     schema = file.schema_arrow
     if image_column not in schema.names or not _holds_bytes(schema.field(image_column).type):
         allowed = "a column of binary values, or of structs with binary `bytes`"
         told = ", ".join(f"{field.name} {field.type}" for field in schema)
-        raise DataError(f"--image-column takes {allowed}; got {image_column!r}, and {entry.uri} has {told}")
+        raise NotATableError(f"--image-column takes {allowed}; got {image_column!r}, and {entry.uri} has {told}")
     own = [field for field in schema if field.name != image_column and _is_plain(field.type)]
     return [pa.field(f"input_{field.name}", field.type) for field in own], _read_rows(entry, file, own)
 
@@ -81,6 +89,8 @@ def _is_plain(kind: pa.DataType) -> bool:
 def iter_images(uri: str, image_column: str, rows: npt.NDArray[np.int64]) -> Iterator[bytes | None]:
     """The encoded images of some rows, in ascending order of their numbers; None for a null.
 
+    Parquet is read a row group at a time, so memory holds the image column of one.
+
     Raises:
         FetchError: the table cannot be read.
     """
@@ -90,10 +100,11 @@ def iter_images(uri: str, image_column: str, rows: npt.NDArray[np.int64]) -> Ite
     for group in np.unique(groups):
         wanted = set(rows[groups == group].tolist())
         first = int(starts[group])
-        # in small batches, so that a row group of large images is never held whole
         for batch in file.iter_batches(64, row_groups=[int(group)], columns=[image_column]):
             here = [index for index in range(batch.num_rows) if first + index in wanted]
             for index in here:
                 value = batch.column(0)[index].as_py()
                 yield value["bytes"] if isinstance(value, dict) else value
             first += batch.num_rows
+            if first > max(wanted):
+                break

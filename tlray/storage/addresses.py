@@ -16,6 +16,7 @@ class Entry(NamedTuple):
         size: bytes.
         etag: S3's, without quotes; None for a local file.
         mtime_ns: modification time in nanoseconds since the epoch.
+        unreadable: why it cannot be read at all, None where it can.
     """
 
     uri: str
@@ -23,6 +24,7 @@ class Entry(NamedTuple):
     size: int
     etag: str | None
     mtime_ns: int
+    unreadable: str | None = None
 
 
 class Request(NamedTuple):
@@ -76,4 +78,5 @@ def redact(text: str) -> str:
     text = re.sub(
         r"(?i)((?:secret|access)[a-z_ -]{0,20}key[a-z_ ]{0,4}[\"']?\s*[=:]\s*[\"']?)[^\s\"',;&]+", r"\1***", text
     )
-    return re.sub(r"(://)[^/\s:@]+:[^/\s@]+@", r"\1***@", text)
+    # a user name, or one with a password, which may hold slashes; keys such as icon@2x.png stay
+    return re.sub(r"(://)(?:[^/\s@\"'<>]+|[^/\s:@\"'<>]+:[^\s@\"'<>]+)@", r"\1***@", text)

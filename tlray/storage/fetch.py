@@ -61,12 +61,16 @@ def fetch_many(requests: Iterable[Request]) -> Iterator[Fetched]:
     """Answer requests in order, up to `IN_FLIGHT` of them and 256 MiB ahead of what has been taken."""
     waiting: deque[tuple[Future[Fetched] | Request, int]] = deque()
     in_flight_bytes = 0
+    largest = _TYPICAL_BYTES  # what an unknown size is taken for, by those that have come
     for request in requests:
-        expected = request.length or request.size or _TYPICAL_BYTES
+        expected = request.length or request.size or largest
         while waiting and (len(waiting) >= IN_FLIGHT or in_flight_bytes + expected > _MAX_IN_FLIGHT_BYTES):
             promised, size = waiting.popleft()
             in_flight_bytes -= size
-            yield _take(promised)
+            answer = _take(promised)
+            if isinstance(answer.data, bytes):
+                largest = max(largest, len(answer.data))
+            yield answer
         if is_s3(request.uri):
             s3.open_connections(iter([request.uri]))
             waiting.append((_get_pool().submit(fetch, request), expected))

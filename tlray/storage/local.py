@@ -7,6 +7,7 @@ import errno
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def iter_files(uri: str) -> Iterator[Entry]:
     """
     root = Path(uri)
     if root.is_file():
-        yield _stat(root, root.name)
+        yield _stat(uri, root.name)
     elif root.is_dir():
         yield from _walk(uri, "", set())
     else:
@@ -37,20 +38,23 @@ def _walk(folder: str, prefix: str, seen: set[tuple[int, int]]) -> Iterator[Entr
     try:
         with os.scandir(folder) as entries:
             # a folder sorts with its slash, so that paths come in the order in which S3 lists keys
-            ordered = sorted(((f"{entry.name}/" if entry.is_dir() else entry.name), entry.path) for entry in entries)
+            ordered = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in entries)
     except PermissionError:
         raise DataError(f"{folder} may not be listed; give a folder that you may read") from None
-    for name, path in ordered:
+    for name in ordered:
         if name.endswith("/"):
-            yield from _walk(path, prefix + name, seen)
-        elif os.path.exists(path):  # noqa: PTH110  (a Path for each of millions of files costs more than the listing)
-            status = os.stat(path)  # noqa: PTH116
-            yield Entry(path, prefix + name, status.st_size, None, status.st_mtime_ns)
+            yield from _walk(join(folder, name[:-1]), prefix + name, seen)
+        else:
+            yield _stat(join(folder, name), prefix + name)
 
 
-def _stat(path: Path, name: str) -> Entry:
-    status = path.stat()
-    return Entry(str(path), name, status.st_size, None, status.st_mtime_ns)
+def _stat(path: str, name: str) -> Entry:
+    try:
+        status = os.stat(path)  # noqa: PTH116  (a Path for each of millions of files costs more than the listing)
+    except OSError as error:
+        return Entry(path, name, 0, None, 0, f"it cannot be looked at: {error.strerror}")
+    reason = None if stat.S_ISREG(status.st_mode) else "not a plain file"
+    return Entry(path, name, status.st_size, None, status.st_mtime_ns, reason)
 
 
 def has_content(uri: str) -> bool:
@@ -154,6 +158,12 @@ def put_new(uri: str, data: bytes) -> bool:
             os.link(partial, path)  # fails where the name is taken, and shows the content at once
         except FileExistsError:
             return False
+        except OSError:  # no hard links here
+            try:
+                with path.open("xb") as file:
+                    file.write(data)
+            except FileExistsError:
+                return False
         finally:
             partial.unlink()
     except OSError as error:
@@ -181,7 +191,7 @@ def put_folder(uri: str, files: dict[str, bytes], names: list[str]) -> None:
 def check_writable(uri: str, option: str) -> None:
     """Raise `OutputError` where a new folder could not be made."""
     parent = Path(uri)
-    while not parent.exists():
+    while not os.path.exists(parent):  # noqa: PTH110  (Path.exists raises where a folder may not be searched)
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise OutputError(f"{option} {uri} cannot be written: {parent} is not a folder that you may write to")

@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 
-from tlray.errors import FetchError, OutputError, StoppedError
+from tlray.errors import Code, FetchError, OutputError, StoppedError
 from tlray.progress import say
 from tlray.storage import local, s3
 from tlray.storage.addresses import Request, is_s3, join
@@ -62,8 +62,10 @@ class Lock:
         said = False
         while not self._create():
             held = self._read()
-            if held is None:
+            if held is None and time.monotonic() - began < self._wait_s:
+                time.sleep(_LOOK_S / 10)  # it went away between two looks
                 continue
+            held = held or {}
             mark = f"{held.get('token')} {held.get('heartbeat')}"
             if mark != seen[0]:
                 seen = (mark, time.monotonic())
@@ -106,13 +108,16 @@ class Lock:
 
     def _create(self) -> bool:
         if is_s3(self._address):
-            self._etag = s3.put_if(self._address, self._make_record(), None)
-            return self._etag is not None and self._is_ours()
+            if self._read() is None:  # for stores that ignore the condition
+                self._etag = s3.put_if(self._address, self._make_record(), None)
+            return self._find_etag()
         return local.put_new(self._address, self._make_record())
 
     def _read(self) -> Record | None:
         data = fetch(Request(self._address)).data
         if isinstance(data, FetchError):
+            if data.code is not Code.NOT_FOUND:
+                raise OutputError(f"{self._address} cannot be read: {data}")
             return None
         try:
             record: Record = json.loads(data)
@@ -124,6 +129,13 @@ class Lock:
         held = self._read()
         return held is not None and held.get("token") == self._token
 
+    def _find_etag(self) -> bool:
+        """Whether the record that is there is ours; the etag of a write whose answer was lost is asked for."""
+        if not self._is_ours():
+            return False
+        _, self._etag = s3.head(self._address)
+        return True
+
     def _take_over(self, dead: Record) -> bool:
         """Replace a dead driver's record, unless another driver was quicker."""
         if is_s3(self._address):
@@ -131,8 +143,8 @@ class Lock:
             held = self._read()
             if held is None or held.get("token") != dead.get("token"):
                 return False
-            self._etag = s3.put_if(self._address, self._make_record(), etag)
-            return self._etag is not None and self._is_ours()
+            s3.put_if(self._address, self._make_record(), etag)
+            return self._find_etag()
         try:
             with Path(self._address).open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
@@ -146,13 +158,16 @@ class Lock:
 
     def _keep_beating(self) -> None:
         while not self._ended.wait(HEARTBEAT_S):
-            with contextlib.suppress(OutputError, OSError):  # a store that is away for a moment is not a lost lock
+            with contextlib.suppress(
+                OutputError, FetchError, OSError
+            ):  # a store that is away for a moment is not a lost lock
                 held = self._read()
                 if held is not None and held.get("token") != self._token:
                     self._lost = True
                     return
                 if is_s3(self._address):
-                    self._etag = s3.put_if(self._address, self._make_record(), self._etag) or self._etag
+                    self._etag = s3.put_if(self._address, self._make_record(), self._etag)
+                    self._find_etag()
                 else:
                     local.put(self._address, self._make_record())
 

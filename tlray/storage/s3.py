@@ -25,6 +25,11 @@ from tlray.storage.local import check_size, check_unchanged
 
 OPTIONS_VARIABLE = "TLRAY_S3_OPTIONS"
 
+ARCHIVED = {"GLACIER", "DEEP_ARCHIVE"}
+"""Storage classes whose objects can only be read after they were restored."""
+
+ARCHIVED_REASON = "archived (Glacier); restore it first"
+
 _LIST_THREADS = 16
 _CONNECTIONS = 64
 _CODES = {
@@ -67,6 +72,7 @@ def get_options() -> S3Options:
     return S3Options(**json.loads(os.environ.get(OPTIONS_VARIABLE, "{}")))
 
 
+_NO_CREDENTIALS = "no AWS credentials were found; set a profile, environment variables or a role"
 _SAID = {
     Code.DENIED: "access denied; check the credentials and the bucket's policy",
     Code.NOT_FOUND: "the object is not there any more",
@@ -184,7 +190,8 @@ def _iter_objects(bucket: str, prefix: str, base: str) -> Iterator[Entry]:
 def _make_entry(bucket: str, base: str, item: dict[str, Any]) -> Entry:
     key: str = item["Key"]
     modified = int(item["LastModified"].timestamp() * 1e9)
-    return Entry(f"s3://{bucket}/{key}", key[len(base) :], item["Size"], item["ETag"].strip('"'), modified)
+    archived = ARCHIVED_REASON if item.get("StorageClass") in ARCHIVED else None
+    return Entry(f"s3://{bucket}/{key}", key[len(base) :], item["Size"], item["ETag"].strip('"'), modified, archived)
 
 
 def _spool(bucket: str, prefix: str, base: str, path: str) -> str:
@@ -222,12 +229,13 @@ def read(request: Request) -> bytes:
         return _read_odd_key(bucket, key, request)
     import obstore
 
+    store = _get_store(bucket)
     with _explain_obstore():
         if request.length is None:
-            answer = obstore.get(_get_store(bucket), key)
+            answer = obstore.get(store, key)
         else:
             offset = request.offset or 0
-            answer = obstore.get(_get_store(bucket), key, options={"range": (offset, offset + request.length)})
+            answer = obstore.get(store, key, options={"range": (offset, offset + request.length)})
         size, etag = answer.meta["size"], answer.meta["e_tag"]
         check_unchanged(request, size, None if etag is None else etag.strip('"'), None)
         if request.length is None:
@@ -293,9 +301,13 @@ def put_if(uri: str, data: bytes, etag: str | None) -> str | None:
                 Bucket=bucket, Key=key, Body=data, **condition, **_encryption(), **_payer()
             )
         except ClientError as error:
-            if error.response["ResponseMetadata"]["HTTPStatusCode"] in (404, 409, 412):
+            status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+            if status in (404, 409, 412):
                 return None
-            raise
+            if status != 501:
+                raise
+            # a store without conditional writes: the caller reads back what it wrote
+            answer = _get_client().put_object(Bucket=bucket, Key=key, Body=data, **_encryption(), **_payer())
     written: str = answer["ETag"].strip('"')
     return written
 
@@ -340,7 +352,10 @@ def _get_store(bucket: str) -> Any:
     if options.no_sign_request:
         custom["skip_signature"] = True
     else:
-        custom["credential_provider"] = Boto3CredentialProvider(boto3.session.Session())
+        session = boto3.session.Session()
+        if session.get_credentials() is None:
+            raise FetchError(Code.DENIED, _NO_CREDENTIALS)
+        custom["credential_provider"] = Boto3CredentialProvider(session)
     if options.request_payer:
         custom["request_payer"] = True
     return S3Store(
@@ -431,6 +446,8 @@ def _explain_obstore() -> Iterator[None]:
         text = str(error)
         if "<Code>NoSuchBucket" in text:
             raise FetchError(Code.DENIED, "the bucket does not exist") from None
+        if "<Code>InvalidObjectState" in text:
+            raise FetchError(Code.NOT_FOUND, ARCHIVED_REASON) from None
         status = _STATUS.search(text)
         code = _CODES.get(int(status[1]), Code.TIMEOUT) if status else Code.TIMEOUT
         raise FetchError(code, _SAID.get(code) or _shorten(error)) from None
@@ -450,7 +467,7 @@ def _explain(error: Exception) -> str:
         "SignatureDoesNotMatch": "the secret key does not match",
     }
     if type(error).__name__ == "NoCredentialsError":
-        return "no AWS credentials were found; set a profile, environment variables or a role"
+        return _NO_CREDENTIALS
     return known.get(code) or _shorten(error)
 
 
