@@ -46,10 +46,6 @@ def small(tmp_path_factory, write_digits):
 @pytest.fixture(scope="session")
 def undisturbed(small, tmp_path_factory):
     """The bundle of `LONG_OPTIONS` with 2 workers of 4, trained in peace."""
-    import os
-
-    if os.environ.get("DEVB"):
-        return Path(os.environ["DEVB"])
     bundle = tmp_path_factory.mktemp("undisturbed") / "bundle"
     run_tlray(
         "train", "--data", str(small), "--output", str(bundle), *LONG_OPTIONS, "--num-workers", "2", "--batch-size", "4"
