@@ -104,6 +104,65 @@ def test_rows_are_replaced_inside_a_whole_part(tmp_path):
     assert read_labels(tmp_path)["status"].to_pylist() == ["ok"] * 10
 
 
+class Earlier:
+    """Has an answer for every row, told by its status."""
+
+    def __init__(self):
+        self.asked = []
+
+    def take(self, rows):
+        self.asked += rows["row_id"].to_pylist()
+        return make_answers(rows["row_id"].to_pylist(), status="CORRUPT", bad=None)
+
+
+def test_kept_answers_are_fetched_when_their_part_is_written(tmp_path):
+    kept, done, earlier = RowSet(10), RowSet(10), Earlier()
+    kept.add(np.array([0, 2, 3, 4, 5, 6, 7, 9]))
+    writer = PartWriter(str(tmp_path), MemoryPlan(10), SCHEMA, 4, done, kept, earlier)
+    (whole,) = writer.write_kept()
+    assert list(get_row_ids(whole.name)) == [4, 5, 6, 7]
+    assert earlier.asked == [4, 5, 6, 7]
+    assert len(list(writer.add(make_answers([1, 8], bad=None)))) == 2
+    assert earlier.asked == [4, 5, 6, 7, 0, 2, 3, 9]
+    assert writer.get_waiting() is None
+    status = read_labels(tmp_path)["status"].to_pylist()
+    assert [row for row, code in enumerate(status) if code == "ok"] == [1, 8]
+
+
+def test_an_update_keeps_what_is_unchanged(tmp_path):
+    from tlray.prediction.receipt import Receipt, summarize_parts, write_receipt
+    from tlray.prediction.update import Earlier as Real
+    from tlray.sources.inputs import Selection, find_candidates
+    from tlray.sources.planning import write_plan
+
+    folder, old, new = tmp_path / "in", str(tmp_path / "old"), str(tmp_path / "new")
+    folder.mkdir()
+    for index in range(10):
+        (folder / f"{index}.jpg").write_bytes(b"x" * (index + 1))
+    asked = {"model_id": BUNDLE.model_id, "top_k": 0, "max_bytes": 1, "max_pixels": 1, "image_column": None}
+    plan = write_plan(old, find_candidates([str(folder)], Selection()), {}, None)
+    writer = PartWriter(old, plan, SCHEMA, 4, RowSet(10))
+    parts = list(writer.add(make_answers(range(9)))) + list(writer.add(make_answers([9], status="TIMEOUT")))
+    fields = dict.fromkeys(Receipt.__dataclass_fields__) | summarize_parts(parts) | {"config": asked}
+    write_receipt(old, Receipt(**fields))
+    (folder / "2.jpg").write_bytes(b"changed")
+    (folder / "4.jpg").unlink()
+    (folder / "a.jpg").write_bytes(b"new")
+    plan = write_plan(new, find_candidates([str(folder)], Selection()), {}, None)
+    earlier = Real(old, asked)
+    kept = earlier.compare(plan)
+    told = vars(earlier.comparison)
+    assert told == {"new": 1, "changed": 2, "kept": 7, "vanished": 1}  # 2.jpg, and 9.jpg, which was out of reach
+    rows = plan.read(0, 10)
+    assert [rows["uri"][row].as_py()[-5:] for row in kept.find_missing(0, 10)] == ["2.jpg", "9.jpg", "a.jpg"]
+    answers = earlier.take(rows.take([6, 0, 3]))
+    assert answers["row_id"].to_pylist() == [6, 0, 3]
+    assert answers["status"].to_pylist() == ["ok", "ok", "EMPTY"]
+    other = Real(old, {**asked, "model_id": "n"})
+    assert len(other.compare(plan)) == 0
+    assert other.comparison.changed == 9
+
+
 def test_waiting_answers_survive(tmp_path):
     writer = make_writer(tmp_path)
     assert not list(writer.add(make_answers([0, 1, 5])))

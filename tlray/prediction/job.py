@@ -11,7 +11,7 @@ from typing import Any
 from tlray import storage
 from tlray.bundle import Bundle
 from tlray.config import InputsConfig, PlanConfig, PredictConfig
-from tlray.errors import ConfigError, DataError, OutputError
+from tlray.errors import ConfigError, DataError, OutputError, StoppedError
 from tlray.images import EXTENSIONS
 from tlray.progress import say
 from tlray.sources import archives, planning
@@ -128,7 +128,10 @@ def open_plan(output: str, config: InputsConfig) -> Plan:
     say("listing the inputs")
     chosen = {name: getattr(config, name) for name in _SELECTING if name != "shard"}
     found = find_candidates(config.input, Selection(**chosen, shard=config.resolved_shard))
-    plan = planning.write_plan(output, found, selection, config.image_column)
+    try:
+        plan = planning.write_plan(output, found, selection, config.image_column)
+    except OutputError as error:
+        raise StoppedError(f"{error}; the same command starts anew") from None
     if plan.num_rows == 0:
         storage.delete_folder(plan.address)
         if plan.num_excluded:

@@ -48,6 +48,13 @@ class Plan(Protocol):
         """Rows by `planning.PLAN_SCHEMA`, and `input_*`."""
 
 
+class Kept(Protocol):
+    """Answers that an earlier output has for some rows."""
+
+    def take(self, rows: pa.Table) -> pa.Table:
+        """The answers of planned rows."""
+
+
 @dataclass(frozen=True)
 class Part:
     """One written part.
@@ -104,37 +111,67 @@ class PartWriter:
         schema: of the parts, by `make_schema`.
         rows_per_part: rows in one part.
         done: rows that their parts hold already; a part with some of them is written anew around them.
+        kept: rows whose answers `earlier` has; they are fetched when the rest of their part is there.
+        earlier: an earlier output, None without `kept`.
     """
 
-    def __init__(self, output: str, plan: Plan, schema: pa.Schema, rows_per_part: int, done: RowSet) -> None:
+    def __init__(
+        self,
+        output: str,
+        plan: Plan,
+        schema: pa.Schema,
+        rows_per_part: int,
+        done: RowSet,
+        kept: RowSet | None = None,
+        earlier: Kept | None = None,
+    ) -> None:
         self._output = output
         self._plan = plan
         self._schema = schema
         self._rows_per_part = rows_per_part
         self._done = done
+        self._kept = kept
+        self._earlier = earlier
         self._open: dict[int, _Open] = {}
-        self._answer_names = [entry.name for entry in ANSWER_FIELDS + TOP_FIELDS if entry.name in schema.names]
+        self._answer_schema = pa.schema([entry for entry in ANSWER_FIELDS + TOP_FIELDS if entry.name in schema.names])
+        self._answer_names = self._answer_schema.names
 
     def add(self, answers: pa.Table) -> Iterator[Part]:
         """Take answers; yields every part that they complete, once it is written. A row's second answer is dropped."""
+        answers = answers.select(self._answer_names).cast(self._answer_schema)
         row_ids = answers["row_id"].to_numpy()
         numbers = row_ids // self._rows_per_part
         for number in np.unique(numbers).tolist():
             first, count = self._get_range(number)
             if number not in self._open:
-                awaited = np.zeros(count, bool)
-                awaited[self._done.find_missing(first, count) - first] = True
-                self._open[number] = _Open(awaited)
+                self._open[number] = _Open(self._find_awaited(first, count))
             part = self._open[number]
             _, positions = np.unique(row_ids, return_index=True)
             here = positions[numbers[positions] == number]
             fresh = here[part.awaited[row_ids[here] - first]]
             part.awaited[row_ids[fresh] - first] = False
-            part.pieces.append(answers.select(self._answer_names).take(pa.array(fresh)))
+            part.pieces.append(answers.take(pa.array(fresh)))
             if not part.awaited.any():
                 del self._open[number]
                 if sum(piece.num_rows for piece in part.pieces):
                     yield self._write(first, count, pa.concat_tables(part.pieces))
+
+    def write_kept(self) -> Iterator[Part]:
+        """Write the parts that await nothing but what an earlier output has."""
+        for number in range(-(-self._plan.num_rows // self._rows_per_part)):
+            first, count = self._get_range(number)
+            if len(self._done.find_missing(first, count)) and not self._find_awaited(first, count).any():
+                yield self._write(first, count, None)
+
+    def _find_awaited(self, first: int, count: int) -> npt.NDArray[np.bool_]:
+        """Which rows of a part are neither done nor kept."""
+        awaited = np.zeros(count, bool)
+        awaited[self._done.find_missing(first, count) - first] = True
+        if self._kept is not None:
+            not_kept = np.zeros(count, bool)
+            not_kept[self._kept.find_missing(first, count) - first] = True
+            awaited &= not_kept
+        return awaited
 
     def get_waiting(self) -> pa.Table | None:
         """Answers whose parts are not full yet; what could not be reached is to be tried again instead."""
@@ -171,15 +208,30 @@ class PartWriter:
         first = number * self._rows_per_part
         return first, min(self._rows_per_part, self._plan.num_rows - first)
 
-    def _write(self, first: int, count: int, answers: pa.Table) -> Part:
+    def _add_kept(self, first: int, count: int, planned: pa.Table, fresh: pa.Table | None) -> pa.Table:
+        """Fresh answers, and those that an earlier output has for rows of the part that are not done."""
+        if self._earlier is None:
+            assert fresh is not None
+            return fresh
+        undone = np.zeros(count, bool)
+        undone[self._done.find_missing(first, count) - first] = True
+        undone &= ~self._find_awaited(first, count)
+        pieces = [] if fresh is None else [fresh]
+        if undone.any():
+            kept = self._earlier.take(planned.filter(pa.array(undone))).select(self._answer_names)
+            pieces.append(kept.cast(self._answer_schema))
+        return pa.concat_tables(pieces)
+
+    def _write(self, first: int, count: int, fresh: pa.Table | None) -> Part:
         name = make_name(first, count)
         address = storage.join(self._output, FOLDER, name)
+        planned = self._plan.read(first, count)
+        answers = self._add_kept(first, count, planned, fresh)
         if answers.num_rows < count:
             kept = pq.read_table(pa.BufferReader(storage.get(address))).select(self._answer_names)
             others = pc.invert(pc.is_in(kept["row_id"], value_set=answers["row_id"]))
             answers = pa.concat_tables([answers, kept.filter(others).cast(answers.schema)])
         answers = answers.sort_by("row_id")
-        planned = self._plan.read(first, count)
         model_id = self._schema.metadata[MODEL_ID_KEY].decode()
         columns = {name: answers[name] for name in answers.column_names}
         columns |= {name: planned[name] for name in planned.column_names if name.startswith("input_")}

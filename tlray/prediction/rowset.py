@@ -17,6 +17,10 @@ class RowSet:
         """Add row ids."""
         np.bitwise_or.at(self._bits, row_ids >> 3, (128 >> (row_ids & 7)).astype(np.uint8))
 
+    def update(self, others: RowSet) -> None:
+        """Add the rows of another set of the same range."""
+        np.bitwise_or(self._bits, others._bits, out=self._bits)
+
     def discard(self, row_ids: npt.NDArray[np.int64]) -> None:
         """Take row ids out."""
         np.bitwise_and.at(self._bits, row_ids >> 3, (~(128 >> (row_ids & 7)) & 255).astype(np.uint8))

@@ -20,7 +20,7 @@ from tlray.prediction import receipt as receipts
 from tlray.prediction.job import Job
 from tlray.prediction.parts import WAITING, Part, PartWriter, find_parts, get_row_ids, make_name, make_schema
 from tlray.prediction.rowset import RowSet
-from tlray.prediction.update import Comparison, Earlier
+from tlray.prediction.update import Comparison, Earlier, find_finished
 from tlray.prediction.watch import PROGRESS, Failures, ProgressFile, Reach, TermSignal
 from tlray.progress import Stage, say
 from tlray.sources.planning import Plan
@@ -75,7 +75,7 @@ def predict(config: PredictConfig) -> PredictSummary:
         return finished
     update_from = None if config.update_from is None else storage.resolve(config.update_from)
     if update_from is not None:
-        Earlier(update_from, asked)
+        find_finished(update_from)
     jobs.check_output(output)
     with Lock(output) as lock:
         if (finished := _find_finished(output, config, asked)) is not None:
@@ -126,11 +126,19 @@ class _Run:
     def go(self) -> PredictSummary:
         """Label what is not done, and write the receipt."""
         done = self._find_done()
-        writer = self._make_writer(done)
         settled = done.copy()
-        for answers in self._find_answers(writer):
-            self._add(writer, answers)
-            settled.add(answers["row_id"].to_numpy())
+        writer = self._make_writer(done)
+        if self._job.update_from is not None:
+            earlier = Earlier(self._job.update_from, self._job.asked)
+            kept = earlier.compare(self._plan)
+            self._comparison = earlier.comparison
+            writer = self._make_writer(done, kept, earlier)
+            settled.update(kept)
+            self._parts.update((part.name, part) for part in writer.write_kept())
+        waiting = writer.load_waiting()
+        if waiting is not None:
+            self._add(writer, waiting)
+            settled.add(waiting["row_id"].to_numpy())
         resumed = len(settled)
         if resumed:
             say(f"going on: {resumed:,} of {self._plan.num_rows:,} rows are done")
@@ -165,18 +173,9 @@ class _Run:
     def _name_at(self, first: int) -> str:
         return make_name(first, min(self._config.rows_per_part, self._plan.num_rows - first))
 
-    def _make_writer(self, done: RowSet) -> PartWriter:
-        return PartWriter(self._output, self._plan, self._schema, self._config.rows_per_part, done)
-
-    def _find_answers(self, writer: PartWriter) -> Iterator[pa.Table]:
-        """Answers that are known before anything is labelled: a stopped run's, and an earlier output's."""
-        waiting = writer.load_waiting()
-        if waiting is not None:
-            yield waiting
-        if self._job.update_from is not None:
-            earlier = Earlier(self._job.update_from, self._job.asked)
-            yield from earlier.copy(self._plan)
-            self._comparison = earlier.comparison
+    def _make_writer(self, done: RowSet, kept: RowSet | None = None, earlier: Earlier | None = None) -> PartWriter:
+        rows_per_part = self._config.rows_per_part
+        return PartWriter(self._output, self._plan, self._schema, rows_per_part, done, kept, earlier)
 
     def _add(self, writer: PartWriter, answers: pa.Table) -> None:
         for part in writer.add(answers):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -43,6 +42,18 @@ class Comparison:
     vanished: int = 0
 
 
+def find_finished(output: str) -> tuple[Receipt, Plan]:
+    """Receipt and plan of a finished output.
+
+    Raises:
+        OutputError: it is not one.
+    """
+    receipt, plan = read_receipt(output), open_plan(output)
+    if receipt is None or plan is None:
+        raise OutputError(f"--update-from takes the output of a finished tlray predict; got {output}")
+    return receipt, plan
+
+
 class Earlier:
     """A finished output to copy from.
 
@@ -55,58 +66,50 @@ class Earlier:
     """
 
     def __init__(self, output: str, asked: dict[str, Any]) -> None:
-        receipt = read_receipt(output)
-        plan = open_plan(output)
-        if receipt is None or plan is None:
-            raise OutputError(f"--update-from takes the output of a finished tlray predict; got {output}")
+        receipt, plan = find_finished(output)
         self.output = output
         self.comparison = Comparison()
         self._plan = plan
         self._parts = _Parts(output, receipt)
+        self._addresses = _hash_all(plan)
+        self._order = np.argsort(self._addresses, kind="stable")
         differing = [name for name in _MUST_AGREE if receipt.config.get(name) != asked.get(name)]
         self._usable = not differing
         if differing:
             say(f"nothing can be copied from {output}: another {' and '.join(differing)}; all rows are labelled anew")
 
-    def copy(self, plan: Plan) -> Iterator[pa.Table]:
-        """The answers that still hold, numbered by the new plan; `comparison` is complete afterwards."""
-        addresses = _hash_all(self._plan)
-        order = np.argsort(addresses, kind="stable")
+    def compare(self, plan: Plan) -> RowSet:
+        """The rows whose answer still holds; `comparison` is complete afterwards."""
+        kept = RowSet(plan.num_rows)
         matched = RowSet(self._plan.num_rows)
         for table in plan.iter_tables():
-            hashes = _hash(table)
-            places = np.minimum(np.searchsorted(addresses, hashes, sorter=order), len(order) - 1)
-            candidates = order[places]
-            new = np.flatnonzero(addresses[candidates] == hashes)
-            old = candidates[new].astype(np.int64)
+            new, old = self._find(table)
             ours, theirs = table.take(pa.array(new)), _gather(self._plan, old)
             same = {name: _compare(ours[name], theirs[name]) for name in _IDENTITY}
             known = ours["etag"].is_valid().to_numpy() | ours["mtime_ns"].is_valid().to_numpy()
             unchanged = known & np.logical_and.reduce(list(same.values())) & self._usable
-            copied = 0
-            for answers in self._take(table, new[unchanged], old[unchanged]):
-                copied += answers.num_rows
-                yield answers
+            unchanged[unchanged] = self._parts.find_reached(old[unchanged])
+            kept.add(ours["row_id"].to_numpy()[unchanged])
             matched.add(old[same["uri"]])
-            num_found = int(same["uri"].sum())
+            num_found, num_kept = int(same["uri"].sum()), int(unchanged.sum())
             self.comparison.new += table.num_rows - num_found
-            self.comparison.kept += copied
-            self.comparison.changed += num_found - copied
+            self.comparison.kept += num_kept
+            self.comparison.changed += num_found - num_kept
         self.comparison.vanished = self._plan.num_rows - len(matched)
+        return kept
 
-    def _take(self, table: pa.Table, new: npt.NDArray[np.int64], old: npt.NDArray[np.int64]) -> Iterator[pa.Table]:
-        """Old answers under their new row ids, one part's at a time."""
-        parts = self._parts.find(old)
-        for number in np.unique(parts):
-            here = parts == number
-            part, first = self._parts.read(int(number))
-            answers = part.take(pa.array(old[here] - first))
-            row_ids = table["row_id"].take(pa.array(new[here]))
-            names = [field.name for field in ANSWER_FIELDS + TOP_FIELDS if field.name in answers.column_names]
-            answers = answers.select(names).set_column(0, ANSWER_FIELDS[0], row_ids)
-            answers = answers.append_column(ANSWER_FIELDS[-1], pa.array(np.zeros(len(row_ids), np.int32)))
-            reached = [status not in IN_THE_WAY for status in answers["status"].to_pylist()]
-            yield answers.filter(pa.array(reached))
+    def take(self, rows: pa.Table) -> pa.Table:
+        """The earlier answers of rows that `compare` kept, under their new row ids, by `ANSWER_FIELDS`."""
+        _, old = self._find(rows)
+        return self._parts.take(old).set_column(0, ANSWER_FIELDS[0], rows["row_id"])
+
+    def _find(self, table: pa.Table) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Positions in a table of new rows, and the earlier rows with the same address."""
+        hashes = _hash(table)
+        places = np.minimum(np.searchsorted(self._addresses, hashes, sorter=self._order), len(self._order) - 1)
+        candidates = self._order[places]
+        new = np.flatnonzero(self._addresses[candidates] == hashes)
+        return new, candidates[new].astype(np.int64)
 
 
 class _Parts:
@@ -118,14 +121,28 @@ class _Parts:
         self._firsts = np.array([get_row_ids(name).start for name in self._names])
         self.read = lru_cache(maxsize=4)(self._read)
 
-    def find(self, row_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Numbers of the parts that hold rows."""
-        return np.searchsorted(self._firsts, row_ids, side="right") - 1
+    def find_reached(self, row_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Which rows have an answer of their own, rather than having been out of reach."""
+        statuses = self.take(row_ids)["status"].to_pylist() if len(row_ids) else []
+        return np.array([status not in IN_THE_WAY for status in statuses], bool)
 
-    def _read(self, number: int) -> tuple[pa.Table, int]:
-        """A part, and its first row id."""
+    def take(self, row_ids: npt.NDArray[np.int64]) -> pa.Table:
+        """Answers of rows, in the order asked for."""
+        numbers = np.searchsorted(self._firsts, row_ids, side="right") - 1
+        pieces = []
+        for number in np.unique(numbers):
+            table = self.read(int(number))
+            pieces.append(table.take(pa.array(row_ids[numbers == number] - self._firsts[number])))
+        order = np.argsort(np.argsort(numbers, kind="stable"), kind="stable")
+        return pa.concat_tables(pieces).take(pa.array(order))
+
+    def _read(self, number: int) -> pa.Table:
+        """The answers of a part."""
         data = storage.get(storage.join(self._output, FOLDER, self._names[number]))
-        return pq.read_table(pa.BufferReader(data)), int(self._firsts[number])
+        table = pq.read_table(pa.BufferReader(data))
+        names = [field.name for field in ANSWER_FIELDS + TOP_FIELDS if field.name in table.column_names]
+        table = table.select(names).replace_schema_metadata(None)
+        return table.append_column(ANSWER_FIELDS[-1], pa.array(np.zeros(table.num_rows, np.int32)))
 
 
 def _gather(plan: Plan, rows: npt.NDArray[np.int64]) -> pa.Table:

@@ -17,6 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import cache
+from itertools import islice
+from queue import SimpleQueue
 from typing import Any
 
 from tlray.errors import Code, DataError, FetchError, OutputError
@@ -31,6 +33,7 @@ ARCHIVED = {"GLACIER", "DEEP_ARCHIVE"}
 ARCHIVED_REASON = "archived (Glacier); restore it first"
 
 _LIST_THREADS = 16
+_PAGE_KEYS = 1000
 _CONNECTIONS = 64
 _CODES = {
     401: Code.DENIED,
@@ -154,17 +157,19 @@ def _iter_tree(bucket: str, prefix: str) -> Iterator[Entry]:
         yield from _iter_objects(bucket, below, prefix)
         return
     with tempfile.TemporaryDirectory(prefix="tlray-list-") as folder, ThreadPoolExecutor(_LIST_THREADS) as pool:
-        paths = {name: os.path.join(folder, str(index)) for index, name in enumerate(children)}  # noqa: PTH118
-        spooled = {name: pool.submit(_spool, bucket, name, prefix, path) for name, path in paths.items()}
+        spools = {name: _Spool(os.path.join(folder, str(index))) for index, name in enumerate(children)}  # noqa: PTH118
         try:
+            for name, spool in spools.items():
+                pool.submit(spool.fill, bucket, name, prefix)
             for name in sorted([*here, *children]):
-                if name in spooled:
-                    yield from _read_spool(spooled.pop(name).result())
+                if name in spools:
+                    yield from spools[name]
                 else:
                     yield here[name]
-        except BaseException:
+        finally:
+            for spool in spools.values():
+                spool.stop()
             pool.shutdown(cancel_futures=True)
-            raise
 
 
 def _list_level(bucket: str, prefix: str) -> tuple[dict[str, Entry], list[str]]:
@@ -194,28 +199,43 @@ def _make_entry(bucket: str, base: str, item: dict[str, Any]) -> Entry:
     return Entry(f"s3://{bucket}/{key}", key[len(base) :], item["Size"], item["ETag"].strip('"'), modified, archived)
 
 
-def _spool(bucket: str, prefix: str, base: str, path: str) -> str:
-    """List a prefix into a file."""
-    page: list[tuple[Any, ...]] = []
-    with open(path, "wb") as file:  # noqa: PTH123
-        for entry in _iter_objects(bucket, prefix, base):
-            page.append(tuple(entry))
-            if len(page) == 1000:
-                pickle.dump(page, file)
-                page = []
-        pickle.dump(page, file)
-    return path
+class _Spool:
+    """The listing of one prefix, kept on disk from when a thread lists it until it is its turn."""
 
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._pages: SimpleQueue[int | Exception | None] = SimpleQueue()
+        self._stopped = False
 
-def _read_spool(path: str) -> Iterator[Entry]:
-    with open(path, "rb") as file:  # noqa: PTH123
-        while True:
-            try:
-                page = pickle.load(file)
-            except EOFError:
-                break
-            yield from (Entry(*item) for item in page)
-    os.unlink(path)  # noqa: PTH108
+    def fill(self, bucket: str, prefix: str, base: str) -> None:
+        """List a prefix; the queue gets the length of each page, then None or what went wrong."""
+        entries = _iter_objects(bucket, prefix, base)
+        try:
+            with open(self._path, "ab", buffering=0) as file:  # noqa: PTH123
+                while not self._stopped and (page := list(islice(entries, _PAGE_KEYS))):
+                    data = pickle.dumps([tuple(entry) for entry in page])
+                    file.write(data)
+                    self._pages.put(len(data))
+        except Exception as error:
+            self._pages.put(error)
+        else:
+            self._pages.put(None)
+
+    def stop(self) -> None:
+        """List no further."""
+        self._stopped = True
+
+    def __iter__(self) -> Iterator[Entry]:
+        position = 0
+        while (length := self._pages.get()) is not None:
+            if isinstance(length, Exception):
+                raise length
+            with open(self._path, "rb") as file:  # noqa: PTH123
+                file.seek(position)
+                yield from (Entry(*item) for item in pickle.loads(file.read(length)))
+            position += length
+        if position:
+            os.unlink(self._path)  # noqa: PTH108
 
 
 def read(request: Request) -> bytes:
