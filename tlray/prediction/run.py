@@ -127,6 +127,7 @@ class _Run:
         """Label what is not done, and write the receipt."""
         done = self._find_done()
         settled = done.copy()
+        resumed = len(done)
         writer = self._make_writer(done)
         if self._job.update_from is not None:
             earlier = Earlier(self._job.update_from, self._job.asked)
@@ -138,14 +139,16 @@ class _Run:
         waiting = writer.load_waiting()
         if waiting is not None:
             self._add(writer, waiting)
+            known = len(settled)
             settled.add(waiting["row_id"].to_numpy())
-        resumed = len(settled)
+            resumed += len(settled) - known
         if resumed:
             say(f"going on: {resumed:,} of {self._plan.num_rows:,} rows are done")
         self._spend("resuming")
-        if resumed < self._plan.num_rows or self._unreachable:
+        fresh = self._plan.num_rows - len(settled)
+        if fresh or self._unreachable:
             self._label_all(writer, settled)
-        return PredictSummary(self._output, self._close(resumed), resumed, already_done=False)
+        return PredictSummary(self._output, self._close(fresh), resumed, already_done=False)
 
     def _find_done(self) -> RowSet:
         """The rows that need no more work: those in valid parts, but for failed ones that are to be tried again.
@@ -281,10 +284,9 @@ class _Run:
         """Charge the time since the last stage to this one."""
         self._stages[stage] = time.monotonic() - self._began - sum(self._stages.values())
 
-    def _close(self, resumed: int) -> receipts.Receipt:
+    def _close(self, fresh: int) -> receipts.Receipt:
         """Write the receipt and clear away what a stopped run would need."""
         elapsed = time.monotonic() - self._began
-        fresh = self._plan.num_rows - resumed
         counts = receipts.summarize_parts(list(self._parts.values()))
         written = counts["labelled"] + counts["failed"]
         if written != self._plan.num_rows:
