@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich import box
+from rich import box, filesize
 from rich.table import Table
 from rich.text import Text
 
@@ -122,7 +122,7 @@ def print_plan(summary: PlanSummary) -> None:
     facts = [
         ("plan", plan.address),
         ("images", f"{plan.num_rows:,}"),
-        ("bytes", f"{plan.num_bytes / 1e9:,.2f} GB, as far as sizes are known"),
+        ("bytes", f"{filesize.decimal(plan.num_bytes)}, as far as sizes are known"),
         ("left out", f"{plan.num_excluded:,}"),
     ]
     facts += [("", f"{count:,}  {reason}") for reason, count in list(plan.excluded_by_reason.items())[:_MAX_REASONS]]

@@ -25,7 +25,7 @@ _PLAIN = {
     "float | None": (float | None, "FLOAT"),
     "tuple[str, ...] | None": (tuple[str, ...] | None, "[STR ...]"),
     "tuple[str, ...]": (tuple[str, ...], "[STR ...]"),
-    "bool": (bool, ""),
+    "bool": (bool, None),
 }
 """How kinds of options are shown whose default says nothing: None, no values, not set."""
 
