@@ -9,6 +9,7 @@ Neither Ray nor TensorFlow is imported before everything that the user typed has
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -73,6 +74,9 @@ def run_command(name: str, arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from what is finished", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever read the output has had enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except Exception as error:
         if verbose:
             raise
