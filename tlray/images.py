@@ -129,7 +129,7 @@ def _open(data: bytes) -> ImageFile.ImageFile:
     except Exception as error:
         name = _sniff(data)
         if name is None:
-            message = f"not an image of a known format (it starts with {data[:8]!r})"
+            message = f"not an image of a known format ({_describe(data)})"
             raise ImageError(Code.UNSUPPORTED, message) from None
         code = Code.TRUNCATED if _is_cut_short(data, error) else Code.CORRUPT
         reason = "it ends inside its header" if code is Code.TRUNCATED else "its header cannot be read"
@@ -196,6 +196,14 @@ def _sniff(data: bytes) -> str | None:
         if data.startswith(magic) or (len(data) >= 3 and magic.startswith(data)):
             return name
     return None
+
+
+def _describe(data: bytes) -> str:
+    """What bytes that are no image look like, without quoting them: they may be anybody's file."""
+    head = data[:512].lstrip().lower()
+    if head.startswith((b"<!doctype", b"<html", b"<?xml", b"<svg")):
+        return "it looks like HTML or XML"
+    return "it looks like text" if head.isascii() and b"\0" not in head else "unknown binary data"
 
 
 def _is_cut_short(data: bytes, error: Exception) -> bool:

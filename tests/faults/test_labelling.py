@@ -167,7 +167,7 @@ def zoo(undisturbed, tmp_path_factory):
     whole = (root / "in" / "odd.zip").read_bytes()
     (root / "in" / "cut.zip").write_bytes(whole[: whole.rfind(b"PK\x03\x04") + 60])
     lines = ["in/good_1.png", "in/good_1.png", "file:///etc/passwd", "http://169.254.169.254/x", "../up.png"]
-    lines += ["s3://user:secretword@bucket/x.png"]
+    lines += ["s3://user:secretword@bucket/x.png", "/etc/passwd"]
     (root / "list.jsonl").write_text("".join(json.dumps({"uri": line, "n": n}) + "\n" for n, line in enumerate(lines)))
     before = set(root.parent.rglob("escaped.png"))
     printed = run_tlray(*make_options(undisturbed, root / "out", root / "in", root / "list.jsonl"))
@@ -235,7 +235,7 @@ def test_15_odd_names(zoo, zoo_rows):
     assert receipt["planned"] == receipt["labelled"] + receipt["failed"]
     assert receipt["excluded"] == len(read_excluded(output))
     files = sum(path.suffix not in (".tar", ".zip") for path in folder.iterdir())
-    members = 5 + 3 + 3 + 2  # of the tar, the zip and the cut zip, and the manifest's good lines
+    members = 5 + 3 + 3 + 3  # of the tar, the zip and the cut zip, and the manifest's lines that may be read
     cut = 2  # the tar's and the cut zip's ends
     assert receipt["planned"] + receipt["excluded"] == files + members + 4 + cut
 
