@@ -10,7 +10,7 @@ demo: $(VENV)/.installed
 	$(BIN)/tlray demo --output tlray-demo
 
 test: $(VENV)/.installed-test
-	$(BIN)/pytest -m "not chaos"
+	$(BIN)/pytest -m "not chaos" --durations=25
 
 test-all: $(VENV)/.installed-test
 	$(BIN)/pytest
