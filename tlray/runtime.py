@@ -13,7 +13,7 @@ from typing import Any
 from tlray.errors import StoppedError, TlrayError
 from tlray.progress import say
 from tlray.shares import Cluster
-from tlray.storage.s3 import OPTIONS_VARIABLE
+from tlray.storage.s3_client import OPTIONS_VARIABLE
 
 _QUIET_ENV = {
     "TF_CPP_MIN_LOG_LEVEL": "3",

@@ -9,11 +9,13 @@ import io
 import zlib
 from typing import BinaryIO
 
+from tlray.storage.files import ReadOnlyFile
+
 _CHUNK_BYTES = 2**20
 _GZIP = 16 + zlib.MAX_WBITS
 
 
-class Unpacked(io.RawIOBase):
+class Unpacked(ReadOnlyFile):
     """Reads `file` from where it stands; gzip members that follow each other are one stream (RFC 1952, 2.2).
 
     Raises:
@@ -24,28 +26,15 @@ class Unpacked(io.RawIOBase):
         self._file = file
         self._inflater = zlib.decompressobj(_GZIP)
         self._packed = b""
-        self._position = 0
-
-    def readable(self) -> bool:
-        """Always."""
-        return True
-
-    def seekable(self) -> bool:
-        """Forward only."""
-        return True
-
-    def tell(self) -> int:
-        """Bytes unpacked so far."""
-        return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Skip to `offset`, or to the end where that comes first."""
-        target = self._position + offset if whence == io.SEEK_CUR else offset
-        if target < self._position or whence == io.SEEK_END:
+        target = self.position + offset if whence == io.SEEK_CUR else offset
+        if target < self.position or whence == io.SEEK_END:
             raise io.UnsupportedOperation("a gzipped file is only read forward")
-        while self._position < target and self.read(min(_CHUNK_BYTES, target - self._position)):
+        while self.position < target and self.read(min(_CHUNK_BYTES, target - self.position)):
             pass
-        return self._position
+        return self.position
 
     def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
         """Fill a buffer as far as the next packed bytes allow; 0 at the end."""
@@ -61,5 +50,5 @@ class Unpacked(io.RawIOBase):
             self._packed = b"" if self._inflater.eof else self._inflater.unconsumed_tail
             if data:
                 buffer[: len(data)] = data
-                self._position += len(data)
+                self.position += len(data)
                 return len(data)

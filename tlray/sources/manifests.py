@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from tlray import storage
 from tlray.errors import DataError, FetchError, StoppedError
 from tlray.sources.candidates import Candidate
-from tlray.storage.s3 import ARCHIVED, ARCHIVED_REASON
+from tlray.storage.s3_client import ARCHIVED, ARCHIVED_REASON
 
 _KINDS = (".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz", ".parquet")
 _INVENTORY = "/manifest.json"

@@ -1,6 +1,7 @@
 """Local paths and s3:// addresses behind one set of verbs; no module outside this package tells them apart.
 
-`addresses` names things, `local` and `s3` are the two kinds, `fetch` reads many at once, `lock` holds an output.
+`addresses` names things, `local` and `s3` (with `s3_listing` and `s3_client`) are the two kinds, `fetch` reads many at
+once, `files` are to seek in, `lock` holds an output.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from tlray.errors import FetchError
-from tlray.storage import local, s3
+from tlray.storage import local, s3, s3_listing
 from tlray.storage.addresses import Entry, Request, is_s3, join, redact, resolve
-from tlray.storage.fetch import Fetched, fetch, fetch_many, open_arrow, open_file
-from tlray.storage.s3 import S3Options, configure
+from tlray.storage.fetch import Fetched, fetch, fetch_many
+from tlray.storage.files import open_arrow, open_file
+from tlray.storage.s3_client import S3Options, configure
 
 __all__ = [
     "Entry",
@@ -52,7 +54,7 @@ def iter_files(uri: str) -> Iterator[Entry]:
     Raises:
         DataError: nothing is there, or it cannot be listed.
     """
-    return s3.iter_files(uri) if is_s3(uri) else local.iter_files(uri)
+    return s3_listing.iter_files(uri) if is_s3(uri) else local.iter_files(uri)
 
 
 def list_files(uri: str) -> list[Entry]:
@@ -67,7 +69,7 @@ def exists(uri: str) -> bool:
 
 def has_content(uri: str) -> bool:
     """Whether a folder or prefix holds anything, or a file of that name is there."""
-    return s3.has_content(uri) if is_s3(uri) else local.has_content(uri)
+    return s3_listing.has_content(uri) if is_s3(uri) else local.has_content(uri)
 
 
 def get(uri: str) -> bytes:
@@ -151,6 +153,6 @@ def make_arrow_filesystem(uri: str) -> tuple[Any, str]:
 def check_writable(uri: str, option: str = "--output") -> None:
     """Raise `OutputError` where a new folder or prefix could not be written, before any work is done for it."""
     if is_s3(uri):
-        s3.has_content(uri)
+        s3_listing.has_content(uri)
     else:
         local.check_writable(uri, option)

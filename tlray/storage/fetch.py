@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import random
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
+from typing import NamedTuple
 
 from tlray.errors import IN_THE_WAY, FetchError
 from tlray.storage import local, s3
 from tlray.storage.addresses import Request, is_s3
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 MAX_TRIES = 5
 """How often one request is made where it is denied, throttled or times out."""
@@ -27,7 +23,6 @@ IN_FLIGHT = 64
 _MAX_IN_FLIGHT_BYTES = 256 * 2**20
 _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 5.0
-_READ_AHEAD_BYTES = 4 * 2**20
 _TYPICAL_BYTES = 2**20
 
 
@@ -52,7 +47,7 @@ def fetch(request: Request) -> Fetched:
         except FetchError as error:
             if error.code not in IN_THE_WAY or retries == MAX_TRIES - 1:
                 return Fetched(error, retries)
-        # full jitter: random pauses keep many processes from asking again all at once
+        # jitter: random pauses keep many processes from asking again all at once
         time.sleep(random.uniform(0.5, 1.0) * min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2**retries))
     raise AssertionError("unreachable")
 
@@ -72,7 +67,7 @@ def fetch_many(requests: Iterable[Request]) -> Iterator[Fetched]:
                 largest = max(largest, len(answer.data))
             yield answer
         if is_s3(request.uri):
-            s3.open_connections(iter([request.uri]))
+            s3.open_connection(request.uri)
             waiting.append((_get_pool().submit(fetch, request), expected))
             in_flight_bytes += expected
         else:
@@ -89,65 +84,3 @@ def _take(promised: Future[Fetched] | Request) -> Fetched:
 def _get_pool() -> ThreadPoolExecutor:
     """One pool a process, so that no batch waits for threads to start."""
     return ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="fetch")
-
-
-def open_file(uri: str) -> BinaryIO:
-    """A file or object to read and seek in; an object is read by ranges, some MiB at a time.
-
-    Raises:
-        FetchError: it cannot be read; also from every read.
-    """
-    if not is_s3(uri):
-        with local.explain():
-            return open(uri, "rb")  # noqa: PTH123
-    return io.BufferedReader(cast("io.FileIO", _RangeFile(uri)), _READ_AHEAD_BYTES)
-
-
-def open_arrow(uri: str) -> pa.NativeFile:
-    """`open_file` for Arrow's readers; gzip is undone by the name's `.gz`.
-
-    Raises:
-        FetchError: it cannot be read; also from every read of an object.
-    """
-    import pyarrow as pa
-
-    if is_s3(uri):
-        file = pa.PythonFile(open_file(uri), mode="r")
-    else:
-        with local.explain():
-            file = pa.OSFile(uri)
-    return pa.CompressedInputStream(file, "gzip") if uri.lower().endswith(".gz") else file
-
-
-class _RangeFile(io.RawIOBase):
-    """An object as a file; every read is one request for a range, and a changed object is an error."""
-
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
-        self._size, self._etag = s3.head(uri)
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = max(0, start + offset)
-        return self._position
-
-    def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
-        length = min(len(buffer), self._size - self._position)
-        if length <= 0:
-            return 0
-        data = fetch(Request(self._uri, self._position, length, self._size, self._etag)).data
-        if isinstance(data, FetchError):
-            raise data
-        buffer[: len(data)] = data
-        self._position += len(data)
-        return len(data)
