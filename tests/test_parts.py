@@ -175,6 +175,9 @@ def test_waiting_answers_survive(tmp_path):
     assert len(list(again.add(make_answers([2, 3])))) == 1
     again.save_waiting()
     assert make_writer(tmp_path).load_waiting()["row_id"].to_pylist() == [5]
+    done = RowSet(10)
+    done.add(np.arange(10))
+    assert not list(make_writer(tmp_path, done).add(waiting))  # what is kept too long is dropped
     (tmp_path / "_waiting.parquet").write_bytes(b"cut")
     assert make_writer(tmp_path).load_waiting() is None
 
@@ -213,5 +216,6 @@ def test_a_row_set_knows_what_is_missing():
         expected = gone[(gone >= first) & (gone < first + count)]
         assert np.array_equal(rows.find_missing(first, count), expected)
     twin = rows.copy()
-    twin.discard(there[:10])
-    assert (len(twin), len(rows)) == (len(there) - 10, len(there))
+    twin.invert()
+    assert (len(twin), len(rows)) == (1003 - len(there), len(there))
+    assert np.array_equal(twin.find_missing(0, 1003), there)

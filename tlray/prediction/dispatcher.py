@@ -17,6 +17,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tlray.errors import StoppedError
 from tlray.prediction.rowset import RowSet
+from tlray.sources.candidates import Source
+from tlray.sources.planning import PLAN_SCHEMA
 
 MAX_TRIES = 3
 """How many processes one row may kill."""
@@ -151,9 +153,6 @@ class MemoryRows:
 
     def read(self, first: int, count: int) -> pa.Table:
         """Rows by `planning.PLAN_SCHEMA`."""
-        from tlray.sources.candidates import Source
-        from tlray.sources.planning import PLAN_SCHEMA
-
         uris = self._uris[first : first + count].tolist()
         columns = {field.name: pa.nulls(len(uris), field.type) for field in PLAN_SCHEMA}
         columns |= {

@@ -67,7 +67,7 @@ def describe_selection(config: InputsConfig) -> dict[str, Any]:
     """What decides the rows, as plain JSON values."""
     chosen = {name: getattr(config, name) for name in _SELECTING}
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in chosen.items()}
-    return {"input": [_resolve(uri) for uri in config.input], **plain}
+    return {"input": [archives.resolve(uri) for uri in config.input], **plain}
 
 
 def describe_job(config: PredictConfig, bundle: Bundle) -> dict[str, Any]:
@@ -161,8 +161,3 @@ def open_job(output: str, asked: dict[str, Any], update_from: str | None) -> Job
     job = Job(uuid.uuid4().hex, now(), asked, update_from)
     storage.put(address, (json.dumps(asdict(job), indent=2, ensure_ascii=False) + "\n").encode())
     return job
-
-
-def _resolve(uri: str) -> str:
-    parts = archives.split_member(uri)
-    return storage.resolve(uri) if parts is None else f"{storage.resolve(parts[0])}#{parts[1]}"

@@ -140,14 +140,14 @@ class PartWriter:
         """Take answers; yields every part that they complete, once it is written. A row's second answer is dropped."""
         answers = answers.select(self._answer_names).cast(self._answer_schema)
         row_ids = answers["row_id"].to_numpy()
-        numbers = row_ids // self._rows_per_part
+        _, positions = np.unique(row_ids, return_index=True)  # a row's first answer here
+        numbers = row_ids[positions] // self._rows_per_part
         for number in np.unique(numbers).tolist():
             first, count = self._get_range(number)
             if number not in self._open:
                 self._open[number] = _Open(self._find_awaited(first, count))
             part = self._open[number]
-            _, positions = np.unique(row_ids, return_index=True)
-            here = positions[numbers[positions] == number]
+            here = positions[numbers == number]
             fresh = here[part.awaited[row_ids[here] - first]]
             part.awaited[row_ids[fresh] - first] = False
             part.pieces.append(answers.take(pa.array(fresh)))
@@ -160,18 +160,13 @@ class PartWriter:
         """Write the parts that await nothing but what an earlier output has."""
         for number in range(-(-self._plan.num_rows // self._rows_per_part)):
             first, count = self._get_range(number)
-            if len(self._done.find_missing(first, count)) and not self._find_awaited(first, count).any():
+            if self._done.mask_missing(first, count).any() and not self._find_awaited(first, count).any():
                 yield self._write(first, count, None)
 
     def _find_awaited(self, first: int, count: int) -> npt.NDArray[np.bool_]:
         """Which rows of a part are neither done nor kept."""
-        awaited = np.zeros(count, bool)
-        awaited[self._done.find_missing(first, count) - first] = True
-        if self._kept is not None:
-            not_kept = np.zeros(count, bool)
-            not_kept[self._kept.find_missing(first, count) - first] = True
-            awaited &= not_kept
-        return awaited
+        undone = self._done.mask_missing(first, count)
+        return undone if self._kept is None else undone & self._kept.mask_missing(first, count)
 
     def get_waiting(self) -> pa.Table | None:
         """Answers whose parts are not full yet; what could not be reached is to be tried again instead."""
@@ -182,14 +177,14 @@ class PartWriter:
         return table.filter(pc.invert(pc.is_in(table["status"], value_set=pa.array([*IN_THE_WAY], pa.string()))))
 
     def save_waiting(self) -> None:
-        """Keep the answers whose parts are not full yet, in place of those kept before."""
+        """Keep the answers whose parts are not full yet, in place of those kept before.
+
+        Where there are none, older ones stay: their parts are full, so that they are dropped when they are loaded.
+        """
         waiting = self.get_waiting()
-        address = storage.join(self._output, WAITING)
-        if waiting is None:
-            storage.delete(address)
-        else:
+        if waiting is not None:
             keep = {MODEL_ID_KEY: self._schema.metadata[MODEL_ID_KEY]}
-            storage.put(address, _to_parquet(waiting.replace_schema_metadata(keep)))
+            storage.put(storage.join(self._output, WAITING), _to_parquet(waiting.replace_schema_metadata(keep)))
 
     def load_waiting(self) -> pa.Table | None:
         """What `save_waiting` of a run that was stopped kept, None where there is nothing of use."""
@@ -210,15 +205,10 @@ class PartWriter:
 
     def _add_kept(self, first: int, count: int, planned: pa.Table, fresh: pa.Table | None) -> pa.Table:
         """Fresh answers, and those that an earlier output has for rows of the part that are not done."""
-        if self._earlier is None:
-            assert fresh is not None
-            return fresh
-        undone = np.zeros(count, bool)
-        undone[self._done.find_missing(first, count) - first] = True
-        undone &= ~self._find_awaited(first, count)
         pieces = [] if fresh is None else [fresh]
-        if undone.any():
-            kept = self._earlier.take(planned.filter(pa.array(undone))).select(self._answer_names)
+        if self._earlier is not None and self._kept is not None:
+            copied = self._done.mask_missing(first, count) & ~self._kept.mask_missing(first, count)
+            kept = self._earlier.take(planned.filter(pa.array(copied))).select(self._answer_names)
             pieces.append(kept.cast(self._answer_schema))
         return pa.concat_tables(pieces)
 

@@ -25,7 +25,7 @@ class Receipt:
         planned, labelled, failed: rows; planned = labelled + failed.
         failed_by_code: rows whose status is not "ok", by status.
         excluded: addresses that were seen but not planned.
-        retries: requests that were asked again.
+        retries: requests that the run which ended the job asked again.
         update: with `--update-from`: the earlier output, and how many rows are new, changed, kept and vanished.
         parts: name, rows and sha256 of each part.
         config: what decides the labels.

@@ -21,19 +21,25 @@ class RowSet:
         """Add the rows of another set of the same range."""
         np.bitwise_or(self._bits, others._bits, out=self._bits)
 
-    def discard(self, row_ids: npt.NDArray[np.int64]) -> None:
-        """Take row ids out."""
-        np.bitwise_and.at(self._bits, row_ids >> 3, (~(128 >> (row_ids & 7)) & 255).astype(np.uint8))
-
-    def find_missing(self, first: int, count: int) -> npt.NDArray[np.int64]:
-        """The row ids from `first` to `first + count - 1` that are not in it, ascending."""
+    def mask_missing(self, first: int, count: int) -> npt.NDArray[np.bool_]:
+        """Which of the rows from `first` to `first + count - 1`, as far as there are such rows, are not in it."""
         stop = min(first + count, self.num_rows)
         start = first & ~7
         here = np.unpackbits(self._bits[start >> 3 : (stop + 7) >> 3])[first - start : stop - start]
-        return np.flatnonzero(here == 0).astype(np.int64) + first
+        return np.equal(here, 0)
+
+    def find_missing(self, first: int, count: int) -> npt.NDArray[np.int64]:
+        """The row ids from `first` to `first + count - 1` that are not in it, ascending."""
+        return np.flatnonzero(self.mask_missing(first, count)).astype(np.int64) + first
 
     def __len__(self) -> int:
         return int(np.bitwise_count(self._bits).sum())
+
+    def invert(self) -> None:
+        """Hold the rows that it did not hold."""
+        self._bits = ~self._bits
+        if self.num_rows % 8:
+            self._bits[-1] &= 256 - (1 << (8 - self.num_rows % 8))
 
     def copy(self) -> RowSet:
         """Another one with the same rows."""

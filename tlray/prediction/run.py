@@ -118,6 +118,9 @@ class _Run:
         self._schema = make_schema(bundle, job.run_id, plan.input_fields, config.top_k)
         self._stages = {"planning": time.monotonic() - began}
         self._parts: dict[str, Part] = {}
+        retry = config.retry_failed
+        # what could not be reached is tried again in any case, at the end
+        self._again: set[str] = set() if retry is None else set(retry or map(str, Code)) - IN_THE_WAY
         self._unreachable: list[int] = []
         self._comparison: Comparison | None = None
         self._retries = 0
@@ -155,8 +158,6 @@ class _Run:
 
         What an earlier run could not reach is tried again at the end.
         """
-        retry = self._config.retry_failed
-        again: set[str] = set() if retry is None else set(retry or map(str, Code)) - IN_THE_WAY
         done = RowSet(self._plan.num_rows)
         for part, table in find_parts(self._output, self._bundle.model_id):
             row_ids = get_row_ids(part.name)
@@ -167,9 +168,9 @@ class _Run:
             if part.failed_by_code:
                 statuses = np.array(table["status"].to_pylist(), object)
                 self._unreachable += rows[np.isin(statuses, [*IN_THE_WAY])].tolist()
-                rows = rows[~np.isin(statuses, [*again])]
+                rows = rows[~np.isin(statuses, [*self._again])]
             done.add(rows)
-        if retry is not None:
+        if self._config.retry_failed is not None:
             storage.delete(storage.join(self._output, receipts.NAME))
         return done
 
@@ -187,10 +188,8 @@ class _Run:
     def _label_all(self, writer: PartWriter, settled: RowSet) -> None:
         from tlray import runtime
 
-        retry = self._config.retry_failed
-        again: set[str] = {*IN_THE_WAY, *(() if retry is None else retry or Code)}
         by_code = [item for part in self._parts.values() for item in part.failed_by_code.items()]
-        num_failed = sum(count for code, count in by_code if code not in again)
+        num_failed = sum(count for code, count in by_code if code not in self._again | IN_THE_WAY)
         failures = Failures(self._config.max_failed, self._plan.num_rows, num_failed)
         with runtime.connect(self._config.address, self._config.max_cpus, verbose=self._config.verbose) as cluster:
             self._spend("ray")
@@ -200,16 +199,11 @@ class _Run:
                 say(f"trying {len(self._unreachable):,} rows again that could not be reached")
                 missed = np.array(sorted(self._unreachable), np.int64)
                 self._unreachable = []
-                settled = self._fill()
-                settled.discard(missed)
+                settled = RowSet(self._plan.num_rows)
+                settled.add(missed)
+                settled.invert()
                 self._label(self._make_writer(settled), settled, cluster, failures, None)
         self._spend("labelling")
-
-    def _fill(self) -> RowSet:
-        full = RowSet(self._plan.num_rows)
-        for first in range(0, self._plan.num_rows, 2**20):
-            full.add(np.arange(first, min(first + 2**20, self._plan.num_rows)))
-        return full
 
     def _label(
         self, writer: PartWriter, settled: RowSet, cluster: Cluster, failures: Failures, reach: Reach | None

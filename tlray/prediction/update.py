@@ -123,18 +123,18 @@ class _Parts:
 
     def find_reached(self, row_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Which rows have an answer of their own, rather than having been out of reach."""
-        statuses = self.take(row_ids)["status"].to_pylist() if len(row_ids) else []
+        statuses = self.take(row_ids)["status"].to_pylist()
         return np.array([status not in IN_THE_WAY for status in statuses], bool)
 
     def take(self, row_ids: npt.NDArray[np.int64]) -> pa.Table:
         """Answers of rows, in the order asked for."""
         numbers = np.searchsorted(self._firsts, row_ids, side="right") - 1
-        pieces = []
+        pieces = [self.read(0).slice(0, 0)]
         for number in np.unique(numbers):
             table = self.read(int(number))
             pieces.append(table.take(pa.array(row_ids[numbers == number] - self._firsts[number])))
-        order = np.argsort(np.argsort(numbers, kind="stable"), kind="stable")
-        return pa.concat_tables(pieces).take(pa.array(order))
+        order = np.argsort(numbers, kind="stable")
+        return pa.concat_tables(pieces).take(pa.array(np.argsort(order)))
 
     def _read(self, number: int) -> pa.Table:
         """The answers of a part."""

@@ -29,7 +29,8 @@ class Reach:
 
     def __init__(self, num_rows: int) -> None:
         self._in_succession = 0
-        self._window: deque[bool] = deque(maxlen=_STOP_WINDOW)
+        self._window: deque[bool] = deque()
+        self._in_window = 0
         self._unreachable = 0
         self._num_rows = num_rows
 
@@ -42,12 +43,13 @@ class Reach:
         for status in statuses:
             unreachable = status in IN_THE_WAY
             self._in_succession = self._in_succession + 1 if unreachable else 0
+            full = len(self._window) == _STOP_WINDOW
+            self._in_window += unreachable - (self._window.popleft() if full else 0)
             self._window.append(unreachable)
             self._unreachable += unreachable
-            full = len(self._window) == _STOP_WINDOW
             if (
                 self._in_succession >= _STOP_AFTER_IN_SUCCESSION
-                or (full and sum(self._window) > _STOP_SHARE * _STOP_WINDOW)
+                or (len(self._window) == _STOP_WINDOW and self._in_window > _STOP_SHARE * _STOP_WINDOW)
                 or self._unreachable == self._num_rows
             ):
                 raise StoppedError(

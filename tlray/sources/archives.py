@@ -34,6 +34,12 @@ def split_member(uri: str) -> tuple[str, str] | None:
     return None if match is None else (match[1], match[2])
 
 
+def resolve(uri: str) -> str:
+    """What a user typed, with a local path made absolute; a member stays one of its archive."""
+    parts = split_member(uri)
+    return storage.resolve(uri) if parts is None else f"{storage.resolve(parts[0])}#{parts[1]}"
+
+
 def index(archive: storage.Entry) -> list[Candidate]:
     """Every member of an archive, in its order; what cannot be listed is a last candidate with a reason.
 

@@ -84,12 +84,7 @@ def find_candidates(inputs: Sequence[str], selection: Selection) -> Candidates:
 
 def _drop_covered(inputs: Sequence[str]) -> list[str]:
     """Inputs without repetitions and without those below another one; a manifest there is looked into all the same."""
-    split = [archives.split_member(typed) for typed in inputs]
-    resolved = [
-        storage.resolve(typed) if parts is None else f"{storage.resolve(parts[0])}#{parts[1]}"
-        for typed, parts in zip(inputs, split, strict=True)
-    ]
-    unique = list(dict.fromkeys(resolved))
+    unique = list(dict.fromkeys(map(archives.resolve, inputs)))
     roots = [uri for uri in unique if not _opens(uri)]
     return [
         uri

@@ -108,8 +108,9 @@ class Lock:
 
     def _create(self) -> bool:
         if is_s3(self._address):
-            if self._read() is None:  # for stores that ignore the condition
-                self._etag = s3.put_if(self._address, self._make_record(), None)
+            if self._read() is not None:  # for stores that ignore the condition
+                return False
+            s3.put_if(self._address, self._make_record(), None)
             return self._find_etag()
         return local.put_new(self._address, self._make_record())
 
@@ -167,7 +168,8 @@ class Lock:
                     return
                 if is_s3(self._address):
                     self._etag = s3.put_if(self._address, self._make_record(), self._etag)
-                    self._find_etag()
+                    if self._etag is None:
+                        self._find_etag()
                 else:
                     local.put(self._address, self._make_record())
 
