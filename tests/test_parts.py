@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -219,3 +221,15 @@ def test_a_row_set_knows_what_is_missing():
     twin.invert()
     assert (len(twin), len(rows)) == (1003 - len(there), len(there))
     assert np.array_equal(twin.find_missing(0, 1003), there)
+
+
+def test_reading_a_part_leaves_no_thread_of_arrows_behind(tmp_path):
+    """Such a thread may let go of Python's bytes while Python is ending, which aborts the process."""
+    pq.write_table(pa.table({f"c{number}": [1.0] * 20 for number in range(12)}), tmp_path / "part.parquet")
+    code = (
+        "import os, sys; from pathlib import Path; from tlray.prediction.parts import from_parquet\n"
+        "count = lambda: len(os.listdir('/proc/self/task'))\n"
+        "data, before = Path(sys.argv[1]).read_bytes(), count()\n"
+        "from_parquet(data); sys.exit(count() != before)"
+    )
+    subprocess.run([sys.executable, "-c", code, tmp_path / "part.parquet"], check=True)

@@ -192,7 +192,7 @@ class PartWriter:
         if not storage.exists(address):
             return None
         try:
-            table = pq.read_table(pa.BufferReader(storage.get(address)))
+            table = from_parquet(storage.get(address))
         except (FetchError, pa.ArrowException, OSError):
             return None
         same = (table.schema.metadata or {}).get(MODEL_ID_KEY) == self._schema.metadata[MODEL_ID_KEY]
@@ -218,7 +218,7 @@ class PartWriter:
         planned = self._plan.read(first, count)
         answers = self._add_kept(first, count, planned, fresh)
         if answers.num_rows < count:
-            kept = pq.read_table(pa.BufferReader(storage.get(address))).select(self._answer_names)
+            kept = from_parquet(storage.get(address)).select(self._answer_names)
             others = pc.invert(pc.is_in(kept["row_id"], value_set=answers["row_id"]))
             answers = pa.concat_tables([answers, kept.filter(others).cast(answers.schema)])
         answers = answers.sort_by("row_id")
@@ -253,15 +253,25 @@ def find_parts(output: str, model_id: str) -> Iterator[tuple[Part, pa.Table]]:
                     yield found
 
 
+def from_parquet(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
+    """The table in a Parquet file's bytes.
+
+    Arrow's own threads would outlive the call with the bytes in hand; one that lets go of them while Python is
+    ending aborts the process.
+
+    Raises:
+        ArrowException, OSError: it is none, or damaged.
+    """
+    return pq.ParquetFile(pa.BufferReader(data)).read(columns, use_threads=False)
+
+
 def _read_part(entry: storage.Entry, model_id: str) -> tuple[Part, pa.Table] | None:
     try:
         data = storage.get(entry.uri)
-        file = pq.ParquetFile(pa.BufferReader(data))
-        table = file.read(columns=["row_id", "status"])
+        table = from_parquet(data, ["row_id", "status"])
     except (FetchError, pa.ArrowException, OSError):
         return None
-    metadata = file.schema_arrow.metadata or {}
-    if metadata.get(MODEL_ID_KEY) != model_id.encode():
+    if (table.schema.metadata or {}).get(MODEL_ID_KEY) != model_id.encode():
         return None
     expected = get_row_ids(entry.name)
     if not np.array_equal(table["row_id"].to_numpy(), np.arange(expected.start, expected.stop)):

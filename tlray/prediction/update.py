@@ -10,11 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from tlray import storage
 from tlray.errors import IN_THE_WAY, OutputError
-from tlray.prediction.parts import FOLDER, get_row_ids
+from tlray.prediction.parts import FOLDER, from_parquet, get_row_ids
 from tlray.prediction.receipt import Receipt, read_receipt
 from tlray.prediction.rowset import RowSet
 from tlray.prediction.schema import ANSWER_FIELDS, TOP_FIELDS
@@ -139,7 +138,7 @@ class _Parts:
     def _read(self, number: int) -> pa.Table:
         """The answers of a part."""
         data = storage.get(storage.join(self._output, FOLDER, self._names[number]))
-        table = pq.read_table(pa.BufferReader(data))
+        table = from_parquet(data)
         names = [field.name for field in ANSWER_FIELDS + TOP_FIELDS if field.name in table.column_names]
         table = table.select(names).replace_schema_metadata(None)
         return table.append_column(ANSWER_FIELDS[-1], pa.array(np.zeros(table.num_rows, np.int32)))

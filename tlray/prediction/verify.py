@@ -8,12 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from tlray import storage
 from tlray.config import VerifyConfig
 from tlray.errors import Code, FetchError, OutputError
-from tlray.prediction.parts import FOLDER, MODEL_ID_KEY, get_row_ids
+from tlray.prediction.parts import FOLDER, MODEL_ID_KEY, from_parquet, get_row_ids
 from tlray.prediction.receipt import Receipt, read_receipt
 from tlray.prediction.schema import LABEL_FIELDS
 from tlray.reader import OK
@@ -118,7 +117,7 @@ def _check_part(
     """What is wrong with one part; counts its statuses."""
     try:
         data = storage.get(storage.join(output, FOLDER, name))
-        table = pq.read_table(pa.BufferReader(data))
+        table = from_parquet(data)
     except (FetchError, pa.ArrowException, OSError) as error:
         yield f"{name} cannot be read: {error}"
         return
