@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tlray import storage
 from tlray.bundle import Bundle, list_versions, load_bundle
@@ -141,7 +142,9 @@ class _Run:
             self._parts.update((part.name, part) for part in writer.write_kept())
         waiting = writer.load_waiting()
         if waiting is not None:
+            waiting = waiting.filter(pc.invert(pc.is_in(waiting["status"], pa.array([*self._again], pa.string()))))
             self._add(writer, waiting)
+            self._note_unreachable(waiting, waiting["status"].to_pylist())
             known = len(settled)
             settled.add(waiting["row_id"].to_numpy())
             resumed += len(settled) - known
