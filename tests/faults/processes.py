@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 class Watched:
-    """`tlray ARGUMENTS` in a process of its own, its output read line by line."""
+    """`tlray ARGUMENTS` in a process and on a Ray of its own, its output read line by line."""
 
     def __init__(self, *arguments, env=None):
         self._token = f"TLRAY_TEST_TOKEN={os.getpid()}-{time.monotonic_ns()}"
@@ -20,7 +20,7 @@ class Watched:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**os.environ, **(env or {}), name: value},
+            env={**os.environ, "RAY_ADDRESS": "local", **(env or {}), name: value},
         )
         self.output = ""
 
