@@ -10,6 +10,7 @@ import pytest
 import tlray
 from tests.entry.conftest import TRAIN_OPTIONS, run_tlray
 from tests.entry.test_roads import write_roads
+from tests.faults.s3proxy import Proxy
 from tlray import storage
 from tlray.errors import StoppedError
 from tlray.sources.inputs import Selection, find_candidates
@@ -140,11 +141,19 @@ def test_one_driver_holds_an_output_on_s3(bucket):
 
 
 def test_s3s_switches_reach_every_request(bucket, monkeypatch):
-    key = boto3.client("kms", endpoint_url=os.environ["AWS_ENDPOINT_URL"]).create_key()["KeyMetadata"]["KeyId"]
+    endpoint = os.environ["AWS_ENDPOINT_URL"]
+    key = boto3.client("kms", endpoint_url=endpoint).create_key()["KeyMetadata"]["KeyId"]
+    proxy = Proxy(endpoint)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.address)
     try:
         storage.configure(storage.S3Options(kms_key_id=key, request_payer=True))
         storage.put(f"{ROOT}/sealed.txt", b"x")
         assert storage.get(f"{ROOT}/sealed.txt") == b"x"
+        assert storage.has_content(ROOT)
+        assert [body.data for body in storage.fetch_many([storage.Request(f"{ROOT}/sealed.txt")])] == [b"x"]
+        asked = {request: payer for request, payer in proxy.payers.items() if request != ("HEAD", "/tlray-test")}
+        assert {method for method, _ in asked} == {"GET", "PUT"}
+        assert set(asked.values()) == {"requester"}  # HEAD of a bucket asks for its region
         told = bucket.head_object(Bucket="tlray-test", Key="sealed.txt")
         assert (told["ServerSideEncryption"], told["SSEKMSKeyId"].rpartition("/")[2]) == ("aws:kms", key)
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
@@ -154,4 +163,6 @@ def test_s3s_switches_reach_every_request(bucket, monkeypatch):
         assert [entry.name for entry in storage.iter_files(f"{ROOT}/sealed.txt")] == ["sealed.txt"]
         assert storage.get(f"{ROOT}/sealed.txt") == b"x"
     finally:
+        proxy.close()
+        monkeypatch.undo()
         storage.configure(storage.S3Options())

@@ -20,6 +20,7 @@ class Proxy:
         is_away: whether every connection is dropped at once.
         latency_s: added to every answer.
         num_gets: bodies of objects that were asked for, by key.
+        payers: method and path of every request -> who it says pays.
     """
 
     def __init__(self, backend):
@@ -27,7 +28,7 @@ class Proxy:
         self.is_away = False
         self.away_after = None
         self.latency_s = 0.0
-        self.num_gets = {}
+        self.num_gets, self.payers = {}, {}
         self._lock = threading.Lock()
         proxy = self
         host, _, port = backend.removeprefix("http://").partition(":")
@@ -41,6 +42,7 @@ class Proxy:
             def _forward(self):
                 length = int(self.headers.get("Content-Length") or 0)
                 body = self.rfile.read(length) if length else None
+                proxy.payers[self.command, self.path] = self.headers.get("x-amz-request-payer")
                 fault = proxy._decide(self.command, self.path)
                 time.sleep(proxy.latency_s)
                 if fault == "away":
