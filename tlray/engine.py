@@ -7,49 +7,93 @@ reached 27 (2 cores with AVX512-BF16).
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow reads it while it is imported
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
+
+from tlray.bundle import Bundle, Golden
+from tlray.errors import StoppedError
+from tlray.images import decode
+from tlray.precision import FloatName, detect_fastest
+
+GOLDEN_TOLERANCES: dict[FloatName, float] = {"float32": 2e-3, "bfloat16": 0.02, "float16": 0.02}
+"""How far a probability of a golden image may move, on whatever machine; its label may not."""
+
+_TIMED_RUNS = 5
+
+
+@dataclass(frozen=True)
+class Form:
+    """How an engine computes.
+
+    Attributes:
+        precision: type that convolutions and products take their inputs in.
+        device: "CPU" or "GPU".
+        threads: on a CPU; None where TensorFlow chooses.
+        xla: whether XLA compiles what it can; tried on GPUs alone, since it was no faster on CPUs.
+        note: why it isn't a faster form, where one was tried.
+    """
+
+    precision: FloatName
+    device: Literal["CPU", "GPU"]
+    threads: int | None = None
+    xla: bool = False
+    note: str = ""
+
+    def __str__(self) -> str:
+        threads = f" on {self.threads} thread{'s' * (self.threads > 1)}" if self.threads else f" on a {self.device}"
+        return f"{self.precision}{', XLA' * self.xla}{threads}{f' ({self.note})' if self.note else ''}"
 
 
 class Engine:
     """Probabilities for batches of decoded images, in float32.
 
     The ragged end of the work is padded to the batch shape, so that TensorFlow traces and tunes once.
+
+    Attributes:
+        form: how it computes.
     """
 
     def __init__(
-        self, saved_model: Path, image_size_px: int, batch_size: int, *, num_threads: int | None = None
+        self,
+        saved_model: Path,
+        image_size_px: int,
+        batch_size: int,
+        form: Form = Form("float32", "CPU"),
     ) -> None:
-        """Load and warm up.
+        """Load; the first answer takes TensorFlow longer.
 
         Args:
             saved_model: a bundle's `saved_model` directory.
             image_size_px: side S of the square input.
             batch_size: images in one step.
-            num_threads: TensorFlow's threads on a CPU; None leaves them alone. Counts for a process's first engine.
+            form: precision and XLA count for what is loaded from now on, threads for a process's first engine.
         """
-        if num_threads is not None:
-            limit_threads(num_threads)
+        self.form = form
         self._batch_size = batch_size
+        if form.threads is not None:
+            limit_threads(form.threads)
+        _set_form(form)
         self._run = tf.saved_model.load(str(saved_model)).signatures["serving_default"]
         self._pixels = np.zeros((batch_size, image_size_px, image_size_px, 3), np.uint8)
-        self.num_classes = int(self._run_padded(self._pixels[:0]).shape[1])
 
     def predict(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Probabilities, float32 `[N, C]`, of uint8 images `[N, S, S, 3]`; N is any number."""
+        """Probabilities, float32 `[N, C]`, of uint8 images `[N, S, S, 3]`; N is 1 or more."""
         parts = [
             self._run_padded(pixels[start : start + self._batch_size])[: len(pixels) - start]
             for start in range(0, len(pixels), self._batch_size)
         ]
-        return np.concatenate(parts) if parts else np.empty((0, self.num_classes), np.float32)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def time_batch(self) -> float:
+        """Seconds that a batch takes, the best of a few runs."""
+        return min(_time(self._run_padded, self._pixels) for _ in range(_TIMED_RUNS))
 
     def _run_padded(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         if len(pixels) < self._batch_size:
@@ -57,6 +101,74 @@ class Engine:
             pixels = self._pixels
         result: npt.NDArray[np.float32] = self._run(tf.constant(pixels))["probabilities"].numpy()
         return result
+
+
+def open_engine(
+    bundle: Bundle, batch_size: int, *, num_threads: int | None = None, precision: Literal["auto"] | FloatName = "auto"
+) -> Engine:
+    """The fastest engine that this process's device has and that answers the golden images right; it is warm.
+
+    Args:
+        bundle: what to answer with.
+        batch_size: images in one step.
+        num_threads: TensorFlow's on a CPU; None leaves them alone.
+        precision: of convolutions and products; `auto` falls back to float32 where a faster type moves the golden
+            answers by more than `GOLDEN_TOLERANCES`.
+
+    Raises:
+        StoppedError: the precision asked for, or float32, moves them too far.
+    """
+    device: Literal["CPU", "GPU"] = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
+    golden = bundle.load_golden()
+    pixels = np.stack([decode(image.data, bundle.image_size_px).pixels for image in golden])
+    notes: list[str] = []
+    for name in list_precisions(precision, device):
+        best: Engine | None = None
+        for xla in (False, True) if device == "GPU" else (False,):
+            form = Form(name, device, num_threads if device == "CPU" else None, xla, "; ".join(notes))
+            try:
+                engine = Engine(bundle.path / "saved_model", bundle.image_size_px, batch_size, form)
+                fault = find_golden_fault(golden, engine.predict(pixels), GOLDEN_TOLERANCES[name])
+            except tf.errors.OpError as error:
+                if best is None and name == "float32":
+                    raise
+                fault = f"TensorFlow fails with {type(error).__name__}"
+            if fault is not None:
+                notes.append(f"{name}{' with XLA' * xla}: {fault}")
+            elif best is None or engine.time_batch() < best.time_batch():
+                best = engine
+        if best is not None:
+            return best
+    raise StoppedError(
+        f"the model doesn't give its golden answers here ({'; '.join(notes)}); give --precision "
+        f"{'auto' if precision not in ('auto', 'float32') else 'another value, or use another machine'}"
+    )
+
+
+def list_precisions(asked: Literal["auto"] | FloatName, device: Literal["CPU", "GPU"]) -> list[FloatName]:
+    """What to try, the fastest first; on GPUs TensorFlow turns a finished graph into float16 alone.
+
+    Raises:
+        StoppedError: the device has none of what was asked for.
+    """
+    ours: FloatName = "float16" if device == "GPU" else "bfloat16"
+    if asked == "auto":
+        fast = detect_fastest(gpus=device == "GPU") != "float32"
+        return [ours, "float32"] if fast else ["float32"]
+    if asked not in (ours, "float32"):
+        raise StoppedError(f"--precision takes auto, float32 or {ours} where engines run on a {device}; got {asked}")
+    return [asked]
+
+
+def find_golden_fault(golden: Sequence[Golden], answers: npt.NDArray[np.float32], tolerance: float) -> str | None:
+    """What is wrong with an engine's answers `[N, C]` to the golden images, None where they agree."""
+    expected = np.stack([image.probabilities for image in golden])
+    moved = float(np.abs(answers - expected).max())
+    if not moved <= tolerance:  # nor where it is NaN
+        return f"a golden answer moves by {moved:.2g}, {tolerance:g} are allowed"
+    if (answers.argmax(axis=1) != expected.argmax(axis=1)).any():
+        return "a golden label changes"
+    return None
 
 
 def freeze(call: Callable[..., Any], variables: Iterable[Any], *specs: tf.TensorSpec) -> Any:
@@ -80,9 +192,9 @@ def freeze(call: Callable[..., Any], variables: Iterable[Any], *specs: tf.Tensor
     return traced.get_concrete_function()
 
 
-def allow_bfloat16() -> None:
+def allow_bfloat16(*, allowed: bool = True) -> None:
     """Let oneDNN compute convolutions and products of graphs traced from now on in bfloat16; its sums stay float32."""
-    tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": True})
+    tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": allowed})
 
 
 def limit_threads(num_threads: int) -> None:
@@ -92,3 +204,19 @@ def limit_threads(num_threads: int) -> None:
         tf.config.threading.set_inter_op_parallelism_threads(1)
     except RuntimeError:  # TensorFlow is already running with what it has
         return
+
+
+def _set_form(form: Form) -> None:
+    """Have graphs that are loaded from now on computed so."""
+    if form.device == "CPU":
+        allow_bfloat16(allowed=form.precision == "bfloat16")
+        return
+    tf.config.optimizer.set_experimental_options({"auto_mixed_precision": form.precision == "float16"})
+    tf.config.optimizer.set_jit(form.xla)
+    tf.config.experimental.enable_tensor_float_32_execution(form.precision != "float32")
+
+
+def _time(call: Callable[..., Any], *arguments: Any) -> float:
+    began = time.perf_counter()
+    call(*arguments)
+    return time.perf_counter() - began

@@ -40,6 +40,13 @@ class ImageBatch:
     widths: list[int | None]
     heights: list[int | None]
 
+    def append(self, status: str, error: str | None, width: int | None, height: int | None) -> None:
+        """Say what became of the next image."""
+        self.status.append(status)
+        self.errors.append(error)
+        self.widths.append(width)
+        self.heights.append(height)
+
 
 def read_images(uris: Sequence[str], image_size_px: int, limits: Limits, fetch: Fetch = storage.get_many) -> ImageBatch:
     """Fetch and decode images, in order; whatever is wrong with one stays with that one."""
@@ -57,12 +64,12 @@ def decode_images(
                 raise data
             decoded = decode(data, image_size_px, limits)
         except FetchError as error:
-            _append(batch, error.code.value, storage.redact(str(error)), None, None)
+            batch.append(error.code.value, storage.redact(str(error)), None, None)
         except ImageError as error:
-            _append(batch, error.code.value, storage.redact(str(error)), error.width, error.height)
+            batch.append(error.code.value, storage.redact(str(error)), error.width, error.height)
         else:
             batch.pixels[index] = decoded.pixels
-            _append(batch, OK, None, decoded.width, decoded.height)
+            batch.append(OK, None, decoded.width, decoded.height)
     return batch
 
 
@@ -102,10 +109,3 @@ class KeptBytes:
             self._left = 0
         else:
             self._left -= len(data)
-
-
-def _append(batch: ImageBatch, status: str, error: str | None, width: int | None, height: int | None) -> None:
-    batch.status.append(status)
-    batch.errors.append(error)
-    batch.widths.append(width)
-    batch.heights.append(height)

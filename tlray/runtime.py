@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -24,6 +26,19 @@ _QUIET_ENV = {
 }
 
 
+def import_ahead(*, verbose: bool) -> None:
+    """Import Ray on a thread of its own, which takes a second that this one can use."""
+    _set_environment(verbose)
+    threading.Thread(target=importlib.import_module, args=("ray.data",), name="import ray").start()
+
+
+def _set_environment(verbose: bool) -> None:
+    """What Ray reads while it is imported."""
+    if not verbose:
+        for name, value in _QUIET_ENV.items():
+            os.environ.setdefault(name, value)
+
+
 def is_local(address: str | None) -> bool:
     """Whether `connect` would use a local cluster of this process's own."""
     return (address or os.environ.get("RAY_ADDRESS") or "local") == "local"
@@ -38,9 +53,7 @@ def connect(address: str | None, max_cpus: int | None, *, verbose: bool) -> Iter
     Raises:
         StoppedError: the cluster does not answer.
     """
-    for name, value in _QUIET_ENV.items():
-        if not verbose:
-            os.environ.setdefault(name, value)
+    _set_environment(verbose)
     import ray
 
     target = address or os.environ.get("RAY_ADDRESS")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tlray.demo import DemoSummary
     from tlray.evaluation import EvaluateSummary
     from tlray.prediction.job import PlanSummary
+    from tlray.prediction.probe import Probe
     from tlray.prediction.run import PredictSummary
     from tlray.prediction.single import Prediction
     from tlray.prediction.verify import VerifySummary
@@ -70,14 +71,16 @@ def _print_stages(seconds: dict[str, float], history: Sequence[dict[str, Any]]) 
     phases = {"phase 1": "head", "phase 2": "finetune"}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("stage")
-    for heading in ("seconds", "share", "images/s"):
+    for heading in ("seconds", "share", "images/s", "waits for input"):
         table.add_column(heading, justify="right")
     total = sum(seconds.values())
     for stage, spent in seconds.items():
-        images = sum(record["images"] for record in history if record["phase"] == phases.get(stage))
+        epochs = [record for record in history if record["phase"] == phases.get(stage)]
+        images, trained = (sum(record[name] for record in epochs) for name in ("images", "train_seconds"))
         rate = f"{images / spent:,.1f}" if images and spent else ""
-        table.add_row(stage, f"{spent:,.1f}", f"{spent / total:.0%}", rate)
-    table.add_row("all", f"{total:,.1f}", "", "")
+        waits = f"{sum(record.get('wait_seconds', 0.0) for record in epochs) / trained:.1%}" if trained else ""
+        table.add_row(stage, f"{spent:,.1f}", f"{spent / total:.0%}", rate, waits)
+    table.add_row("all", f"{total:,.1f}", "", "", "")
     console.print(table)
 
 
@@ -105,10 +108,15 @@ def print_predict(summary: PredictSummary) -> None:
         facts.append(
             (
                 "speed",
-                f"{receipt.images_per_s_steady:,.1f} images/s past the first label, which took "
+                f"{receipt.images_per_s_steady:,.1f} images/s past the first label, which came after "
                 f"{receipt.first_label_s:.1f} s; {receipt.images_per_s:,.1f} over all",
             )
         )
+    if receipt.engines and not summary.already_done:
+        facts.append(("engines", "; ".join(f"{count} in {form}" for form, count in receipt.engines.items())))
+    if receipt.probe is not None:
+        promised, came = receipt.probe["told"], receipt.probe["came"]
+        facts.append(("probe", f"told {promised:,.1f} images/s; {came / promised:.0%} of that came"))
     facts.append(("model id", receipt.model_id))
     _print_facts(facts)
 
@@ -126,7 +134,33 @@ def print_plan(summary: PlanSummary) -> None:
         ("left out", f"{plan.num_excluded:,}"),
     ]
     facts += [("", f"{count:,}  {reason}") for reason, count in list(plan.excluded_by_reason.items())[:_MAX_REASONS]]
+    if summary.probe is not None:
+        facts += _describe_probe(summary.probe)
     _print_facts(facts)
+
+
+def _describe_probe(probe: Probe) -> list[tuple[str, str]]:
+    where = f"{probe.gpus} GPU, {probe.cores} cores" if probe.gpus else f"{probe.cores} cores"
+    per = "GPU" if probe.gpus else "core"
+    facts = [
+        ("probed", f"{probe.images:,} images, {probe.failed:,} of them without a label"),
+        ("engine", probe.engine),
+        ("fetch", f"{_milli(probe.fetch_s)}, {_milli(probe.fetch_cpu_s)} of it on a core"),
+        ("decode", f"{_milli(probe.decode_cpu_s)} of a core"),
+        ("infer", f"{_milli(probe.infer_s)} of a {per}"),
+        ("write", _milli(probe.write_s)),
+        ("speed", f"{probe.images_per_s:,.1f} images/s on this machine ({where}), limited by {probe.limited_by}"),
+    ]
+    if probe.cpus_per_gpu is not None:
+        facts.append(("balance", f"{probe.cpus_per_gpu:g} cores keep a GPU busy"))
+    facts.append(("time", f"{probe.hours:,.2f} hours for the whole plan"))
+    if probe.cost is not None:
+        facts.append(("cost", f"{probe.cost:,.2f}"))
+    return facts
+
+
+def _milli(seconds: float) -> str:
+    return f"{seconds * 1000:,.3g} ms an image"
 
 
 def print_verify(summary: VerifySummary) -> None:

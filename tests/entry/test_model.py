@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tlray.backbones import BACKBONES, INPUT
-from tlray.errors import WeightsError
+from tlray.errors import StoppedError, WeightsError
 
 SIZES = {"inception_v3": 75, "mobilenet_v2": 64}
 
@@ -157,3 +157,25 @@ def test_weights_of_both_layouts_load_and_others_are_refused(test_data):
         build_base("mobilenet_v2", 64, weights=inception, seed=0)
     with pytest.raises(WeightsError, match="not of a inception_v3"):
         build_base("inception_v3", 75, weights=mobilenet, seed=0)
+
+
+def test_an_engine_that_moves_a_golden_answer_is_not_used(bundle, monkeypatch):
+    import tlray
+    from tlray import engine
+
+    monkeypatch.setattr(engine, "detect_fastest", lambda *, gpus: "bfloat16")
+    opened = tlray.load_bundle(str(bundle))
+    monkeypatch.setitem(engine.GOLDEN_TOLERANCES, "bfloat16", -1.0)
+    chosen = engine.open_engine(opened, 4, num_threads=1)
+    assert chosen.form.precision == "float32"
+    assert "bfloat16: a golden answer moves by" in chosen.form.note
+    with pytest.raises(StoppedError, match="give --precision auto"):
+        engine.open_engine(opened, 4, precision="bfloat16")
+    with pytest.raises(StoppedError, match="takes auto, float32 or bfloat16 where engines run on a CPU; got float16"):
+        engine.open_engine(opened, 4, precision="float16")
+    monkeypatch.setitem(engine.GOLDEN_TOLERANCES, "bfloat16", 0.02)
+    assert engine.open_engine(opened, 4, precision="bfloat16").form.note == ""
+    answers = np.stack([image.probabilities for image in opened.load_golden()])
+    assert engine.find_golden_fault(opened.load_golden(), answers, 1e-6) is None
+    assert "nan" in engine.find_golden_fault(opened.load_golden(), answers * np.nan, 1e-6)
+    assert "label" in engine.find_golden_fault(opened.load_golden(), np.roll(answers, 1, axis=1), 2.0)

@@ -25,7 +25,7 @@ class EvaluateConfig(RunConfig, LimitsConfig, S3Config):
     output: str | None = None
     """Where evaluation.json and confusion.png go: a new folder or s3:// prefix. Default: printed only."""
 
-    batch_size: int = 32
+    batch_size: int | None = None
     """Images the engine takes at once."""
 
     def check(self) -> None:
@@ -33,7 +33,8 @@ class EvaluateConfig(RunConfig, LimitsConfig, S3Config):
         faults = Faults()
         for name in ("model", "data", "output"):
             faults.check_uri(name, getattr(self, name))
-        faults.check_range("batch_size", self.batch_size, 1, 4096)
+        if self.batch_size is not None:
+            faults.check_range("batch_size", self.batch_size, 1, 4096)
         check_run(faults, self)
         check_limits(faults, self)
         faults.report()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -18,6 +18,8 @@ from tlray.config.shared import (
     check_run,
 )
 from tlray.errors import Code
+
+PrecisionName = Literal["auto", "float32", "bfloat16", "float16"]
 
 _SHARD = re.compile(r"(\d+)/(\d+)")
 
@@ -79,8 +81,12 @@ class PredictConfig(RunConfig, LimitsConfig, S3Config, InputsConfig):
     top_k: int = 0
     """Also write the K most probable classes of each image; 0 for none."""
 
-    batch_size: int = 32
-    """Images the engine takes at once."""
+    batch_size: int | None = None
+    """Images an engine takes at once; default 16 on a CPU, 128 on a GPU."""
+
+    precision: PrecisionName = "auto"
+    """What engines compute in: bfloat16 on CPUs or float16 on GPUs that have it, where the bundle's golden images keep
+    their answers; else float32."""
 
     rows_per_part: int = 8192
     """Rows in one Parquet part."""
@@ -101,7 +107,8 @@ class PredictConfig(RunConfig, LimitsConfig, S3Config, InputsConfig):
             faults.check_uri(name, getattr(self, name))
         check_inputs(faults, self)
         faults.check_range("top_k", self.top_k, 0, 1000)
-        faults.check_range("batch_size", self.batch_size, 1, 4096)
+        if self.batch_size is not None:
+            faults.check_range("batch_size", self.batch_size, 1, 4096)
         faults.check_range("rows_per_part", self.rows_per_part, 1, 1_000_000)
         faults.check_range("max_failed", self.max_failed, 0, 10**12)
         unknown = sorted(set(self.retry_failed or ()) - set(Code))
@@ -116,11 +123,29 @@ class PredictConfig(RunConfig, LimitsConfig, S3Config, InputsConfig):
 
 @arrange_help
 @dataclass(frozen=True, kw_only=True)
-class PlanConfig(InputsConfig, S3Config):
-    """List what `predict` would label into OUTPUT/_plan, and stop there; the same output then goes on with it."""
+class PlanConfig(LimitsConfig, S3Config, InputsConfig):
+    """List what `predict` would label into OUTPUT/_plan, and stop there; the same output then goes on with it.
+
+    With --probe, a few images are labelled too, to tell how fast this machine is and which stage limits it.
+    """
 
     output: str
     """Where labels will go: a new folder or s3:// prefix."""
+
+    probe: int | None = None
+    """Label this many images from all over the plan and measure each stage; nothing of it is kept as labels."""
+
+    model: str | None = None
+    """Bundle to probe with."""
+
+    batch_size: int | None = None
+    """Images the probe's engines take at once, as in `predict`."""
+
+    precision: PrecisionName = "auto"
+    """What the probe's engines compute in, as in `predict`."""
+
+    price_per_hour: float | None = None
+    """Of a machine like this one; with --probe, tells what the whole plan costs."""
 
     config: str | None = None
     """YAML file of these options; flags win over it."""
@@ -132,7 +157,19 @@ class PlanConfig(InputsConfig, S3Config):
         """Raise one `ConfigError` naming every value that is not allowed."""
         faults = Faults()
         faults.check_uri("output", self.output)
+        faults.check_uri("model", self.model)
         check_inputs(faults, self)
+        check_limits(faults, self)
+        if self.batch_size is not None:
+            faults.check_range("batch_size", self.batch_size, 1, 4096)
+        if self.probe is not None:
+            faults.check_range("probe", self.probe, 1, 1_000_000)
+            if self.model is None:
+                faults.add("--probe needs --model: the bundle to label with")
+        elif self.price_per_hour is not None:
+            faults.add("--price-per-hour goes with --probe N")
+        if self.price_per_hour is not None:
+            faults.check_range("price_per_hour", self.price_per_hour, 0, 10**9)
         faults.report()
 
 

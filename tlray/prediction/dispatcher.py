@@ -72,6 +72,7 @@ class Dispatcher:
         self._entered: dict[Key, int] = {}
         self._suspects: dict[Key, _Suspects] = {}
         self._starts = 0
+        self._engines: list[str] = []
 
     def lease(self, first: int, count: int) -> tuple[pa.Table, int]:
         """The rows of a window that are still to do, and how often it was leased before; no rows while draining."""
@@ -121,6 +122,14 @@ class Dispatcher:
                 f"engine processes died {self._starts - 1} times without an answer (out of memory? a smaller "
                 "--batch-size or fewer --max-cpus take less); the same command goes on"
             )
+
+    def note_engine(self, form: str) -> None:
+        """An engine is ready, and computes so."""
+        self._engines.append(form)
+
+    def get_engines(self) -> list[str]:
+        """How the engines compute, in the order in which they were ready."""
+        return self._engines
 
     def drain(self) -> None:
         """Hand out no more rows."""

@@ -9,10 +9,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tlray import storage
-from tlray.bundle import Bundle
+from tlray.bundle import Bundle, load_bundle
 from tlray.config import InputsConfig, PlanConfig, PredictConfig
 from tlray.errors import ConfigError, DataError, OutputError, StoppedError
 from tlray.images import EXTENSIONS
+from tlray.limits import Limits
+from tlray.prediction.probe import Probe, run_probe
 from tlray.progress import say
 from tlray.sources import archives, planning
 from tlray.sources.inputs import Selection, find_candidates
@@ -22,7 +24,7 @@ from tlray.storage.lock import Lock
 
 RECORD = "_job.json"
 
-_DECIDING = ("top_k", "rows_per_part", "max_bytes", "max_pixels")
+_DECIDING = ("top_k", "rows_per_part", "max_bytes", "max_pixels", "precision")
 _SELECTING = ("uri_column", "id_column", "image_column", "include", "exclude", "limit", "sample", "shard", "allow")
 
 
@@ -51,11 +53,13 @@ class PlanSummary:
         output: where the plan lies.
         plan: its measures.
         already_there: whether it was there before.
+        probe: what labelling it would take, where that was asked.
     """
 
     output: str
     plan: Plan
     already_there: bool
+    probe: Probe | None
 
 
 def now() -> str:
@@ -101,16 +105,25 @@ def make_plan(config: PlanConfig) -> PlanSummary:
     """List what `predict` would label, and keep it as the output's plan.
 
     Raises:
-        UsageError: an input or the output cannot be used.
-        StoppedError: another driver works on the output.
+        UsageError: an input, the output or the bundle cannot be used.
+        StoppedError: another driver works on the output, or no image of a probe can be labelled.
     """
     config.check()
     storage.configure(config.s3_options)
     output = storage.resolve(config.output)
+    bundle = load_bundle(config.model) if config.probe is not None and config.model is not None else None
     check_output(output)
     with Lock(output):
         before = planning.open_plan(output)
-        return PlanSummary(output, open_plan(output, config), before is not None)
+        plan = open_plan(output, config)
+        probe = None
+        if bundle is not None and config.probe is not None:
+            say(f"probing {min(config.probe, plan.num_rows):,} images")
+            limits = Limits(config.max_bytes, config.max_pixels)
+            probe = run_probe(
+                plan, output, bundle, config.probe, limits, config.batch_size, config.precision, config.price_per_hour
+            )
+        return PlanSummary(output, plan, before is not None, probe)
 
 
 def open_plan(output: str, config: InputsConfig) -> Plan:

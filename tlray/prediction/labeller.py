@@ -1,27 +1,30 @@
-"""The engine's process: batches of pixels -> answers by `ANSWER_FIELDS`; whatever goes wrong stays with its row."""
+"""The engine's process: batches of images -> answers by `ANSWER_FIELDS`; whatever goes wrong stays with its row."""
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import ray
 
-from tlray.bundle import unpack
+from tlray.bundle import MANIFEST, Bundle, unpack
 from tlray.errors import Code, StoppedError
 from tlray.lean import import_tensorflow
+from tlray.limits import Limits
+from tlray.precision import FloatName
+from tlray.prediction import batches
+from tlray.prediction.batches import Batch, open_images
 from tlray.prediction.dispatcher import MAX_TRIES
 from tlray.prediction.schema import ANSWER_FIELDS, TOP_FIELDS
-from tlray.reader import OK
+from tlray.reader import OK, ImageBatch
 
-Batch = dict[str, npt.NDArray[Any]]
-
-UNKNOWN = -1
-"""A width or height that is not known, where a batch can hold no null."""
+Answers = tuple[ImageBatch, npt.NDArray[np.float32]]
+"""Decoded images with what is wrong with some, and probabilities `[N, C]`, NaN for those."""
 
 
 class Labeller:
@@ -29,10 +32,10 @@ class Labeller:
 
     Args:
         files: what inference needs of the bundle, by name; in a list, so that Ray doesn't tie restarts to it.
-        classes: names by index.
-        image_size_px: side of the square input.
+        limits: of decoding.
         batch_size: images in one step of the engine.
         num_threads: TensorFlow's; None on GPUs.
+        precision: as `open_engine`.
         num_engines: how many of these the run has.
         top_k: how many classes to list beside the first.
         dispatcher: the run's `Dispatcher`.
@@ -41,10 +44,10 @@ class Labeller:
     def __init__(
         self,
         files: list[ray.ObjectRef[dict[str, bytes]]],
-        classes: tuple[str, ...],
-        image_size_px: int,
+        limits: Limits,
         batch_size: int,
         num_threads: int | None,
+        precision: Literal["auto"] | FloatName,
         num_engines: int,
         top_k: int,
         dispatcher: list[Any],
@@ -52,113 +55,107 @@ class Labeller:
         self._dispatcher = dispatcher[0]
         ray.get(self._dispatcher.start_engine.remote(num_engines))
         import_tensorflow()
-        from tlray.engine import Engine
+        from tlray.engine import open_engine
 
-        self._classes = np.array(classes, object)
+        self._limits = limits
         self._top_k = top_k
         self._fields = ANSWER_FIELDS + (TOP_FIELDS if top_k else [])
         with tempfile.TemporaryDirectory(prefix="tlray-") as folder:
-            unpack(ray.get(files[0]), Path(folder))
-            self._engine = Engine(Path(folder, "saved_model"), image_size_px, batch_size, num_threads=num_threads)
+            contents: dict[str, bytes] = ray.get(files[0])
+            unpack(contents, Path(folder))
+            bundle = Bundle(Path(folder), "", json.loads(contents[MANIFEST]))
+            self._engine = open_engine(bundle, batch_size, num_threads=num_threads, precision=precision)
+        self._classes = np.array(bundle.classes, object)
+        self._image_size_px = bundle.image_size_px
+        self._dispatcher.note_engine.remote(str(self._engine.form))
 
     def __call__(self, batch: Batch) -> pa.Table:
         """Answer a batch as the reading stage made it."""
+        batch = batches.unpack(batch)
         key = ("batch", int(batch["row_id"][0]))
         tries: int | None = ray.get(self._dispatcher.start_batch.remote(key))
         if tries is None:
             return self._make_table({field.name: [] for field in self._fields})
-        status = batch["status"].astype(object)
-        error = batch["error"].astype(object)
-        readable = np.flatnonzero(status == OK)
-        pixels = batch["image"] if len(readable) == len(status) else batch["image"][readable]
-        probabilities = None if tries else self._try_predict(pixels)
-        if probabilities is None:
-            probabilities = self._predict_one_by_one(key, batch["row_id"][readable], pixels, readable, status, error)
-        wrong = readable[~np.isfinite(probabilities).all(axis=1)]
-        unexplained = wrong[status[wrong] == OK]
-        status[unexplained] = Code.MODEL_ERROR.value
-        error[unexplained] = "the model answered with a number that is not finite"
+        answers = None if tries else self._answer_together(batch)
+        images, probabilities = answers or self._answer_one_by_one(key, batch)
         self._dispatcher.leave.remote(key)
-        return self._make_answers(batch, status, error, probabilities[status[readable] == OK])
+        return self._make_answers(batch, images, probabilities)
 
-    def _try_predict(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32] | None:
-        """Probabilities, None where the engine failed on some image among these."""
-        try:
-            return self._engine.predict(np.ascontiguousarray(pixels))
-        except Exception:  # whatever TensorFlow raises: the rows are tried one by one
-            return None
+    def _answer_together(self, batch: Batch) -> Answers | None:
+        """None where the engine fails on some image among these."""
+        images = open_images(batch, slice(None), self._image_size_px, self._limits)
+        probabilities = np.full((len(images.status), len(self._classes)), np.nan, np.float32)
+        readable = np.flatnonzero(np.array(images.status, object) == OK)
+        if len(readable):
+            pixels = images.pixels if len(readable) == len(images.status) else images.pixels[readable]
+            try:
+                probabilities[readable] = self._engine.predict(pixels)
+            except Exception:  # whatever TensorFlow raises: the rows are tried one by one
+                return None
+        return images, probabilities
 
-    def _predict_one_by_one(
-        self,
-        key: tuple[str, int],
-        row_ids: npt.NDArray[np.int64],
-        pixels: npt.NDArray[np.uint8],
-        readable: npt.NDArray[np.int64],
-        status: npt.NDArray[np.object_],
-        error: npt.NDArray[np.object_],
-    ) -> npt.NDArray[np.float32]:
-        """Probabilities `[N, C]`, NaN for a row that the engine fails or dies on, whose status says so."""
-        answers = np.full((len(pixels), len(self._classes)), np.nan, np.float32)
+    def _answer_one_by_one(self, key: tuple[str, int], batch: Batch) -> Answers:
+        """The same for a batch that failed, or whose process died: a row that does so again says so in its status."""
+        row_ids = batch["row_id"]
+        side = self._image_size_px
+        images = ImageBatch(np.empty((0, side, side, 3), np.uint8), [], [], [], [])
+        probabilities = np.full((len(row_ids), len(self._classes)), np.nan, np.float32)
         failures: list[Exception] = []
+        num_tried = 0
         for index, row_id in enumerate(row_ids):
             if ray.get(self._dispatcher.suspect.remote(key, int(row_id))) >= MAX_TRIES:
-                status[readable[index]] = Code.CRASHED.value
-                error[readable[index]] = f"the model's process died on it {MAX_TRIES} times"
+                images.append(Code.CRASHED.value, f"its process died on it {MAX_TRIES} times", None, None)
                 continue
+            one = open_images(batch, slice(index, index + 1), side, self._limits)
+            images.append(one.status[0], one.errors[0], one.widths[0], one.heights[0])
+            if one.status[0] != OK:
+                continue
+            num_tried += 1
             try:
-                answers[index] = self._engine.predict(np.ascontiguousarray(pixels[index : index + 1]))[0]
+                probabilities[index] = self._engine.predict(one.pixels)[0]
             except Exception as failure:
                 failures.append(failure)
-                status[readable[index]] = Code.MODEL_ERROR.value
-                error[readable[index]] = f"the model failed: {type(failure).__name__}"
-        if len(failures) == len(pixels) > 1:
+                images.status[-1] = Code.MODEL_ERROR.value
+                images.errors[-1] = f"the model failed: {type(failure).__name__}"
+        if len(failures) == num_tried > 1:
             told = " ".join(str(failures[0]).split())[:200]
             raise StoppedError(
                 f"the model fails on every image of a batch ({type(failures[0]).__name__}: {told}); "
                 "where memory is short, a smaller --batch-size takes less"
             )
-        return answers
+        return images, probabilities
 
-    def _make_answers(
-        self,
-        batch: Batch,
-        status: npt.NDArray[np.object_],
-        error: npt.NDArray[np.object_],
-        probabilities: npt.NDArray[np.float32],
-    ) -> pa.Table:
-        count = len(status)
-        answered = np.flatnonzero(status == OK)
+    def _make_answers(self, batch: Batch, images: ImageBatch, probabilities: npt.NDArray[np.float32]) -> pa.Table:
+        for row in np.flatnonzero(~np.isfinite(probabilities).all(axis=1)):
+            if images.status[row] == OK:
+                images.status[row] = Code.MODEL_ERROR.value
+                images.errors[row] = "the model answered with a number that is not finite"
+        unanswered = np.array(images.status, object) != OK
         order = np.argsort(-probabilities, axis=1, kind="stable")[:, : max(1, self._top_k)]
         chances = np.take_along_axis(probabilities, order, axis=1)
-        index: list[int | None] = [None] * count
-        chance: list[float | None] = [None] * count
-        for position, row in enumerate(answered):
-            index[row] = int(order[position, 0])
-            chance[row] = float(chances[position, 0])
+        names = self._classes[order]
         columns: dict[str, Any] = {
             "row_id": batch["row_id"],
-            "status": status,
-            "error": [text or None for text in error],
-            "predicted_index": index,
-            "class_name": [None if value is None else self._classes[value] for value in index],
-            "probability": chance,
-            "width": _null_unknown(batch["width"]),
-            "height": _null_unknown(batch["height"]),
+            "status": images.status,
+            "error": images.errors,
+            "predicted_index": pa.array(order[:, 0], mask=unanswered),
+            "class_name": pa.array(names[:, 0], mask=unanswered),
+            "probability": pa.array(chances[:, 0], mask=unanswered),
+            "width": images.widths,
+            "height": images.heights,
             "retries": batch["retries"],
         }
         if self._top_k:
-            tops: list[list[Any]] = [[None] * count for _ in range(3)]
-            for position, row in enumerate(answered):
-                tops[0][row] = order[position].tolist()
-                tops[1][row] = self._classes[order[position]].tolist()
-                tops[2][row] = chances[position].tolist()
-            columns |= dict(zip((field.name for field in TOP_FIELDS), tops, strict=True))
+            tops: list[npt.NDArray[Any]] = [order, names, chances]
+            for field, values in zip(TOP_FIELDS, tops, strict=True):
+                rows = zip(values.tolist(), unanswered, strict=True)
+                columns[field.name] = [None if without else value for value, without in rows]
         return self._make_table(columns)
 
     def _make_table(self, columns: dict[str, Any]) -> pa.Table:
-        arrays = [pa.array(columns[field.name], field.type) for field in self._fields]
+        arrays = [_make_array(columns[field.name], field.type) for field in self._fields]
         return pa.table(arrays, schema=pa.schema(self._fields))
 
 
-def _null_unknown(values: npt.NDArray[np.int32]) -> list[int | None]:
-    return [None if value == UNKNOWN else int(value) for value in values]
+def _make_array(values: Any, kind: pa.DataType) -> pa.Array:
+    return values.cast(kind) if isinstance(values, pa.Array) else pa.array(values, kind)

@@ -1,4 +1,4 @@
-"""The labelling pipeline on Ray Data: read and decode in tasks, answer in engine actors, stream the answers back.
+"""The labelling pipeline on Ray Data: read in tasks, answer in engine actors, stream the answers back.
 
 What goes in is windows of row ids; tasks ask the dispatcher for their rows, so that the driver never holds them. Blocks
 come back in any order; their row ids say where they belong.
@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,13 +24,14 @@ import ray.exceptions
 from tlray.bundle import Bundle
 from tlray.errors import Code, FetchError
 from tlray.limits import Limits
+from tlray.precision import FloatName
 from tlray.prediction import dispatcher as dispatchers
+from tlray.prediction.batches import Batch, cut, make_decoded, make_encoded, pack
 from tlray.prediction.dispatcher import MAX_TRIES, Key, MemoryRows, Rows
-from tlray.prediction.labeller import UNKNOWN, Batch, Labeller
+from tlray.prediction.labeller import Labeller
 from tlray.prediction.rowset import RowSet
-from tlray.reader import ImageBatch, decode_images
 from tlray.runtime import explain_failure
-from tlray.shares import DATA_TASK_CPUS, Cluster, share_engines
+from tlray.shares import DATA_TASK_CPUS, Cluster, choose_batch_size, share_engines
 from tlray.sources.reading import read_rows
 from tlray.storage import Fetched
 
@@ -37,6 +39,8 @@ _MIN_WINDOW_ROWS = 1024
 _MAX_WINDOW_ROWS = 8192
 _MAX_WINDOWS = 4096
 _LOOK_INTERVAL_S = 1.0
+_BLOCK_ROWS = 32
+_PACKED_BYTES = 16 * 2**10
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,8 @@ class Task:
         windows: `(first, count)` of the slices that tasks take, by `make_windows`.
         bundle: what to label with.
         limits: of decoding.
-        batch_size: images in one step of the engine.
+        batch_size: images in one step of the engine; None for what suits it.
+        precision: as `engine.open_engine`.
         top_k: how many classes to list beside the first; 0 for none.
     """
 
@@ -58,7 +63,8 @@ class Task:
     windows: Sequence[tuple[int, int]]
     bundle: Bundle
     limits: Limits
-    batch_size: int
+    batch_size: int | None
+    precision: Literal["auto"] | FloatName = "auto"
     top_k: int = 0
 
 
@@ -83,7 +89,7 @@ def make_windows(done: RowSet, num_cpus: float, streams: Sequence[tuple[int, int
 
 
 def label_files(
-    uris: list[str], bundle: Bundle, cluster: Cluster, limits: Limits, batch_size: int
+    uris: list[str], bundle: Bundle, cluster: Cluster, limits: Limits, batch_size: int | None
 ) -> Iterator[pa.Table]:
     """Label a list of files; row ids are their positions. As `Labelling`."""
     done = RowSet(len(uris))
@@ -104,14 +110,22 @@ class Labelling:
         self._done = ray.put(task.done)
         self._dispatcher = dispatchers.start(task.rows, self._done)
         self._dataset = self._make_dataset(task, cluster)
+        self._engines: dict[str, int] | None = None
 
     def drain(self) -> None:
         """Take no more rows in hand; iteration ends when those in hand are answered."""
         self._dispatcher.drain.remote()
 
+    def get_engines(self) -> dict[str, int]:
+        """How the engines that are or were ready compute, and how many do so."""
+        if self._engines is None:
+            return dict(Counter(ray.get(self._dispatcher.get_engines.remote())))
+        return self._engines
+
     def __iter__(self) -> Iterator[pa.Table]:
         try:
             yield from self._dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
+            self._engines = self.get_engines()
         except ray.exceptions.RayError as error:
             raise explain_failure(error, "labelling") from error
         finally:
@@ -119,7 +133,8 @@ class Labelling:
 
     def _make_dataset(self, task: Task, cluster: Cluster) -> Any:
         num_rows = sum(count for _, count in task.windows)
-        bundle, batch_size = task.bundle, task.batch_size
+        bundle = task.bundle
+        batch_size = task.batch_size or choose_batch_size(gpus=cluster.gpus >= 1)
         shares = share_engines(cluster, num_rows, batch_size)
         dataset = (
             ray.data.from_blocks([pa.table({"first": [first], "count": [count]}) for first, count in task.windows])
@@ -127,10 +142,10 @@ class Labelling:
                 _read_window,
                 fn_kwargs={
                     "dispatcher": [self._dispatcher],
-                    "image_size_px": bundle.image_size_px,
                     "limits": task.limits,
-                    "batch_size": batch_size,
+                    "batch_size": batch_size if shares.num_gpus else task.batch_size or _BLOCK_ROWS,
                     "image_column": task.rows.image_column,
+                    "image_size_px": bundle.image_size_px if shares.num_gpus else None,
                 },
                 batch_size=None,
                 num_cpus=DATA_TASK_CPUS,
@@ -139,78 +154,63 @@ class Labelling:
                 Labeller,
                 fn_constructor_kwargs={
                     "files": [ray.put(bundle.read_inference_files())],
-                    "classes": bundle.classes,
-                    "image_size_px": bundle.image_size_px,
+                    "limits": task.limits,
                     "batch_size": batch_size,
                     "num_threads": shares.num_threads,
+                    "precision": task.precision,
                     "num_engines": shares.actors,
                     "top_k": min(task.top_k, len(bundle.classes)),
                     "dispatcher": [self._dispatcher],
                 },
-                batch_size=batch_size,
+                batch_size=None if shares.num_gpus else 1,
                 compute=ray.data.ActorPoolStrategy(size=shares.actors),
                 num_cpus=shares.num_cpus,
                 num_gpus=shares.num_gpus or None,
             )
         )
-        dataset.context.target_max_block_size = max(2**20, batch_size * bundle.image_size_px**2 * 3)
+        # so that a batch of the reading stage becomes a block at once, and one of answers isn't split
+        decoded_bytes = batch_size * bundle.image_size_px**2 * 3
+        dataset.context.target_max_block_size = decoded_bytes if shares.num_gpus else _PACKED_BYTES
         return dataset
 
 
 def _read_window(
-    window: Batch, dispatcher: list[Any], image_size_px: int, limits: Limits, batch_size: int, image_column: str | None
+    window: Batch,
+    dispatcher: list[Any],
+    limits: Limits,
+    batch_size: int,
+    image_column: str | None,
+    image_size_px: int | None,
 ) -> Iterator[Batch]:
-    """Lease a window's rows, read and decode them, a batch at a time."""
+    """Lease a window's rows and fetch them, a batch at a time; decode them where `image_size_px` is given."""
     (handle,) = dispatcher
     first, count = int(window["first"][0]), int(window["count"][0])
     rows, tries = ray.get(handle.lease.remote(first, count))
     fetched = read_rows(rows, limits.max_bytes, image_column)
     looked = time.monotonic()
-    for start in range(0, rows.num_rows, batch_size):
+    for batch in cut(rows, batch_size, encoded=image_size_px is None):
         if time.monotonic() - looked > _LOOK_INTERVAL_S:
             looked = time.monotonic()
             if ray.get(handle.is_draining.remote()):
                 break
-        row_ids = rows["row_id"][start : start + batch_size].to_numpy()
-        if tries == 0:
-            answers = list(islice(fetched, len(row_ids)))
-            images = decode_images((answer.data for answer in answers), len(row_ids), image_size_px, limits)
-            yield _make_batch(row_ids, images, [answer.retries for answer in answers])
+        row_ids = batch["row_id"].to_numpy()
+        answers: Iterator[Fetched] = islice(fetched, len(row_ids))
+        if tries:
+            answers = _suspect_each(handle, ("window", first), row_ids, answers)
+        if image_size_px is None:
+            yield pack(make_encoded(row_ids, answers))
         else:
-            yield _read_one_by_one(handle, ("window", first), row_ids, fetched, image_size_px, limits)
+            yield make_decoded(row_ids, answers, image_size_px, limits)
     handle.leave.remote(("window", first))
 
 
-def _read_one_by_one(
-    handle: Any,
-    key: Key,
-    row_ids: npt.NDArray[np.int64],
-    fetched: Iterator[Fetched],
-    image_size_px: int,
-    limits: Limits,
-) -> Batch:
-    """A batch of a window whose process died: each row is said to be in hand before it is decoded."""
-    crashed = FetchError(Code.CRASHED, f"its process died on it {MAX_TRIES} times")
-    retries: list[int] = []
-
-    def take() -> Iterator[bytes | FetchError]:
-        for row_id in row_ids:
-            given_up = ray.get(handle.suspect.remote(key, int(row_id))) >= MAX_TRIES
-            answer = next(fetched)
-            retries.append(answer.retries)
-            yield crashed if given_up else answer.data
-
-    images = decode_images(take(), len(row_ids), image_size_px, limits)
-    return _make_batch(row_ids, images, retries)
-
-
-def _make_batch(row_ids: npt.NDArray[np.int64], images: ImageBatch, retries: list[int]) -> Batch:
-    return {
-        "row_id": row_ids,
-        "image": images.pixels,
-        "status": np.array(images.status, object),
-        "error": np.array([error or "" for error in images.errors], object),  # None would come out as NaN
-        "width": np.array([UNKNOWN if value is None else value for value in images.widths], np.int32),
-        "height": np.array([UNKNOWN if value is None else value for value in images.heights], np.int32),
-        "retries": np.array(retries, np.int32),
-    }
+def _suspect_each(
+    handle: Any, key: Key, row_ids: npt.NDArray[np.int64], fetched: Iterator[Fetched]
+) -> Iterator[Fetched]:
+    """Rows of a window whose process died: each is said to be in hand before it is fetched and decoded."""
+    for row_id in row_ids:
+        if ray.get(handle.suspect.remote(key, int(row_id))) >= MAX_TRIES:
+            next(fetched)
+            yield Fetched(FetchError(Code.CRASHED, f"its process died on it {MAX_TRIES} times"), 0)
+        else:
+            yield next(fetched)

@@ -31,9 +31,11 @@ class Receipt:
         config: what decides the labels.
         started, finished: UTC, ISO 8601.
         images_per_s: of this run, start-up included.
-        images_per_s_steady: of this run, past its first labels.
+        images_per_s_steady: of this run, from its first labels to its last.
         first_label_s: seconds from the command to the first labels.
         stages: seconds by stage.
+        engines: how those that ended the job computed, and how many did so.
+        probe: images/s that `tlray plan --probe` told before, and what came, past start-up; None without a probe.
         versions: of tlray and what it stands on.
     """
 
@@ -55,6 +57,8 @@ class Receipt:
     images_per_s_steady: float
     first_label_s: float | None
     stages: dict[str, float]
+    engines: dict[str, int]
+    probe: dict[str, float] | None
     versions: dict[str, str]
 
 

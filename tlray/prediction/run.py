@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tlray import storage
+from tlray import runtime, storage
 from tlray.bundle import Bundle, list_versions, load_bundle
 from tlray.config import PredictConfig
 from tlray.errors import IN_THE_WAY, Code, ConfigError, OutputError, StoppedError
@@ -20,6 +20,7 @@ from tlray.prediction import job as jobs
 from tlray.prediction import receipt as receipts
 from tlray.prediction.job import Job
 from tlray.prediction.parts import WAITING, Part, PartWriter, find_parts, get_row_ids, make_name, make_schema
+from tlray.prediction.probe import read_probe
 from tlray.prediction.rowset import RowSet
 from tlray.prediction.update import Comparison, Earlier, find_finished
 from tlray.prediction.watch import PROGRESS, Failures, ProgressFile, Reach, TermSignal
@@ -81,6 +82,7 @@ def predict(config: PredictConfig) -> PredictSummary:
     with Lock(output) as lock:
         if (finished := _find_finished(output, config, asked)) is not None:
             return finished  # by the driver that held the lock
+        runtime.import_ahead(verbose=config.verbose)
         plan = jobs.open_plan(output, config)
         job = jobs.open_job(output, asked, update_from)
         run = _Run(config, output, bundle, plan, job, lock, began)
@@ -126,6 +128,9 @@ class _Run:
         self._comparison: Comparison | None = None
         self._retries = 0
         self._first_label_s: float | None = None
+        self._last_label_s = 0.0
+        self._first_rows = 0
+        self._engines: dict[str, int] = {}
 
     def go(self) -> PredictSummary:
         """Label what is not done, and write the receipt."""
@@ -189,8 +194,6 @@ class _Run:
             self._parts[part.name] = part
 
     def _label_all(self, writer: PartWriter, settled: RowSet) -> None:
-        from tlray import runtime
-
         by_code = [item for part in self._parts.values() for item in part.failed_by_code.items()]
         num_failed = sum(count for code, count in by_code if code not in self._again | IN_THE_WAY)
         failures = Failures(self._config.max_failed, self._plan.num_rows, num_failed)
@@ -226,6 +229,7 @@ class _Run:
             bundle=self._bundle,
             limits=Limits(self._config.max_bytes, self._config.max_pixels),
             batch_size=self._config.batch_size,
+            precision=self._config.precision,
             top_k=self._config.top_k,
         )
         labelling = Labelling(task, cluster)
@@ -235,7 +239,10 @@ class _Run:
             try:
                 for answers in self._save_now_and_then(labelling, writer):
                     self._lock.check()
-                    self._first_label_s = self._first_label_s or time.monotonic() - self._began
+                    self._last_label_s = time.monotonic() - self._began
+                    if self._first_label_s is None:
+                        self._first_label_s, self._first_rows = self._last_label_s, answers.num_rows
+                        say(f"engines compute in {' and '.join(labelling.get_engines())}")
                     statuses = answers["status"].to_pylist()
                     if reach is not None:
                         reach.check(statuses)
@@ -246,6 +253,7 @@ class _Run:
                     notice.advance(statuses)
                     left -= answers.num_rows
                     failures.check(statuses, final=reach is None)
+                self._engines = labelling.get_engines()
             except BaseException:
                 with contextlib.suppress(OutputError):
                     writer.save_waiting()
@@ -284,6 +292,10 @@ class _Run:
     def _close(self, fresh: int) -> receipts.Receipt:
         """Write the receipt and clear away what a stopped run would need."""
         elapsed = time.monotonic() - self._began
+        steady_s = self._last_label_s - (self._first_label_s or 0.0)
+        # a run of one batch has no rate past its first
+        steady = round((fresh - self._first_rows) / steady_s if steady_s > 0 else fresh / elapsed, 2)
+        probe = read_probe(self._output)
         counts = receipts.summarize_parts(list(self._parts.values()))
         written = counts["labelled"] + counts["failed"]
         if written != self._plan.num_rows:
@@ -300,9 +312,11 @@ class _Run:
             started=self._job.started,
             finished=jobs.now(),
             images_per_s=round(fresh / elapsed, 2),
-            images_per_s_steady=round(fresh / max(1e-9, elapsed - (self._first_label_s or 0.0)), 2),
+            images_per_s_steady=steady,
             first_label_s=None if self._first_label_s is None else round(self._first_label_s, 2),
             stages={name: round(spent, 2) for name, spent in self._stages.items()},
+            engines=self._engines,
+            probe=None if probe is None else {"told": probe.images_per_s, "came": steady},
             versions=list_versions(),
             **counts,
         )

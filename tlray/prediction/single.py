@@ -63,8 +63,10 @@ def _open_engine(path: str, model_id: str, image_size_px: int) -> Engine:
     """One engine a bundle and process; `model_id` tells apart what lay at the same path."""
     from pathlib import Path
 
+    from tlray.lean import set_environment
     from tlray.runtime import silence_stderr
 
+    set_environment()
     with silence_stderr():
         from tlray.engine import Engine
 

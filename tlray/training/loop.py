@@ -193,9 +193,13 @@ class Worker:
         started = time.monotonic()
         plan = self._cut_epoch(epoch)
         sums = np.zeros(2)
+        waited_s = 0.0
         for index, rows in enumerate(plan.rows):
+            asked = time.monotonic()
+            images = next(inputs)
+            waited_s += time.monotonic() - asked
             batch = {
-                "inputs": next(inputs),
+                "inputs": images,
                 "labels": task.labels[rows],
                 "weights": plan.weights[index] * task.class_weights[task.labels[rows]],
                 "counts": plan.weights[index],
@@ -232,6 +236,7 @@ class Worker:
             "steps": len(plan.rows),
             "seconds": round(time.monotonic() - started, 3),
             "train_seconds": round(trained_s, 3),
+            "wait_seconds": round(waited_s, 3),
             "learning_rate": learning_rate,
         }
 
