@@ -32,7 +32,7 @@ def test_labelling_killed_at_twenty_random_moments_is_whole(undisturbed, tmp_pat
     moments = random.Random(11)
     output, count = tmp_path / "out", tmp_path / "count"
     options = make_options(undisturbed, output, tmp_path / "in")
-    environment = {"PYTHONPATH": SABOTAGE, "TLRAY_SABOTAGE": "count", "TLRAY_COUNT": str(count)}
+    environment = {**SABOTAGE, "TLRAY_SABOTAGE": "count", "TLRAY_COUNT": str(count)}
     kills = workers = begun = 0
     while kills < DRIVER_KILLS:
         driver = Watched(*options, env=environment)

@@ -29,18 +29,25 @@ def patch_images(module):
 
 
 def patch_engine(module):
-    real = module.Engine.predict
+    real = module.open_engine
 
-    def predict(self, pixels):
-        answers = real(self, pixels).copy()
-        if os.environ["TLRAY_SABOTAGE"] == "nan":
-            answers[(pixels[:, 0, 0] == (255, 0, 0)).all(axis=1)] = float("nan")
-        else:
-            with open(os.environ["TLRAY_COUNT"], "a") as file:  # noqa: PTH123  (pathlib costs a start-up import)
-                file.write(f"{len(pixels)}\n")
-        return answers
+    def open_engine(*arguments, **options):
+        engine = real(*arguments, **options)  # its golden images are no rows
+        answer = engine.predict
 
-    module.Engine.predict = predict
+        def predict(pixels):
+            answers = answer(pixels).copy()
+            if os.environ["TLRAY_SABOTAGE"] == "nan":
+                answers[(pixels[:, 0, 0] == (255, 0, 0)).all(axis=1)] = float("nan")
+            else:
+                with open(os.environ["TLRAY_COUNT"], "a") as file:  # noqa: PTH123  (pathlib costs a start-up import)
+                    file.write(f"{len(pixels)}\n")
+            return answers
+
+        engine.predict = predict
+        return engine
+
+    module.open_engine = open_engine
 
 
 class Finder(importlib.abc.MetaPathFinder):
