@@ -7,7 +7,7 @@ from PIL import Image
 
 from tlray.errors import Code, FetchError
 from tlray.limits import Limits
-from tlray.prediction.batches import cut, make_decoded, make_encoded, open_images, pack, unpack
+from tlray.prediction.batches import PACKED_BYTES, cut, make_decoded, make_encoded, open_images, pack, unpack
 from tlray.storage import Fetched
 
 
@@ -45,6 +45,8 @@ def test_decoding_before_and_in_the_engine_give_the_same():
     row_ids = np.arange(4)
     packed = pack(make_encoded(row_ids, fetched))
     assert len(packed["packed"]) == 1
+    assert len(packed["packed"][0]) > PACKED_BYTES
+    assert len(pack(make_encoded(row_ids[:1], fetched[1:2]))["packed"][0]) > PACKED_BYTES
     late = unpack(packed)
     early = make_decoded(row_ids, fetched, 16, Limits())
     assert unpack(early) is early

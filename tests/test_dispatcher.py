@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from tlray.errors import StoppedError
@@ -9,7 +10,6 @@ KEY = ("window", 0)
 
 
 def make_dispatcher(count=10, done=()):
-    import numpy as np
 
     rows = RowSet(count)
     rows.add(np.array(done, np.int64))
@@ -29,19 +29,20 @@ def test_a_window_gives_the_rows_that_are_not_done():
     assert dispatcher.lease(0, 5)[0].num_rows == 0
 
 
-def test_a_row_that_kills_its_process_is_given_up_after_its_tries():
+@pytest.mark.parametrize("killers", [{7}, {0, 1}, {2, 3, 8}, {0, 1, 2, 3, 9}])
+def test_rows_that_kill_their_process_are_given_up_after_their_own_tries(killers):
     dispatcher = make_dispatcher()
     dispatcher.enter(KEY)  # the window's first process dies
     killed = 0
-    for _ in range(20):
+    for _ in range(50):
         dispatcher.enter(KEY)
         for row in range(10):
-            if dispatcher.suspect(KEY, row) < MAX_TRIES and row == 7:
+            if dispatcher.suspect(KEY, row) < MAX_TRIES and row in killers:
                 killed += 1
                 break
         else:
             break
-    assert killed == MAX_TRIES
+    assert killed == MAX_TRIES * len(killers)
 
 
 def test_rows_whose_processes_are_killed_from_outside_are_not_given_up():
@@ -64,16 +65,16 @@ def test_engines_that_never_answer_end_the_run():
 
 
 def test_windows_cover_what_is_not_done_and_leave_streams_whole():
-    import numpy as np
 
     done = RowSet(1000)
-    windows = make_windows(done, 2, [(100, 300)])
+    windows = make_windows(done, 2, 1, [(100, 300)])
     assert (100, 300) in windows
     assert sorted(row for first, count in windows for row in range(first, first + count)) == list(range(1000))
     assert len(windows) == 7
     done.add(np.arange(0, 400))
-    windows = make_windows(done, 2, [(100, 300)])
+    windows = make_windows(done, 2, 1, [(100, 300)])
     assert min(first for first, _ in windows) == 400
     done.add(np.arange(400, 1000))
-    assert make_windows(done, 2) == []
-    assert max(count for _, count in make_windows(RowSet(100_000), 2)) == 1024
+    assert make_windows(done, 2, 1) == []
+    assert max(count for _, count in make_windows(RowSet(100_000), 2, 1)) == 1024
+    assert {count for _, count in make_windows(RowSet(320), 64, 32)} == {32}

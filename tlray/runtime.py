@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import logging
 import os
+import re
 import sys
 import threading
 import warnings
@@ -37,6 +38,9 @@ def _set_environment(verbose: bool) -> None:
     if not verbose:
         for name, value in _QUIET_ENV.items():
             os.environ.setdefault(name, value)
+
+
+_OUR_ERROR = re.compile(r"tlray\.errors\.\w+: (.+)")
 
 
 def is_local(address: str | None) -> bool:
@@ -115,7 +119,9 @@ def explain_failure(error: BaseException, doing: str) -> TlrayError:
             return cause
         cause = getattr(cause, "cause", None) or cause.__cause__ or cause.__context__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return StoppedError(f"{doing} stopped: {lines[-1] if lines else type(error).__name__}")
+    last = lines[-1] if lines else type(error).__name__
+    ours = _OUR_ERROR.match(last)  # what an actor raises while it is made comes as text alone
+    return StoppedError(ours[1] if ours else f"{doing} stopped: {last}")
 
 
 @contextlib.contextmanager

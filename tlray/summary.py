@@ -114,7 +114,7 @@ def print_predict(summary: PredictSummary) -> None:
         )
     if receipt.engines and not summary.already_done:
         facts.append(("engines", "; ".join(f"{count} in {form}" for form, count in receipt.engines.items())))
-    if receipt.probe is not None:
+    if receipt.probe is not None and receipt.probe["told"]:
         promised, came = receipt.probe["told"], receipt.probe["came"]
         facts.append(("probe", f"told {promised:,.1f} images/s; {came / promised:.0%} of that came"))
     facts.append(("model id", receipt.model_id))

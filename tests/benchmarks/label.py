@@ -62,8 +62,10 @@ def run_contestant(options: Options, contestant: str, images: Path, output: Path
         script = str(Path(__file__).with_name("peers.py"))
         command = [sys.executable, script, name, *common, "--images", str(images)]
     began = time.monotonic()
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
     seconds = time.monotonic() - began
+    if done.returncode:
+        raise SystemExit(f"{contestant} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
     if name == "tlray":
         receipt = json.loads((output / "_receipt.json").read_text())
         count, steady = receipt["labelled"], receipt["images_per_s_steady"]

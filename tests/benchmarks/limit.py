@@ -35,6 +35,11 @@ class Options:
     """How long each is measured."""
 
 
+def list_images(options: Options) -> list[Path]:
+    """JPEG files, in order."""
+    return sorted(path for path in Path(options.images).rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
+
+
 def infer(options: Options, num_threads: int, barrier: Any, results: Any) -> None:
     """Images/s of one engine on decoded images."""
     from tlray.lean import import_tensorflow
@@ -48,7 +53,7 @@ def infer(options: Options, num_threads: int, barrier: Any, results: Any) -> Non
 
     bundle = load_bundle(options.model)
     engine = open_engine(bundle, options.batch_size, num_threads=num_threads, precision=options.precision)
-    paths = islice(cycle(sorted(Path(options.images).iterdir())), options.batch_size)
+    paths = islice(cycle(list_images(options)), options.batch_size)
     pixels = np.stack([decode(path.read_bytes(), bundle.image_size_px).pixels for path in paths])
     engine.predict(pixels)
     barrier.wait()
@@ -65,7 +70,7 @@ def decode_all(options: Options, barrier: Any, results: Any) -> None:
     from tlray.images import decode
 
     side = load_bundle(options.model).image_size_px
-    encoded = [path.read_bytes() for path in sorted(Path(options.images).iterdir())[:500]]
+    encoded = [path.read_bytes() for path in list_images(options)[:500]]
     barrier.wait()
     began, count = time.monotonic(), 0
     for data in cycle(encoded):
@@ -79,11 +84,11 @@ def decode_all(options: Options, barrier: Any, results: Any) -> None:
 def run_beside(target: Any, arguments: list[tuple[Any, ...]]) -> tuple[float, str]:
     """Sum of the rates of processes that start together."""
     context = multiprocessing.get_context("spawn")
-    barrier, results = context.Barrier(len(arguments)), context.Queue()
+    barrier, results = context.Barrier(len(arguments), timeout=300), context.Queue()
     processes = [context.Process(target=target, args=(*mine, barrier, results)) for mine in arguments]
     for process in processes:
         process.start()
-    rates = [results.get() for _ in processes]
+    rates = [results.get(timeout=600) for _ in processes]
     for process in processes:
         process.join()
     return sum(rate for rate, _ in rates), rates[0][1]

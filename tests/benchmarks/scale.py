@@ -7,6 +7,7 @@ Memory is the largest sum over the command's process tree of proportional set si
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -38,11 +39,11 @@ def watch(process: subprocess.Popen[str], ended: threading.Event, peaks: list[in
     """Keep the largest memory of a command and all that it started."""
     while not ended.wait(1.0):
         total = 0
-        for member in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
-            try:
-                total += member.memory_full_info().pss
-            except psutil.Error:  # it has just ended
-                continue
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            root = psutil.Process(process.pid)
+            for member in [root, *root.children(recursive=True)]:
+                with contextlib.suppress(psutil.Error):
+                    total += member.memory_full_info().pss
         peaks[0] = max(peaks[0], total)
 
 
@@ -62,6 +63,8 @@ def run(options: Options, count: int, cpus: int) -> dict[str, float]:
             finally:
                 ended.set()
                 watcher.join()
+        if process.returncode:
+            raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
         receipt = json.loads((output / "_receipt.json").read_text())
         return {"count": count, "cpus": cpus, "steady": receipt["images_per_s_steady"], "peak_bytes": peaks[0]}
 

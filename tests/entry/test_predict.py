@@ -136,3 +136,21 @@ def test_evaluate_agrees_with_training_and_the_labels(bundle, digits, tmp_path):
     assert result["confusion"] == expected["confusion"]
     assert f"{result['accuracy']:.4f}" in printed
     assert (output / "confusion.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_probe_tells_the_speed_and_labels_nothing(bundle, digits, tmp_path):
+    output = tmp_path / "out"
+    printed = run_tlray(
+        "plan", "--input", str(digits / "test"), "--output", str(output),
+        "--probe", "8", "--model", str(bundle), "--price-per-hour", "2",
+    )  # fmt: skip
+    assert "8 images, 0 of them without a label" in printed
+    assert "hours for the whole plan" in printed
+    probe = json.loads((output / "_plan" / "_probe.json").read_text())
+    assert probe["images"] == 8
+    cores_s = probe["fetch_cpu_s"] + probe["decode_cpu_s"] + probe["infer_s"]
+    assert probe["images_per_s"] == pytest.approx(
+        min(probe["cores"] / cores_s, probe["cores"] / probe["fetch_s"]), rel=0.01
+    )
+    assert probe["cost"] == pytest.approx(2 * probe["hours"])
+    assert not (output / "labels").exists()

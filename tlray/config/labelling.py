@@ -163,7 +163,7 @@ class PlanConfig(LimitsConfig, S3Config, InputsConfig):
         if self.batch_size is not None:
             faults.check_range("batch_size", self.batch_size, 1, 4096)
         if self.probe is not None:
-            faults.check_range("probe", self.probe, 1, 1_000_000)
+            faults.check_range("probe", self.probe, 1, 4096)
             if self.model is None:
                 faults.add("--probe needs --model: the bundle to label with")
         elif self.price_per_hour is not None:

@@ -25,16 +25,19 @@ Batch = dict[str, npt.NDArray[Any]]
 UNKNOWN = -1
 """A width or height that is not known, where a batch can hold no null."""
 
+PACKED_BYTES = 16 * 2**10
+"""What a packed batch is larger than."""
+
 _MAX_ENCODED_BYTES = 64 * 2**20
-_TYPICAL_BYTES = 2**20
 
 
 def cut(rows: pa.Table, batch_size: int, *, encoded: bool) -> Iterator[pa.Table]:
-    """Batches of planned rows, of bounded bytes where they will travel encoded.
+    """Batches of planned rows, of bounded bytes where they will travel encoded and the plan knows their sizes.
 
     Bounds follow from the plan alone: a task that is run again must make the same batches.
     """
-    sizes = rows["size"].fill_null(_TYPICAL_BYTES).to_numpy() if encoded else np.zeros(rows.num_rows, np.int64)
+    unknown = _MAX_ENCODED_BYTES // batch_size
+    sizes = rows["size"].fill_null(unknown).to_numpy() if encoded else np.zeros(rows.num_rows, np.int64)
     first, held = 0, 0
     for index, size in enumerate(sizes):
         if index > first and (index - first == batch_size or held + size > _MAX_ENCODED_BYTES):
@@ -60,7 +63,9 @@ def make_encoded(row_ids: npt.NDArray[np.int64], fetched: Iterable[Fetched]) -> 
 
 def pack(batch: Batch) -> Batch:
     """One row that holds a batch: Ray Data joins and splits rows by their bytes, and a batch is to stay one."""
-    return {"packed": np.array([pickle.dumps(batch, pickle.HIGHEST_PROTOCOL)], object)}
+    # all above the size at which Ray Data makes a block, so that a task that is run again makes the same blocks
+    data = pickle.dumps(batch, pickle.HIGHEST_PROTOCOL).ljust(PACKED_BYTES + 1, b"\0")
+    return {"packed": np.array([data], object)}
 
 
 def unpack(batch: Batch) -> Batch:

@@ -103,8 +103,9 @@ class Dispatcher:
     def suspect(self, key: Key, row_id: int) -> int:
         """Take one row of it in hand, the one before having gone well; how often this row was in hand before."""
         suspects = self._suspects.setdefault(key, _Suspects())
-        if suspects.in_hand is not None:
-            suspects.tries.pop(suspects.in_hand, None)
+        if suspects.in_hand is not None and suspects.tries[suspects.in_hand] <= MAX_TRIES:
+            del suspects.tries[suspects.in_hand]  # one that was given up stays so
+            self._starts = 0
         suspects.in_hand = row_id
         before = suspects.tries.get(row_id, 0)
         suspects.tries[row_id] = before + 1

@@ -26,7 +26,7 @@ from tlray.errors import Code, FetchError
 from tlray.limits import Limits
 from tlray.precision import FloatName
 from tlray.prediction import dispatcher as dispatchers
-from tlray.prediction.batches import Batch, cut, make_decoded, make_encoded, pack
+from tlray.prediction.batches import PACKED_BYTES, Batch, cut, make_decoded, make_encoded, pack
 from tlray.prediction.dispatcher import MAX_TRIES, Key, MemoryRows, Rows
 from tlray.prediction.labeller import Labeller
 from tlray.prediction.rowset import RowSet
@@ -40,7 +40,6 @@ _MAX_WINDOW_ROWS = 8192
 _MAX_WINDOWS = 4096
 _LOOK_INTERVAL_S = 1.0
 _BLOCK_ROWS = 32
-_PACKED_BYTES = 16 * 2**10
 
 
 @dataclass(frozen=True)
@@ -68,17 +67,27 @@ class Task:
     top_k: int = 0
 
 
-def make_windows(done: RowSet, num_cpus: float, streams: Sequence[tuple[int, int]] = ()) -> list[tuple[int, int]]:
+def choose_batch_rows(batch_size: int | None, cluster: Cluster) -> int:
+    """Rows that travel together: on GPUs one step of the engine, on CPUs one or two, which ask less often."""
+    if batch_size is not None:
+        return batch_size
+    return choose_batch_size(gpus=True) if cluster.gpus >= 1 else _BLOCK_ROWS
+
+
+def make_windows(
+    done: RowSet, num_cpus: float, batch_rows: int, streams: Sequence[tuple[int, int]] = ()
+) -> list[tuple[int, int]]:
     """Cut row ids into slices that tasks take; those without work are left out.
 
     Args:
         done: row ids that need no work.
         num_cpus: a short job is cut so that all cores have some.
+        batch_rows: slices are of whole batches, since an engine pads what is less.
         streams: slices that must stay whole, since one pass over an archive reads them.
     """
     spread = math.ceil(done.num_rows / (4 * max(1, int(num_cpus))))
     most = min(_MAX_WINDOW_ROWS, max(_MIN_WINDOW_ROWS, done.num_rows // _MAX_WINDOWS))
-    size = max(1, min(most, spread))
+    size = max(1, math.ceil(min(most, spread) / batch_rows)) * batch_rows
     bounds = [0, *(edge for first, count in streams for edge in (first, first + count)), done.num_rows]
     whole = set(streams)
     windows = []
@@ -93,7 +102,8 @@ def label_files(
 ) -> Iterator[pa.Table]:
     """Label a list of files; row ids are their positions. As `Labelling`."""
     done = RowSet(len(uris))
-    task = Task(MemoryRows(uris), done, make_windows(done, cluster.cpus), bundle, limits, batch_size)
+    windows = make_windows(done, cluster.cpus, choose_batch_rows(batch_size, cluster))
+    task = Task(MemoryRows(uris), done, windows, bundle, limits, batch_size)
     return iter(Labelling(task, cluster))
 
 
@@ -135,7 +145,8 @@ class Labelling:
         num_rows = sum(count for _, count in task.windows)
         bundle = task.bundle
         batch_size = task.batch_size or choose_batch_size(gpus=cluster.gpus >= 1)
-        shares = share_engines(cluster, num_rows, batch_size)
+        batch_rows = choose_batch_rows(task.batch_size, cluster)
+        shares = share_engines(cluster, num_rows, batch_rows)
         dataset = (
             ray.data.from_blocks([pa.table({"first": [first], "count": [count]}) for first, count in task.windows])
             .map_batches(
@@ -143,7 +154,7 @@ class Labelling:
                 fn_kwargs={
                     "dispatcher": [self._dispatcher],
                     "limits": task.limits,
-                    "batch_size": batch_size if shares.num_gpus else task.batch_size or _BLOCK_ROWS,
+                    "batch_rows": batch_rows,
                     "image_column": task.rows.image_column,
                     "image_size_px": bundle.image_size_px if shares.num_gpus else None,
                 },
@@ -170,7 +181,7 @@ class Labelling:
         )
         # so that a batch of the reading stage becomes a block at once, and one of answers isn't split
         decoded_bytes = batch_size * bundle.image_size_px**2 * 3
-        dataset.context.target_max_block_size = decoded_bytes if shares.num_gpus else _PACKED_BYTES
+        dataset.context.target_max_block_size = decoded_bytes if shares.num_gpus else PACKED_BYTES
         return dataset
 
 
@@ -178,7 +189,7 @@ def _read_window(
     window: Batch,
     dispatcher: list[Any],
     limits: Limits,
-    batch_size: int,
+    batch_rows: int,
     image_column: str | None,
     image_size_px: int | None,
 ) -> Iterator[Batch]:
@@ -188,7 +199,7 @@ def _read_window(
     rows, tries = ray.get(handle.lease.remote(first, count))
     fetched = read_rows(rows, limits.max_bytes, image_column)
     looked = time.monotonic()
-    for batch in cut(rows, batch_size, encoded=image_size_px is None):
+    for batch in cut(rows, batch_rows, encoded=image_size_px is None):
         if time.monotonic() - looked > _LOOK_INTERVAL_S:
             looked = time.monotonic()
             if ray.get(handle.is_draining.remote()):

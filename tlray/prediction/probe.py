@@ -12,23 +12,22 @@ import shutil
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal
+from multiprocessing.synchronize import Barrier
+from threading import BrokenBarrierError
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 
 from tlray import storage
 from tlray.bundle import Bundle
-from tlray.errors import OutputError, StoppedError
+from tlray.errors import FetchError, OutputError, StoppedError
 from tlray.limits import Limits
 from tlray.precision import FloatName
 from tlray.reader import OK, decode_images
 from tlray.shares import choose_batch_size
 from tlray.sources.planning import FOLDER, Plan
 from tlray.sources.reading import read_rows
-
-if TYPE_CHECKING:
-    from threading import Barrier
 
 RECORD = "_probe.json"
 
@@ -112,8 +111,7 @@ def run_probe(
         price_per_hour: of a machine like this one, in any currency.
 
     Raises:
-        StoppedError: none of the rows can be labelled.
-        OutputError: the output cannot be written.
+        StoppedError: none of the rows can be labelled, or the output cannot be written.
     """
     rows = _sample(plan, num_images)
     cores = os.cpu_count() or 1
@@ -122,23 +120,35 @@ def run_probe(
     processes = 1 if on_gpu else max(1, min(cores, _MAX_PROCESSES, rows.num_rows // batch_size))
     shares = [rows.take(pa.array(np.arange(rows.num_rows)[start::processes])) for start in range(processes)]
     context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager:
-        barrier = manager.Barrier(processes)
-        with ProcessPoolExecutor(processes, mp_context=context) as pool:
-            path, column = str(bundle.path), plan.image_column
-            tasks = [
-                pool.submit(_measure, path, share, limits, batch_size, precision, column, barrier) for share in shares
-            ]
-            measured = [task.result() for task in tasks]
+    barrier = context.Barrier(processes)
+    path, column = str(bundle.path), plan.image_column
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_keep, initargs=(barrier,)) as pool:
+        tasks = [pool.submit(_measure, path, share, limits, batch_size, precision, column) for share in shares]
+        faults = [fault for task in tasks if (fault := task.exception()) is not None]
+    # one that fails breaks the barrier of the others
+    for fault in sorted(faults, key=lambda fault: isinstance(fault, BrokenBarrierError)):
+        raise fault
+    measured = [task.result() for task in tasks]
     probe = _conclude(measured, cores, _time_writing(output, plan.num_rows), plan.num_rows, price_per_hour)
-    storage.put(storage.join(output, FOLDER, RECORD), (json.dumps(asdict(probe), indent=2) + "\n").encode())
+    _put(storage.join(output, FOLDER, RECORD), (json.dumps(asdict(probe), indent=2) + "\n").encode())
     return probe
 
 
 def read_probe(output: str) -> Probe | None:
-    """What an earlier probe of this plan found."""
+    """What an earlier probe of this plan found; None where there was none, or it cannot be read."""
     address = storage.join(output, FOLDER, RECORD)
-    return Probe(**json.loads(storage.get(address))) if storage.exists(address) else None
+    try:
+        return Probe(**json.loads(storage.get(address))) if storage.exists(address) else None
+    except (FetchError, OutputError, ValueError, TypeError):  # no reason to stop a job that has come to its end
+        return None
+
+
+_BARRIERS: list[Barrier] = []
+
+
+def _keep(barrier: Barrier) -> None:
+    """Keep what a process inherits."""
+    _BARRIERS.append(barrier)
 
 
 def _sample(plan: Plan, num_images: int) -> pa.Table:
@@ -161,9 +171,23 @@ def _measure(
     batch_size: int,
     precision: Literal["auto"] | FloatName,
     image_column: str | None,
-    barrier: Barrier,
 ) -> Measured:
     """One process: what each stage takes for its rows, while its neighbours do the same."""
+    try:
+        return _measure_stages(bundle_path, rows, limits, batch_size, precision, image_column)
+    except BaseException:
+        _BARRIERS[-1].abort()
+        raise
+
+
+def _measure_stages(
+    bundle_path: str,
+    rows: pa.Table,
+    limits: Limits,
+    batch_size: int,
+    precision: Literal["auto"] | FloatName,
+    image_column: str | None,
+) -> Measured:
     from tlray.bundle import load_bundle
     from tlray.lean import import_tensorflow
     from tlray.runtime import silence_stderr
@@ -171,19 +195,20 @@ def _measure(
     bundle = load_bundle(bundle_path)
     with silence_stderr():
         import_tensorflow()
-        from tlray.engine import open_engine
+        from tlray.engine import count_gpus, open_engine
 
         engine = open_engine(bundle, batch_size, num_threads=1, precision=precision)
-    barrier.wait(_WAIT_S)
+        num_gpus = count_gpus()
+    _BARRIERS[-1].wait(_WAIT_S)
     began, cpu = time.perf_counter(), time.process_time()
     fetched = [answer.data for answer in read_rows(rows, limits.max_bytes, image_column)]
     fetch_s, fetch_cpu_s = time.perf_counter() - began, time.process_time() - cpu
-    barrier.wait(_WAIT_S)
+    _BARRIERS[-1].wait(_WAIT_S)
     cpu = time.process_time()
     images = decode_images(fetched, len(fetched), bundle.image_size_px, limits)
     decode_cpu_s = time.process_time() - cpu
     readable = np.flatnonzero(np.array(images.status, object) == OK)
-    barrier.wait(_WAIT_S)
+    _BARRIERS[-1].wait(_WAIT_S)
     began = time.perf_counter()
     if len(readable):
         batches = -(-len(readable) // batch_size)
@@ -198,7 +223,7 @@ def _measure(
         images=len(fetched),
         failed=len(fetched) - len(readable),
         engine=str(engine.form),
-        gpus=int(engine.form.device == "GPU"),
+        gpus=num_gpus,
         fetch_s=fetch_s,
         fetch_cpu_s=fetch_cpu_s,
         decode_cpu_s=decode_cpu_s,
@@ -211,13 +236,17 @@ def _time_writing(output: str, num_rows: int) -> float:
     rows = min(num_rows, 8192)
     address = storage.join(output, FOLDER, "_probe.partial")
     began = time.perf_counter()
-    try:
-        storage.put(address, os.urandom(rows * _ROW_BYTES))
-    except OutputError as error:
-        raise StoppedError(str(error)) from None
+    _put(address, os.urandom(rows * _ROW_BYTES))
     spent = time.perf_counter() - began
     storage.delete(address)
     return spent / rows
+
+
+def _put(address: str, data: bytes) -> None:
+    try:
+        storage.put(address, data)
+    except OutputError as error:
+        raise StoppedError(str(error)) from None
 
 
 def _conclude(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tlray import storage
@@ -34,9 +34,9 @@ class Receipt:
         images_per_s_steady: of this run, from its first labels to its last.
         first_label_s: seconds from the command to the first labels.
         stages: seconds by stage.
+        versions: of tlray and what it stands on.
         engines: how those that ended the job computed, and how many did so.
         probe: images/s that `tlray plan --probe` told before, and what came, past start-up; None without a probe.
-        versions: of tlray and what it stands on.
     """
 
     format: int
@@ -57,9 +57,9 @@ class Receipt:
     images_per_s_steady: float
     first_label_s: float | None
     stages: dict[str, float]
-    engines: dict[str, int]
-    probe: dict[str, float] | None
     versions: dict[str, str]
+    engines: dict[str, int] = field(default_factory=dict)
+    probe: dict[str, float] | None = None
 
 
 def summarize_parts(parts: Sequence[Part]) -> dict[str, Any]:

@@ -220,12 +220,13 @@ class _Run:
             StoppedError: a signal came, too much fails, or another driver took over.
         """
         from tlray.limits import Limits
-        from tlray.prediction.pipeline import Labelling, Task, make_windows
+        from tlray.prediction.pipeline import Labelling, Task, choose_batch_rows, make_windows
 
+        batch_rows = choose_batch_rows(self._config.batch_size, cluster)
         task = Task(
             rows=self._plan,
             done=settled,
-            windows=make_windows(settled, cluster.cpus, self._plan.streams),
+            windows=make_windows(settled, cluster.cpus, batch_rows, self._plan.streams),
             bundle=self._bundle,
             limits=Limits(self._config.max_bytes, self._config.max_pixels),
             batch_size=self._config.batch_size,

@@ -21,7 +21,7 @@ from tlray.progress import say
 from tlray.sources.planning import ROWS_PER_GROUP, Plan, open_plan
 
 _IDENTITY = ("uri", "size", "etag", "mtime_ns")
-_MUST_AGREE = ("model_id", "top_k", "max_bytes", "max_pixels", "image_column")
+_MUST_AGREE = ("model_id", "top_k", "max_bytes", "max_pixels", "precision", "image_column")
 
 
 @dataclass
