@@ -95,20 +95,19 @@ def run_daft(options: Options) -> int:
 
     answer = daft.DataType.struct({"index": daft.DataType.int64(), "probability": daft.DataType.float32()})
 
-    @daft.udf(return_dtype=answer, batch_size=BATCH_SIZE, concurrency=1)
+    @daft.cls(max_concurrency=1)
     class Classify:
         def __init__(self) -> None:
             self.model = load_model(options)
 
-        def __call__(self, images: Any) -> list[dict[str, Any]]:
+        @daft.method.batch(return_dtype=answer, batch_size=BATCH_SIZE)
+        def label(self, images: Any) -> list[dict[str, Any]]:
             answers = self.model.predict(np.stack(images.to_pylist()).astype(np.float32), verbose=0)
             return [{"index": int(row.argmax()), "probability": float(row.max())} for row in answers]
 
     frame = daft.from_glob_path(f"{options.images}/*")
-    image = (
-        daft.col("path").url.download().image.decode(mode="RGB").image.resize(options.image_size, options.image_size)
-    )
-    frame = frame.with_column("answer", Classify(image)).select("path", "answer")
+    image = daft.col("path").download().decode_image(mode="RGB").resize(options.image_size, options.image_size)
+    frame = frame.with_column("answer", Classify().label(image)).select("path", "answer")
     frame.write_parquet(options.output)
     return int(pq.read_table(options.output).num_rows)
 
