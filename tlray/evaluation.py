@@ -119,7 +119,8 @@ def evaluate(config: EvaluateConfig) -> EvaluateSummary:
         runtime.connect(config.address, config.max_cpus, verbose=config.verbose) as cluster,
         Stage("evaluate", len(labels)) as stage,
     ):
-        for block in label_files(images.table["uri"].to_pylist(), opened, cluster, limits, config.batch_size):
+        uris = images.table["uri"].to_pylist()
+        for block in label_files(uris, opened, cluster, limits, config.batch_size, config.precision):
             for row in block.select(["row_id", "status", "predicted_index"]).to_pylist():
                 if row["status"] == OK:
                     predicted[row["row_id"]] = row["predicted_index"]

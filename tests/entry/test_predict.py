@@ -31,7 +31,7 @@ def archive(digits, tmp_path_factory):
 def labelled(bundle, archive, tmp_path_factory):
     output = tmp_path_factory.mktemp("labelled") / "labels"
     options = ["--model", str(bundle), "--input", str(archive), "--output", str(output), "--top-k", "2"]
-    options += ["--rows-per-part", "7"]
+    options += ["--rows-per-part", "7", "--precision", "float32"]
     printed = run_tlray("predict", *options)
     return output, options, printed
 
@@ -118,7 +118,7 @@ def test_every_road_gives_the_golden_answers(bundle, tmp_path):
     output = tmp_path / "labels"
     run_tlray(
         "predict", "--model", str(bundle), "--input", *(str(bundle / entry.file) for entry in golden),
-        "--output", str(output), "--top-k", "3",
+        "--output", str(output), "--top-k", "3", "--precision", "float32",
     )  # fmt: skip
     rows = {row["uri"]: row for row in pq.read_table(output / "labels").to_pylist()}
     for entry in golden:
@@ -129,7 +129,8 @@ def test_every_road_gives_the_golden_answers(bundle, tmp_path):
 
 def test_evaluate_agrees_with_training_and_the_labels(bundle, digits, tmp_path):
     output = tmp_path / "evaluation"
-    printed = run_tlray("evaluate", "--model", str(bundle), "--data", str(digits / "test"), "--output", str(output))
+    options = ["--data", str(digits / "test"), "--output", str(output), "--precision", "float32"]
+    printed = run_tlray("evaluate", "--model", str(bundle), *options)
     result = json.loads((output / "evaluation.json").read_text())
     expected = json.loads((bundle / "bundle.json").read_text())["metrics"]["test"]
     assert result["accuracy"] == pytest.approx(expected["accuracy"])

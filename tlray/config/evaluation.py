@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from tlray.config.checks import Faults
-from tlray.config.shared import LimitsConfig, RunConfig, S3Config, arrange_help, check_limits, check_run
+from tlray.config.shared import LimitsConfig, PrecisionName, RunConfig, S3Config, arrange_help, check_limits, check_run
 
 
 @arrange_help
@@ -26,7 +26,10 @@ class EvaluateConfig(RunConfig, LimitsConfig, S3Config):
     """Where evaluation.json and confusion.png go: a new folder or s3:// prefix. Default: printed only."""
 
     batch_size: int | None = None
-    """Images the engine takes at once."""
+    """Images an engine takes at once; default 16 on a CPU, 128 on a GPU."""
+
+    precision: PrecisionName = "auto"
+    """What engines compute in, as in `predict`."""
 
     def check(self) -> None:
         """Raise one `ConfigError` naming every value that is not allowed."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
 from tlray.config.checks import SCHEMES, Faults
 from tlray.config.shared import (
     LimitsConfig,
+    PrecisionName,
     RunConfig,
     S3Config,
     arrange_help,
@@ -18,8 +19,6 @@ from tlray.config.shared import (
     check_run,
 )
 from tlray.errors import Code
-
-PrecisionName = Literal["auto", "float32", "bfloat16", "float16"]
 
 _SHARD = re.compile(r"(\d+)/(\d+)")
 
@@ -86,7 +85,7 @@ class PredictConfig(RunConfig, LimitsConfig, S3Config, InputsConfig):
 
     precision: PrecisionName = "auto"
     """What engines compute in: bfloat16 on CPUs or float16 on GPUs that have it, where the bundle's golden images keep
-    their answers; else float32."""
+    their answers; else float32, as a single file always."""
 
     rows_per_part: int = 8192
     """Rows in one Parquet part."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, asdict, dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
@@ -46,6 +46,10 @@ def arrange_help(cls: type[T]) -> type[T]:
 
     cls.__dataclass_fields__ = {name: fields[name] for name in sorted(fields, key=rank)}  # type: ignore[attr-defined]
     return cls
+
+
+PrecisionName = Literal["auto", "float32", "bfloat16", "float16"]
+"""What engines are told to compute in."""
 
 
 @arrange_help

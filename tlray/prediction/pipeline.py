@@ -98,12 +98,17 @@ def make_windows(
 
 
 def label_files(
-    uris: list[str], bundle: Bundle, cluster: Cluster, limits: Limits, batch_size: int | None
+    uris: list[str],
+    bundle: Bundle,
+    cluster: Cluster,
+    limits: Limits,
+    batch_size: int | None,
+    precision: Literal["auto"] | FloatName,
 ) -> Iterator[pa.Table]:
     """Label a list of files; row ids are their positions. As `Labelling`."""
     done = RowSet(len(uris))
     windows = make_windows(done, cluster.cpus, choose_batch_rows(batch_size, cluster))
-    task = Task(MemoryRows(uris), done, windows, bundle, limits, batch_size)
+    task = Task(MemoryRows(uris), done, windows, bundle, limits, batch_size, precision)
     return iter(Labelling(task, cluster))
 
 
