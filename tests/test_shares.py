@@ -36,3 +36,11 @@ def test_engines_leave_room_for_reading(cpus, rows):
     assert 1 <= shares.actors <= cpus
     assert shares.actors * shares.num_cpus + DATA_TASK_CPUS <= cpus
     assert shares.actors * shares.num_threads <= cpus
+
+
+def test_engines_are_told_in_words():
+    assert (
+        str(share_engines(Cluster(2, 0, local=True), 1000, 32)) == "2 engines of 1 thread, which decode for themselves"
+    )
+    assert str(share_engines(Cluster(4, 0, local=True), 10, 32)) == "1 engine of 4 threads, which decode for themselves"
+    assert str(share_engines(Cluster(16, 2, local=False), 10**4, 128)).startswith("2 engines, a GPU each; the cores")

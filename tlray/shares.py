@@ -106,6 +106,12 @@ class EngineShares:
     num_gpus: float
     num_threads: int | None
 
+    def __str__(self) -> str:
+        engines = f"{self.actors} engine{'s' * (self.actors > 1)}"
+        if self.num_threads is None:
+            return f"{engines}, a GPU each; the cores fetch and decode for them"
+        return f"{engines} of {self.num_threads} thread{'s' * (self.num_threads > 1)}, which decode for themselves"
+
 
 def choose_batch_size(*, gpus: bool) -> int:
     """Images in one step of an engine, where nobody says.

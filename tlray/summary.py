@@ -105,13 +105,10 @@ def print_predict(summary: PredictSummary) -> None:
     if receipt.retries:
         facts.append(("retries", f"{receipt.retries:,} requests were asked again"))
     if not summary.already_done and receipt.first_label_s is not None:
-        facts.append(
-            (
-                "speed",
-                f"{receipt.images_per_s_steady:,.1f} images/s past the first label, which came after "
-                f"{receipt.first_label_s:.1f} s; {receipt.images_per_s:,.1f} over all",
-            )
-        )
+        speed = f"{receipt.images_per_s:,.1f} images/s over all, the first label after {receipt.first_label_s:.1f} s"
+        if receipt.images_per_s_steady != receipt.images_per_s:  # more than one batch
+            speed += f"; {receipt.images_per_s_steady:,.1f} images/s from there on"
+        facts.append(("speed", speed))
     if receipt.engines and not summary.already_done:
         facts.append(("engines", "; ".join(f"{count} in {form}" for form, count in receipt.engines.items())))
     if receipt.probe is not None and receipt.probe["told"]:

@@ -117,14 +117,19 @@ class Labelling:
 
     There is one answer for each row, whatever happens to its image.
 
+    Attributes:
+        shares: how its engines are spread over the cluster.
+
     Raises:
         StoppedError: Ray gave up on a task or an engine.
     """
 
     def __init__(self, task: Task, cluster: Cluster) -> None:
+        self._batch_rows = choose_batch_rows(task.batch_size, cluster)
+        self.shares = share_engines(cluster, sum(count for _, count in task.windows), self._batch_rows)
         self._done = ray.put(task.done)
         self._dispatcher = dispatchers.start(task.rows, self._done)
-        self._dataset = self._make_dataset(task, cluster)
+        self._dataset = self._make_dataset(task)
         self._engines: dict[str, int] | None = None
 
     def drain(self) -> None:
@@ -146,12 +151,9 @@ class Labelling:
         finally:
             ray.kill(self._dispatcher)
 
-    def _make_dataset(self, task: Task, cluster: Cluster) -> Any:
-        num_rows = sum(count for _, count in task.windows)
-        bundle = task.bundle
-        batch_size = task.batch_size or choose_batch_size(gpus=cluster.gpus >= 1)
-        batch_rows = choose_batch_rows(task.batch_size, cluster)
-        shares = share_engines(cluster, num_rows, batch_rows)
+    def _make_dataset(self, task: Task) -> Any:
+        bundle, shares = task.bundle, self.shares
+        batch_size = task.batch_size or choose_batch_size(gpus=shares.num_gpus > 0)
         dataset = (
             ray.data.from_blocks([pa.table({"first": [first], "count": [count]}) for first, count in task.windows])
             .map_batches(
@@ -159,7 +161,7 @@ class Labelling:
                 fn_kwargs={
                     "dispatcher": [self._dispatcher],
                     "limits": task.limits,
-                    "batch_rows": batch_rows,
+                    "batch_rows": self._batch_rows,
                     "image_column": task.rows.image_column,
                     "image_size_px": bundle.image_size_px if shares.num_gpus else None,
                 },

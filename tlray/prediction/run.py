@@ -234,6 +234,7 @@ class _Run:
             top_k=self._config.top_k,
         )
         labelling = Labelling(task, cluster)
+        say(str(labelling.shares))
         left = self._plan.num_rows - len(settled)
         notice = ProgressFile(self._output, self._plan.num_rows, len(settled))
         with TermSignal(labelling.drain) as term, Stage("label", left) as stage:
