@@ -20,7 +20,7 @@ import tensorflow as tf
 from tlray.bundle import Bundle, Golden
 from tlray.errors import StoppedError
 from tlray.images import decode
-from tlray.precision import FloatName, detect_fastest
+from tlray.precision import FloatName, PrecisionName, detect_fastest
 
 GOLDEN_TOLERANCES: dict[FloatName, float] = {"float32": 2e-3, "bfloat16": 0.02, "float16": 0.02}
 """How far a probability of a golden image may move, on whatever machine; its label may not."""
@@ -104,7 +104,7 @@ class Engine:
 
 
 def open_engine(
-    bundle: Bundle, batch_size: int, *, num_threads: int | None = None, precision: Literal["auto"] | FloatName = "auto"
+    bundle: Bundle, batch_size: int, *, num_threads: int | None = None, precision: PrecisionName = "auto"
 ) -> Engine:
     """The fastest engine that this process's device has and that answers the golden images right; it is warm.
 
@@ -157,7 +157,7 @@ def count_gpus() -> int:
     return len(tf.config.list_physical_devices("GPU"))
 
 
-def list_precisions(asked: Literal["auto"] | FloatName, device: Literal["CPU", "GPU"]) -> list[FloatName]:
+def list_precisions(asked: PrecisionName, device: Literal["CPU", "GPU"]) -> list[FloatName]:
     """What to try, the fastest first; on GPUs TensorFlow turns a finished graph into float16 alone.
 
     Raises:

@@ -106,7 +106,6 @@ def evaluate(config: EvaluateConfig) -> EvaluateSummary:
     images = scan(storage.resolve(config.data), opened.classes)
 
     from tlray import runtime
-    from tlray.limits import Limits
     from tlray.prediction.pipeline import label_files
     from tlray.progress import Stage
     from tlray.reader import OK
@@ -114,13 +113,12 @@ def evaluate(config: EvaluateConfig) -> EvaluateSummary:
     labels = images.table["label"].to_numpy()
     predicted = np.full(len(labels), -1, np.int64)
     failed: dict[str, int] = {}
-    limits = Limits(config.max_bytes, config.max_pixels)
     with (
         runtime.connect(config.address, config.max_cpus, verbose=config.verbose) as cluster,
         Stage("evaluate", len(labels)) as stage,
     ):
         uris = images.table["uri"].to_pylist()
-        for block in label_files(uris, opened, cluster, limits, config.batch_size, config.precision):
+        for block in label_files(uris, opened, cluster, config.limits, config.batch_size, config.precision):
             for row in block.select(["row_id", "status", "predicted_index"]).to_pylist():
                 if row["status"] == OK:
                     predicted[row["row_id"]] = row["predicted_index"]

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Literal
 
 FloatName = Literal["float32", "bfloat16", "float16"]
+PrecisionName = Literal["auto", "float32", "bfloat16", "float16"]
+"""What `--precision` takes."""
 
 _CPU_FLAGS = {"avx512_bf16", "amx_bf16"}
 _BFLOAT16_COMPUTE_CAPABILITY = 8.0
@@ -39,7 +41,7 @@ class Precision:
         return "float32" if self.prefix == self.step == "float32" else "float16"
 
 
-def choose_precision(asked: Literal["auto"] | FloatName, fastest: FloatName, *, gpus: bool) -> Precision:
+def choose_precision(asked: PrecisionName, fastest: FloatName, *, gpus: bool) -> Precision:
     """Resolve `--precision`.
 
     Args:

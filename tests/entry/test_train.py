@@ -49,6 +49,14 @@ def test_noise_of_tensorflow_and_ray_is_silenced(trained):
         assert noise not in output, output
 
 
+def test_the_summary_tells_how_long_steps_waited_for_input(trained):
+    bundle, output = trained
+    assert "waits for input" in output
+    history = json.loads((bundle / "training" / "history.json").read_text())
+    assert all(record["wait_seconds"] <= record["train_seconds"] for record in history)
+    assert sum(record["wait_seconds"] for record in history) > 0
+
+
 def test_the_same_command_again_does_nothing(bundle, digits):
     before = (bundle / "bundle.json").stat().st_mtime_ns
     options = ["--data", str(digits / "train"), "--test-data", str(digits / "test"), "--output", str(bundle)]

@@ -15,6 +15,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -526,7 +527,9 @@ def test_21_node_removed(calm, cluster, undisturbed, tmp_path):
     output = tmp_path / "out"
     node = cluster.add_node(num_cpus=2)
     driver = Watched(*make_options(undisturbed, output, folder, rows_per_part=20), env={"RAY_ADDRESS": cluster.address})
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
     assert driver.wait_until(lambda: count_parts(output) >= 8)
+    assert any("Labeller" in child.name() + "".join(child.cmdline()) for child in raylet.children(recursive=True))
     cluster.remove_node(node, allow_graceful=False)
     driver.finish()
     check_same_labels(output, expected)
@@ -576,8 +579,15 @@ def test_drained_by_sigterm(calm, undisturbed, tmp_path):
     assert "stopped by SIGTERM" in printed
     assert json.loads((tmp_path / "out" / "_progress.json").read_text())["state"] == "stopped"
     assert not (tmp_path / "out" / "_receipt.json").exists()
-    kept = pq.read_table(tmp_path / "out" / "_waiting.parquet").num_rows
-    assert f"going on: {kept:,} of 600 rows" in run_tlray(*options)
+    # answers in waiting are retried like those in parts: at once what was asked for, in the end what was unreachable
+    waiting = pq.read_table(tmp_path / "out" / "_waiting.parquet")
+    statuses = ["EMPTY", "DENIED", *waiting["status"].to_pylist()[2:]]
+    position = waiting.column_names.index("status")
+    edited = waiting.set_column(position, waiting.field(position), pa.array(statuses))
+    pq.write_table(edited, tmp_path / "out" / "_waiting.parquet")
+    printed = run_tlray(*options, "--retry-failed", "EMPTY")
+    assert f"going on: {waiting.num_rows - 1:,} of 600 rows" in printed
+    assert "trying 1 rows again" in printed
     check_same_labels(tmp_path / "out", expected)
 
 

@@ -8,7 +8,8 @@ from typing import Annotated
 import tyro
 
 from tlray.config.checks import Faults
-from tlray.config.shared import LimitsConfig, PrecisionName, RunConfig, S3Config, arrange_help, check_limits, check_run
+from tlray.config.shared import LimitsConfig, RunConfig, S3Config, arrange_help, check_limits, check_run
+from tlray.precision import PrecisionName
 
 
 @arrange_help

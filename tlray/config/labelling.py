@@ -11,7 +11,6 @@ import tyro
 from tlray.config.checks import SCHEMES, Faults
 from tlray.config.shared import (
     LimitsConfig,
-    PrecisionName,
     RunConfig,
     S3Config,
     arrange_help,
@@ -19,6 +18,7 @@ from tlray.config.shared import (
     check_run,
 )
 from tlray.errors import Code
+from tlray.precision import PrecisionName
 
 _SHARD = re.compile(r"(\d+)/(\d+)")
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, asdict, dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
 from tlray.config.checks import Faults
-from tlray.limits import MAX_BYTES, MAX_PIXELS, PILLOW_MAX_PIXELS
+from tlray.limits import MAX_BYTES, MAX_PIXELS, PILLOW_MAX_PIXELS, Limits
 from tlray.storage import S3Options
 
 _PLACES = {
@@ -48,10 +48,6 @@ def arrange_help(cls: type[T]) -> type[T]:
     return cls
 
 
-PrecisionName = Literal["auto", "float32", "bfloat16", "float16"]
-"""What engines are told to compute in."""
-
-
 @arrange_help
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
@@ -80,6 +76,11 @@ class LimitsConfig:
 
     max_pixels: int = MAX_PIXELS
     """Most pixels that a header may tell of; more is BOMB."""
+
+    @property
+    def limits(self) -> Limits:
+        """Both, for decoding."""
+        return Limits(self.max_bytes, self.max_pixels)
 
 
 @arrange_help

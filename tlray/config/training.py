@@ -17,6 +17,7 @@ from tlray.config.shared import (
     check_run,
     describe,
 )
+from tlray.precision import PrecisionName
 
 OptimizerName = Literal["rmsprop", "sgd", "adam"]
 
@@ -130,7 +131,7 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
     clip_norm: float | None = None
     """Largest global norm of the gradient; default none."""
 
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    precision: PrecisionName = "auto"
     """What convolutions and products take their inputs in; weights, sums and softmax stay float32."""
 
     cache: Literal["auto", "on", "off"] = "auto"

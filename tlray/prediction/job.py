@@ -13,7 +13,6 @@ from tlray.bundle import Bundle, load_bundle
 from tlray.config import InputsConfig, PlanConfig, PredictConfig
 from tlray.errors import ConfigError, DataError, OutputError, StoppedError
 from tlray.images import EXTENSIONS
-from tlray.limits import Limits
 from tlray.prediction.probe import Probe, run_probe
 from tlray.progress import say
 from tlray.sources import archives, planning
@@ -119,9 +118,15 @@ def make_plan(config: PlanConfig) -> PlanSummary:
         probe = None
         if bundle is not None and config.probe is not None:
             say(f"probing {min(config.probe, plan.num_rows):,} images")
-            limits = Limits(config.max_bytes, config.max_pixels)
             probe = run_probe(
-                plan, output, bundle, config.probe, limits, config.batch_size, config.precision, config.price_per_hour
+                plan,
+                output,
+                bundle,
+                config.probe,
+                config.limits,
+                config.batch_size,
+                config.precision,
+                config.price_per_hour,
             )
         return PlanSummary(output, plan, before is not None, probe)
 

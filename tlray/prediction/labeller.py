@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from tlray.bundle import MANIFEST, Bundle, unpack
 from tlray.errors import Code, StoppedError
 from tlray.lean import import_tensorflow
 from tlray.limits import Limits
-from tlray.precision import FloatName
+from tlray.precision import PrecisionName
 from tlray.prediction import batches
 from tlray.prediction.batches import Batch, open_images
 from tlray.prediction.dispatcher import MAX_TRIES
@@ -47,7 +47,7 @@ class Labeller:
         limits: Limits,
         batch_size: int,
         num_threads: int | None,
-        precision: Literal["auto"] | FloatName,
+        precision: PrecisionName,
         num_engines: int,
         top_k: int,
         dispatcher: list[Any],

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ import ray.exceptions
 from tlray.bundle import Bundle
 from tlray.errors import Code, FetchError
 from tlray.limits import Limits
-from tlray.precision import FloatName
+from tlray.precision import PrecisionName
 from tlray.prediction import dispatcher as dispatchers
 from tlray.prediction.batches import PACKED_BYTES, Batch, cut, make_decoded, make_encoded, pack
 from tlray.prediction.dispatcher import MAX_TRIES, Key, MemoryRows, Rows
@@ -63,7 +63,7 @@ class Task:
     bundle: Bundle
     limits: Limits
     batch_size: int | None
-    precision: Literal["auto"] | FloatName = "auto"
+    precision: PrecisionName = "auto"
     top_k: int = 0
 
 
@@ -103,7 +103,7 @@ def label_files(
     cluster: Cluster,
     limits: Limits,
     batch_size: int | None,
-    precision: Literal["auto"] | FloatName,
+    precision: PrecisionName,
 ) -> Iterator[pa.Table]:
     """Label a list of files; row ids are their positions. As `Labelling`."""
     done = RowSet(len(uris))
@@ -119,6 +119,7 @@ class Labelling:
 
     Attributes:
         shares: how its engines are spread over the cluster.
+        engines: how those that were ready with the first answers compute, in the end all; and how many do so.
 
     Raises:
         StoppedError: Ray gave up on a task or an engine.
@@ -130,26 +131,25 @@ class Labelling:
         self._done = ray.put(task.done)
         self._dispatcher = dispatchers.start(task.rows, self._done)
         self._dataset = self._make_dataset(task)
-        self._engines: dict[str, int] | None = None
+        self.engines: dict[str, int] = {}
 
     def drain(self) -> None:
         """Take no more rows in hand; iteration ends when those in hand are answered."""
         self._dispatcher.drain.remote()
 
-    def get_engines(self) -> dict[str, int]:
-        """How the engines that are or were ready compute, and how many do so."""
-        if self._engines is None:
-            return dict(Counter(ray.get(self._dispatcher.get_engines.remote())))
-        return self._engines
-
     def __iter__(self) -> Iterator[pa.Table]:
         try:
-            yield from self._dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
-            self._engines = self.get_engines()
+            for answers in self._dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
+                self.engines = self.engines or self._count_engines()
+                yield answers
+            self.engines = self._count_engines()
         except ray.exceptions.RayError as error:
             raise explain_failure(error, "labelling") from error
         finally:
             ray.kill(self._dispatcher)
+
+    def _count_engines(self) -> dict[str, int]:
+        return dict(Counter(ray.get(self._dispatcher.get_engines.remote())))
 
     def _make_dataset(self, task: Task) -> Any:
         bundle, shares = task.bundle, self.shares

@@ -5,16 +5,17 @@ Processes measure beside each other, one single-threaded engine a core, since a 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing.synchronize import Barrier
 from threading import BrokenBarrierError
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +24,7 @@ from tlray import storage
 from tlray.bundle import Bundle
 from tlray.errors import FetchError, OutputError, StoppedError
 from tlray.limits import Limits
-from tlray.precision import FloatName
+from tlray.precision import PrecisionName
 from tlray.reader import OK, decode_images
 from tlray.shares import choose_batch_size
 from tlray.sources.planning import FOLDER, Plan
@@ -95,7 +96,7 @@ def run_probe(
     num_images: int,
     limits: Limits,
     batch_size: int | None,
-    precision: Literal["auto"] | FloatName,
+    precision: PrecisionName,
     price_per_hour: float | None,
 ) -> Probe:
     """Measure, and keep the result beside the plan.
@@ -164,30 +165,26 @@ def _sample(plan: Plan, num_images: int) -> pa.Table:
     return pa.concat_tables(pieces)
 
 
-def _measure(
-    bundle_path: str,
-    rows: pa.Table,
-    limits: Limits,
-    batch_size: int,
-    precision: Literal["auto"] | FloatName,
-    image_column: str | None,
-) -> Measured:
-    """One process: what each stage takes for its rows, while its neighbours do the same."""
+@contextlib.contextmanager
+def _breaking_the_barrier() -> Iterator[None]:
+    """Whoever fails lets its neighbours go."""
     try:
-        return _measure_stages(bundle_path, rows, limits, batch_size, precision, image_column)
+        yield
     except BaseException:
         _BARRIERS[-1].abort()
         raise
 
 
-def _measure_stages(
+@_breaking_the_barrier()
+def _measure(
     bundle_path: str,
     rows: pa.Table,
     limits: Limits,
     batch_size: int,
-    precision: Literal["auto"] | FloatName,
+    precision: PrecisionName,
     image_column: str | None,
 ) -> Measured:
+    """One process: what each stage takes for its rows, while its neighbours do the same."""
     from tlray.bundle import load_bundle
     from tlray.lean import import_tensorflow
     from tlray.runtime import silence_stderr
@@ -258,16 +255,15 @@ def _conclude(
     if answered == 0:
         raise StoppedError(f"none of {images:,} sampled images can be labelled; --probe N with a larger N takes more")
     gpus = sum(one.gpus for one in measured)
-    fetch_s = sum(one.fetch_s for one in measured) / images
-    fetch_cpu_s = sum(one.fetch_cpu_s for one in measured) / images
-    decode_cpu_s = sum(one.decode_cpu_s for one in measured) / images
-    infer_s = sum(one.infer_s for one in measured) / images
-    rates = {"fetching": cores / fetch_s, "writing": 1 / write_s}
+    stages = ("fetch_s", "fetch_cpu_s", "decode_cpu_s", "infer_s")
+    spent = {name: sum(getattr(one, name) for one in measured) / images for name in stages}
+    cores_s, infer_s = spent["fetch_cpu_s"] + spent["decode_cpu_s"], spent["infer_s"]
+    rates = {"fetching": cores / spent["fetch_s"], "writing": 1 / write_s}
     if gpus:
-        rates |= {"inference": gpus / infer_s, "decoding": cores / (fetch_cpu_s + decode_cpu_s)}
+        rates |= {"inference": gpus / infer_s, "decoding": cores / cores_s}
     else:
         # fetching, decoding and inference share the cores
-        rates["inference" if infer_s > decode_cpu_s else "decoding"] = cores / (fetch_cpu_s + decode_cpu_s + infer_s)
+        rates["inference" if infer_s > cores_s else "decoding"] = cores / (cores_s + infer_s)
     limited_by = min(rates, key=lambda stage: rates[stage])
     hours = num_rows / rates[limited_by] / 3600
     return Probe(
@@ -276,14 +272,11 @@ def _conclude(
         engine=measured[0].engine,
         cores=cores,
         gpus=gpus,
-        fetch_s=fetch_s,
-        fetch_cpu_s=fetch_cpu_s,
-        decode_cpu_s=decode_cpu_s,
-        infer_s=infer_s,
+        **spent,
         write_s=write_s,
         images_per_s=round(rates[limited_by], 2),
         limited_by=limited_by,
-        cpus_per_gpu=round((fetch_cpu_s + decode_cpu_s) / infer_s, 1) if gpus else None,
+        cpus_per_gpu=round(cores_s / infer_s, 1) if gpus else None,
         hours=hours,
         cost=None if price_per_hour is None else hours * price_per_hour,
     )

@@ -130,6 +130,7 @@ class _Run:
         self._first_label_s: float | None = None
         self._last_label_s = 0.0
         self._first_rows = 0
+        self._answered = 0
         self._engines: dict[str, int] = {}
 
     def go(self) -> PredictSummary:
@@ -156,10 +157,9 @@ class _Run:
         if resumed:
             say(f"going on: {resumed:,} of {self._plan.num_rows:,} rows are done")
         self._spend("resuming")
-        fresh = self._plan.num_rows - len(settled)
-        if fresh or self._unreachable:
+        if len(settled) < self._plan.num_rows or self._unreachable:
             self._label_all(writer, settled)
-        return PredictSummary(self._output, self._close(fresh), resumed, already_done=False)
+        return PredictSummary(self._output, self._close(), resumed, already_done=False)
 
     def _find_done(self) -> RowSet:
         """The rows that need no more work: those in valid parts, but for failed ones that are to be tried again.
@@ -219,7 +219,6 @@ class _Run:
         Raises:
             StoppedError: a signal came, too much fails, or another driver took over.
         """
-        from tlray.limits import Limits
         from tlray.prediction.pipeline import Labelling, Task, choose_batch_rows, make_windows
 
         batch_rows = choose_batch_rows(self._config.batch_size, cluster)
@@ -228,7 +227,7 @@ class _Run:
             done=settled,
             windows=make_windows(settled, cluster.cpus, batch_rows, self._plan.streams),
             bundle=self._bundle,
-            limits=Limits(self._config.max_bytes, self._config.max_pixels),
+            limits=self._config.limits,
             batch_size=self._config.batch_size,
             precision=self._config.precision,
             top_k=self._config.top_k,
@@ -244,7 +243,7 @@ class _Run:
                     self._last_label_s = time.monotonic() - self._began
                     if self._first_label_s is None:
                         self._first_label_s, self._first_rows = self._last_label_s, answers.num_rows
-                        say(f"engines compute in {' and '.join(labelling.get_engines())}")
+                        say(f"engines compute in {' and '.join(labelling.engines)}")
                     statuses = answers["status"].to_pylist()
                     if reach is not None:
                         reach.check(statuses)
@@ -254,8 +253,9 @@ class _Run:
                     stage.advance(answers.num_rows)
                     notice.advance(statuses)
                     left -= answers.num_rows
+                    self._answered += answers.num_rows
                     failures.check(statuses, final=reach is None)
-                self._engines = labelling.get_engines()
+                self._engines = labelling.engines
             except BaseException:
                 with contextlib.suppress(OutputError):
                     writer.save_waiting()
@@ -291,12 +291,12 @@ class _Run:
         """Charge the time since the last stage to this one."""
         self._stages[stage] = time.monotonic() - self._began - sum(self._stages.values())
 
-    def _close(self, fresh: int) -> receipts.Receipt:
+    def _close(self) -> receipts.Receipt:
         """Write the receipt and clear away what a stopped run would need."""
         elapsed = time.monotonic() - self._began
         steady_s = self._last_label_s - (self._first_label_s or 0.0)
         # a run of one batch has no rate past its first
-        steady = round((fresh - self._first_rows) / steady_s if steady_s > 0 else fresh / elapsed, 2)
+        steady = round((self._answered - self._first_rows) / steady_s if steady_s > 0 else self._answered / elapsed, 2)
         probe = read_probe(self._output)
         counts = receipts.summarize_parts(list(self._parts.values()))
         written = counts["labelled"] + counts["failed"]
@@ -313,7 +313,7 @@ class _Run:
             config=self._job.asked,
             started=self._job.started,
             finished=jobs.now(),
-            images_per_s=round(fresh / elapsed, 2),
+            images_per_s=round(self._answered / elapsed, 2),
             images_per_s_steady=steady,
             first_label_s=None if self._first_label_s is None else round(self._first_label_s, 2),
             stages={name: round(spent, 2) for name, spent in self._stages.items()},

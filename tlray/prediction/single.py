@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
@@ -63,10 +64,11 @@ def _open_engine(path: str, model_id: str, image_size_px: int) -> Engine:
     """One engine a bundle and process; `model_id` tells apart what lay at the same path."""
     from pathlib import Path
 
-    from tlray.lean import set_environment
+    from tlray.lean import enable_onednn
     from tlray.runtime import silence_stderr
 
-    set_environment()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    enable_onednn()
     with silence_stderr():
         from tlray.engine import Engine
 

@@ -10,7 +10,6 @@ import numpy.typing as npt
 from tlray import bundle, storage
 from tlray.config import TrainConfig
 from tlray.errors import DataError, StoppedError
-from tlray.limits import Limits
 from tlray.progress import say
 from tlray.sources.classes import scan
 
@@ -90,7 +89,7 @@ def assign_roles(config: TrainConfig, images: Images, *, spread: bool) -> Roles:
     from tlray.training.inputs import inspect_images
     from tlray.training.schedule import choose_validation
 
-    digests, faults = inspect_images(images.uris, Limits(config.max_bytes, config.max_pixels), spread=spread)
+    digests, faults = inspect_images(images.uris, config.limits, spread=spread)
     left_out = [(uri, fault) for uri, fault in zip(images.uris, faults, strict=True) if fault is not None]
     for uri, fault in left_out[:_NAMED_FAULTS]:
         say(f"left out: {uri} ({fault})")

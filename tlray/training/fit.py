@@ -142,7 +142,6 @@ def _run(
     import ray
 
     from tlray.features import Prefix
-    from tlray.limits import Limits
     from tlray.training.frozen import prepare_cache
     from tlray.training.launch import Launch
     from tlray.training.task import make_task
@@ -162,7 +161,7 @@ def _run(
         weights_sha256=hashlib.sha256(base_weights).hexdigest() if base_weights is not None else "",
         weights_seed=config.seed,
         precision=precision,
-        limits=Limits(config.max_bytes, config.max_pixels),
+        limits=config.limits,
     )
     try:
         cache, prefix_s = prepare_cache(config, cluster, roles, prefix, uris, augmentation)

@@ -19,7 +19,6 @@ from tlray.config import TrainConfig
 from tlray.errors import TlrayError
 from tlray.features import Cache
 from tlray.lean import import_keras
-from tlray.limits import Limits
 from tlray.precision import Precision
 from tlray.shares import WorkerShares
 from tlray.training.channel import Message
@@ -176,7 +175,7 @@ def make_task(
         images=ImageSource(
             uris,
             config.resolved_image_size,
-            Limits(config.max_bytes, config.max_pixels),
+            config.limits,
             shares.num_readers,
             shares.reader_cpus,
             keep_in=str(Path(tempfile.gettempdir(), f"tlray-images-{secrets.token_hex(4)}")),
