@@ -30,9 +30,14 @@ def encode(width, height):
 )
 def test_batches_are_bounded_by_rows_and_where_they_travel_encoded_by_bytes(sizes, encoded, expected):
     rows = pa.table({"size": pa.array(sizes, pa.int64()), "row_id": pa.array(range(len(sizes)), pa.int64())})
-    batches = list(cut(rows, 3, encoded=encoded))
+    batches = list(cut(rows, 3, 3, encoded=encoded))
     assert [batch.num_rows for batch in batches] == expected
     assert [row for batch in batches for row in batch["row_id"].to_pylist()] == list(range(len(sizes)))
+
+
+def test_the_first_batch_may_be_smaller():
+    rows = pa.table({"size": pa.array([10] * 9, pa.int64())})
+    assert [batch.num_rows for batch in cut(rows, 2, 4, encoded=True)] == [2, 4, 3]
 
 
 def test_decoding_before_and_in_the_engine_give_the_same():

@@ -31,16 +31,18 @@ PACKED_BYTES = 16 * 2**10
 _MAX_ENCODED_BYTES = 64 * 2**20
 
 
-def cut(rows: pa.Table, batch_size: int, *, encoded: bool) -> Iterator[pa.Table]:
+def cut(rows: pa.Table, first_size: int, batch_size: int, *, encoded: bool) -> Iterator[pa.Table]:
     """Batches of planned rows, of bounded bytes where they will travel encoded and the plan knows their sizes.
 
-    Bounds follow from the plan alone: a task that is run again must make the same batches.
+    The first may be smaller, so that a run's first answers come sooner. Bounds follow from the plan alone: a task that
+    is run again must make the same batches.
     """
     unknown = _MAX_ENCODED_BYTES // batch_size
     sizes = rows["size"].fill_null(unknown).to_numpy() if encoded else np.zeros(rows.num_rows, np.int64)
     first, held = 0, 0
     for index, size in enumerate(sizes):
-        if index > first and (index - first == batch_size or held + size > _MAX_ENCODED_BYTES):
+        most = batch_size if first else first_size
+        if index > first and (index - first == most or held + size > _MAX_ENCODED_BYTES):
             yield rows.slice(first, index - first)
             first, held = index, 0
         held += size

@@ -161,6 +161,7 @@ class Labelling:
                 fn_kwargs={
                     "dispatcher": [self._dispatcher],
                     "limits": task.limits,
+                    "first_rows": batch_size,
                     "batch_rows": self._batch_rows,
                     "image_column": task.rows.image_column,
                     "image_size_px": bundle.image_size_px if shares.num_gpus else None,
@@ -196,6 +197,7 @@ def _read_window(
     window: Batch,
     dispatcher: list[Any],
     limits: Limits,
+    first_rows: int,
     batch_rows: int,
     image_column: str | None,
     image_size_px: int | None,
@@ -206,7 +208,7 @@ def _read_window(
     rows, tries = ray.get(handle.lease.remote(first, count))
     fetched = read_rows(rows, limits.max_bytes, image_column)
     looked = time.monotonic()
-    for batch in cut(rows, batch_rows, encoded=image_size_px is None):
+    for batch in cut(rows, first_rows, batch_rows, encoded=image_size_px is None):
         if time.monotonic() - looked > _LOOK_INTERVAL_S:
             looked = time.monotonic()
             if ray.get(handle.is_draining.remote()):
