@@ -14,7 +14,7 @@ from tlray.prediction.schema import ANSWER_FIELDS
 from tlray.prediction.watch import Failures, Reach
 
 BUNDLE = SimpleNamespace(model_id="m" * 64, classes=("a", "b"), preprocessing_fingerprint="f")
-SCHEMA = make_schema(BUNDLE, "run", [], top_k=0)
+SCHEMA = make_schema(BUNDLE, "run", [])
 
 
 class MemoryPlan:
@@ -37,6 +37,8 @@ def make_answers(row_ids, status="ok", bad=3):
         "probability": [0.5] * count,
         "width": [1] * count,
         "height": [1] * count,
+        "needs_review": [None] * count,
+        "oddness": [None] * count,
         "retries": [0] * count,
     }
     return pa.table({field.name: pa.array(columns[field.name], field.type) for field in ANSWER_FIELDS})

@@ -4,8 +4,9 @@ bundle.json      what it is: model id, classes, preprocessing, metrics, checksum
 model.keras      the Keras model: float32 pixels in [0, 255] in, probabilities out
 saved_model/     the same for plain `tf.saved_model.load`: uint8 [N, S, S, 3] in, float32 [N, C] out
 golden/          encoded images and the float32 probabilities that a CPU gave for them
-training/        history.json, learning_curve.png, config.yaml, tensorboard/
-README.md        a card for people
+training/        history.json, learning_curve.png, config.yaml, conflicts.csv, tensorboard/
+report.html      what was trained and how good it is, as one page
+README.md        the model card
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -24,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tlray import storage
+from tlray.card import write_card
 from tlray.errors import BundleError, FetchError
 from tlray.safety import find_threats
 
@@ -32,6 +34,7 @@ MANIFEST = "bundle.json"
 HISTORY = "training/history.json"
 GOLDEN = "golden/golden.json"
 CARD = "README.md"
+REPORT = "report.html"
 
 _REQUIRED = {"format", "model_id", "architecture", "classes", "preprocessing", "calibration", "files"}
 _PACKAGES = ("tlray", "tensorflow", "keras", "ray", "numpy", "pyarrow", "pillow")
@@ -80,6 +83,11 @@ class Bundle:
     def image_size_px(self) -> int:
         """Side S of the square input."""
         return int(self.manifest["preprocessing"]["image_size"])
+
+    @property
+    def num_features(self) -> int:
+        """Length D of an image's pooled features; 0 where the model gives none."""
+        return int(self.manifest["architecture"].get("num_features", 0))
 
     @property
     def preprocessing_fingerprint(self) -> str:
@@ -141,9 +149,12 @@ def save_bundle(
     architecture: dict[str, Any],
     classes: Sequence[str],
     preprocessing: dict[str, Any],
+    calibration: dict[str, Any],
+    thresholds: dict[str, Any],
     training: dict[str, Any],
     metrics: dict[str, Any],
     history: list[dict[str, Any]],
+    write_report: Callable[[dict[str, Any]], bytes] | None = None,
 ) -> dict[str, Any]:
     """Write a bundle that appears whole or not at all; returns its manifest.
 
@@ -152,8 +163,9 @@ def save_bundle(
         model_files: `model.keras`, `saved_model/...` and `golden/...` by name.
         reports: files for people by name; no checksum covers them.
         architecture: backbone, head, and the sha256 of the weights.
-        classes, preprocessing, training, metrics: as in `bundle.json`.
+        classes, preprocessing, calibration, thresholds, training, metrics: as in `bundle.json`.
         history: one record an epoch.
+        write_report: makes `report.html` of the manifest.
 
     Raises:
         OutputError: it cannot be written.
@@ -164,8 +176,8 @@ def save_bundle(
         "architecture": architecture,
         "classes": list(classes),
         "preprocessing": preprocessing,
-        "calibration": {"temperature": 1.0},
-        "thresholds": {},
+        "calibration": calibration,
+        "thresholds": thresholds,
         "training": training,
         "metrics": metrics,
         "versions": list_versions(),
@@ -176,7 +188,8 @@ def save_bundle(
         **model_files,
         **reports,
         HISTORY: _dump(history),
-        CARD: _write_card(manifest).encode(),
+        **({} if write_report is None else {REPORT: write_report(manifest)}),
+        CARD: write_card(manifest).encode(),
         MANIFEST: _dump(manifest),
     }
     storage.put_folder(uri, files, last=MANIFEST)
@@ -280,24 +293,3 @@ def _check_file(folder: Path, name: str, expected: str) -> str | None:
 
 def _dump(value: Any) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def _write_card(manifest: dict[str, Any]) -> str:
-    architecture, metrics = manifest["architecture"], manifest["metrics"]
-    size = manifest["preprocessing"]["image_size"]
-    lines = [
-        f"# {architecture['backbone']}, {len(manifest['classes'])} classes",
-        "",
-        f"An image classifier trained by tlray {manifest['versions']['tlray']}.",
-        "",
-        f"- Model id: `{manifest['model_id']}`",
-        f"- Input: RGB, {size} x {size} pixels, uint8",
-        f"- Classes: {', '.join(manifest['classes'])}",
-        f"- Kept: phase {metrics['kept']['phase']}, epoch {metrics['kept']['epoch']}",
-    ]
-    for role in ("validation", "test"):
-        if metrics.get(role):
-            lines.append(
-                f"- Accuracy on {role} data: {metrics[role]['accuracy']:.3f} ({metrics[role]['images']:,} images)"
-            )
-    return "\n".join(lines) + "\n"

@@ -141,6 +141,14 @@ def _run_evaluate(config: Any) -> int:
     return 0
 
 
+def _run_import(config: Any) -> int:
+    from tlray.importer import import_model
+    from tlray.summary import print_import
+
+    print_import(import_model(config))
+    return 0
+
+
 def _run_show(config: Any) -> int:
     from tlray import storage
     from tlray.bundle import load_bundle
@@ -166,6 +174,7 @@ COMMANDS = {
     "plan": Command("PlanConfig", _run_plan, "list what predict would label, without labelling"),
     "verify": Command("VerifyConfig", _run_verify, "prove an output of predict whole"),
     "evaluate": Command("EvaluateConfig", _run_evaluate, "measure a bundle on class folders"),
+    "import": Command("ImportConfig", _run_import, "make a bundle of a Keras model trained elsewhere"),
     "show": Command("ShowConfig", _run_show, "print what a bundle is"),
     "demo": Command("DemoConfig", _run_demo, "train and label handwritten digits, nothing to set up"),
 }

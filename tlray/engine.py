@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -51,8 +51,22 @@ class Form:
         return f"{self.precision}{', XLA' * self.xla}{threads}{f' ({self.note})' if self.note else ''}"
 
 
+class Answers(NamedTuple):
+    """What an engine says about N images, all float32.
+
+    Attributes:
+        probabilities: `[N, C]`, calibrated.
+        oddness: `[N]`; None from a bundle that has nothing to compare with.
+        embeddings: `[N, D]`, pooled features; None from a bundle that was made before there were any.
+    """
+
+    probabilities: npt.NDArray[np.float32]
+    oddness: npt.NDArray[np.float32] | None
+    embeddings: npt.NDArray[np.float32] | None
+
+
 class Engine:
-    """Probabilities for batches of decoded images, in float32.
+    """Answers for batches of decoded images.
 
     The ragged end of the work is padded to the batch shape, so that TensorFlow traces and tunes once.
 
@@ -83,31 +97,51 @@ class Engine:
         self._run = tf.saved_model.load(str(saved_model)).signatures["serving_default"]
         self._pixels = np.zeros((batch_size, image_size_px, image_size_px, 3), np.uint8)
 
-    def predict(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Probabilities, float32 `[N, C]`, of uint8 images `[N, S, S, 3]`; N is 1 or more."""
+    def predict(self, pixels: npt.NDArray[np.uint8]) -> Answers:
+        """Answers to uint8 images `[N, S, S, 3]`; N is 1 or more."""
         parts = [
-            self._run_padded(pixels[start : start + self._batch_size])[: len(pixels) - start]
+            _take(self._run_padded(pixels[start : start + self._batch_size]), len(pixels) - start)
             for start in range(0, len(pixels), self._batch_size)
         ]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return parts[0] if len(parts) == 1 else _join(parts)
 
     def predict_golden(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """As `predict`, for few images: where no shape is compiled, they aren't padded, which would cost a batch."""
-        return self.predict(pixels) if self.form.device == "GPU" else self._run_all(pixels)
+        """Probabilities `[N, C]` of few images: where no shape is compiled they aren't padded, which costs a batch."""
+        return (self.predict(pixels) if self.form.device == "GPU" else self._run_all(pixels)).probabilities
 
     def time_batch(self) -> float:
         """Seconds that a batch takes, the best of a few runs."""
         return min(_time(self._run_padded, self._pixels) for _ in range(_TIMED_RUNS))
 
-    def _run_padded(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    def _run_padded(self, pixels: npt.NDArray[np.uint8]) -> Answers:
         if len(pixels) < self._batch_size:
             self._pixels[: len(pixels)] = pixels
             pixels = self._pixels
         return self._run_all(pixels)
 
-    def _run_all(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        result: npt.NDArray[np.float32] = self._run(tf.constant(pixels))["probabilities"].numpy()
-        return result
+    def _run_all(self, pixels: npt.NDArray[np.uint8]) -> Answers:
+        result = self._run(tf.constant(pixels))
+        oddness, embeddings = (result[name].numpy() if name in result else None for name in ("oddness", "embedding"))
+        return Answers(result["probabilities"].numpy(), oddness, embeddings)
+
+
+def _take(answers: Answers, count: int) -> Answers:
+    probabilities, oddness, embeddings = answers
+    return Answers(
+        probabilities[:count],
+        None if oddness is None else oddness[:count],
+        None if embeddings is None else embeddings[:count],
+    )
+
+
+def _join(parts: Sequence[Answers]) -> Answers:
+    oddness = [part.oddness for part in parts if part.oddness is not None]
+    embeddings = [part.embeddings for part in parts if part.embeddings is not None]
+    return Answers(
+        np.concatenate([part.probabilities for part in parts]),
+        np.concatenate(oddness) if oddness else None,
+        np.concatenate(embeddings) if embeddings else None,
+    )
 
 
 def open_engine(

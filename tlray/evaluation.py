@@ -1,4 +1,7 @@
-"""How good a bundle is on labelled folders: accuracy, precision, recall and F1 by class, the confusion matrix."""
+"""How good a bundle is on labelled images, where it fails, and which of their labels look wrong.
+
+tlray evaluate --model bundle/ --data photos/ --output evaluation/
+"""
 
 from __future__ import annotations
 
@@ -10,35 +13,26 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from tlray import storage
-from tlray.bundle import load_bundle
+from tlray.bundle import Bundle, load_bundle
 from tlray.config import EvaluateConfig
-from tlray.errors import OutputError
+from tlray.errors import OutputError, StoppedError
+from tlray.measures import Measurement, measure
 from tlray.pictures import draw_confusion
+from tlray.prediction.schema import EMBEDDING
 from tlray.sources.classes import scan
+from tlray.suspects import MAX_IMAGES, NO_SUSPECTS, find_suspects, list_conflicts, list_suspects, write_conflicts
+from tlray.thresholds import choose_thresholds
 
 RESULT = "evaluation.json"
 PICTURE = "confusion.png"
+CONFLICTS = "conflicts.csv"
 
-
-@dataclass(frozen=True)
-class Measurement:
-    """Metrics over labelled images.
-
-    Attributes:
-        images: how many were measured.
-        accuracy: share whose most probable class is the true one.
-        by_class: class name -> precision, recall, f1 (each in [0, 1], 0 where undefined) and images.
-        macro_f1: plain mean of the classes' F1.
-        confusion: `[C][C]` counts; row: true class, column: predicted class.
-    """
-
-    images: int
-    accuracy: float
-    by_class: dict[str, dict[str, float]]
-    macro_f1: float
-    confusion: list[list[int]]
+_MAX_WORST = 60
+_MAX_PAIRS = 20
 
 
 @dataclass(frozen=True)
@@ -50,7 +44,8 @@ class EvaluateSummary:
         classes: class names by index.
         measurement: metrics over the images that could be decoded.
         failed: how many could not, by code.
-        output: where evaluation.json and confusion.png lie, or None.
+        output: where evaluation.json, report.html, conflicts.csv and confusion.png lie, or None.
+        result: what evaluation.json holds.
     """
 
     model_id: str
@@ -58,34 +53,26 @@ class EvaluateSummary:
     measurement: Measurement
     failed: dict[str, int]
     output: str | None
+    result: dict[str, Any]
 
 
-def measure(
-    labels: npt.NDArray[np.integer[Any]], predicted: npt.NDArray[np.integer[Any]], classes: Sequence[str]
-) -> Measurement:
-    """Compare true with predicted class indices, both `[N]`."""
-    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+@dataclass(frozen=True)
+class _Answers:
+    """A bundle's answers to N labelled images, NaN where there are none.
 
-    indices = np.arange(len(classes))
-    precision, recall, f1, support = precision_recall_fscore_support(
-        labels, predicted, labels=indices, average=None, zero_division=0.0
-    )
-    by_class = {
-        name: {
-            "precision": float(precision[index]),
-            "recall": float(recall[index]),
-            "f1": float(f1[index]),
-            "images": int(support[index]),
-        }
-        for index, name in enumerate(classes)
-    }
-    return Measurement(
-        images=len(labels),
-        accuracy=float((labels == predicted).mean()) if len(labels) else 0.0,
-        by_class=by_class,
-        macro_f1=float(f1.mean()),
-        confusion=confusion_matrix(labels, predicted, labels=indices).tolist(),
-    )
+    Attributes:
+        probabilities: float32 `[N, C]`.
+        oddness: float32 `[N]`.
+        features: float32 `[K, D]`, of those images that are held against each other.
+        places: `[N]`, an image's place among them, or -1.
+        failed: images without an answer, by code.
+    """
+
+    probabilities: npt.NDArray[np.float32]
+    oddness: npt.NDArray[np.float32]
+    features: npt.NDArray[np.float32]
+    places: npt.NDArray[np.int64]
+    failed: dict[str, int]
 
 
 def evaluate(config: EvaluateConfig) -> EvaluateSummary:
@@ -105,37 +92,130 @@ def evaluate(config: EvaluateConfig) -> EvaluateSummary:
         storage.check_writable(output)
     images = scan(storage.resolve(config.data), opened.classes)
 
+    answers = _answer(config, opened, images.table)
+    measured = np.flatnonzero(np.isfinite(answers.probabilities).all(axis=1))
+    if len(measured) == 0:
+        raise StoppedError(
+            f"none of {images.table.num_rows:,} images of {config.data} could be labelled; nothing to measure"
+        )
+    uris = images.table["uri"].take(pa.array(measured)).to_pylist()
+    labels = images.table["label"].to_numpy()[measured]
+    probabilities, oddness = answers.probabilities[measured], answers.oddness[measured]
+    measurement = measure(probabilities, labels, opened.classes)
+    suspects, conflicts = _find_suspects(answers, measured, uris, labels, opened.classes)
+    result = {
+        "model_id": opened.model_id,
+        "data": config.data,
+        "classes": list(opened.classes),
+        "failed_by_code": answers.failed,
+        "measured": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        **asdict(measurement),
+        "most_confused": list_confused(measurement.confusion, opened.classes),
+        "thresholds": choose_thresholds(probabilities, labels, opened.classes, config.target_precision),
+        "uncalibrated": None,
+        "oddness": None
+        if np.isnan(oddness).any()
+        else {"median": float(np.median(oddness)), "above_1": float((oddness > 1).mean())},
+        "worst": _list_worst(probabilities, labels, uris, opened.classes),
+        "suspects": suspects,
+    }
+    if output is not None:
+        storage.put(storage.join(output, PICTURE), draw_confusion(measurement.confusion, opened.classes))
+        storage.put(storage.join(output, CONFLICTS), conflicts)
+        storage.put(storage.join(output, RESULT), (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
+    return EvaluateSummary(opened.model_id, opened.classes, measurement, answers.failed, output, result)
+
+
+def list_confused(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Pairs of a true class and another that was predicted for it, the most frequent first."""
+    cells = [
+        (count, row, column)
+        for row, counts in enumerate(confusion)
+        for column, count in enumerate(counts)
+        if row != column and count
+    ]
+    cells.sort(key=lambda cell: -cell[0])
+    pairs = [{"true": classes[row], "predicted": classes[column], "images": count} for count, row, column in cells]
+    return pairs[:_MAX_PAIRS]
+
+
+def _answer(config: EvaluateConfig, bundle: Bundle, table: pa.Table) -> _Answers:
+    """Label the images on Ray."""
     from tlray import runtime
     from tlray.prediction.pipeline import label_files
+    from tlray.prediction.wanted import Wanted
     from tlray.progress import Stage
     from tlray.reader import OK
 
-    labels = images.table["label"].to_numpy()
-    predicted = np.full(len(labels), -1, np.int64)
-    failed: dict[str, int] = {}
+    count, num_classes = table.num_rows, len(bundle.classes)
+    chosen = np.random.default_rng(0).permutation(count)[:MAX_IMAGES]
+    places = np.full(count, -1)
+    places[chosen] = np.arange(len(chosen))
+    answers = _Answers(
+        probabilities=np.full((count, num_classes), np.nan, np.float32),
+        oddness=np.full(count, np.nan, np.float32),
+        features=np.zeros((len(chosen), bundle.num_features), np.float32),
+        places=places,
+        failed={},
+    )
+    wanted = Wanted(top_k=num_classes, embedding_size=bundle.num_features)
     with (
         runtime.connect(config.address, config.max_cpus, verbose=config.verbose) as cluster,
-        Stage("evaluate", len(labels)) as stage,
+        Stage("evaluate", count) as stage,
     ):
-        uris = images.table["uri"].to_pylist()
-        for block in label_files(uris, opened, cluster, config.limits, config.batch_size, config.precision):
-            for row in block.select(["row_id", "status", "predicted_index"]).to_pylist():
-                if row["status"] == OK:
-                    predicted[row["row_id"]] = row["predicted_index"]
-                else:
-                    failed[row["status"]] = failed.get(row["status"], 0) + 1
+        uris = table["uri"].to_pylist()
+        for block in label_files(uris, bundle, cluster, config.limits, config.batch_size, config.precision, wanted):
             stage.advance(block.num_rows)
-    answered = predicted >= 0
-    measurement = measure(labels[answered], predicted[answered], opened.classes)
-    if output is not None:
-        result = {
-            "model_id": opened.model_id,
-            "data": config.data,
-            "classes": list(opened.classes),
-            "failed_by_code": failed,
-            "measured": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            **asdict(measurement),
+            for code in block["status"].to_pylist():
+                if code != OK:
+                    answers.failed[code] = answers.failed.get(code, 0) + 1
+            good = block.filter(pc.equal(block["status"], OK)).combine_chunks()
+            if good.num_rows == 0:
+                continue
+            rows = good["row_id"].to_numpy()
+            order, chances = (
+                np.asarray(good[name].combine_chunks().flatten()).reshape(-1, num_classes)
+                for name in ("top_indices", "top_probabilities")
+            )
+            answers.probabilities[rows[:, None], order] = chances
+            answers.oddness[rows] = good["oddness"].to_numpy()
+            if bundle.num_features:
+                features = np.asarray(good[EMBEDDING].combine_chunks().flatten()).reshape(-1, bundle.num_features)
+                kept = places[rows] >= 0
+                answers.features[places[rows[kept]]] = features[kept]
+    return answers
+
+
+def _find_suspects(
+    answers: _Answers,
+    measured: npt.NDArray[np.int64],
+    uris: Sequence[str],
+    labels: npt.NDArray[np.int64],
+    classes: Sequence[str],
+) -> tuple[dict[str, Any], bytes]:
+    """As `suspects.list_suspects`, and all conflicts as a CSV file, of the images whose features were kept."""
+    kept = np.flatnonzero(answers.places[measured] >= 0)
+    features = answers.features[answers.places[measured[kept]]]
+    found = find_suspects(features, labels[kept], len(classes)) if features.shape[1] else NO_SUSPECTS
+    chosen = [uris[index] for index in kept.tolist()]
+    conflicts = write_conflicts(list_conflicts(found, chosen, labels[kept], classes))
+    return list_suspects(found, chosen, labels[kept], classes), conflicts
+
+
+def _list_worst(
+    probabilities: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], uris: Sequence[str], classes: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Mistakes, the surest first."""
+    predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    wrong = np.flatnonzero(predicted != labels)
+    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:_MAX_WORST]
+    return [
+        {
+            "uri": uris[row],
+            "true": classes[int(labels[row])],
+            "predicted": classes[int(predicted[row])],
+            "probability": float(confidence[row]),
+            "true_probability": float(probabilities[row, labels[row]]),
         }
-        storage.put(storage.join(output, PICTURE), draw_confusion(measurement.confusion, opened.classes))
-        storage.put(storage.join(output, RESULT), (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
-    return EvaluateSummary(opened.model_id, opened.classes, measurement, failed, output)
+        for row in worst.tolist()
+    ]

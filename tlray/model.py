@@ -33,6 +33,9 @@ Entrance = Literal["pixels", "activations", "pooled"]
 Weights = dict[str, npt.NDArray[Any]]
 """Arrays by name: `head/LAYER/VARIABLE`, `base/POSITION/VARIABLE`; the same whichever part of the network is built."""
 
+POOL = "pool"
+"""Name of the layer whose output are an image's features."""
+
 _FRESH_BATCHNORM_MOMENTUM = 0.9
 # Keras's bases come with 0.99 or more: after a few hundred steps their moving statistics would still be half initial
 
@@ -185,12 +188,20 @@ class Network:
             training: lets BatchNorm follow the batch where it is trained.
             masks: float32 `[N, sum of head units]` that multiplies the dense layers' outputs (dropout); None for ones.
         """
+        return self.classify(self.embed(inputs, training=training), masks=masks)
+
+    def embed(self, inputs: Any, *, training: bool) -> Any:
+        """Pooled features `[N, D]`; arguments as `call`."""
         features = inputs
         if self.entrance == "pixels":
             features = features * self._backbone.scale + self._backbone.offset
         if self.base is not None:
             features = self.base(features, training=training and self._train_batchnorm)
             features = keras.ops.mean(features, axis=(1, 2))
+        return features
+
+    def classify(self, features: Any, *, masks: Any = None) -> Any:
+        """Probabilities, float32 `[N, C]`, of pooled features; `masks` as `call`."""
         start = 0
         for layer in self.head[:-1]:
             features = layer(features)
@@ -236,7 +247,7 @@ def assemble_model(backbone: str, base: keras.Model, head: Sequence[keras.layers
     inputs = keras.Input(base.input.shape[1:], dtype="float32", name="image")
     features = keras.layers.Rescaling(entry.scale, entry.offset, name="rescale")(inputs)
     features = base(features, training=False)
-    features = keras.layers.GlobalAveragePooling2D(name="pool")(features)
+    features = keras.layers.GlobalAveragePooling2D(name=POOL)(features)
     for layer in head:
         features = layer(features)
     return keras.Model(inputs, features, name="tlray")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tlray.bundle import Bundle
     from tlray.demo import DemoSummary
     from tlray.evaluation import EvaluateSummary
+    from tlray.importer import ImportSummary
     from tlray.prediction.job import PlanSummary
     from tlray.prediction.probe import Probe
     from tlray.prediction.run import PredictSummary
@@ -45,12 +46,20 @@ def print_train(summary: TrainSummary) -> None:
     numbers = ["1" if name == "head" else "2" for name in metrics["phases"]]
     facts += [(f"phase {number}", text) for number, text in zip(numbers, _describe_phases(metrics), strict=True)]
     facts.append(("kept", f"epoch {kept['epoch']} (phase {'1' if kept['phase'] == 'head' else '2'}, {kept['phase']})"))
-    for role in ("validation", "test"):
-        if role in metrics:
-            measured = metrics[role]
-            facts.append((f"{role} accuracy", f"{measured['accuracy']:.4f} ({measured['images']:,} images)"))
+    facts += _describe_accuracy(metrics)
+    facts += _describe_doubles(summary.suspects)
     facts += [("try next" if index == 0 else "", sentence) for index, sentence in enumerate(summary.advice)]
     _print_facts(facts)
+
+
+def _describe_doubles(suspects: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """Pictures that are there twice."""
+    if suspects is None or not suspects["duplicates"]:
+        return []
+    pairs = suspects["duplicates"]
+    both = sum(pair["first_label"] != pair["second_label"] for pair in pairs)
+    told = f"{len(pairs):,} pair{'s' * (len(pairs) > 1)} of pictures that look the same"
+    return [("look at", f"{told}, {both:,} of them under two labels")]
 
 
 def _describe_phases(metrics: dict[str, Any]) -> list[str]:
@@ -102,6 +111,9 @@ def print_predict(summary: PredictSummary) -> None:
     if receipt.update is not None:
         told = ", ".join(f"{receipt.update[name]:,} {name}" for name in ("kept", "new", "changed", "vanished"))
         facts.append(("update", f"{told}; from {receipt.update['from']}"))
+    if receipt.needs_review is not None:
+        share = receipt.needs_review / max(receipt.labelled, 1)
+        facts.append(("needs review", f"{receipt.needs_review:,} ({share:.1%} of the labels)"))
     if receipt.retries:
         facts.append(("retries", f"{receipt.retries:,} requests were asked again"))
     if not summary.already_done and receipt.first_label_s is not None:
@@ -195,47 +207,96 @@ def print_evaluate(summary: EvaluateSummary) -> None:
     console.print()
     _print_classes(measured.by_class)
     facts = [
-        ("accuracy", f"{measured.accuracy:.4f} ({measured.images:,} images)"),
+        (
+            "accuracy",
+            f"{measured.accuracy:.4f} ({measured.images:,} images; 95% interval {measured.accuracy_low:.3f} to "
+            f"{measured.accuracy_high:.3f})",
+        ),
         ("macro F1", f"{measured.macro_f1:.4f}"),
     ]
-    pairs = [
-        (count, summary.classes[row], summary.classes[column])
-        for row, counts in enumerate(measured.confusion)
-        for column, count in enumerate(counts)
-        if row != column and count
-    ]
-    if pairs:
-        worst = sorted(pairs, key=lambda pair: -pair[0])[:3]
-        facts.append(
-            ("most confused", "; ".join(f"{true} taken for {guess} {count:,}x" for count, true, guess in worst))
-        )
+    if measured.top_k < len(summary.classes):
+        facts.append((f"top-{measured.top_k} accuracy", f"{measured.top_k_accuracy:.4f}"))
+    facts.append(("calibration", f"probabilities are off by {measured.ece:.3f} on average (ECE)"))
+    facts.append(("to be right", _describe_threshold(summary.result["thresholds"])))
+    if worst := summary.result["most_confused"][:3]:
+        told = "; ".join(f"{pair['true']} taken for {pair['predicted']} {pair['images']:,}x" for pair in worst)
+        facts.append(("most confused", told))
+    facts += _describe_doubles(summary.result["suspects"])
     if summary.failed:
         facts.append(("not measured", ", ".join(f"{code} {count:,}" for code, count in summary.failed.items())))
     if summary.output:
-        facts.append(("written", f"{summary.output}/evaluation.json, confusion.png"))
+        facts.append(("written", f"{summary.output}/evaluation.json, conflicts.csv, confusion.png"))
     facts.append(("model id", summary.model_id))
     _print_facts(facts)
+
+
+def _describe_threshold(thresholds: dict[str, Any]) -> str:
+    overall, target = thresholds["overall"], thresholds["target_precision"]
+    if overall is None:
+        return f"no probability is enough to be right in {target:.0%} of cases"
+    return (
+        f"in {target:.0%} of cases, a label needs a probability of {overall['probability']:.3f}, as "
+        f"{overall['kept']:.0%} of them have (95% interval of the precision {overall['low']:.3f} to "
+        f"{overall['high']:.3f})"
+    )
+
+
+def print_import(summary: ImportSummary) -> None:
+    """What the new bundle holds, and how good it is where that could be told."""
+    console.print()
+    facts = [("bundle", summary.output), ("model id", summary.manifest["model_id"])]
+    facts += _describe_network(summary.manifest)
+    facts += _describe_accuracy(summary.manifest["metrics"])
+    if summary.failed:
+        facts.append(("left out", f"{summary.failed:,} images that cannot be decoded"))
+    if "validation" not in summary.manifest["metrics"]:
+        facts.append(("try next", "--val-data calibrates its probabilities and says how good it is"))
+    _print_facts(facts)
+
+
+def _describe_network(manifest: dict[str, Any]) -> list[tuple[str, str]]:
+    architecture, size = manifest["architecture"], manifest["preprocessing"]["image_size"]
+    head = " -> ".join(map(str, [*architecture["head_units"], f"{architecture['num_classes']} classes"]))
+    return [
+        ("network", f"{architecture['backbone']} -> pooling -> {head}"),
+        ("input", f"RGB, {size} x {size} pixels, uint8"),
+        ("classes", _shorten(manifest["classes"])),
+    ]
+
+
+def _describe_accuracy(metrics: dict[str, Any]) -> list[tuple[str, str]]:
+    """Accuracy by role, and what the probabilities are worth."""
+    facts = []
+    for role in ("validation", "test"):
+        if role in metrics:
+            measured = metrics[role]
+            facts.append((f"{role} accuracy", f"{measured['accuracy']:.4f} ({measured['images']:,} images)"))
+    if metrics.get("uncalibrated"):
+        before, after = metrics["uncalibrated"]["ece"], metrics["validation"]["ece"]
+        facts.append(("calibration", f"probabilities are off by {after:.3f} on average, {before:.3f} before (ECE)"))
+    return facts
 
 
 def print_bundle(bundle: Bundle) -> None:
     """What a verified bundle is."""
     manifest = bundle.manifest
-    architecture, training, metrics = manifest["architecture"], manifest["training"], manifest["metrics"]
-    head = " -> ".join(map(str, [*architecture["head_units"], f"{architecture['num_classes']} classes"]))
+    training, metrics = manifest["training"], manifest["metrics"]
     facts = [
         ("bundle", f"{bundle.uri} (verified: {len(manifest['files'])} files)"),
         ("model id", bundle.model_id),
-        ("network", f"{architecture['backbone']} -> pooling -> {head}"),
-        ("input", f"RGB, {bundle.image_size_px} x {bundle.image_size_px} pixels, uint8"),
-        ("classes", _shorten(bundle.classes)),
-        ("trained on", f"{training['data']} ({training['counts']['train']:,} images)"),
-        ("kept", f"epoch {metrics['kept']['epoch']} (phase {metrics['kept']['phase']})"),
+        *_describe_network(manifest),
     ]
-    for role in ("validation", "test"):
-        if role in metrics:
-            facts.append((f"{role} accuracy", f"{metrics[role]['accuracy']:.4f} ({metrics[role]['images']:,} images)"))
+    if training:
+        facts += [
+            ("trained on", f"{training['data']} ({training['counts']['train']:,} images)"),
+            ("kept", f"epoch {metrics['kept']['epoch']} (phase {metrics['kept']['phase']})"),
+        ]
+    facts += _describe_accuracy(metrics)
+    if manifest["thresholds"]:
+        facts.append(("to be right", _describe_threshold(manifest["thresholds"])))
     facts.append(("versions", ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())))
-    _print_history(bundle.load_history(), metrics["kept"]["epoch"])
+    if training:
+        _print_history(bundle.load_history(), metrics["kept"]["epoch"])
     _print_facts(facts)
 
 

@@ -218,7 +218,7 @@ def test_48_train_equals_serve(undisturbed):
     answers = {
         "keras": keras.saving.load_model(undisturbed / "model.keras").predict(pixels.astype(np.float32), verbose=0),
         "saved model": tf.saved_model.load(str(undisturbed / "saved_model")).serve(tf.constant(pixels)).numpy(),
-        "engine": Engine(undisturbed / "saved_model", bundle.image_size_px, 4).predict(pixels),
+        "engine": Engine(undisturbed / "saved_model", bundle.image_size_px, 4).predict(pixels).probabilities,
     }
     for name, answer in answers.items():
         np.testing.assert_allclose(answer, expected, atol=GOLDEN_TOLERANCE, err_msg=name)
@@ -230,6 +230,7 @@ def test_48_the_saved_weights_are_those_that_validation_saw(undisturbed, small):
 
     import keras
 
+    from tlray.calibration import apply_temperature, compute_log_loss
     from tlray.images import decode
     from tlray.training.schedule import choose_validation
 
@@ -239,10 +240,12 @@ def test_48_the_saved_weights_are_those_that_validation_saw(undisturbed, small):
     chosen = np.flatnonzero(choose_validation(digests, labels, 0.2))
     pixels = np.stack([decode(paths[row].read_bytes(), 48).pixels for row in chosen]).astype(np.float32)
     answers = keras.saving.load_model(undisturbed / "model.keras").predict(pixels, verbose=0)
-    loss = -np.log(np.maximum(answers[np.arange(len(chosen)), labels[chosen]], 1e-7)).mean()
-    metrics = read_manifest(undisturbed)["metrics"]["validation"]
+    manifest = read_manifest(undisturbed)
+    metrics = manifest["metrics"]["validation"]
     assert metrics["images"] == len(chosen)
-    assert loss == pytest.approx(metrics["loss"], rel=LOSS_TOLERANCE)
+    assert compute_log_loss(answers, labels[chosen]) == pytest.approx(metrics["log_loss"], rel=LOSS_TOLERANCE)
+    trained = apply_temperature(answers, 1 / manifest["calibration"]["temperature"])
+    assert compute_log_loss(trained, labels[chosen]) == pytest.approx(metrics["loss"], rel=LOSS_TOLERANCE)
     assert (answers.argmax(1) == labels[chosen]).mean() == pytest.approx(metrics["accuracy"])
 
 

@@ -3,7 +3,7 @@
 `check()` looks at values only (no file, no network, no Ray) and reports every fault at once as one `ConfigError`.
 """
 
-from tlray.config.evaluation import DemoConfig, EvaluateConfig, ShowConfig
+from tlray.config.evaluation import DemoConfig, EvaluateConfig, ImportConfig, ShowConfig
 from tlray.config.labelling import InputsConfig, PlanConfig, PredictConfig, VerifyConfig
 from tlray.config.shared import LimitsConfig, RunConfig, S3Config, describe
 from tlray.config.training import DEFAULT_RATES, OptimizerName, TrainConfig, describe_run, resolve
@@ -12,6 +12,7 @@ __all__ = [
     "DEFAULT_RATES",
     "DemoConfig",
     "EvaluateConfig",
+    "ImportConfig",
     "InputsConfig",
     "LimitsConfig",
     "OptimizerName",

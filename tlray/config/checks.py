@@ -29,6 +29,11 @@ class Faults:
         if not 0 < value < math.inf:
             self.add(f"{_flag(name)} takes a number above 0; got {value}")
 
+    def check_share(self, name: str, value: float) -> None:
+        """Take shares above 0, up to 1."""
+        if not 0 < value <= 1:
+            self.add(f"{_flag(name)} takes a share above 0, up to 1; got {value}")
+
     def check_uri(self, name: str, value: str | None) -> None:
         """Take None, a local path, or `s3://` with a bucket."""
         if value is None:

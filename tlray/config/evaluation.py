@@ -1,4 +1,4 @@
-"""`tlray evaluate`, `show` and `demo`."""
+"""`tlray evaluate`, `import`, `show` and `demo`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tlray.precision import PrecisionName
 @arrange_help
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(RunConfig, LimitsConfig, S3Config):
-    """Measure a bundle on class folders: accuracy, precision, recall, F1 and the confusion matrix."""
+    """Measure a bundle on labelled images: accuracy, each class, calibration, and which labels look wrong."""
 
     model: str
     """Bundle to measure: a folder or s3:// prefix."""
@@ -24,7 +24,10 @@ class EvaluateConfig(RunConfig, LimitsConfig, S3Config):
     """Labelled images, DIR/CLASS/image: a folder or s3:// prefix."""
 
     output: str | None = None
-    """Where evaluation.json and confusion.png go: a new folder or s3:// prefix. Default: printed only."""
+    """Where evaluation.json, report.html and more go: a new folder or s3:// prefix. Default: printed only."""
+
+    target_precision: float = 0.95
+    """Share of labels that are to be right: it tells from which probability on they are."""
 
     batch_size: int | None = None
     """Images an engine takes at once; default 16 on a CPU, 128 on a GPU."""
@@ -39,6 +42,7 @@ class EvaluateConfig(RunConfig, LimitsConfig, S3Config):
             faults.check_uri(name, getattr(self, name))
         if self.batch_size is not None:
             faults.check_range("batch_size", self.batch_size, 1, 4096)
+        faults.check_share("target_precision", self.target_precision)
         check_run(faults, self)
         check_limits(faults, self)
         faults.report()
@@ -59,6 +63,54 @@ class ShowConfig(S3Config):
         """Raise a `ConfigError` where the bundle's address is not one."""
         faults = Faults()
         faults.check_uri("bundle", self.bundle)
+        faults.report()
+
+
+@arrange_help
+@dataclass(frozen=True, kw_only=True)
+class ImportConfig(LimitsConfig, S3Config):
+    """Make a bundle of a Keras image classifier that was trained elsewhere."""
+
+    model: Annotated[str, tyro.conf.Positional]
+    """The model, MODEL.keras: images [N, S, S, 3] in, probabilities or logits [N, C] out."""
+
+    classes: str
+    """File of class names in the order of its outputs: one a line, or a JSON list."""
+
+    output: str
+    """Where the bundle goes: a new folder or s3:// prefix."""
+
+    scale: float = 1.0
+    """What its input wants of a pixel in [0, 255]: pixel * SCALE + OFFSET. 0.00784313725 and -1 give [-1, 1]."""
+
+    offset: float = 0.0
+    """See --scale."""
+
+    image_size: int | None = None
+    """Side of the square input in pixels; default the model's own."""
+
+    val_data: str | None = None
+    """Labelled images to calibrate it on, take thresholds from, and measure it."""
+
+    target_precision: float = 0.95
+    """Share of labels that are to be right: the bundle tells from which probability on they are, on --val-data."""
+
+    verbose: bool = False
+    """Show what TensorFlow prints, and tracebacks."""
+
+    def check(self) -> None:
+        """Raise one `ConfigError` naming every value that is not allowed."""
+        faults = Faults()
+        for name in ("model", "classes", "output", "val_data"):
+            faults.check_uri(name, getattr(self, name))
+        if not self.model.endswith(".keras"):
+            faults.add(f"the model is a .keras file; got {self.model!r}")
+        if self.scale == 0:
+            faults.add("--scale takes a number other than 0; got 0.0")
+        if self.image_size is not None:
+            faults.check_range("image_size", self.image_size, 8, 2048)
+        faults.check_share("target_precision", self.target_precision)
+        check_limits(faults, self)
         faults.report()
 
 

@@ -80,6 +80,12 @@ class PredictConfig(RunConfig, LimitsConfig, S3Config, InputsConfig):
     top_k: int = 0
     """Also write the K most probable classes of each image; 0 for none."""
 
+    embeddings: bool = False
+    """Also write each image's pooled features, the vector that its label was told from."""
+
+    min_probability: str | None = None
+    """Mark less probable labels in the column needs_review: a number, or auto for the bundle's own thresholds."""
+
     batch_size: int | None = None
     """Images an engine takes at once; default 16 on a CPU, 128 on a GPU."""
 
@@ -108,6 +114,8 @@ class PredictConfig(RunConfig, LimitsConfig, S3Config, InputsConfig):
         faults.check_range("top_k", self.top_k, 0, 1000)
         if self.batch_size is not None:
             faults.check_range("batch_size", self.batch_size, 1, 4096)
+        if self.min_probability is not None and not _is_probability(self.min_probability):
+            faults.add(f"--min-probability takes auto or 0 to 1; got {self.min_probability}")
         faults.check_range("rows_per_part", self.rows_per_part, 1, 1_000_000)
         faults.check_range("max_failed", self.max_failed, 0, 10**12)
         unknown = sorted(set(self.retry_failed or ()) - set(Code))
@@ -190,6 +198,15 @@ class VerifyConfig(S3Config):
         faults.report()
 
 
+def _is_probability(text: str) -> bool:
+    if text == "auto":
+        return True
+    try:
+        return 0 <= float(text) <= 1
+    except ValueError:
+        return False
+
+
 def check_inputs(faults: Faults, config: InputsConfig) -> None:
     """Check what several commands take as inputs."""
     if not config.input:
@@ -201,8 +218,7 @@ def check_inputs(faults: Faults, config: InputsConfig) -> None:
             faults.check_uri("allow", prefix)
     if config.limit is not None:
         faults.check_range("limit", config.limit, 1, 10**12)
-    if not 0 < config.sample <= 1:
-        faults.add(f"--sample takes a share above 0, up to 1; got {config.sample}")
+    faults.check_share("sample", config.sample)
     shard = _SHARD.fullmatch(config.shard)
     if shard is None or not 1 <= int(shard[1]) <= int(shard[2]):
         faults.add(f"--shard takes I/N with I from 1 to N, such as 2/8; got {config.shard!r}")

@@ -146,6 +146,9 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
     storage_path: str | None = None
     """Where checkpoints go, a folder or s3:// prefix, until the bundle is saved; default OUTPUT-checkpoints."""
 
+    target_precision: float = 0.95
+    """Share of labels that are to be right: the bundle tells from which probability on they are, on validation."""
+
     max_failures: int = 3
     """How often lost workers are started again, from the last finished epoch; -1 for without end."""
 
@@ -231,6 +234,7 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
                 faults.add("--cache on needs a --cache-dir that all machines of the cluster reach")
         if self.views is not None:
             faults.check_range("views", self.views, 1, 1000)
+        faults.check_share("target_precision", self.target_precision)
         faults.check_range("max_failures", self.max_failures, -1, 1_000_000)
         faults.check_range("max_failed", self.max_failed, 0, 10**12)
         faults.check_positive("collective_timeout", self.collective_timeout)

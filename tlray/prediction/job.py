@@ -8,22 +8,26 @@ import uuid
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from tlray import storage
 from tlray.bundle import Bundle, load_bundle
 from tlray.config import InputsConfig, PlanConfig, PredictConfig
 from tlray.errors import ConfigError, DataError, OutputError, StoppedError
 from tlray.images import EXTENSIONS
 from tlray.prediction.probe import Probe, run_probe
+from tlray.prediction.wanted import Wanted
 from tlray.progress import say
 from tlray.sources import archives, planning
 from tlray.sources.inputs import Selection, find_candidates
 from tlray.sources.planning import Plan
 from tlray.storage.lock import NAME as LOCK
 from tlray.storage.lock import Lock
+from tlray.thresholds import resolve_thresholds
 
 RECORD = "_job.json"
 
-_DECIDING = ("top_k", "rows_per_part", "max_bytes", "max_pixels", "precision")
+_DECIDING = ("top_k", "embeddings", "rows_per_part", "max_bytes", "max_pixels", "precision")
 _SELECTING = ("uri_column", "id_column", "image_column", "include", "exclude", "limit", "sample", "shard", "allow")
 
 
@@ -76,7 +80,39 @@ def describe_selection(config: InputsConfig) -> dict[str, Any]:
 def describe_job(config: PredictConfig, bundle: Bundle) -> dict[str, Any]:
     """What decides the rows and their labels."""
     deciding = {name: getattr(config, name) for name in _DECIDING}
-    return {**describe_selection(config), **deciding, "model_id": bundle.model_id}
+    least = config.min_probability
+    if least == "auto":
+        least = f"auto: {json.dumps(_find_thresholds(bundle)['overall'])}"  # may differ from bundle to bundle
+    return {**describe_selection(config), **deciding, "min_probability": least, "model_id": bundle.model_id}
+
+
+def list_wanted(config: PredictConfig, bundle: Bundle) -> Wanted:
+    """What engines are to answer.
+
+    Raises:
+        ConfigError: the bundle hasn't got what was asked for.
+    """
+    size = bundle.num_features if config.embeddings else 0
+    if config.embeddings and not size:
+        raise ConfigError([f"--embeddings needs a bundle that gives features; {bundle.uri} gives none"])
+    least = None
+    if config.min_probability == "auto":
+        least = resolve_thresholds(_find_thresholds(bundle), bundle.classes)
+    elif config.min_probability is not None:
+        least = np.full(len(bundle.classes), float(config.min_probability), np.float32)
+    return Wanted(min(config.top_k, len(bundle.classes)), size, least)
+
+
+def _find_thresholds(bundle: Bundle) -> dict[str, Any]:
+    thresholds: dict[str, Any] = bundle.manifest["thresholds"]
+    if not thresholds:
+        raise ConfigError(
+            [
+                f"--min-probability auto needs thresholds from validation images, which {bundle.uri} hasn't got; "
+                "give a probability from 0 to 1"
+            ]
+        )
+    return thresholds
 
 
 def check_same_job(output: str, have: dict[str, Any], asked: dict[str, Any]) -> None:

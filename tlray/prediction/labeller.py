@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +21,37 @@ from tlray.precision import PrecisionName
 from tlray.prediction import batches
 from tlray.prediction.batches import Batch, open_images
 from tlray.prediction.dispatcher import MAX_TRIES
-from tlray.prediction.schema import ANSWER_FIELDS, TOP_FIELDS
+from tlray.prediction.schema import EMBEDDING, TOP_FIELDS
+from tlray.prediction.wanted import Wanted
 from tlray.reader import OK, ImageBatch
 
-Answers = tuple[ImageBatch, npt.NDArray[np.float32]]
-"""Decoded images with what is wrong with some, and probabilities `[N, C]`, NaN for those."""
+if TYPE_CHECKING:
+    from tlray.engine import Answers
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Decoded images with what is wrong with some, and the engine's answers, NaN for those.
+
+    Attributes:
+        images: N of them.
+        probabilities: float32 `[N, C]`.
+        oddness: float32 `[N]`.
+        embeddings: float32 `[N, D]`; `[N, 0]` where they aren't wanted.
+    """
+
+    images: ImageBatch
+    probabilities: npt.NDArray[np.float32]
+    oddness: npt.NDArray[np.float32]
+    embeddings: npt.NDArray[np.float32]
+
+    def put(self, rows: npt.NDArray[np.int64], answers: Answers) -> None:
+        """Take the engine's answers to some rows."""
+        self.probabilities[rows] = answers.probabilities
+        if answers.oddness is not None:
+            self.oddness[rows] = answers.oddness
+        if self.embeddings.shape[1] and answers.embeddings is not None:
+            self.embeddings[rows] = answers.embeddings
 
 
 class Labeller:
@@ -37,7 +64,7 @@ class Labeller:
         num_threads: TensorFlow's; None on GPUs.
         precision: as `open_engine`.
         num_engines: how many of these the run has.
-        top_k: how many classes to list beside the first.
+        wanted: what to answer.
         dispatcher: the run's `Dispatcher`.
     """
 
@@ -49,7 +76,7 @@ class Labeller:
         num_threads: int | None,
         precision: PrecisionName,
         num_engines: int,
-        top_k: int,
+        wanted: Wanted,
         dispatcher: list[Any],
     ) -> None:
         self._dispatcher = dispatcher[0]
@@ -58,8 +85,8 @@ class Labeller:
         from tlray.engine import open_engine
 
         self._limits = limits
-        self._top_k = top_k
-        self._fields = ANSWER_FIELDS + (TOP_FIELDS if top_k else [])
+        self._wanted = wanted
+        self._fields = wanted.fields
         with tempfile.TemporaryDirectory(prefix="tlray-") as folder:
             contents: dict[str, bytes] = ray.get(files[0])
             unpack(contents, Path(folder))
@@ -76,30 +103,34 @@ class Labeller:
         tries: int | None = ray.get(self._dispatcher.start_batch.remote(key))
         if tries is None:
             return self._make_table({field.name: [] for field in self._fields})
-        answers = None if tries else self._answer_together(batch)
-        images, probabilities = answers or self._answer_one_by_one(key, batch)
+        answered = None if tries else self._answer_together(batch)
+        answered = answered or self._answer_one_by_one(key, batch)
         self._dispatcher.leave.remote(key)
-        return self._make_answers(batch, images, probabilities)
+        return self._make_answers(batch, answered)
 
-    def _answer_together(self, batch: Batch) -> Answers | None:
+    def _expect(self, images: ImageBatch, count: int) -> Answered:
+        sizes = (count, len(self._classes)), (count,), (count, self._wanted.embedding_size)
+        return Answered(images, *(np.full(size, np.nan, np.float32) for size in sizes))
+
+    def _answer_together(self, batch: Batch) -> Answered | None:
         """None where the engine fails on some image among these."""
         images = open_images(batch, slice(None), self._image_size_px, self._limits)
-        probabilities = np.full((len(images.status), len(self._classes)), np.nan, np.float32)
+        answered = self._expect(images, len(images.status))
         readable = np.flatnonzero(np.array(images.status, object) == OK)
         if len(readable):
             pixels = images.pixels if len(readable) == len(images.status) else images.pixels[readable]
             try:
-                probabilities[readable] = self._engine.predict(pixels)
+                answered.put(readable, self._engine.predict(pixels))
             except Exception:  # whatever TensorFlow raises: the rows are tried one by one
                 return None
-        return images, probabilities
+        return answered
 
-    def _answer_one_by_one(self, key: tuple[str, int], batch: Batch) -> Answers:
+    def _answer_one_by_one(self, key: tuple[str, int], batch: Batch) -> Answered:
         """The same for a batch that failed, or whose process died: a row that does so again says so in its status."""
         row_ids = batch["row_id"]
         side = self._image_size_px
         images = ImageBatch(np.empty((0, side, side, 3), np.uint8), [], [], [], [])
-        probabilities = np.full((len(row_ids), len(self._classes)), np.nan, np.float32)
+        answered = self._expect(images, len(row_ids))
         failures: list[Exception] = []
         num_tried = 0
         for index, row_id in enumerate(row_ids):
@@ -112,7 +143,7 @@ class Labeller:
                 continue
             num_tried += 1
             try:
-                probabilities[index] = self._engine.predict(one.pixels)[0]
+                answered.put(np.array([index]), self._engine.predict(one.pixels))
             except Exception as failure:
                 failures.append(failure)
                 images.status[-1] = Code.MODEL_ERROR.value
@@ -123,15 +154,16 @@ class Labeller:
                 f"the model fails on every image of a batch ({type(failures[0]).__name__}: {told}); "
                 "where memory is short, a smaller --batch-size takes less"
             )
-        return images, probabilities
+        return answered
 
-    def _make_answers(self, batch: Batch, images: ImageBatch, probabilities: npt.NDArray[np.float32]) -> pa.Table:
+    def _make_answers(self, batch: Batch, answered: Answered) -> pa.Table:
+        images, probabilities, top_k = answered.images, answered.probabilities, self._wanted.top_k
         for row in np.flatnonzero(~np.isfinite(probabilities).all(axis=1)):
             if images.status[row] == OK:
                 images.status[row] = Code.MODEL_ERROR.value
                 images.errors[row] = "the model answered with a number that is not finite"
         unanswered = np.array(images.status, object) != OK
-        order = np.argsort(-probabilities, axis=1, kind="stable")[:, : max(1, self._top_k)]
+        order = np.argsort(-probabilities, axis=1, kind="stable")[:, : max(1, top_k)]
         chances = np.take_along_axis(probabilities, order, axis=1)
         names = self._classes[order]
         columns: dict[str, Any] = {
@@ -143,9 +175,18 @@ class Labeller:
             "probability": pa.array(chances[:, 0], mask=unanswered),
             "width": images.widths,
             "height": images.heights,
+            "oddness": pa.array(answered.oddness, mask=unanswered | np.isnan(answered.oddness)),
+            "needs_review": pa.nulls(len(order), pa.bool_()),
             "retries": batch["retries"],
         }
-        if self._top_k:
+        if self._wanted.least is not None:
+            columns["needs_review"] = pa.array(chances[:, 0] < self._wanted.least[order[:, 0]], mask=unanswered)
+        if self._wanted.embedding_size:
+            values = pa.array(answered.embeddings.ravel())
+            columns[EMBEDDING] = pa.FixedSizeListArray.from_arrays(
+                values, self._wanted.embedding_size, mask=pa.array(unanswered)
+            )
+        if top_k:
             tops: list[npt.NDArray[Any]] = [order, names, chances]
             for field, values in zip(TOP_FIELDS, tops, strict=True):
                 rows = zip(values.tolist(), unanswered, strict=True)

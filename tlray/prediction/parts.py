@@ -25,7 +25,7 @@ from tlray import storage
 from tlray.bundle import Bundle
 from tlray.errors import IN_THE_WAY, FetchError
 from tlray.prediction.rowset import RowSet
-from tlray.prediction.schema import ANSWER_FIELDS, LABEL_FIELDS, TOP_FIELDS
+from tlray.prediction.schema import KEPT_ANSWERS, LABEL_FIELDS
 from tlray.reader import OK
 
 FOLDER = "labels"
@@ -64,12 +64,14 @@ class Part:
         rows: how many it holds.
         sha256: of the file.
         failed_by_code: rows whose status is not "ok", by status.
+        needs_review: rows that somebody should look at.
     """
 
     name: str
     rows: int
     sha256: str
     failed_by_code: dict[str, int]
+    needs_review: int = 0
 
 
 def get_row_ids(name: str) -> range:
@@ -83,15 +85,17 @@ def make_name(first: int, count: int) -> str:
     return f"part-{first:012d}-{first + count - 1:012d}.parquet"
 
 
-def make_schema(bundle: Bundle, run_id: str, input_fields: Sequence[pa.Field], top_k: int) -> pa.Schema:
-    """Columns and file metadata of a run's parts."""
+def make_schema(
+    bundle: Bundle, run_id: str, input_fields: Sequence[pa.Field], extra_fields: Sequence[pa.Field] = ()
+) -> pa.Schema:
+    """Columns and file metadata of a run's parts; the extra fields are `schema.list_extra_fields`."""
     metadata = {
         MODEL_ID_KEY.decode(): bundle.model_id,
         "tlray.classes": json.dumps(bundle.classes, ensure_ascii=False),
         "tlray.preprocessing": bundle.preprocessing_fingerprint,
         "tlray.run_id": run_id,
     }
-    return pa.schema([*LABEL_FIELDS, *(TOP_FIELDS if top_k else []), *input_fields], metadata=metadata)
+    return pa.schema([*LABEL_FIELDS, *extra_fields, *input_fields], metadata=metadata)
 
 
 @dataclass
@@ -133,7 +137,7 @@ class PartWriter:
         self._kept = kept
         self._earlier = earlier
         self._open: dict[int, _Open] = {}
-        self._answer_schema = pa.schema([entry for entry in ANSWER_FIELDS + TOP_FIELDS if entry.name in schema.names])
+        self._answer_schema = pa.schema([entry for entry in schema if entry.name in KEPT_ANSWERS])
         self._answer_names = self._answer_schema.names
 
     def add(self, answers: pa.Table) -> Iterator[Part]:
@@ -228,8 +232,6 @@ class PartWriter:
         columns |= {
             "uri": planned["uri"],
             "model_id": pa.array([model_id] * count, pa.string()),
-            "needs_review": pa.nulls(count, pa.bool_()),
-            "oddness": pa.nulls(count, pa.float32()),
         }
         table = pa.table([columns[entry.name] for entry in self._schema], schema=self._schema)
         data = _to_parquet(table)
@@ -268,7 +270,7 @@ def from_parquet(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
 def _read_part(entry: storage.Entry, model_id: str) -> tuple[Part, pa.Table] | None:
     try:
         data = storage.get(entry.uri)
-        table = from_parquet(data, ["row_id", "status"])
+        table = from_parquet(data, ["row_id", "status", "needs_review"])
     except (FetchError, pa.ArrowException, OSError):
         return None
     if (table.schema.metadata or {}).get(MODEL_ID_KEY) != model_id.encode():
@@ -282,7 +284,8 @@ def _read_part(entry: storage.Entry, model_id: str) -> tuple[Part, pa.Table] | N
 def _describe(name: str, data: bytes, table: pa.Table) -> Part:
     counts = pc.value_counts(table["status"]).to_pylist()
     failed = {count["values"]: count["counts"] for count in counts if count["values"] != OK}
-    return Part(name, table.num_rows, hashlib.sha256(data).hexdigest(), failed)
+    needs_review = pc.sum(table["needs_review"]).as_py() or 0
+    return Part(name, table.num_rows, hashlib.sha256(data).hexdigest(), failed, needs_review)
 
 
 def _to_parquet(table: pa.Table) -> bytes:

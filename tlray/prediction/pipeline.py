@@ -30,6 +30,7 @@ from tlray.prediction.batches import PACKED_BYTES, Batch, cut, make_decoded, mak
 from tlray.prediction.dispatcher import MAX_TRIES, Key, MemoryRows, Rows
 from tlray.prediction.labeller import Labeller
 from tlray.prediction.rowset import RowSet
+from tlray.prediction.wanted import Wanted
 from tlray.runtime import explain_failure
 from tlray.shares import DATA_TASK_CPUS, Cluster, choose_batch_size, share_engines
 from tlray.sources.reading import read_rows
@@ -54,7 +55,7 @@ class Task:
         limits: of decoding.
         batch_size: images in one step of the engine; None for what suits it.
         precision: as `engine.open_engine`.
-        top_k: how many classes to list beside the first; 0 for none.
+        wanted: what to answer beside the most probable class.
     """
 
     rows: Rows
@@ -63,8 +64,8 @@ class Task:
     bundle: Bundle
     limits: Limits
     batch_size: int | None
-    precision: PrecisionName = "auto"
-    top_k: int = 0
+    precision: PrecisionName
+    wanted: Wanted
 
 
 def choose_batch_rows(batch_size: int | None, cluster: Cluster) -> int:
@@ -104,16 +105,17 @@ def label_files(
     limits: Limits,
     batch_size: int | None,
     precision: PrecisionName,
+    wanted: Wanted,
 ) -> Iterator[pa.Table]:
     """Label a list of files; row ids are their positions. As `Labelling`."""
     done = RowSet(len(uris))
     windows = make_windows(done, cluster.cpus, choose_batch_rows(batch_size, cluster))
-    task = Task(MemoryRows(uris), done, windows, bundle, limits, batch_size, precision)
+    task = Task(MemoryRows(uris), done, windows, bundle, limits, batch_size, precision, wanted)
     return iter(Labelling(task, cluster))
 
 
 class Labelling:
-    """A pipeline at work: iterate for tables by `ANSWER_FIELDS` (and `TOP_FIELDS` where `top_k` is above 0).
+    """A pipeline at work: iterate for tables by `Wanted.fields`.
 
     There is one answer for each row, whatever happens to its image.
 
@@ -178,7 +180,7 @@ class Labelling:
                     "num_threads": shares.num_threads,
                     "precision": task.precision,
                     "num_engines": shares.actors,
-                    "top_k": min(task.top_k, len(bundle.classes)),
+                    "wanted": task.wanted,
                     "dispatcher": [self._dispatcher],
                 },
                 batch_size=None if shares.num_gpus else 1,

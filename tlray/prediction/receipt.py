@@ -35,6 +35,7 @@ class Receipt:
         first_label_s: seconds from the command to the first labels.
         stages: seconds by stage.
         versions: of tlray and what it stands on.
+        needs_review: rows that are less sure than `--min-probability`; None where that wasn't asked for.
         engines: how those that ended the job computed, and how many did so.
         probe: images/s that `tlray plan --probe` told before, and what came, past start-up; None without a probe.
     """
@@ -58,6 +59,7 @@ class Receipt:
     first_label_s: float | None
     stages: dict[str, float]
     versions: dict[str, str]
+    needs_review: int | None = None
     engines: dict[str, int] = field(default_factory=dict)
     probe: dict[str, float] | None = None
 

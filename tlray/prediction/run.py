@@ -22,6 +22,7 @@ from tlray.prediction.job import Job
 from tlray.prediction.parts import WAITING, Part, PartWriter, find_parts, get_row_ids, make_name, make_schema
 from tlray.prediction.probe import read_probe
 from tlray.prediction.rowset import RowSet
+from tlray.prediction.schema import list_extra_fields
 from tlray.prediction.update import Comparison, Earlier, find_finished
 from tlray.prediction.watch import PROGRESS, Failures, ProgressFile, Reach, TermSignal
 from tlray.progress import Stage, say
@@ -118,7 +119,10 @@ class _Run:
         self._job = job
         self._lock = lock
         self._began = began
-        self._schema = make_schema(bundle, job.run_id, plan.input_fields, config.top_k)
+        self._wanted = wanted = jobs.list_wanted(config, bundle)
+        self._schema = make_schema(
+            bundle, job.run_id, plan.input_fields, list_extra_fields(wanted.top_k, wanted.embedding_size)
+        )
         self._stages = {"planning": time.monotonic() - began}
         self._parts: dict[str, Part] = {}
         retry = config.retry_failed
@@ -230,7 +234,7 @@ class _Run:
             limits=self._config.limits,
             batch_size=self._config.batch_size,
             precision=self._config.precision,
-            top_k=self._config.top_k,
+            wanted=self._wanted,
         )
         labelling = Labelling(task, cluster)
         say(str(labelling.shares))
@@ -308,6 +312,9 @@ class _Run:
             model_id=self._bundle.model_id,
             planned=self._plan.num_rows,
             excluded=self._plan.num_excluded,
+            needs_review=None
+            if self._wanted.least is None
+            else sum(part.needs_review for part in self._parts.values()),
             retries=self._retries,
             update=None if self._comparison is None else {"from": self._job.update_from, **asdict(self._comparison)},
             config=self._job.asked,

@@ -13,11 +13,14 @@ ANSWER_FIELDS = [
     pa.field("probability", pa.float32()),
     pa.field("width", pa.int32()),
     pa.field("height", pa.int32()),
+    pa.field("needs_review", pa.bool_()),
+    pa.field("oddness", pa.float32()),
     pa.field("retries", pa.int32(), nullable=False),
 ]
 """What the engine answers for a row; null where `status` is not "ok", but for width and height.
 
-`retries`, how often its bytes were asked for again, goes into the receipt alone.
+`needs_review` is null too where no `--min-probability` was asked for, `oddness` where the bundle has nothing to compare
+with. `retries`, how often its bytes were asked for again, goes into the receipt alone.
 """
 
 TOP_FIELDS = [
@@ -30,9 +33,20 @@ TOP_FIELDS = [
 LABEL_FIELDS = [
     pa.field("row_id", pa.int64(), nullable=False),
     pa.field("uri", pa.string(), nullable=False),
-    *ANSWER_FIELDS[1:-1],
+    *ANSWER_FIELDS[1:-3],
     pa.field("model_id", pa.string(), nullable=False),
-    pa.field("needs_review", pa.bool_()),
-    pa.field("oddness", pa.float32()),
+    *ANSWER_FIELDS[-3:-1],
 ]
-"""Columns of the labels; the answers are null where `status` is not "ok"."""
+"""Columns of every output's labels; the answers are null where `status` is not "ok"."""
+
+EMBEDDING = "embedding"
+
+
+def list_extra_fields(top_k: int, embedding_size: int) -> list[pa.Field]:
+    """Columns of answers that were asked for on top: `TOP_FIELDS`, and pooled features as a list of fixed size."""
+    embedding = pa.field(EMBEDDING, pa.list_(pa.float32(), embedding_size))
+    return [*(TOP_FIELDS if top_k else []), *([embedding] if embedding_size else [])]
+
+
+KEPT_ANSWERS = {field.name for field in [*ANSWER_FIELDS[:-1], *TOP_FIELDS]} | {EMBEDDING}
+"""Columns of the labels that come from engines."""

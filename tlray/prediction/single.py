@@ -49,7 +49,8 @@ def rank_classes(path_or_uri: str, bundle: str | Bundle, top_k: int) -> list[Pre
     """The `top_k` most probable classes of one image, the most probable first; errors as `predict_image`."""
     opened = bundle if isinstance(bundle, Bundle) else _open_bundle(storage.resolve(str(bundle)))
     pixels = decode(storage.get(storage.resolve(str(path_or_uri))), opened.image_size_px).pixels
-    (probabilities,) = _open_engine(str(opened.path), opened.model_id, opened.image_size_px).predict(pixels[None])
+    engine = _open_engine(str(opened.path), opened.model_id, opened.image_size_px)
+    (probabilities,) = engine.predict(pixels[None]).probabilities
     order = (-probabilities).argsort(kind="stable")[:top_k]
     return [Prediction(int(index), opened.classes[index], float(probabilities[index])) for index in order]
 

@@ -16,12 +16,14 @@ from tlray.errors import IN_THE_WAY, OutputError
 from tlray.prediction.parts import FOLDER, from_parquet, get_row_ids
 from tlray.prediction.receipt import Receipt, read_receipt
 from tlray.prediction.rowset import RowSet
-from tlray.prediction.schema import ANSWER_FIELDS, TOP_FIELDS
+from tlray.prediction.schema import ANSWER_FIELDS, KEPT_ANSWERS
 from tlray.progress import say
 from tlray.sources.planning import ROWS_PER_GROUP, Plan, open_plan
 
 _IDENTITY = ("uri", "size", "etag", "mtime_ns")
-_MUST_AGREE = ("model_id", "top_k", "max_bytes", "max_pixels", "precision", "image_column")
+_MUST_AGREE = (
+    "model_id", "top_k", "embeddings", "min_probability", "max_bytes", "max_pixels", "precision", "image_column",
+)  # fmt: skip
 
 
 @dataclass
@@ -139,7 +141,7 @@ class _Parts:
         """The answers of a part."""
         data = storage.get(storage.join(self._output, FOLDER, self._names[number]))
         table = from_parquet(data)
-        names = [field.name for field in ANSWER_FIELDS + TOP_FIELDS if field.name in table.column_names]
+        names = [name for name in table.column_names if name in KEPT_ANSWERS]
         table = table.select(names).replace_schema_metadata(None)
         return table.append_column(ANSWER_FIELDS[-1], pa.array(np.zeros(table.num_rows, np.int32)))
 

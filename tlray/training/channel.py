@@ -1,4 +1,4 @@
-"""What the workers tell the driver while Ray Train runs: progress, epochs, predictions, and the finished model."""
+"""What the workers tell the driver while Ray Train runs: progress, epochs, and the finished model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Message(NamedTuple):
     """One thing a worker has to say.
 
     Attributes:
-        kind: "resumed", "stage", "images", "epoch", "predictions", "model" or "failed".
+        kind: "resumed", "stage", "images", "epoch", "model" or "failed".
         body: plain values, see `training.loop`.
         sent: when, seconds since the epoch.
     """
@@ -30,6 +30,7 @@ class Channel:
         self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._closed = False
         self._task: Any = None
+        self._shares: dict[int, Any] = {}
 
     def send(self, message: Message) -> None:
         """Append a message."""
@@ -49,6 +50,14 @@ class Channel:
     def get_task(self) -> Any:
         """The workers' task; None before it is known."""
         return self._task
+
+    def put_share(self, rank: int, share: Any) -> None:
+        """Keep what a worker found out, for rank 0; a worker that took its place finds out the same."""
+        self._shares[rank] = share
+
+    def get_shares(self) -> dict[int, Any]:
+        """What workers found out so far, by rank."""
+        return self._shares
 
     def close(self) -> None:
         """Tell workers that nothing more is needed of them, also those that Ray Train starts from now on."""

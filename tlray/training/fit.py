@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from tlray import bundle, storage
 from tlray.augment import Augmentation
@@ -18,7 +16,9 @@ from tlray.backbones import BACKBONES
 from tlray.config import TrainConfig, describe, resolve
 from tlray.errors import OutputError
 from tlray.progress import say
+from tlray.training.answers import Answers
 from tlray.training.dataset import Images, Roles, assign_roles, list_images
+from tlray.training.results import CONFLICTS, collect_metrics, collect_suspects, collect_thresholds
 from tlray.weights import load_weights
 
 CURVE = "training/learning_curve.png"
@@ -38,6 +38,8 @@ class TrainSummary:
         history: one record an epoch.
         metrics: what the bundle records: which epoch was kept, accuracy by phase, on validation and test data.
         seconds: wall time by stage.
+        suspects: labels that look wrong and pictures there are twice, as `suspects.list_suspects`; None where the
+            bundle was there before.
         advice: what to try next.
         already_done: whether the bundle was there before and nothing was trained.
     """
@@ -50,6 +52,7 @@ class TrainSummary:
     history: list[dict[str, Any]]
     metrics: dict[str, Any]
     seconds: dict[str, float]
+    suspects: dict[str, Any] | None
     advice: list[str]
     already_done: bool
 
@@ -87,9 +90,11 @@ def train(config: TrainConfig) -> TrainSummary:
     with runtime.connect(config.address, config.max_cpus, verbose=config.verbose) as cluster:
         if roles is None:
             roles = assign_roles(config, images, spread=True)
-        outcome, prefix_s = _run(config, cluster, images, roles, base_weights, checkpoints)
-    assert outcome.model is not None
-    metrics = _collect_metrics(outcome, images, roles)
+        outcome, prefix_s, cache = _run(config, cluster, images, roles, base_weights, checkpoints)
+    model = outcome.model
+    assert model is not None
+    metrics = collect_metrics(model, outcome.history, images)
+    suspects, conflicts = _find_suspects(config, cache, model["answers"], roles, images)
     counts = {"train": len(roles.rows["train"]), "validation": len(roles.rows["val"]), "test": len(roles.rows["test"])}
 
     from tlray.pictures import draw_learning_curve
@@ -97,15 +102,18 @@ def train(config: TrainConfig) -> TrainSummary:
 
     saved = bundle.save_bundle(
         output,
-        {name: data for name, data in outcome.model["files"].items() if not name.startswith("training/")},
+        {name: data for name, data in model["files"].items() if not name.startswith("training/")},
         reports={
-            **{name: data for name, data in outcome.model["files"].items() if name.startswith("training/")},
+            **{name: data for name, data in model["files"].items() if name.startswith("training/")},
             CURVE: draw_learning_curve(outcome.history, metrics["kept"]["epoch"]),
             CONFIG: _dump_config(config),
+            CONFLICTS: conflicts,
         },
-        architecture=outcome.model["architecture"],
+        architecture=model["architecture"],
         classes=images.classes,
         preprocessing=_describe_preprocessing(config),
+        calibration=model["calibration"].describe(),
+        thresholds=collect_thresholds(model["answers"], model["calibration"], images, config.target_precision),
         training={**asked, "counts": counts, "left_out": len(roles.left_out), "resolved": resolve(config)},
         metrics=metrics,
         history=outcome.history,
@@ -122,6 +130,7 @@ def train(config: TrainConfig) -> TrainSummary:
         history=outcome.history,
         metrics=metrics,
         seconds=_measure_stages(outcome.stages, started, prefix_s, time.time()),
+        suspects=suspects,
         advice=advise(config, outcome.history, metrics, images.labels[roles.rows["train"]], len(roles.left_out)),
         already_done=False,
     )
@@ -137,8 +146,8 @@ def train(config: TrainConfig) -> TrainSummary:
 
 def _run(
     config: TrainConfig, cluster: Any, images: Images, roles: Roles, base_weights: bytes | None, checkpoints: str
-) -> tuple[Any, float]:
-    """What needs the cluster; returns what the workers sent and the seconds of the frozen part."""
+) -> tuple[Any, float, Any]:
+    """What needs the cluster; returns what the workers sent, the seconds of the frozen part, and the feature cache."""
     import ray
 
     from tlray.features import Prefix
@@ -180,7 +189,16 @@ def _run(
     except BaseException:
         launch.close()
         raise
-    return outcome, prefix_s
+    return outcome, prefix_s, cache
+
+
+def _find_suspects(
+    config: TrainConfig, cache: Any, answers: dict[str, Answers], roles: Roles, images: Images
+) -> tuple[dict[str, Any], bytes]:
+    """As `collect_suspects`, from pooled features where phase 1 left some."""
+    has_pooled = cache is not None and "pooled" in cache.prefix.kinds and config.head_epochs > 0
+    view = (config.head_epochs - 1) % config.resolved_views if has_pooled else 0
+    return collect_suspects(cache if has_pooled else None, answers, roles, images, view, config.seed)
 
 
 def _choose_precision(config: TrainConfig, cluster: Any, *, gpus: bool) -> Any:
@@ -232,6 +250,7 @@ def _summarize_existing(output: str, manifest: dict[str, Any], asked: dict[str, 
         history=loaded.load_history(),
         metrics=manifest["metrics"],
         seconds={},
+        suspects=None,
         advice=[],
         already_done=True,
     )
@@ -239,31 +258,6 @@ def _summarize_existing(output: str, manifest: dict[str, Any], asked: dict[str, 
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-def _collect_metrics(outcome: Any, images: Images, roles: Roles) -> dict[str, Any]:
-    """Which epoch was kept, the best of each phase, and how good the kept one is."""
-    from tlray.training.schedule import score_epoch
-
-    kept = outcome.model["kept"]
-    metrics: dict[str, Any] = {"kept": {"phase": kept["phase"], "epoch": kept["epoch"]}, "phases": {}}
-    for phase in dict.fromkeys(record["phase"] for record in outcome.history):
-        best = max((record for record in outcome.history if record["phase"] == phase), key=score_epoch)
-        names = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy")
-        metrics["phases"][phase] = {name: best[name] for name in names}
-    if len(roles.rows["val"]):
-        metrics["validation"] = {
-            "images": len(roles.rows["val"]),
-            "loss": kept["val_loss"],
-            "accuracy": kept["val_accuracy"],
-        }
-    if len(roles.rows["test"]):
-        from tlray.evaluation import measure
-
-        rows = np.concatenate([part["rows"] for part in outcome.predictions])
-        probabilities = np.concatenate([part["probabilities"] for part in outcome.predictions])
-        metrics["test"] = asdict(measure(images.labels[rows], probabilities.argmax(axis=1), images.classes))
-    return metrics
 
 
 def _measure_stages(stages: dict[str, float], started: float, prefix_s: float, ended: float) -> dict[str, float]:

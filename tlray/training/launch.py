@@ -29,14 +29,12 @@ class Outcome:
 
     Attributes:
         history: one record an epoch.
-        predictions: on test data, `rows` and `probabilities`, each worker's share.
         model: files, architecture and the kept epoch's record.
         stages: when each stage began, seconds since the epoch.
         starts: how often the workers were started.
     """
 
     history: list[dict[str, Any]] = field(default_factory=list)
-    predictions: list[dict[str, Any]] = field(default_factory=list)
     model: dict[str, Any] | None = None
     stages: dict[str, float] = field(default_factory=dict)
     starts: int = 0
@@ -201,7 +199,6 @@ class _Watch:
         elif kind == "resumed":
             outcome.starts += 1
             outcome.history = list(body["history"])
-            outcome.predictions.clear()
             stage.move_to(len(outcome.history) * self._images_an_epoch)
             self._say_start(len(outcome.history), body["num_workers"], stage)
         elif kind == "stage":
@@ -211,8 +208,6 @@ class _Watch:
         elif kind == "epoch":
             outcome.history.append(body)
             self._say_epoch(body, stage)
-        elif kind == "predictions":
-            outcome.predictions.append(body)
         elif kind == "model":
             outcome.model = self._fetch_model(body)
         elif kind == "failed":
@@ -224,10 +219,10 @@ class _Watch:
         import ray.exceptions
 
         try:
-            files = ray.get(body["files"][0])
+            files, answers = ray.get([body["files"][0], body["answers"][0]])
         except ray.exceptions.RayError:
             return None
-        return {**body, "files": {name: data.tobytes() for name, data in files.items()}}
+        return {**body, "answers": answers, "files": {name: data.tobytes() for name, data in files.items()}}
 
     def _say_start(self, epochs: int, num_workers: int, stage: Stage) -> None:
         behind = f"behind epoch {epochs}" if epochs else "from the beginning"

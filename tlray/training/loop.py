@@ -33,6 +33,7 @@ from tlray.model import (
     make_optimizer,
 )
 from tlray.training import steps
+from tlray.training.answers import Answers, fit_calibration, join_answers
 from tlray.training.channel import Message
 from tlray.training.inputs import Batch, FeatureSource, Source
 from tlray.training.schedule import (
@@ -48,7 +49,7 @@ from tlray.training.state import State, load_state, save_state
 from tlray.training.task import PhasePlan, Setting, Task
 
 _PROGRESS_INTERVAL_S = 0.5
-_END_POLL_S = 0.2
+_POLL_S = 0.2
 
 
 class Worker:
@@ -59,7 +60,8 @@ class Worker:
         context = ray.train.get_context()
         self.rank, self.num_workers = context.get_world_rank(), context.get_world_size()
         self.checkpoints = setting.checkpoints
-        self.speaker = _Speaker(setting.channel, self.rank)
+        self.channel = setting.channel
+        self.speaker = _Speaker(self.channel, self.rank)
         limit_threads(max(1, setting.num_threads // context.get_local_world_size()))
         self.strategy = steps.make_strategy(setting.collective_timeout_s)
 
@@ -81,14 +83,22 @@ class Worker:
             network = self._open_network(task.phases[-1], None)
         assert state.best is not None
         weights = state.best_weights or state.weights
-        self._test(network, weights)
+        self.speaker.say("stage", {"name": "saving"})
+        ray.get(self.channel.put_share.remote(self.rank, self._answer(network, weights)))
         if self.rank == 0:
             from tlray.training.export import export_model
 
-            self.speaker.say("stage", {"name": "saving"})
-            files, architecture = export_model(task, weights, state.history)
+            answers = self._collect_answers()
+            calibration = fit_calibration(answers["reference"], answers.get("val"), task.labels)
+            files, architecture = export_model(task, weights, state.history, calibration)
             # behind a reference: the driver reads a few hundred MB where they lie, while this process lives
-            body = {"files": [ray.put(files)], "architecture": architecture, "kept": state.best}
+            body = {
+                "files": [ray.put(files)],
+                "architecture": architecture,
+                "kept": state.best,
+                "calibration": calibration,
+                "answers": [ray.put(answers)],
+            }
             self.speaker.say("model", body)
             self.speaker.wait_for_end()
 
@@ -297,7 +307,7 @@ class Worker:
         sums = np.zeros(2)
         plan = self._cut(task.val_rows)
         for index, rows in enumerate(plan.rows):
-            probabilities = self.evaluate(next(inputs)).numpy()
+            probabilities = self.evaluate(next(inputs))[0].numpy()
             labels, weights = task.labels[rows], plan.weights[index]
             chances = probabilities[np.arange(len(rows)), labels].astype(np.float64)
             sums += [
@@ -308,19 +318,40 @@ class Worker:
         loss, accuracy = steps.sum_over_workers(self.strategy, sums) / len(task.val_rows)
         return float(loss), float(accuracy)
 
-    def _test(self, network: Network, weights: Weights) -> None:
-        """Send this worker's share of the test predictions, by the kept weights, to the driver."""
+    def _answer(self, network: Network, weights: Weights) -> dict[str, Answers]:
+        """This worker's share of what the kept weights answer, by role; a role without rows is left out."""
         task = self.task
-        plan = self._cut(task.test_rows)
-        if len(plan.rows) == 0:
-            return
         network.assign_weights({**self.initial, **weights})  # where phase 1 won, the base as it was
         phase = task.phases[-1]
-        inputs = self._find_source(phase).stream([Batch("test", 0, rows) for rows in plan.rows])
-        for index, rows in enumerate(plan.rows):
-            counts = plan.weights[index] > 0
-            probabilities = self.evaluate(next(inputs)).numpy()
-            self.speaker.send("predictions", {"rows": rows[counts], "probabilities": probabilities[counts]})
+        # a view that the last phase has trained on is in the cache, and so is its kind of features
+        view = (sum(phase.epochs for phase in task.phases) - 1) % task.num_views if phase.cached else 0
+        given: dict[str, list[Answers]] = {}
+        roles = [
+            ("reference", "train", view, task.reference_rows),
+            ("val", "val", 0, task.val_rows),
+            ("test", "test", 0, task.test_rows),
+        ]
+        plans = [(role, kind, seen, self._cut(rows)) for role, kind, seen, rows in roles if len(rows)]
+        batches = [Batch(kind, seen, rows) for _, kind, seen, plan in plans for rows in plan.rows]
+        with contextlib.closing(self._find_source(phase).stream(batches)) as inputs:
+            for role, _, _, plan in plans:
+                for rows, counts in zip(plan.rows, plan.weights, strict=True):
+                    probabilities, features = (answer.numpy() for answer in self.evaluate(next(inputs)))
+                    wanted = (counts > 0) & np.isin(
+                        rows, task.reference_rows if role == "reference" else task.held_rows
+                    )
+                    own = Answers(rows[counts > 0], probabilities[counts > 0], rows[wanted], features[wanted])
+                    given.setdefault(role, []).append(own)
+        return {role: join_answers(parts) for role, parts in given.items()}
+
+    def _collect_answers(self) -> dict[str, Answers]:
+        """What all workers answered."""
+        shares: dict[int, dict[str, Answers]] = {}
+        while len(shares) < self.num_workers:
+            time.sleep(_POLL_S if shares else 0)
+            shares = ray.get(self.channel.get_shares.remote())
+        roles = dict.fromkeys(role for rank in sorted(shares) for role in shares[rank])
+        return {role: join_answers(share[role] for share in shares.values() if role in share) for role in roles}
 
 
 class _Speaker:
@@ -346,7 +377,7 @@ class _Speaker:
     def wait_for_end(self) -> None:
         """Until the driver has all that it needs."""
         while not ray.get(self._channel.is_closed.remote()):
-            time.sleep(_END_POLL_S)
+            time.sleep(_POLL_S)
 
     def send(self, kind: str, body: dict[str, Any]) -> None:
         ray.get(self._channel.send.remote(Message(kind, body, time.time())))

@@ -199,10 +199,11 @@ def _cross_entropy(labels: Any, probabilities: Any, label_smoothing: float) -> A
 
 
 def make_evaluate_step(strategy: Any, network: Network) -> Any:
-    """Probabilities of this worker's share: inputs `[B, ...]` -> float32 `[B, C]`."""
+    """This worker's share of answers: inputs `[B, ...]` -> float32 probabilities `[B, C]`, pooled features `[B, D]`."""
 
     def evaluate_replica(inputs: Any) -> Any:
-        return network.call(tf.cast(inputs, tf.float32), training=False)
+        features = network.embed(tf.cast(inputs, tf.float32), training=False)
+        return network.classify(features), tf.cast(features, tf.float32)
 
     @tf.function
     def step(inputs: Any) -> Any:

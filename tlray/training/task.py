@@ -28,6 +28,7 @@ from tlray.training.schedule import weigh_classes
 
 _GOLDEN_CANDIDATES = 16
 _KEEP_BYTES = 8 * 2**30
+_HELD_ROWS = 2048
 _TASK_POLL_S = 0.2
 
 
@@ -71,6 +72,8 @@ class Task:
         label_smoothing, dropout, clip_norm, early_stopping: as in the config.
         labels: int32 by row id.
         train_rows, val_rows, test_rows: row ids by role.
+        reference_rows: training rows that images are compared with for their oddness.
+        held_rows: validation rows that tell how odd an ordinary image is.
         golden_rows: candidates for golden images.
         base_weights: Ray reference to the weights file; None for random ones.
         images: where batches of images come from.
@@ -98,6 +101,8 @@ class Task:
     train_rows: npt.NDArray[np.int64]
     val_rows: npt.NDArray[np.int64]
     test_rows: npt.NDArray[np.int64]
+    reference_rows: npt.NDArray[np.int64]
+    held_rows: npt.NDArray[np.int64]
     golden_rows: npt.NDArray[np.int64]
     base_weights: ray.ObjectRef[bytes] | None
     images: ImageSource
@@ -170,6 +175,8 @@ def make_task(
         train_rows=train_rows,
         val_rows=val_rows,
         test_rows=roles.rows["test"],
+        reference_rows=draw_rows(train_rows, min(max(1024, 8 * num_classes), 8192), config.seed),
+        held_rows=draw_rows(val_rows, _HELD_ROWS, config.seed),
         golden_rows=_choose_golden_rows(val_rows if len(val_rows) else train_rows, images.labels),
         base_weights=base_weights,
         images=ImageSource(
@@ -196,6 +203,12 @@ def _plan_phases(config: TrainConfig, cache: Cache | None) -> tuple[PhasePlan, .
         for name, epochs, optimizer, rate, kind in phases
         if epochs
     )
+
+
+def draw_rows(rows: npt.NDArray[np.int64], most: int, seed: int) -> npt.NDArray[np.int64]:
+    """At most so many of the rows, all alike likely, in order."""
+    chosen = np.random.default_rng(seed).permutation(rows)[:most]
+    return np.sort(chosen)
 
 
 def _choose_golden_rows(rows: npt.NDArray[np.int64], labels: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:

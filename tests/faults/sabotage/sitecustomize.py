@@ -36,9 +36,11 @@ def patch_engine(module):
         answer = engine.predict
 
         def predict(pixels):
-            answers = answer(pixels).copy()
+            answers = answer(pixels)
             if os.environ["TLRAY_SABOTAGE"] == "nan":
-                answers[(pixels[:, 0, 0] == (255, 0, 0)).all(axis=1)] = float("nan")
+                probabilities = answers.probabilities.copy()
+                probabilities[(pixels[:, 0, 0] == (255, 0, 0)).all(axis=1)] = float("nan")
+                answers = answers._replace(probabilities=probabilities)
             else:
                 with open(os.environ["TLRAY_COUNT"], "a") as file:  # noqa: PTH123  (pathlib costs a start-up import)
                     file.write(f"{len(pixels)}\n")

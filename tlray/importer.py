@@ -1,0 +1,326 @@
+"""A Keras classifier that was trained elsewhere, made into a bundle.
+
+tlray import model.keras --classes classes.txt --scale 0.00784313725 --offset -1 --output bundle/
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from tlray import bundle, storage
+from tlray.calibration import MIN_IMAGES, Calibration, fit_temperature
+from tlray.config import ImportConfig
+from tlray.errors import ConfigError, DataError, FetchError, OutputError, WeightsError
+from tlray.oddness import fit_oddness
+from tlray.progress import Stage, say
+
+_BATCH_SIZE = 32
+_SYNTHETIC_IMAGES = 16
+_SUM_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class ImportSummary:
+    """What an import made.
+
+    Attributes:
+        output: where the bundle lies.
+        manifest: its `bundle.json`.
+        failed: validation images that could not be used.
+    """
+
+    output: str
+    manifest: dict[str, Any]
+    failed: int
+
+
+def import_model(config: ImportConfig) -> ImportSummary:
+    """Make a bundle of `config.model`, with golden answers, and calibrated where there are validation images.
+
+    Raises:
+        UsageError: the model, the class names, the images or the output cannot be used.
+    """
+    config.check()
+    storage.configure(config.s3_options)
+    output = storage.resolve(config.output)
+    if storage.has_content(output):
+        raise OutputError(f"--output {output} already holds something; give a new folder or prefix")
+    storage.check_writable(output)
+    classes = read_classes(config.classes)
+    data = _read("the model", config.model)
+    labelled = None
+    if config.val_data is not None:
+        from tlray.sources.classes import scan
+
+        labelled = scan(storage.resolve(config.val_data), classes, option="--val-data").table
+
+    from tlray.lean import import_keras
+    from tlray.runtime import silence_stderr
+
+    with silence_stderr():
+        import_keras()
+    from tlray.training import export
+
+    model = _load(config.model, data)
+    size = _find_image_size(config, model)
+    network = _wrap(model, size, config, classes)
+    answers = None if labelled is None else _answer(network, labelled, size, config)
+    calibration = _calibrate(answers)
+    final = network.scale(calibration.temperature)
+    frozen = export.freeze_classifier(final, network.pooled, size, calibration.oddness)
+    golden = export.make_golden(frozen, _choose_golden(labelled, size, config), classes)
+    with tempfile.TemporaryDirectory(prefix="tlray-") as folder:
+        final.save(Path(folder, "model.keras"))
+        export.save_for_serving(frozen, Path(folder, "saved_model"))
+        files = {
+            path.relative_to(folder).as_posix(): path.read_bytes()
+            for path in sorted(Path(folder).rglob("*"))
+            if path.is_file()
+        }
+    metrics, thresholds = _measure(answers, calibration, classes, config.target_precision)
+    manifest = bundle.save_bundle(
+        output,
+        {**files, **golden},
+        reports={},
+        architecture={
+            "backbone": model.name,
+            "head_units": [],
+            "num_classes": len(classes),
+            "num_features": 0 if network.pooled is None else int(network.pooled.shape[-1]),
+            "weights_sha256": hashlib.sha256(data).hexdigest(),
+        },
+        classes=classes,
+        preprocessing=bundle.make_preprocessing(size, config.scale, config.offset),
+        calibration=calibration.describe(),
+        thresholds=thresholds,
+        training={},
+        metrics=metrics,
+        history=[],
+    )
+    return ImportSummary(output, manifest, 0 if answers is None else answers.failed)
+
+
+def read_classes(uri: str) -> list[str]:
+    """Class names in the order of a network's outputs.
+
+    Raises:
+        ConfigError: the file holds no names, or one twice.
+    """
+    text = _read("--classes", uri).decode(errors="replace")
+    try:
+        names = json.loads(text)
+    except ValueError:
+        names = [line.strip() for line in text.splitlines() if line.strip()]
+    if not isinstance(names, list) or len(names) < 2 or not all(isinstance(name, str) and name for name in names):
+        raise ConfigError([f"--classes takes a file with one name a line, or a JSON list, of two or more; got {uri}"])
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError([f"--classes takes each name once; got {', '.join(twice[:5])} several times in {uri}"])
+    return names
+
+
+def _read(what: str, uri: str) -> bytes:
+    try:
+        return storage.get(storage.resolve(uri))
+    except FetchError as error:
+        raise ConfigError([f"{what} {storage.redact(uri)} cannot be read: {error}"]) from None
+
+
+def _load(uri: str, data: bytes) -> Any:
+    """The model; code inside it is refused."""
+    import keras
+
+    with tempfile.TemporaryDirectory(prefix="tlray-") as folder:
+        path = Path(folder, "model.keras")
+        path.write_bytes(data)
+        try:
+            model = keras.saving.load_model(path, compile=False, safe_mode=True)
+        except Exception as error:  # Keras raises whatever its layers raise
+            reason = " ".join(str(error).split()).partition(". ")[0][:300]
+            raise WeightsError(
+                f"{uri} cannot be loaded safely ({reason}); save it with Keras 3, without lambdas and custom layers"
+            ) from None
+    shape = model.inputs[0].shape
+    if len(model.inputs) != 1 or len(model.outputs) != 1 or len(shape) != 4 or shape[-1] != 3:
+        raise WeightsError(f"{uri} must take one batch of images [N, S, S, 3] and give one output; it takes {shape}")
+    if len(model.outputs[0].shape) != 2:
+        raise WeightsError(f"{uri} must give probabilities or logits [N, C]; it gives {model.outputs[0].shape}")
+    return model
+
+
+def _find_image_size(config: ImportConfig, model: Any) -> int:
+    height, width = model.inputs[0].shape[1:3]
+    size = config.image_size or height or width
+    if size is None:
+        raise ConfigError(["--image-size is needed, since the model takes images of any size"])
+    if {height, width} - {None, size}:
+        raise ConfigError([f"--image-size takes what the model does, a square of {height} x {width}; got {size}"])
+    return int(size)
+
+
+@dataclass(frozen=True)
+class _Network:
+    """A model with its preprocessing, from pixels in [0, 255] on.
+
+    Attributes:
+        inputs: float32 `[N, S, S, 3]`.
+        probabilities: `[N, C]`, not calibrated.
+        pooled: what its last dense layer takes, `[N, D]`; None where there is no such layer.
+    """
+
+    inputs: Any
+    probabilities: Any
+    pooled: Any | None
+
+    def scale(self, temperature: float) -> Any:
+        """The model with its logits divided by a temperature."""
+        import keras
+
+        outputs = self.probabilities
+        if temperature != 1.0:
+            outputs = keras.ops.softmax(keras.ops.log(keras.ops.maximum(outputs, 1e-12)) / temperature)
+        return keras.Model(self.inputs, outputs, name="tlray")
+
+    def run(self, pixels: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Probabilities `[N, C]` and features `[N, D]`, `[N, 0]` without any."""
+        import keras
+
+        outputs = [self.probabilities, *([] if self.pooled is None else [self.pooled])]
+        answers = keras.Model(self.inputs, outputs).predict_on_batch(pixels.astype(np.float32))
+        probabilities, *features = answers if isinstance(answers, list) else [answers]
+        return probabilities, features[0] if features else np.zeros((len(pixels), 0), np.float32)
+
+
+def _wrap(model: Any, size: int, config: ImportConfig, classes: Sequence[str]) -> _Network:
+    import keras
+
+    num_outputs = model.outputs[0].shape[-1]
+    if num_outputs != len(classes):
+        raise ConfigError(
+            [f"--classes takes as many names as the model has outputs, {num_outputs}; got {len(classes)}"]
+        )
+    dense = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)]
+    pooled = dense[-1].input if dense and len(dense[-1].input.shape) == 2 else None
+    inner = keras.Model(model.inputs, [model.outputs[0], *([] if pooled is None else [pooled])])
+    inputs = keras.Input((size, size, 3), dtype="float32", name="image")
+    outputs = inner(keras.layers.Rescaling(config.scale, config.offset, name="rescale")(inputs), training=False)
+    answers, *features = outputs if isinstance(outputs, list | tuple) else [outputs]
+    network = _Network(inputs, answers, features[0] if features else None)
+    seen = np.stack([pixels for _, _, pixels in _draw_images(size)])
+    sums = network.run(seen)[0]
+    if (sums < 0).any() or np.abs(sums.sum(axis=1) - 1).max() > _SUM_TOLERANCE:
+        say("the model gives logits: a softmax is added")
+        network = _Network(inputs, keras.ops.softmax(answers), network.pooled)
+    return network
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """Answers to the validation images that could be used.
+
+    Attributes:
+        labels: `[N]`.
+        probabilities: `[N, C]`, not calibrated.
+        features: `[N, D]`.
+        failed: how many could not.
+    """
+
+    labels: npt.NDArray[np.int64]
+    probabilities: npt.NDArray[np.float32]
+    features: npt.NDArray[np.float32]
+    failed: int
+
+
+def _answer(network: _Network, labelled: Any, size: int, config: ImportConfig) -> _Answers:
+    from tlray.reader import OK, decode_images
+
+    uris, labels = labelled["uri"].to_pylist(), labelled["label"].to_numpy()
+    kept, answers = [], []
+    fetched = storage.get_many(uris)
+    with Stage("validate", len(uris)) as stage:
+        for start in range(0, len(uris), _BATCH_SIZE):
+            count = min(_BATCH_SIZE, len(uris) - start)
+            images = decode_images(_take(fetched, count), count, size, config.limits)
+            good = np.flatnonzero(np.array(images.status, object) == OK)
+            if len(good):
+                kept.append(good + start)
+                answers.append(network.run(images.pixels[good]))
+            stage.advance(count)
+    if not kept:
+        raise DataError(f"--val-data {config.val_data}: none of {len(uris):,} images can be decoded")
+    rows = np.concatenate(kept)
+    probabilities, features = (np.concatenate(parts) for parts in zip(*answers, strict=True))
+    return _Answers(labels[rows].astype(np.int64), probabilities, features, len(uris) - len(rows))
+
+
+def _take(fetched: Iterator[bytes | FetchError], count: int) -> Iterator[bytes | FetchError]:
+    for _ in range(count):
+        yield next(fetched)
+
+
+def _calibrate(answers: _Answers | None) -> Calibration:
+    """Half of the images are what the others are compared with, since what the model was trained on isn't there."""
+    if answers is None:
+        return Calibration(1.0, 0, None)
+    order = np.random.default_rng(0).permutation(len(answers.labels))
+    references, held = np.array_split(order, 2)
+    has_features = answers.features.shape[1] > 0
+    return Calibration(
+        temperature=fit_temperature(answers.probabilities, answers.labels),
+        images=len(order) if len(order) >= MIN_IMAGES else 0,
+        oddness=fit_oddness(answers.features[references], answers.features[held]) if has_features else None,
+    )
+
+
+def _measure(
+    answers: _Answers | None, calibration: Calibration, classes: Sequence[str], target_precision: float
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`bundle.json`'s `metrics` and `thresholds`."""
+    if answers is None:
+        return {"uncalibrated": None, "oddness": None}, {}
+    from tlray.calibration import apply_temperature
+    from tlray.measures import measure, measure_uncalibrated
+    from tlray.thresholds import choose_thresholds
+
+    calibrated = apply_temperature(answers.probabilities, calibration.temperature)
+    metrics = {
+        "validation": {**asdict(measure(calibrated, answers.labels, classes)), "loss": None},
+        "uncalibrated": measure_uncalibrated(answers.probabilities, answers.labels),
+        "oddness": None if calibration.oddness is None else {"percentiles": calibration.oddness.percentiles},
+    }
+    return metrics, choose_thresholds(calibrated, answers.labels, classes, target_precision)
+
+
+def _choose_golden(labelled: Any, size: int, config: ImportConfig) -> list[tuple[str, bytes, Any]]:
+    """Candidates for golden images: the user's, else drawn ones."""
+    if labelled is None:
+        return _draw_images(size)
+    from tlray.training.export import read_images
+
+    rows = np.random.default_rng(0).permutation(labelled.num_rows)[: 4 * _SYNTHETIC_IMAGES]
+    uris = [labelled["uri"][int(row)].as_py() for row in rows]
+    return read_images(uris, size, config.limits) or _draw_images(size)
+
+
+def _draw_images(size: int) -> list[tuple[str, bytes, Any]]:
+    """Patches of colour, as PNG: name, file and pixels `[S, S, 3]`."""
+    rng = np.random.default_rng(0)
+    drawn = []
+    for index in range(_SYNTHETIC_IMAGES):
+        coarse = Image.fromarray(rng.integers(0, 256, (2 + index % 5, 2 + index % 7, 3), dtype=np.uint8))
+        image = coarse.resize((size, size), Image.Resampling.BICUBIC)
+        file = io.BytesIO()
+        image.save(file, "PNG")
+        drawn.append((f"{index}.png", file.getvalue(), np.asarray(image)))
+    return drawn
