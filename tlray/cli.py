@@ -161,11 +161,11 @@ def _run_demo(config: Any) -> int:
 
 
 COMMANDS = {
-    "train": Command("TrainConfig", _run_train, "train a classifier on class folders"),
+    "train": Command("TrainConfig", _run_train, "train a classifier on class folders, or on a list"),
     "predict": Command("PredictConfig", _run_predict, "label images: an archive into Parquet, or one file"),
     "plan": Command("PlanConfig", _run_plan, "list what predict would label, without labelling"),
     "verify": Command("VerifyConfig", _run_verify, "prove an output of predict whole"),
-    "evaluate": Command("EvaluateConfig", _run_evaluate, "measure a bundle on class folders"),
+    "evaluate": Command("EvaluateConfig", _run_evaluate, "measure a bundle on labelled images"),
     "show": Command("ShowConfig", _run_show, "print what a bundle is"),
     "demo": Command("DemoConfig", _run_demo, "train and label handwritten digits, nothing to set up"),
 }

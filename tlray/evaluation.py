@@ -89,7 +89,7 @@ def measure(
 
 
 def evaluate(config: EvaluateConfig) -> EvaluateSummary:
-    """Label the images of class folders with a bundle and compare.
+    """Label labelled images with a bundle and compare.
 
     Raises:
         UsageError: a value, folder, bundle or output cannot be used; nothing was started.

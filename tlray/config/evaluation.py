@@ -15,13 +15,14 @@ from tlray.precision import PrecisionName
 @arrange_help
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(RunConfig, LimitsConfig, S3Config):
-    """Measure a bundle on class folders: accuracy, precision, recall, F1 and the confusion matrix."""
+    """Measure a bundle on labelled images: accuracy, precision, recall, F1 and the confusion matrix."""
 
     model: str
     """Bundle to measure: a folder or s3:// prefix."""
 
     data: str
-    """Labelled images, DIR/CLASS/image: a folder or s3:// prefix."""
+    """Labelled images: class folders, DIR/CLASS/image, in a folder or s3:// prefix; or a manifest (.csv .jsonl
+    .parquet) with the columns uri and label."""
 
     output: str | None = None
     """Where evaluation.json and confusion.png go: a new folder or s3:// prefix. Default: printed only."""
