@@ -141,6 +141,20 @@ def _run_evaluate(config: Any) -> int:
     return 0
 
 
+def _run_audit(config: Any) -> int:
+    from tlray.summary import print_audit, print_sample
+
+    if config.answers is None:
+        from tlray.audit.draw import draw
+
+        print_sample(draw(config))
+    else:
+        from tlray.audit.measure import measure
+
+        print_audit(measure(config))
+    return 0
+
+
 def _run_show(config: Any) -> int:
     from tlray import storage
     from tlray.bundle import load_bundle
@@ -165,6 +179,7 @@ COMMANDS = {
     "predict": Command("PredictConfig", _run_predict, "label images: an archive into Parquet, or one file"),
     "plan": Command("PlanConfig", _run_plan, "list what predict would label, without labelling"),
     "verify": Command("VerifyConfig", _run_verify, "prove an output of predict whole"),
+    "audit": Command("AuditConfig", _run_audit, "tell how good an archive's labels are, by a sample you look at"),
     "evaluate": Command("EvaluateConfig", _run_evaluate, "measure a bundle on labelled images"),
     "show": Command("ShowConfig", _run_show, "print what a bundle is"),
     "demo": Command("DemoConfig", _run_demo, "train and label handwritten digits, nothing to set up"),
