@@ -257,7 +257,11 @@ def test_a_sheet_is_one_harmless_page(labels):
     titles = [value for _, name, value in page.attributes if name == "title"]
     assert any(title.endswith("<script>.png") for title in titles)
     assert CLASSES[2] in titles
-    assert "240" in text
+    assert "9 of 50" not in text
+    assert "50 of 50" in text
+    visible = " ".join(" ".join(page.texts).split())
+    assert "? where none of the classes is, or nobody can tell." in visible
+    assert "The classes are glass , =HYPERLINK(1) , <b>metal</b> ." in visible
 
 
 def test_pictures_end_where_the_page_is_full(labels, monkeypatch):

@@ -242,7 +242,8 @@ def print_sample(summary: SampleSummary) -> None:
         facts.append(("", f"{summary.pictures:,} of the rows have a picture there"))
     facts.append(("fill", f"{summary.folder}/sample.csv: correct_label is . where the label is right, else the right"))
     facts.append(("", "class, or ? for none of them; a row left empty doesn't count"))
-    facts.append(("then", "tlray audit OUTPUT --answers the filled sample.csv"))
+    elsewhere = "" if summary.folder == f"{summary.output}/audit" else f" --output {summary.folder}"
+    facts.append(("then", f"tlray audit {summary.output} --answers {summary.folder}/sample.csv{elsewhere}"))
     _print_facts(facts)
 
 

@@ -19,9 +19,13 @@ from tlray.audit.sample import Drawn, Sample
 from tlray.config import AuditConfig
 from tlray.errors import ConfigError, FetchError, OutputError
 from tlray.limits import MAX_BYTES, MAX_PIXELS, Limits
-from tlray.prediction.parts import CLASSES_KEY, FOLDER, get_row_ids
+from tlray.prediction.parts import CLASSES_KEY, get_row_ids
+from tlray.prediction.parts import FOLDER as PARTS
 from tlray.prediction.receipt import Receipt, read_receipt
 from tlray.sources.planning import Plan, open_plan
+
+FOLDER = "audit"
+"""Below the output, where no other folder is given."""
 
 MIN_ROWS = 5
 """Rows that each predicted class gets, where it has them and enough are asked for."""
@@ -36,12 +40,14 @@ class SampleSummary:
     """What was drawn.
 
     Attributes:
+        output: of the labelling run.
         folder: where sample.csv, sheet.html and sample.json lie.
         sample: the sample.
         pictures: how many of its rows the sheet shows.
         already_drawn: whether it was there before; then `pictures` is 0.
     """
 
+    output: str
     folder: str
     sample: Sample
     pictures: int
@@ -66,7 +72,7 @@ def draw(config: AuditConfig) -> SampleSummary:
     earlier = samples.read_sample(folder)
     if earlier is not None:
         _check_same(folder, earlier, receipt, config.sample, config.seed)
-        return SampleSummary(folder, earlier, 0, already_drawn=True)
+        return SampleSummary(output, folder, earlier, 0, already_drawn=True)
     _check_folder(folder)
     parts = _Parts(output, receipt)
     drawn, sample = _draw(parts, plan, receipt, config.sample, config.seed)
@@ -75,12 +81,12 @@ def draw(config: AuditConfig) -> SampleSummary:
     storage.put(storage.join(folder, sheet.NAME), page)
     storage.put(storage.join(folder, form.NAME), form.write_form(sample.rows))
     samples.write_sample(folder, sample)  # last: from now on the CSV is the reviewer's
-    return SampleSummary(folder, sample, pictures, already_drawn=False)
+    return SampleSummary(output, folder, sample, pictures, already_drawn=False)
 
 
 def find_folder(config: AuditConfig) -> str:
     """Where an audit lies."""
-    return storage.resolve(config.output or storage.join(config.labels, "audit"))
+    return storage.resolve(config.output or storage.join(config.labels, FOLDER))
 
 
 def allocate(counts: Sequence[int], wanted: int) -> list[int]:
@@ -206,7 +212,7 @@ class _Parts:
         return pa.concat_tables(pieces).take(pa.array(np.argsort(order)))
 
     def _open(self, name: str) -> pq.ParquetFile:
-        address = storage.join(self._output, FOLDER, name)
+        address = storage.join(self._output, PARTS, name)
         try:
             return pq.ParquetFile(storage.open_arrow(address))
         except (FetchError, pa.ArrowException, OSError) as error:

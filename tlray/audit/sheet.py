@@ -29,6 +29,7 @@ _SIDE_PX = 128
 _QUALITY = 80
 _MAX_PICTURE_BYTES = 6 * 2**20
 _SHOWN, _TOLD = 48, 300
+_SHOWN_CLASSES = 200
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ def make_sheet(sample: Sample, planned: pa.Table, limits: Limits, image_column: 
         form=FORM,
         answer=ANSWER,
         right=RIGHT,
-        none=NONE,
+        no_class=NONE,
+        shown_classes=_SHOWN_CLASSES,
     )
     return page.encode("utf-8", "replace"), len(pictures)
 

@@ -197,7 +197,7 @@ class AuditConfig(S3Config):
 
     --sample N draws N labelled rows at random within each predicted class into OUTPUT/audit: sheet.html shows them,
     sample.csv is to be filled. Its column correct_label takes a full stop where the label is right, else the name of
-    the right class, or ? for none of the classes or not to be told; a row that is left empty doesn't count.
+    the right class, or ? where none of the classes is, or nobody can tell; a row left empty doesn't count.
     --answers FILE reads the filled CSV: OUTPUT/audit/audit.json tells the precision of each class and of the archive,
     corrections.csv is a list that train --data takes.
     """
