@@ -149,6 +149,20 @@ def _run_import(config: Any) -> int:
     return 0
 
 
+def _run_audit(config: Any) -> int:
+    from tlray.summary import print_audit, print_sample
+
+    if config.answers is None:
+        from tlray.audit.draw import draw
+
+        print_sample(draw(config))
+    else:
+        from tlray.audit.measure import measure
+
+        print_audit(measure(config))
+    return 0
+
+
 def _run_show(config: Any) -> int:
     from tlray import storage
     from tlray.bundle import load_bundle
@@ -169,11 +183,12 @@ def _run_demo(config: Any) -> int:
 
 
 COMMANDS = {
-    "train": Command("TrainConfig", _run_train, "train a classifier on class folders"),
+    "train": Command("TrainConfig", _run_train, "train a classifier on class folders, or on a list"),
     "predict": Command("PredictConfig", _run_predict, "label images: an archive into Parquet, or one file"),
     "plan": Command("PlanConfig", _run_plan, "list what predict would label, without labelling"),
     "verify": Command("VerifyConfig", _run_verify, "prove an output of predict whole"),
-    "evaluate": Command("EvaluateConfig", _run_evaluate, "measure a bundle on class folders"),
+    "audit": Command("AuditConfig", _run_audit, "tell how good an archive's labels are, by a sample you look at"),
+    "evaluate": Command("EvaluateConfig", _run_evaluate, "measure a bundle on labelled images"),
     "import": Command("ImportConfig", _run_import, "make a bundle of a Keras model trained elsewhere"),
     "show": Command("ShowConfig", _run_show, "print what a bundle is"),
     "demo": Command("DemoConfig", _run_demo, "train and label handwritten digits, nothing to set up"),

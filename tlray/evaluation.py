@@ -76,7 +76,7 @@ class _Answers:
 
 
 def evaluate(config: EvaluateConfig) -> EvaluateSummary:
-    """Label the images of class folders with a bundle and compare.
+    """Label labelled images with a bundle and compare.
 
     Raises:
         UsageError: a value, folder, bundle or output cannot be used; nothing was started.

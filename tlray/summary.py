@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ from rich.text import Text
 from tlray.progress import console
 
 if TYPE_CHECKING:
+    from tlray.audit.draw import SampleSummary
+    from tlray.audit.measure import AuditSummary
     from tlray.bundle import Bundle
     from tlray.demo import DemoSummary
     from tlray.evaluation import EvaluateSummary
@@ -275,6 +278,67 @@ def _describe_accuracy(metrics: dict[str, Any]) -> list[tuple[str, str]]:
         before, after = metrics["uncalibrated"]["ece"], metrics["validation"]["ece"]
         facts.append(("calibration", f"probabilities are off by {after:.3f} on average, {before:.3f} before (ECE)"))
     return facts
+
+
+def print_sample(summary: SampleSummary) -> None:
+    """What was drawn, and what a reviewer does with it."""
+    sample = summary.sample
+    drawn = Counter(row.class_name for row in sample.rows)
+    console.print()
+    if summary.already_drawn:
+        console.print("Already drawn; nothing was done.")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("class")
+    for heading in ("labelled", "drawn"):
+        table.add_column(heading, justify="right")
+    for name, rows in list(sample.rows_by_class.items())[:_MAX_CLASSES]:
+        table.add_row(Text(name), f"{rows:,}", f"{drawn[name]:,}")
+    console.print(table)
+    if len(sample.rows_by_class) > _MAX_CLASSES:
+        console.print(f"... and {len(sample.rows_by_class) - _MAX_CLASSES:,} more classes")
+    facts = [("rows", f"{len(sample.rows):,} of {sum(sample.rows_by_class.values()):,}")]
+    facts.append(("look at", f"{summary.folder}/sheet.html"))
+    if not summary.already_drawn and summary.pictures < len(sample.rows):
+        facts.append(("", f"{summary.pictures:,} of the rows have a picture there"))
+    facts.append(("fill", f"{summary.folder}/sample.csv: correct_label is . where the label is right, else the right"))
+    facts.append(("", "class, or ? for none of them; a row left empty doesn't count"))
+    elsewhere = "" if summary.folder == f"{summary.output}/audit" else f" --output {summary.folder}"
+    facts.append(("then", f"tlray audit {summary.output} --answers {summary.folder}/sample.csv{elsewhere}"))
+    _print_facts(facts)
+
+
+def print_audit(summary: AuditSummary) -> None:
+    """The precision of each class and of the archive, what was confused, where the corrections lie."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("class")
+    for heading in ("precision", "95% interval", "right", "reviewed", "labelled"):
+        table.add_column(heading, justify="right")
+    for name, one in list(summary.by_class.items())[:_MAX_CLASSES]:
+        precision = "-" if one.precision is None else f"{one.precision:.3f}"
+        interval = f"{one.precision_low:.3f} to {one.precision_high:.3f}"
+        counts = (f"{count:,}" for count in (one.right, one.reviewed, one.rows))
+        table.add_row(Text(name), precision, interval, *counts)
+    console.print()
+    console.print(table)
+    if len(summary.by_class) > _MAX_CLASSES:
+        console.print(f"... and {len(summary.by_class) - _MAX_CLASSES:,} more classes")
+    accuracy = f"{summary.accuracy:.4f} of the labels are right (95% interval {summary.accuracy_low:.4f} to "
+    facts = [("archive", f"{accuracy}{summary.accuracy_high:.4f})")]
+    if summary.covered < 1:
+        facts.append(("", f"of the classes that were reviewed, which have {summary.covered:.1%} of the labelled rows"))
+    facts.append(("reviewed", f"{summary.reviewed:,} of {summary.sampled:,} rows, {summary.right:,} of them right"))
+    if summary.none_of_them:
+        facts.append(("no class", f"{summary.none_of_them:,} of them"))
+    if summary.most_confused:
+        worst = summary.most_confused[:3]
+        told = "; ".join(f"{pair['true']} taken for {pair['predicted']} {pair['images']:,}x" for pair in worst)
+        facts.append(("most confused", told))
+    left_out = f"; {summary.inside:,} more lie inside archives or tables, so no address leads to them"
+    told = f"{summary.folder}/corrections.csv ({summary.corrections:,} rows, for tlray train --data)"
+    facts.append(("corrections", told + (left_out if summary.inside else "")))
+    facts.append(("written", f"{summary.folder}/audit.json"))
+    facts.append(("model id", summary.model_id))
+    _print_facts(facts)
 
 
 def print_bundle(bundle: Bundle) -> None:

@@ -58,6 +58,8 @@ def make_parts(output: str, num_done: int, bundle: str) -> None:
             "probability": (rows % 1000 / 1000).astype(np.float32),
             "width": np.full(len(rows), 640, np.int32),
             "height": np.full(len(rows), 480, np.int32),
+            "needs_review": [None] * len(rows),
+            "oddness": [None] * len(rows),
             "retries": np.zeros(len(rows), np.int32),
         }
         answers = pa.table({field.name: pa.array(columns[field.name], field.type) for field in ANSWER_FIELDS})

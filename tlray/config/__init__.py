@@ -4,12 +4,13 @@
 """
 
 from tlray.config.evaluation import DemoConfig, EvaluateConfig, ImportConfig, ShowConfig
-from tlray.config.labelling import InputsConfig, PlanConfig, PredictConfig, VerifyConfig
+from tlray.config.labelling import AuditConfig, InputsConfig, PlanConfig, PredictConfig, VerifyConfig
 from tlray.config.shared import LimitsConfig, RunConfig, S3Config, describe
 from tlray.config.training import DEFAULT_RATES, OptimizerName, TrainConfig, describe_run, resolve
 
 __all__ = [
     "DEFAULT_RATES",
+    "AuditConfig",
     "DemoConfig",
     "EvaluateConfig",
     "ImportConfig",

@@ -21,7 +21,8 @@ class EvaluateConfig(RunConfig, LimitsConfig, S3Config):
     """Bundle to measure: a folder or s3:// prefix."""
 
     data: str
-    """Labelled images, DIR/CLASS/image: a folder or s3:// prefix."""
+    """Labelled images: class folders, DIR/CLASS/image, in a folder or s3:// prefix; or a manifest (.csv .jsonl
+    .parquet) with the columns uri and label."""
 
     output: str | None = None
     """Where evaluation.json, report.html and more go: a new folder or s3:// prefix. Default: printed only."""

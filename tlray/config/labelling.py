@@ -1,4 +1,4 @@
-"""`tlray predict`, `plan` and `verify`."""
+"""`tlray predict`, `plan`, `verify` and `audit`."""
 
 from __future__ import annotations
 
@@ -205,6 +205,50 @@ def _is_probability(text: str) -> bool:
         return 0 <= float(text) <= 1
     except ValueError:
         return False
+
+
+@arrange_help
+@dataclass(frozen=True, kw_only=True)
+class AuditConfig(S3Config):
+    """Tell how good an archive's labels are, by a sample that a person looks at.
+
+    --sample N draws N labelled rows at random within each predicted class into OUTPUT/audit: sheet.html shows them,
+    sample.csv is to be filled. Its column correct_label takes a full stop where the label is right, else the name of
+    the right class, or ? where none of the classes is, or nobody can tell; a row left empty doesn't count.
+    --answers FILE reads the filled CSV: OUTPUT/audit/audit.json tells the precision of each class and of the archive,
+    corrections.csv is a list that train --data takes.
+    """
+
+    labels: Annotated[str, tyro.conf.Positional]
+    """The output of a finished `predict`."""
+
+    sample: int | None = None
+    """Rows to draw, over all predicted classes."""
+
+    answers: str | None = None
+    """The filled CSV: a path or s3:// address."""
+
+    seed: int = 0
+    """Seeds the draw; the same seed draws the same rows."""
+
+    output: str | None = None
+    """Where sample and results go: a folder or s3:// prefix; default OUTPUT/audit."""
+
+    verbose: bool = False
+    """Show tracebacks."""
+
+    def check(self) -> None:
+        """Raise one `ConfigError` naming every value that is not allowed."""
+        faults = Faults()
+        for name in ("labels", "answers", "output"):
+            faults.check_uri(name, getattr(self, name))
+        if (self.sample is None) == (self.answers is None):
+            came = "neither" if self.sample is None else "both"
+            faults.add(f"tlray audit takes --sample N, to draw rows, or --answers FILE, to measure them; got {came}")
+        if self.sample is not None:
+            faults.check_range("sample", self.sample, 1, 10_000)
+        faults.check_range("seed", self.seed, 0, 2**32 - 1)
+        faults.report()
 
 
 def check_inputs(faults: Faults, config: InputsConfig) -> None:

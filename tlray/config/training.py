@@ -36,22 +36,23 @@ _SHARING = {"num_workers", "batch_size", "gpus_per_worker"}
 @arrange_help
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(RunConfig, LimitsConfig, S3Config):
-    """Train a classifier on class folders: phase 1 the new head, phase 2 the top of the base too."""
+    """Train a classifier on labelled images: phase 1 the new head, phase 2 the top of the base too."""
 
     data: str
-    """Training images, DIR/CLASS/image: a folder or s3:// prefix."""
+    """Training images: class folders, DIR/CLASS/image, in a folder or s3:// prefix; or a manifest (.csv .jsonl
+    .parquet) with the columns uri and label."""
 
     output: str
     """Where the bundle goes: a new folder or s3:// prefix."""
 
     val_data: str | None = None
-    """Class folders to validate on, instead of a share of --data."""
+    """Class folders or a manifest to validate on, instead of a share of --data."""
 
     val_fraction: float = 0.15
     """Share of --data kept for validation, chosen by content hash; 0 for none."""
 
     test_data: str | None = None
-    """Class folders read once, after training, and only reported."""
+    """Class folders or a manifest, read once, after training, and only reported."""
 
     backbone: Literal["inception_v3", "mobilenet_v2"] = "inception_v3"
     """Convolutional base."""

@@ -32,6 +32,7 @@ FOLDER = "labels"
 WAITING = "_waiting.parquet"
 
 MODEL_ID_KEY = b"tlray.model_id"
+CLASSES_KEY = b"tlray.classes"
 
 _NAME = re.compile(r"part-(\d{12})-(\d{12})\.parquet")
 _READ_THREADS = 8
@@ -91,7 +92,7 @@ def make_schema(
     """Columns and file metadata of a run's parts; the extra fields are `schema.list_extra_fields`."""
     metadata = {
         MODEL_ID_KEY.decode(): bundle.model_id,
-        "tlray.classes": json.dumps(bundle.classes, ensure_ascii=False),
+        CLASSES_KEY.decode(): json.dumps(bundle.classes, ensure_ascii=False),
         "tlray.preprocessing": bundle.preprocessing_fingerprint,
         "tlray.run_id": run_id,
     }

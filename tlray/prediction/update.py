@@ -18,7 +18,7 @@ from tlray.prediction.receipt import Receipt, read_receipt
 from tlray.prediction.rowset import RowSet
 from tlray.prediction.schema import ANSWER_FIELDS, KEPT_ANSWERS
 from tlray.progress import say
-from tlray.sources.planning import ROWS_PER_GROUP, Plan, open_plan
+from tlray.sources.planning import Plan, open_plan
 
 _IDENTITY = ("uri", "size", "etag", "mtime_ns")
 _MUST_AGREE = (
@@ -85,7 +85,7 @@ class Earlier:
         matched = RowSet(self._plan.num_rows)
         for table in plan.iter_tables():
             new, old = self._find(table)
-            ours, theirs = table.take(pa.array(new)), _gather(self._plan, old)
+            ours, theirs = table.take(pa.array(new)), self._plan.take(old)
             same = {name: _compare(ours[name], theirs[name]) for name in _IDENTITY}
             known = ours["etag"].is_valid().to_numpy() | ours["mtime_ns"].is_valid().to_numpy()
             unchanged = known & np.logical_and.reduce(list(same.values())) & self._usable
@@ -144,17 +144,6 @@ class _Parts:
         names = [name for name in table.column_names if name in KEPT_ANSWERS]
         table = table.select(names).replace_schema_metadata(None)
         return table.append_column(ANSWER_FIELDS[-1], pa.array(np.zeros(table.num_rows, np.int32)))
-
-
-def _gather(plan: Plan, rows: npt.NDArray[np.int64]) -> pa.Table:
-    """Rows of a plan, in the order asked for."""
-    groups = rows // ROWS_PER_GROUP
-    order = np.argsort(groups, kind="stable")
-    pieces = [plan.read(0, 0)]
-    for group in np.unique(groups):
-        inside = rows[groups == group] - group * ROWS_PER_GROUP
-        pieces.append(plan.read(int(group) * ROWS_PER_GROUP, ROWS_PER_GROUP).take(pa.array(inside)))
-    return pa.concat_tables(pieces).take(pa.array(np.argsort(order)))
 
 
 def _compare(ours: pa.ChunkedArray, theirs: pa.ChunkedArray) -> npt.NDArray[np.bool_]:

@@ -1,4 +1,4 @@
-"""Labelled images for training: class folders -> a table of rows, numbered densely from 0 in a stable order."""
+"""Labelled images for training: class folders or a manifest -> a table of rows, numbered densely from 0."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ import pyarrow as pa
 from tlray import storage
 from tlray.errors import DataError
 from tlray.images import EXTENSIONS
+from tlray.sources import manifests
 from tlray.sources.candidates import has_image_name
-
-_MAX_NAMED = 5
+from tlray.sources.labels import LABEL, URI, name_some, read_labels
 
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Images sorted into class folders.
+    """Images sorted into classes.
 
     Attributes:
         classes: class names, sorted; a label is an index into them.
-        table: `row_id int64, uri string, name string, label int32, size int64`, in order of class, then name.
+        table: `row_id int64, uri string, name string, label int32, size int64`, in order of class, then name; `size`
+            is 0 for objects that a manifest names.
     """
 
     classes: tuple[str, ...]
@@ -30,20 +31,48 @@ class LabelledImages:
 
 
 def scan(root: str, classes: Sequence[str] | None = None, *, option: str = "--data") -> LabelledImages:
-    """List class folders: `root/CLASS/image`.
+    """List labelled images: class folders, `root/CLASS/image`, or what a manifest names.
 
     Args:
-        root: folder or s3:// prefix.
-        classes: class names that the folders must be among; None for the first scan, which sets them.
+        root: folder or s3:// prefix; or a .csv, .jsonl or .parquet with columns `uri` and `label`.
+        classes: class names that those found must be among; None for the first scan, which sets them.
         option: the command-line option that `root` came from, for errors.
 
     Raises:
-        DataError: one message naming all that is wrong with the folders.
+        DataError: one message naming all that is wrong.
     """
-    entries = storage.list_files(root)
+    if manifests.is_list(root):
+        by_class, faults = read_labels(root)
+        expected = f"{option} takes a manifest with the columns {URI} and {LABEL}, of at least two classes; got "
+    else:
+        by_class, faults = _list_folders(root)
+        expected = (
+            f"{option} takes a folder that holds one folder of images for each class ({root}/CLASS/image.jpg), "
+            "at least two; got "
+        )
+    faults += _find_class_faults(by_class, classes)
+    if faults:
+        raise DataError(expected + "; ".join(faults))
+    names = tuple(classes) if classes is not None else tuple(sorted(by_class))
+    labels = {name: index for index, name in enumerate(names)}
+    rows = [(entry, labels[name]) for name in sorted(by_class) for entry in by_class[name]]
+    table = pa.table(
+        {
+            "row_id": pa.array(range(len(rows)), pa.int64()),
+            "uri": pa.array([entry.uri for entry, _ in rows], pa.string()),
+            "name": pa.array([entry.name for entry, _ in rows], pa.string()),
+            "label": pa.array([label for _, label in rows], pa.int32()),
+            "size": pa.array([entry.size for entry, _ in rows], pa.int64()),
+        }
+    )
+    return LabelledImages(names, table)
+
+
+def _list_folders(root: str) -> tuple[dict[str, list[storage.Entry]], list[str]]:
+    """The images of class folders by class, and one phrase for each thing that is wrong with the tree."""
     by_class: dict[str, list[storage.Entry]] = {}
     beside, nested = [], []
-    for entry in entries:
+    for entry in storage.list_files(root):
         parts = entry.name.split("/")
         if len(parts) == 1:
             if PurePosixPath(entry.name).suffix.lower() in EXTENSIONS:
@@ -60,23 +89,17 @@ def scan(root: str, classes: Sequence[str] | None = None, *, option: str = "--da
                 images.append(entry)
     if not storage.is_s3(root):
         by_class.update({name: [] for name in _list_empty_folders(root) if name not in by_class})
-    faults = _find_scan_faults(by_class, beside, nested, classes)
-    if faults:
-        expected = f"{option} takes a folder that holds one folder of images for each class ({root}/CLASS/image.jpg)"
-        raise DataError(f"{expected}, at least two; got " + "; ".join(faults))
-    names = tuple(classes) if classes is not None else tuple(sorted(by_class))
-    labels = {name: index for index, name in enumerate(names)}
-    rows = [(entry, labels[name]) for name in sorted(by_class) for entry in by_class[name]]
-    table = pa.table(
-        {
-            "row_id": pa.array(range(len(rows)), pa.int64()),
-            "uri": pa.array([entry.uri for entry, _ in rows], pa.string()),
-            "name": pa.array([entry.name for entry, _ in rows], pa.string()),
-            "label": pa.array([label for _, label in rows], pa.int32()),
-            "size": pa.array([entry.size for entry, _ in rows], pa.int64()),
-        }
-    )
-    return LabelledImages(names, table)
+    faults = []
+    if not by_class:
+        faults.append("no class folders")
+    if beside:
+        faults.append(f"{len(beside):,} images beside the class folders ({name_some(beside)})")
+    empty = sorted(name for name, images in by_class.items() if not images)
+    if nested:
+        faults.append(f"{len(nested):,} images in folders below the class folders ({name_some(nested)})")
+    elif empty:
+        faults.append(f"class folders without images ({name_some(empty)})")
+    return by_class, faults
 
 
 def _list_empty_folders(root: str) -> list[str]:
@@ -85,30 +108,14 @@ def _list_empty_folders(root: str) -> list[str]:
     return [path.name for path in Path(root).iterdir() if path.is_dir() and path.name[0] not in "._"]
 
 
-def _find_scan_faults(
-    by_class: dict[str, list[storage.Entry]], beside: list[str], nested: list[str], classes: Sequence[str] | None
-) -> list[str]:
-    """One phrase for each thing that is wrong with a tree of class folders."""
+def _find_class_faults(by_class: dict[str, list[storage.Entry]], classes: Sequence[str] | None) -> list[str]:
+    """What is wrong with the classes that were found."""
     faults = []
-    empty = sorted(name for name, images in by_class.items() if not images)
-    if not by_class:
-        faults.append("no class folders")
-    elif len(by_class) == 1 and classes is None:
+    if len(by_class) == 1 and classes is None:
         faults.append(f"one class only ({next(iter(by_class))})")
-    if beside:
-        faults.append(f"{len(beside):,} images beside the class folders ({_name_some(beside)})")
-    if nested:
-        faults.append(f"{len(nested):,} images in folders below the class folders ({_name_some(nested)})")
-    elif empty:
-        faults.append(f"class folders without images ({_name_some(empty)})")
     if classes is not None:
         unknown = sorted(set(by_class) - set(classes))
         if unknown:
             theirs, ours = ", ".join(sorted(by_class)), ", ".join(classes)
             faults.append(f"other classes than the training set's (here: {theirs}; trained: {ours})")
     return faults
-
-
-def _name_some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_MAX_NAMED])
-    return shown if len(names) <= _MAX_NAMED else f"{shown}, ..."

@@ -25,6 +25,11 @@ _ROWS = 65_536
 _MAX_KEY_BYTES = 1024
 
 
+def is_list(uri: str) -> bool:
+    """Whether a name ends as a manifest's."""
+    return uri.lower().endswith(_KINDS)
+
+
 def is_manifest(uri: str) -> bool:
     """Whether a name ends as a manifest's, or as an S3 Inventory's."""
     return uri.lower().endswith((*_KINDS, _INVENTORY))
@@ -49,7 +54,7 @@ def read_manifest(
     if uri.lower().endswith(_INVENTORY):
         return [], _read_inventory(uri)
     try:
-        schema, batches = _open_batches(uri)
+        schema, batches = open_batches(uri)
     except (pa.ArrowException, FetchError, OSError) as error:
         raise DataError(f"the manifest {uri} cannot be read: {storage.redact(str(error))}") from None
     for option, column in (("--uri-column", uri_column), ("--id-column", id_column)):
@@ -74,7 +79,7 @@ def _read_lines(
                 if typed is None or not str(typed).strip():
                     yield Candidate(manifest, "", reason="a line without an address")
                     continue
-                address, reason = _check(str(typed), base, allow)
+                address, reason = check_address(str(typed), base, allow)
                 if reason is None and id_column is not None and line[id_column] is not None:
                     key = hashlib.blake2b(repr(line[id_column]).encode(), digest_size=16).digest()
                     reason = f"its {id_column} is that of an earlier line" if key in seen else None
@@ -89,8 +94,14 @@ def _read_lines(
         raise DataError(f"the manifest {manifest} cannot be read to its end: {storage.redact(str(error))}") from None
 
 
-def _check(typed: str, base: str, allow: Sequence[str]) -> tuple[str, str | None]:
-    """The address that a line means, and why it may not be read."""
+def check_address(typed: str, base: str, allow: Sequence[str]) -> tuple[str, str | None]:
+    """The address that a line means, and why it may not be read.
+
+    Args:
+        typed: as it stands in the manifest.
+        base: the manifest's folder.
+        allow: as in `read_manifest`.
+    """
     scheme, separator, rest = typed.partition("://")
     if separator and scheme != "s3":
         return typed, f"the scheme {scheme}:// is not allowed in a manifest; s3:// and paths are"
@@ -117,7 +128,12 @@ def _lies_below(address: str, prefix: str) -> bool:
     return prefix == "s3://" or address == prefix or address.startswith(prefix.rstrip("/") + "/")
 
 
-def _open_batches(uri: str) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+def open_batches(uri: str) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    """A manifest's columns and lines; all values of a CSV are text.
+
+    Raises:
+        ArrowException, FetchError, OSError: it cannot be read; also from the lines.
+    """
     name = uri.lower()
     if name.endswith(".parquet"):
         table = pq.ParquetFile(storage.open_arrow(uri))
@@ -126,9 +142,10 @@ def _open_batches(uri: str) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     from pyarrow import json as arrow_json
 
     if ".csv" in name[-7:]:
-        names = csv.open_csv(storage.open_arrow(uri)).schema.names
+        quoted = csv.ParseOptions(newlines_in_values=True)  # a file's name may hold one
+        names = csv.open_csv(storage.open_arrow(uri), parse_options=quoted).schema.names
         as_text = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
-        reader = csv.open_csv(storage.open_arrow(uri), convert_options=as_text)
+        reader = csv.open_csv(storage.open_arrow(uri), parse_options=quoted, convert_options=as_text)
         return reader.schema, iter(reader)
     reader = arrow_json.open_json(storage.open_arrow(uri))
     return reader.schema, iter(reader)

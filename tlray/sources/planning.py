@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -83,6 +85,16 @@ class Plan:
             pieces.append(piece)
             start += piece.num_rows
         return pa.concat_tables(pieces) if pieces else _read_group(self.address, 0, 0).slice(0, 0)
+
+    def take(self, row_ids: npt.NDArray[np.int64]) -> pa.Table:
+        """Rows in the order asked for, all columns."""
+        groups = row_ids // ROWS_PER_GROUP
+        order = np.argsort(groups, kind="stable")
+        pieces = [self.read(0, 0)]
+        for group in np.unique(groups):
+            inside = row_ids[groups == group] - group * ROWS_PER_GROUP
+            pieces.append(self.read(int(group) * ROWS_PER_GROUP, ROWS_PER_GROUP).take(pa.array(inside)))
+        return pa.concat_tables(pieces).take(pa.array(np.argsort(order)))
 
     def iter_tables(self) -> Iterator[pa.Table]:
         """All rows in order, a row group at a time."""

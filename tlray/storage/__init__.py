@@ -30,6 +30,7 @@ __all__ = [
     "exists",
     "fetch",
     "fetch_many",
+    "find_size",
     "get",
     "get_many",
     "get_ranges",
@@ -65,6 +66,11 @@ def list_files(uri: str) -> list[Entry]:
 def exists(uri: str) -> bool:
     """Whether a file or object is there."""
     return s3.exists(uri) if is_s3(uri) else Path(uri).is_file()
+
+
+def find_size(uri: str) -> int | None:
+    """Bytes of a local file, None where there is none; 0 for an object, since asking would cost a request."""
+    return 0 if is_s3(uri) else local.find_size(uri)
 
 
 def has_content(uri: str) -> bool:

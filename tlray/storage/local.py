@@ -57,6 +57,15 @@ def _stat(path: str, name: str) -> Entry:
     return Entry(path, name, status.st_size, None, status.st_mtime_ns, reason)
 
 
+def find_size(uri: str) -> int | None:
+    """Bytes of a plain file, None where there is none."""
+    try:
+        status = os.stat(uri)  # noqa: PTH116  (as in `_stat`)
+    except (OSError, ValueError):
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
 def has_content(uri: str) -> bool:
     """Whether a folder holds anything, or a file of that name is there."""
     path = Path(uri)

@@ -51,10 +51,10 @@ class Roles:
 
 
 def list_images(config: TrainConfig) -> Images:
-    """List the class folders of every role; their names decide labels and row ids.
+    """List the class folders or manifest of every role; their names decide labels and row ids.
 
     Raises:
-        DataError: a folder is missing, has no classes, or has others than the training folder.
+        DataError: one is missing, has no classes, or has others than the training images.
     """
     training = scan(storage.resolve(config.data), option="--data")
     tables = [("train", training.table)]

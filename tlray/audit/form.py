@@ -1,0 +1,129 @@
+"""The CSV that a reviewer fills in a spreadsheet.
+
+    row_id,uri,class_name,probability,correct_label
+    17,s3://photos/a.jpg,glass,0.97,.
+    52,s3://photos/b.jpg,glass,0.61,plastic
+    90,s3://photos/c.jpg,metal,0.55,?
+
+`correct_label` comes empty. A full stop says that the label is right, a class name says what is, `?` that none of the
+classes is, or that nobody can tell; what stays empty was not looked at. A cell that a spreadsheet would run as a
+formula has an apostrophe before it, which is taken away again.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+
+from tlray.audit.sample import Drawn, Sample
+from tlray.errors import DataError
+from tlray.sources.labels import name_some
+
+NAME = "sample.csv"
+RIGHT, NONE = ".", "?"
+ROW_ID, ANSWER = "row_id", "correct_label"
+COLUMNS = (ROW_ID, "uri", "class_name", "probability", ANSWER)
+
+# the last four are full-width forms, which some spreadsheets read alike
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+_WHOLE = re.compile(r"(\d+)(?:\.0+)?")
+
+
+def write_form(rows: Sequence[Drawn]) -> bytes:
+    """The CSV to fill, UTF-8."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in rows:
+        writer.writerow([row.row_id, disarm(row.uri), disarm(row.class_name), f"{row.probability:.6f}", ""])
+    return text.getvalue().encode()
+
+
+def disarm(cell: str) -> str:
+    """A cell that no spreadsheet takes for a formula."""
+    return f"'{cell}" if _FORMULA.match(cell) else cell
+
+
+def rearm(cell: str) -> str:
+    """What was disarmed."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+
+
+def read_form(data: bytes, name: str, sample: Sample) -> dict[int, str | None]:
+    """The reviewed rows of a filled CSV: their right class, or None where none is.
+
+    Commas, semicolons or tabs part its columns, as spreadsheets like it; others than `row_id` and `correct_label` don't
+    matter.
+
+    Args:
+        data: the file.
+        name: its address, for errors.
+        sample: what was drawn.
+
+    Raises:
+        DataError: one message naming all that is wrong.
+    """
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise DataError(f"--answers takes a CSV in UTF-8; got another encoding in {name}; save it as UTF-8") from None
+    head = text.partition("\n")[0]
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count))
+    try:
+        columns = [column.strip() for column in next(lines, [])]
+        missing = [column for column in (ROW_ID, ANSWER) if column not in columns]
+        if missing:
+            raise DataError(
+                f"--answers takes the CSV that --sample wrote, with {ROW_ID} and {ANSWER}; got {name} without "
+                f"{' and '.join(missing)} (its columns: {', '.join(columns)})"
+            )
+        places = columns.index(ROW_ID), columns.index(ANSWER)
+        cells = [tuple(line[at] if at < len(line) else "" for at in places) for line in lines if line]
+    except csv.Error as error:
+        raise DataError(f"--answers takes the CSV that --sample wrote; {name} cannot be read: {error}") from None
+    return _sort_answers(cells, name, sample)
+
+
+def _sort_answers(cells: list[tuple[str, ...]], name: str, sample: Sample) -> dict[int, str | None]:
+    drawn = {row.row_id: row for row in sample.rows}
+    known = set(sample.classes)
+    answers: dict[int, str | None] = {}
+    by_uri: dict[str, int] = {}
+    unknown, wrong, contrary = [], [], []
+    for typed_id, typed in cells:
+        number = _WHOLE.fullmatch(typed_id.strip())
+        row_id = int(number[1]) if number else -1
+        if row_id not in drawn:
+            unknown.append(typed_id.strip() or "an empty one")
+            continue
+        sign = typed.strip()
+        if not sign:
+            continue
+        label = next((text for text in (typed, rearm(typed), sign, rearm(sign)) if text in known), None)
+        if label is None and sign == RIGHT:
+            label = drawn[row_id].class_name
+        elif label is None and sign != NONE:
+            wrong.append(f"{typed!r} in row {row_id}")
+            continue
+        if answers.setdefault(row_id, label) != label:
+            contrary.append(f"row {row_id}")
+        elif answers[by_uri.setdefault(drawn[row_id].uri, row_id)] != label:
+            contrary.append(f"rows {by_uri[drawn[row_id].uri]} and {row_id}, which are one file")
+    faults = []
+    if unknown:
+        faults.append(f"row_ids that are not in the sample ({name_some(unknown)})")
+    if wrong:
+        allowed = ", ".join(sample.classes)
+        faults.append(f"answers that are no class of the model ({name_some(wrong)}; classes: {allowed})")
+    if contrary:
+        faults.append(f"two answers for one row ({name_some(contrary)})")
+    if faults:
+        raise DataError(
+            f"--answers takes '{RIGHT}' for right, '{NONE}' for none of the classes, or a class name for each row "
+            f"of the sample; {name} has {'; '.join(faults)}"
+        )
+    if not answers:
+        raise DataError(f"--answers takes a filled CSV; no row of {name} has a {ANSWER}")
+    return answers
