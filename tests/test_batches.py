@@ -7,7 +7,7 @@ from PIL import Image
 
 from tlray.errors import Code, FetchError
 from tlray.limits import Limits
-from tlray.prediction.batches import PACKED_BYTES, cut, make_decoded, make_encoded, open_images, pack, unpack
+from tlray.prediction.batches import cut, make_decoded, make_encoded, open_images, pack, unpack
 from tlray.storage import Fetched
 
 

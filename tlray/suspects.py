@@ -24,6 +24,9 @@ MAX_IMAGES = 20_000
 _NEIGHBOURS = 20
 _SHARPNESS = 10.0
 _SAME = 0.98
+_SAME_SHARE = 0.1
+"""Pictures look the same whose distance is this share of that to an ordinary nearest neighbour, and `_SAME` at least."""
+
 _BLOCK_ROWS = 1024
 _MAX_LISTED = 200
 
@@ -64,6 +67,7 @@ def find_suspects(features: Features, labels: npt.NDArray[np.integer[Any]], num_
     neighbours = min(_NEIGHBOURS, count - 1)
     votes = np.zeros((count, num_classes))
     pairs: list[tuple[int, int, float]] = []
+    closest = np.zeros(count)
     if neighbours > 0:
         for start in range(0, count, _BLOCK_ROWS):
             rows = np.arange(start, min(start + _BLOCK_ROWS, count))
@@ -73,12 +77,15 @@ def find_suspects(features: Features, labels: npt.NDArray[np.integer[Any]], num_
             weights = np.exp(_SHARPNESS * np.take_along_axis(alike, nearest, axis=1))
             for column in range(neighbours):
                 votes[rows, labels[nearest[:, column]]] += weights[:, column]
+            closest[rows] = alike.max(axis=1)
             firsts, places = np.nonzero(np.take_along_axis(alike, nearest, axis=1) >= _SAME)
             pairs += [
                 (int(rows[first]), int(second), float(min(alike[first, second], 1.0)))
                 for first, second in zip(firsts, nearest[firsts, places], strict=True)
                 if rows[first] < second
             ]
+        least = 1 - _SAME_SHARE * float(np.median(1 - closest))
+        pairs = [pair for pair in pairs if pair[2] >= least]
         votes /= votes.sum(axis=1, keepdims=True)
     own = votes[np.arange(count), labels]
     others = votes.copy()

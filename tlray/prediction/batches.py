@@ -25,9 +25,6 @@ Batch = dict[str, npt.NDArray[Any]]
 UNKNOWN = -1
 """A width or height that is not known, where a batch can hold no null."""
 
-PACKED_BYTES = 16 * 2**10
-"""What a packed batch is larger than."""
-
 _MAX_ENCODED_BYTES = 64 * 2**20
 
 
@@ -63,10 +60,15 @@ def make_encoded(row_ids: npt.NDArray[np.int64], fetched: Iterable[Fetched]) -> 
     }
 
 
-def pack(batch: Batch) -> Batch:
-    """One row that holds a batch: Ray Data joins and splits rows by their bytes, and a batch is to stay one."""
-    # all above the size at which Ray Data makes a block, so that a task that is run again makes the same blocks
-    data = pickle.dumps(batch, pickle.HIGHEST_PROTOCOL).ljust(PACKED_BYTES + 1, b"\0")
+def pack(batch: Batch, block_bytes: int) -> Batch:
+    """One row that holds a batch: Ray Data joins and splits rows by their bytes, and a batch is to stay one.
+
+    Args:
+        batch: what to pack.
+        block_bytes: the size at which Ray Data makes a block.
+    """
+    # all above that size, so that a task that is run again makes the same blocks
+    data = pickle.dumps(batch, pickle.HIGHEST_PROTOCOL).ljust(block_bytes + 1, b"\0")
     return {"packed": np.array([data], object)}
 
 

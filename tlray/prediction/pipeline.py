@@ -26,7 +26,7 @@ from tlray.errors import Code, FetchError
 from tlray.limits import Limits
 from tlray.precision import PrecisionName
 from tlray.prediction import dispatcher as dispatchers
-from tlray.prediction.batches import PACKED_BYTES, Batch, cut, make_decoded, make_encoded, pack
+from tlray.prediction.batches import Batch, cut, make_decoded, make_encoded, pack
 from tlray.prediction.dispatcher import MAX_TRIES, Key, MemoryRows, Rows
 from tlray.prediction.labeller import Labeller
 from tlray.prediction.rowset import RowSet
@@ -41,6 +41,8 @@ _MAX_WINDOW_ROWS = 8192
 _MAX_WINDOWS = 4096
 _LOOK_INTERVAL_S = 1.0
 _BLOCK_ROWS = 32
+_ANSWER_BYTES = 512
+_TOP_BYTES = 64
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,9 @@ class Labelling:
     def _make_dataset(self, task: Task) -> Any:
         bundle, shares = task.bundle, self.shares
         batch_size = task.batch_size or choose_batch_size(gpus=shares.num_gpus > 0)
+        # so that a batch of the reading stage becomes a block at once, and one of answers isn't split
+        answer_bytes = self._batch_rows * (_ANSWER_BYTES + 4 * task.wanted.embedding_size + _TOP_BYTES * task.wanted.top_k)
+        block_bytes = max(answer_bytes, batch_size * bundle.image_size_px**2 * 3 if shares.num_gpus else 0)
         dataset = (
             ray.data.from_blocks([pa.table({"first": [first], "count": [count]}) for first, count in task.windows])
             .map_batches(
@@ -167,6 +172,7 @@ class Labelling:
                     "batch_rows": self._batch_rows,
                     "image_column": task.rows.image_column,
                     "image_size_px": bundle.image_size_px if shares.num_gpus else None,
+                    "block_bytes": block_bytes,
                 },
                 batch_size=None,
                 num_cpus=DATA_TASK_CPUS,
@@ -189,9 +195,7 @@ class Labelling:
                 num_gpus=shares.num_gpus or None,
             )
         )
-        # so that a batch of the reading stage becomes a block at once, and one of answers isn't split
-        decoded_bytes = batch_size * bundle.image_size_px**2 * 3
-        dataset.context.target_max_block_size = decoded_bytes if shares.num_gpus else PACKED_BYTES
+        dataset.context.target_max_block_size = block_bytes
         return dataset
 
 
@@ -203,6 +207,7 @@ def _read_window(
     batch_rows: int,
     image_column: str | None,
     image_size_px: int | None,
+    block_bytes: int,
 ) -> Iterator[Batch]:
     """Lease a window's rows and fetch them, a batch at a time; decode them where `image_size_px` is given."""
     (handle,) = dispatcher
@@ -220,7 +225,7 @@ def _read_window(
         if tries:
             answers = _suspect_each(handle, ("window", first), row_ids, answers)
         if image_size_px is None:
-            yield pack(make_encoded(row_ids, answers))
+            yield pack(make_encoded(row_ids, answers), block_bytes)
         else:
             yield make_decoded(row_ids, answers, image_size_px, limits)
     handle.leave.remote(("window", first))

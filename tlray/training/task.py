@@ -29,6 +29,8 @@ from tlray.training.schedule import weigh_classes
 _GOLDEN_CANDIDATES = 16
 _KEEP_BYTES = 8 * 2**30
 _HELD_ROWS = 2048
+_REFERENCES = 512
+_MAX_REFERENCES = 8192
 _TASK_POLL_S = 0.2
 
 
@@ -175,7 +177,7 @@ def make_task(
         train_rows=train_rows,
         val_rows=val_rows,
         test_rows=roles.rows["test"],
-        reference_rows=draw_rows(train_rows, min(max(1024, 8 * num_classes), 8192), config.seed),
+        reference_rows=draw_rows(train_rows, min(max(_REFERENCES, 8 * num_classes), _MAX_REFERENCES), config.seed),
         held_rows=draw_rows(val_rows, _HELD_ROWS, config.seed),
         golden_rows=_choose_golden_rows(val_rows if len(val_rows) else train_rows, images.labels),
         base_weights=base_weights,
