@@ -10,7 +10,7 @@ MODEL_ID = "5dc4d1ca5bbdcef6d43c8a96f7df53855188da61741f9f5e1c3229d2eca96d04"
 CLASSES = ["cardboard", "glass", "metal", "paper", "plastic", "trash"]
 HOSTILE = [
     "<script>alert(1)</script>",
-    'a "quoted" & \'odd\' class',
+    "a \"quoted\" & 'odd' class",
     "up/../../and\\down",
     "\N{RIGHT-TO-LEFT OVERRIDE}gpj.exe",
     "\N{HEBREW LETTER ALEF}\N{HEBREW LETTER BET} \N{CJK UNIFIED IDEOGRAPH-4E00}\x1b[31m\x00\ud800",

@@ -18,7 +18,7 @@ WIDTH = 360
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 42, 350, 22, 172
 _HEIGHT = 206
-_NAME_COLUMNS = 17
+_NAME_COLUMNS = 15
 _MAX_STEPS = 90
 
 
@@ -111,7 +111,10 @@ def draw_reliability(bins: Sequence[dict[str, Any]], before: Sequence[dict[str, 
     ticks = [0.0, 0.25, 0.5, 0.75, 1.0]
     parts = _draw_rows(up, ticks, [f"{tick:.0%}" for tick in ticks], left, right)
     parts += [_text(across.place(tick), bottom + 16, f"{tick:.0%}", "middle") for tick in ticks]
-    parts += [_text(left, _TOP - 10, "right", "end"), _text(right, bottom + 31, "confidence", "end")]
+    parts += [
+        _text(left - 40, _TOP - 10, "share that is right", "start"),
+        _text(right, bottom + 31, "confidence", "end"),
+    ]
     parts.append(_line(left, bottom, right, _TOP, "even"))
     for style, found in (("b", before or ()), ("a", bins)):
         places = [(across.place(entry["confidence"]), up.place(entry["accuracy"])) for entry in found]
@@ -170,7 +173,7 @@ def draw_class_bars(counts: Mapping[str, int], reference: Mapping[str, float] | 
         share = counts[name] / total
         whole = clean(name)
         title = f"{shorten(whole, 300)}: {counts[name]:,} images, {format_percent(share)}"
-        parts.append(_text(116, y + 12, shorten(whole, _NAME_COLUMNS), "end", "label", title))
+        parts.append(_text(0, y + 12, shorten(whole, _NAME_COLUMNS), "start", "label", title))
         parts.append(_rect(126, y + 1, max(across.place(share) - 126, 0.5), 14, "bar a", title))
         if name in others:
             x = across.place(others[name])

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -295,7 +296,7 @@ class _Tally:
                 if len(have) == _MAX_EXAMPLES:
                     best = best[sign * probability[best] > sign * have[-1].probability]
                 have += _make_examples(table, best)
-                have.sort(key=lambda row, sign=sign: -sign * row.probability)
+                have.sort(key=attrgetter("probability"), reverse=sign > 0)
                 del have[_MAX_EXAMPLES:]
 
     def _merge_oddest(self, more: Sequence[Example]) -> None:
@@ -406,6 +407,7 @@ def render_labelling(facts: LabellingFacts, read: Reader[int]) -> bytes:
             {"code": code, "count": count, "examples": facts.failures.get(code, [])}
             for code, count in sorted(facts.receipt["failed_by_code"].items(), key=lambda item: -item[1])
         ],
+        max_failures=_MAX_FAILURES,
         oddest=facts.oddest,
         examples=examples,
         more_examples=len(names) - len(shown),

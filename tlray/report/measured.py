@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ MAX_DUPLICATES = 20
 
 _MAX_PAIRS = 20
 _GOOD_ECE = 0.05
-_STRONG_SHARE = 0.55  # above it, text on the colour is written in the colour of the page
+_STRONG = 0.75  # opacity of the colour from which text on it is written in the colour of the page
 _WIDE_CLASSES = 8  # up to so many classes have their names side by side
 _WIDE_COLUMNS = 11
 
@@ -132,10 +133,11 @@ def make_confusion(measurement: Mapping[str, Any], classes: Sequence[str]) -> di
         cells = []
         for column, count in enumerate(counts[row]):
             share = count / total if total else 0.0
+            opacity = share if row == column else math.sqrt(share)  # few mistakes are to be seen too
             kind = "same" if row == column else "other"
-            kind += " zero" if not count else " strong" if share > _STRONG_SHARE else ""
+            kind += " zero" if not count else " strong" if opacity > _STRONG else ""
             title = f"{_label(name)} taken for {_label(classes[column])}: {count:,} of {total:,}"
-            cells.append({"count": count, "share": share, "kind": kind, "title": title if count else ""})
+            cells.append({"count": count, "opacity": opacity, "kind": kind, "title": title if count else ""})
         rows.append({"name": name, "cells": cells})
     wide = len(classes) <= _WIDE_CLASSES and all(len(name) <= _WIDE_COLUMNS for name in classes)
     return {"rows": rows, "classes": list(classes), "tall": not wide, "pairs": _list_pairs(counts, classes)}

@@ -8,10 +8,19 @@ from typing import Any
 from markupsafe import Markup
 
 from tlray.report import charts, measured
-from tlray.report.page import MAX_CLASSES, clean, format_duration, format_moment, format_name, render, shorten
+from tlray.report.page import (
+    MAX_CLASSES,
+    clean,
+    format_duration,
+    format_moment,
+    format_name,
+    format_percent,
+    render,
+    shorten,
+)
 from tlray.report.thumbnails import Reader, make_thumbnails
 
-_PHASES = {"head": "phase 1, the head", "finetune": "phase 2, fine-tuning"}
+_PHASES = {"head": "the head phase", "finetune": "fine-tuning"}
 
 
 def render_training(
@@ -102,20 +111,25 @@ def _list_points(
     points += measured.list_points(manifest["metrics"][roles[0]], suspects)
     left_out = manifest["training"]["left_out"]
     if left_out:
-        points.append({"tone": "bad", "text": f"{left_out:,} images could not be decoded and were left out."})
+        points.append(
+            {"tone": "bad", "text": f"{_count_images(left_out)} could not be decoded and left out of training."}
+        )
     return points
 
 
 def _describe_kept(metrics: Mapping[str, Any]) -> str:
     kept = metrics["kept"]
-    texts = [f"Epoch {kept['epoch']} was kept, of {_PHASES[kept['phase']]}."]
-    for phase, best in metrics["phases"].items():
-        if best["val_accuracy"] is not None:
-            texts.append(
-                f"The best validation accuracy of {_PHASES[phase]} was {best['val_accuracy']:.1%}, "
-                f"in epoch {best['epoch']}."
-            )
-    return " ".join(texts)
+    text = f"Epoch {kept['epoch']} was kept, of {_PHASES[kept['phase']]}."
+    best = [
+        f"{format_percent(record['val_accuracy'])} in {_PHASES[phase]} (epoch {record['epoch']})"
+        for phase, record in metrics["phases"].items()
+        if record["val_accuracy"] is not None
+    ]
+    return f"{text} The best validation accuracy was {' and '.join(best)}." if best else text
+
+
+def _count_images(count: int) -> str:
+    return f"{count:,} {'image' if count == 1 else 'images'}"
 
 
 def _list_facts(
