@@ -11,9 +11,12 @@ from PIL import Image
 from tests import report_data as data
 from tlray.prediction.receipt import Receipt
 from tlray.prediction.schema import LABEL_FIELDS
-from tlray.report import gather_labelling, labelling, render_evaluation, render_labelling, render_training
+from tlray.report import facts as facts_module
+from tlray.report import gather_labelling, render_evaluation, render_labelling, render_training
 from tlray.report.charts import draw_class_bars, draw_learning_curve, draw_throughput
+from tlray.report.facts import LabellingFacts
 from tlray.report.page import clean, format_percent, shorten
+from tlray.report.shift import Validation, read_validation
 from tlray.report.thumbnails import make_thumbnail, make_thumbnails
 
 VOID = {"meta", "img", "br"}
@@ -127,7 +130,7 @@ def make_facts(shares, confidence, images, validation):
     histogram[int(confidence * 20)] = images
     counts = {name: round(share * images) for name, share in shares.items()}
     receipt = data.make_receipt(images, {}, [])
-    return labelling.LabellingFacts(
+    return LabellingFacts(
         receipt, tuple(shares), counts, histogram, confidence, images, False, None, None, {}, {}, {}, [], [], validation
     )
 
@@ -246,7 +249,7 @@ def test_labels_are_read_back(tmp_path):
 
 
 def test_of_many_parts_a_sample_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(labelling, "MAX_PARTS", 2)
+    monkeypatch.setattr(facts_module, "MAX_PARTS", 2)
     rng = np.random.default_rng(0)
     tables = [make_labels(start, 100, rng, review=False, odd=False) for start in range(0, 500, 100)]
     _, facts = gather(tmp_path, tables)
@@ -276,12 +279,12 @@ def test_a_run_without_a_label_has_a_page(tmp_path):
 def test_the_verdict_allows_for_noise():
     rng = np.random.default_rng(0)
     shares = {"a": 0.5, "b": 0.3, "c": 0.2}
-    validation = labelling.Validation(80, shares, 0.9, [0] * 18 + [80, 0])
+    validation = Validation(80, shares, 0.9, [0] * 18 + [80, 0])
     fits = 0
     for _ in range(200):
         drawn = rng.multinomial(60, list(shares.values())) / 60
         facts = make_facts(dict(zip(shares, drawn, strict=True)), 0.9, 60, validation)
-        fits += labelling.measure_shift(facts).fits
+        fits += facts.shift.fits
     assert fits >= 198
     same = make_facts(shares, 0.9, 10_000, validation)
     assert same.verdict == "Classes and confidence look like those of the validation images."
@@ -295,11 +298,11 @@ def test_the_verdict_allows_for_noise():
 
 def test_a_bundle_without_these_numbers_has_no_verdict():
     manifest = data.make_manifest()
-    found = labelling.read_validation(manifest)
+    found = read_validation(manifest)
     assert sum(found.shares.values()) == pytest.approx(1)
     manifest["metrics"]["validation"] = {"images": 91, "loss": 0.1, "accuracy": 0.9}
-    assert labelling.read_validation(manifest) is None
-    assert labelling.read_validation(data.make_manifest(validation=False)) is None
+    assert read_validation(manifest) is None
+    assert read_validation(data.make_manifest(validation=False)) is None
 
 
 def test_thumbnails_keep_their_shape_and_their_bounds():

@@ -8,7 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from tlray import __version__
-from tlray.report import charts, measured
+from tlray.report import charts, measurement
 from tlray.report.page import (
     MAX_CLASSES,
     clean,
@@ -32,11 +32,11 @@ def render_evaluation(result: dict[str, Any], read: Reader[str]) -> bytes:
         result: `evaluation.json`.
         read: brings the images of mistakes and suspects by uri.
     """
-    shown = measured.pick_suspects(result["suspects"])
+    shown = measurement.pick_suspects(result["suspects"])
     worst = result["worst"][:_MAX_MISTAKES]
-    uris = [mistake["uri"] for mistake in worst] + measured.list_suspect_uris(shown)
+    uris = [mistake["uri"] for mistake in worst] + measurement.list_suspect_uris(shown)
     thumbnails = make_thumbnails(uris, read)
-    headline = measured.describe_accuracy(result, "labelled")
+    headline = measurement.describe_accuracy(result, "labelled")
     before = result["uncalibrated"]
     counts = {name: values["images"] for name, values in result["by_class"].items()}
     return render(
@@ -46,12 +46,12 @@ def render_evaluation(result: dict[str, Any], read: Reader[str]) -> bytes:
         data=result["data"],
         headline=headline,
         points=_list_points(result),
-        classes=measured.list_classes(result),
-        confusion=measured.make_confusion(result, result["classes"]),
+        classes=measurement.list_classes(result),
+        confusion=measurement.make_confusion(result, result["classes"]),
         reliability=charts.draw_reliability(result["bins"], before["bins"] if before else None),
         ece_before=before["ece"] if before else None,
         confidences=charts.draw_confidences(result["confidences"]),
-        thresholds=measured.list_thresholds(result["thresholds"], result),
+        thresholds=measurement.list_thresholds(result["thresholds"], result),
         distribution=charts.draw_class_bars(counts),
         more_classes=max(0, len(counts) - MAX_CLASSES),
         failed=result["failed_by_code"],
@@ -65,8 +65,8 @@ def render_evaluation(result: dict[str, Any], read: Reader[str]) -> bytes:
 
 def _list_points(result: Mapping[str, Any]) -> list[dict[str, str]]:
     """How far to trust the number above them."""
-    points = measured.point_at_threshold(result["thresholds"])
-    points += measured.list_points(result, result["suspects"])
+    points = measurement.point_at_threshold(result["thresholds"])
+    points += measurement.list_points(result, result["suspects"])
     odd = result["oddness"]
     if odd is not None and odd["above_1"] > _ODD_SHARE:
         text = (

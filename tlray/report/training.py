@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from tlray.report import charts, measured
+from tlray.report import charts, measurement
 from tlray.report.page import (
     MAX_CLASSES,
     clean,
@@ -42,21 +42,21 @@ def render_training(
     metrics, training = manifest["metrics"], manifest["training"]
     roles = [role for role in ("test", "validation") if role in metrics]
     best = metrics[roles[0]] if roles else None
-    shown = measured.pick_suspects(suspects)
-    thumbnails = make_thumbnails(measured.list_suspect_uris(shown), read)
+    shown = measurement.pick_suspects(suspects)
+    thumbnails = make_thumbnails(measurement.list_suspect_uris(shown), read)
     validated = any(record["val_loss"] is not None for record in history)
     before = metrics.get("uncalibrated")
     values: dict[str, Any] = {
         "title": f"Training report: {shorten(clean(training['data']), 80)}",
         "version": manifest["versions"].get("tlray", ""),
         "data": training["data"],
-        "headline": measured.describe_accuracy(best, roles[0]) if best else None,
+        "headline": measurement.describe_accuracy(best, roles[0]) if best else None,
         "points": _list_points(manifest, roles, suspects),
         "curves": [(name, _draw_curve(history, name, metrics)) for name in ("accuracy", "loss")] if history else [],
         "kept": _describe_kept(metrics),
         "validated": validated,
-        "measured": [measured.describe_accuracy(metrics[role], role) for role in roles],
-        "thresholds": measured.list_thresholds(manifest["thresholds"], metrics["validation"])
+        "measured": [measurement.describe_accuracy(metrics[role], role) for role in roles],
+        "thresholds": measurement.list_thresholds(manifest["thresholds"], metrics["validation"])
         if "validation" in metrics
         else None,
         "suspects": shown,
@@ -73,8 +73,8 @@ def render_training(
             name: sum(metrics[role]["by_class"][name]["images"] for role in roles) for name in manifest["classes"]
         }
         values |= {
-            "classes": measured.list_classes(best),
-            "confusion": measured.make_confusion(best, manifest["classes"]),
+            "classes": measurement.list_classes(best),
+            "confusion": measurement.make_confusion(best, manifest["classes"]),
             "reliability": charts.draw_reliability(shaped["bins"], before["bins"] if before else None),
             "reliability_of": "validation" if before else roles[0],
             "ece": shaped["ece"],
@@ -107,8 +107,8 @@ def _list_points(
         )
         points.append({"tone": "bad", "text": text})
     if "validation" in roles:
-        points += measured.point_at_threshold(manifest["thresholds"])
-    points += measured.list_points(manifest["metrics"][roles[0]], suspects)
+        points += measurement.point_at_threshold(manifest["thresholds"])
+    points += measurement.list_points(manifest["metrics"][roles[0]], suspects)
     left_out = manifest["training"]["left_out"]
     if left_out:
         points.append(
