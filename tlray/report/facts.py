@@ -143,7 +143,7 @@ def gather_labelling(
         classes=tuple(manifest["classes"]),
         class_counts={name: tally.counts[name] for name in manifest["classes"] if tally.counts[name]},
         confidences=tally.confidences.tolist(),
-        confidence=tally.confidence / tally.confidences.sum() if tally.confidences.any() else None,
+        confidence=tally.confidence / int(tally.confidences.sum()) if tally.confidences.any() else None,
         rows_read=tally.rows,
         is_sample=len(names) < len(receipt.parts),
         needs_review=tally.needs_review,
