@@ -1,0 +1,20 @@
+"""HTML pages for people: one file each for training, evaluation and labelling, which loads nothing from elsewhere."""
+
+from tlray.report.evaluation import render_evaluation
+from tlray.report.facts import LabellingFacts, gather_labelling
+from tlray.report.labelling import render_labelling
+from tlray.report.page import NAME
+from tlray.report.shift import compare_with_validation
+from tlray.report.thumbnails import Reader
+from tlray.report.training import render_training
+
+__all__ = [
+    "NAME",
+    "LabellingFacts",
+    "Reader",
+    "compare_with_validation",
+    "gather_labelling",
+    "render_evaluation",
+    "render_labelling",
+    "render_training",
+]
