@@ -10,6 +10,8 @@ from tlray.limits import Limits
 from tlray.prediction.batches import cut, make_decoded, make_encoded, open_images, pack, unpack
 from tlray.storage import Fetched
 
+BLOCK_BYTES = 16 * 2**10
+
 
 def encode(width, height):
     buffer = io.BytesIO()
@@ -48,10 +50,10 @@ def test_decoding_before_and_in_the_engine_give_the_same():
         Fetched(encode(8, 8)[:40], 1),
     ]
     row_ids = np.arange(4)
-    packed = pack(make_encoded(row_ids, fetched))
+    packed = pack(make_encoded(row_ids, fetched), BLOCK_BYTES)
     assert len(packed["packed"]) == 1
-    assert len(packed["packed"][0]) > PACKED_BYTES
-    assert len(pack(make_encoded(row_ids[:1], fetched[1:2]))["packed"][0]) > PACKED_BYTES
+    assert len(packed["packed"][0]) > BLOCK_BYTES
+    assert len(pack(make_encoded(row_ids[:1], fetched[1:2]), BLOCK_BYTES)["packed"][0]) > BLOCK_BYTES
     late = unpack(packed)
     early = make_decoded(row_ids, fetched, 16, Limits())
     assert unpack(early) is early

@@ -34,7 +34,6 @@ MANIFEST = "bundle.json"
 HISTORY = "training/history.json"
 GOLDEN = "golden/golden.json"
 CARD = "README.md"
-REPORT = "report.html"
 
 _REQUIRED = {"format", "model_id", "architecture", "classes", "preprocessing", "calibration", "files"}
 _PACKAGES = ("tlray", "tensorflow", "keras", "ray", "numpy", "pyarrow", "pillow")
@@ -145,7 +144,7 @@ def save_bundle(
     uri: str,
     model_files: dict[str, bytes],
     *,
-    reports: dict[str, bytes],
+    make_reports: Callable[[dict[str, Any]], dict[str, bytes]],
     architecture: dict[str, Any],
     classes: Sequence[str],
     preprocessing: dict[str, Any],
@@ -154,18 +153,16 @@ def save_bundle(
     training: dict[str, Any],
     metrics: dict[str, Any],
     history: list[dict[str, Any]],
-    write_report: Callable[[dict[str, Any]], bytes] | None = None,
 ) -> dict[str, Any]:
     """Write a bundle that appears whole or not at all; returns its manifest.
 
     Args:
         uri: a new folder or s3:// prefix.
         model_files: `model.keras`, `saved_model/...` and `golden/...` by name.
-        reports: files for people by name; no checksum covers them.
+        make_reports: takes the manifest, gives files for people by name; no checksum covers them.
         architecture: backbone, head, and the sha256 of the weights.
         classes, preprocessing, calibration, thresholds, training, metrics: as in `bundle.json`.
         history: one record an epoch.
-        write_report: makes `report.html` of the manifest.
 
     Raises:
         OutputError: it cannot be written.
@@ -186,9 +183,8 @@ def save_bundle(
     manifest["model_id"] = compute_model_id(manifest)
     files = {
         **model_files,
-        **reports,
+        **make_reports(manifest),
         HISTORY: _dump(history),
-        **({} if write_report is None else {REPORT: write_report(manifest)}),
         CARD: write_card(manifest).encode(),
         MANIFEST: _dump(manifest),
     }

@@ -6,7 +6,6 @@ tlray evaluate --model bundle/ --data photos/ --output evaluation/
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,13 +15,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tlray import storage
+from tlray import report, storage
 from tlray.bundle import Bundle, load_bundle
 from tlray.config import EvaluateConfig
 from tlray.errors import OutputError, StoppedError
 from tlray.measures import Measurement, measure
 from tlray.pictures import draw_confusion
 from tlray.prediction.schema import EMBEDDING
+from tlray.progress import Stage, now
 from tlray.sources.classes import scan
 from tlray.suspects import MAX_IMAGES, NO_SUSPECTS, find_suspects, list_conflicts, list_suspects, write_conflicts
 from tlray.thresholds import choose_thresholds
@@ -108,7 +108,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateSummary:
         "data": config.data,
         "classes": list(opened.classes),
         "failed_by_code": answers.failed,
-        "measured": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "measured": now(),
         **asdict(measurement),
         "most_confused": list_confused(measurement.confusion, opened.classes),
         "thresholds": choose_thresholds(probabilities, labels, opened.classes, config.target_precision),
@@ -122,6 +122,8 @@ def evaluate(config: EvaluateConfig) -> EvaluateSummary:
     if output is not None:
         storage.put(storage.join(output, PICTURE), draw_confusion(measurement.confusion, opened.classes))
         storage.put(storage.join(output, CONFLICTS), conflicts)
+        page = report.render_evaluation(result, report.read_files)
+        storage.put(storage.join(output, report.NAME), page)
         storage.put(storage.join(output, RESULT), (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
     return EvaluateSummary(opened.model_id, opened.classes, measurement, answers.failed, output, result)
 
@@ -144,7 +146,6 @@ def _answer(config: EvaluateConfig, bundle: Bundle, table: pa.Table) -> _Answers
     from tlray import runtime
     from tlray.prediction.pipeline import label_files
     from tlray.prediction.wanted import Wanted
-    from tlray.progress import Stage
     from tlray.reader import OK
 
     count, num_classes = table.num_rows, len(bundle.classes)

@@ -15,6 +15,11 @@ console = Console(highlight=False, soft_wrap=True)
 """Where every command prints to; styles vanish where there is no terminal."""
 
 
+def now() -> str:
+    """UTC, ISO 8601."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
 def say(text: str) -> None:
     """Print one line; with the time of day in front where a log is being kept."""
     stamp = "" if console.is_terminal else f"{time.strftime('%H:%M:%S')}  "

@@ -41,7 +41,8 @@ def print_train(summary: TrainSummary) -> None:
         _print_classes(metrics["test"]["by_class"])
     if summary.seconds:
         _print_stages(summary.seconds, summary.history)
-    facts = [("bundle", summary.output), ("model id", summary.model_id), ("classes", _shorten(summary.classes))]
+    facts = [("bundle", summary.output), ("report", f"{summary.output}/report.html")]
+    facts += [("model id", summary.model_id), ("classes", _shorten(summary.classes))]
     counts = summary.images
     facts.append(("images", ", ".join(f"{count:,} {role}" for role, count in counts.items() if count)))
     if summary.left_out:
@@ -104,7 +105,8 @@ def print_predict(summary: PredictSummary) -> None:
         console.print("Already labelled; nothing was done.")
     elif summary.resumed_rows:
         console.print(f"{summary.resumed_rows:,} rows were done before.")
-    facts = [("labels", f"{summary.output}/labels"), ("rows", f"{receipt.planned:,} in {len(receipt.parts):,} parts")]
+    facts = [("labels", f"{summary.output}/labels"), ("report", f"{summary.output}/report.html")]
+    facts += [("rows", f"{receipt.planned:,} in {len(receipt.parts):,} parts")]
     facts.append(("labelled", f"{receipt.labelled:,}"))
     if receipt.failed:
         codes = ", ".join(f"{code} {count:,}" for code, count in receipt.failed_by_code.items())
@@ -130,6 +132,8 @@ def print_predict(summary: PredictSummary) -> None:
         promised, came = receipt.probe["told"], receipt.probe["came"]
         facts.append(("probe", f"told {promised:,.1f} images/s; {came / promised:.0%} of that came"))
     facts.append(("model id", receipt.model_id))
+    if summary.verdict is not None:
+        facts.append(("beside training", summary.verdict))
     _print_facts(facts)
 
 
@@ -228,7 +232,7 @@ def print_evaluate(summary: EvaluateSummary) -> None:
     if summary.failed:
         facts.append(("not measured", ", ".join(f"{code} {count:,}" for code, count in summary.failed.items())))
     if summary.output:
-        facts.append(("written", f"{summary.output}/evaluation.json, conflicts.csv, confusion.png"))
+        facts.append(("written", f"{summary.output}/report.html, evaluation.json, conflicts.csv, confusion.png"))
     facts.append(("model id", summary.model_id))
     _print_facts(facts)
 

@@ -25,7 +25,7 @@ _NEIGHBOURS = 20
 _SHARPNESS = 10.0
 _SAME = 0.98
 _SAME_SHARE = 0.1
-"""Pictures look the same whose distance is this share of that to an ordinary nearest neighbour, and `_SAME` at least."""
+"""Pictures look the same that are as alike as `_SAME`, at this share of the distance of ordinary nearest neighbours."""
 
 _BLOCK_ROWS = 1024
 _MAX_LISTED = 200

@@ -18,7 +18,7 @@ from tlray.audit.sample import Drawn, Sample, read_sample
 from tlray.config import AuditConfig
 from tlray.errors import ConfigError, DataError, FetchError, OutputError
 from tlray.intervals import wilson
-from tlray.prediction.job import now
+from tlray.progress import now
 from tlray.sources.labels import LABEL, URI
 
 RESULT = "audit.json"

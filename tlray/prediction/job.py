@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 import uuid
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,7 +16,7 @@ from tlray.errors import ConfigError, DataError, OutputError, StoppedError
 from tlray.images import EXTENSIONS
 from tlray.prediction.probe import Probe, run_probe
 from tlray.prediction.wanted import Wanted
-from tlray.progress import say
+from tlray.progress import now, say
 from tlray.sources import archives, planning
 from tlray.sources.inputs import Selection, find_candidates
 from tlray.sources.planning import Plan
@@ -63,11 +62,6 @@ class PlanSummary:
     plan: Plan
     already_there: bool
     probe: Probe | None
-
-
-def now() -> str:
-    """UTC, ISO 8601."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def describe_selection(config: InputsConfig) -> dict[str, Any]:

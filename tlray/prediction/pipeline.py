@@ -159,7 +159,9 @@ class Labelling:
         bundle, shares = task.bundle, self.shares
         batch_size = task.batch_size or choose_batch_size(gpus=shares.num_gpus > 0)
         # so that a batch of the reading stage becomes a block at once, and one of answers isn't split
-        answer_bytes = self._batch_rows * (_ANSWER_BYTES + 4 * task.wanted.embedding_size + _TOP_BYTES * task.wanted.top_k)
+        answer_bytes = self._batch_rows * (
+            _ANSWER_BYTES + 4 * task.wanted.embedding_size + _TOP_BYTES * task.wanted.top_k
+        )
         block_bytes = max(answer_bytes, batch_size * bundle.image_size_px**2 * 3 if shares.num_gpus else 0)
         dataset = (
             ray.data.from_blocks([pa.table({"first": [first], "count": [count]}) for first, count in task.windows])

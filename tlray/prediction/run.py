@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from tlray import runtime, storage
 from tlray.bundle import Bundle, list_versions, load_bundle
 from tlray.config import PredictConfig
-from tlray.errors import IN_THE_WAY, Code, ConfigError, OutputError, StoppedError
+from tlray.errors import IN_THE_WAY, Code, ConfigError, FetchError, OutputError, StoppedError
 from tlray.prediction import job as jobs
 from tlray.prediction import receipt as receipts
 from tlray.prediction.job import Job
@@ -25,8 +25,9 @@ from tlray.prediction.rowset import RowSet
 from tlray.prediction.schema import list_extra_fields
 from tlray.prediction.update import Comparison, Earlier, find_finished
 from tlray.prediction.watch import PROGRESS, Failures, ProgressFile, Reach, TermSignal
-from tlray.progress import Stage, say
+from tlray.progress import Stage, now, say
 from tlray.sources.planning import Plan
+from tlray.sources.reading import read_rows
 from tlray.storage.lock import Lock
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 _SAVE_INTERVAL_S = 10.0
 _SAVE_SHARE = 1 / 64
+_TIMELINE_SAMPLES = 400
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,15 @@ class PredictSummary:
         receipt: the receipt.
         resumed_rows: rows that an earlier run had already finished.
         already_done: whether the receipt was there before and nothing was labelled.
+        verdict: whether classes and probabilities are like those of the bundle's validation images; None where that
+            cannot be told.
     """
 
     output: str
     receipt: receipts.Receipt
     resumed_rows: int
     already_done: bool
+    verdict: str | None = None
 
     @property
     def exit_code(self) -> int:
@@ -136,6 +141,8 @@ class _Run:
         self._first_rows = 0
         self._answered = 0
         self._engines: dict[str, int] = {}
+        self._timeline: list[dict[str, float]] = []
+        self._timeline_step_s = 1.0
 
     def go(self) -> PredictSummary:
         """Label what is not done, and write the receipt."""
@@ -163,7 +170,10 @@ class _Run:
         self._spend("resuming")
         if len(settled) < self._plan.num_rows or self._unreachable:
             self._label_all(writer, settled)
-        return PredictSummary(self._output, self._close(), resumed, already_done=False)
+        receipt = self._make_receipt()
+        verdict = self._write_report(receipt)
+        self._close(receipt)
+        return PredictSummary(self._output, receipt, resumed, already_done=False, verdict=verdict)
 
     def _find_done(self) -> RowSet:
         """The rows that need no more work: those in valid parts, but for failed ones that are to be tried again.
@@ -258,6 +268,7 @@ class _Run:
                     notice.advance(statuses)
                     left -= answers.num_rows
                     self._answered += answers.num_rows
+                    self._note_time()
                     failures.check(statuses, final=reach is None)
                 self._engines = labelling.engines
             except BaseException:
@@ -295,8 +306,34 @@ class _Run:
         """Charge the time since the last stage to this one."""
         self._stages[stage] = time.monotonic() - self._began - sum(self._stages.values())
 
-    def _close(self) -> receipts.Receipt:
-        """Write the receipt and clear away what a stopped run would need."""
+    def _note_time(self) -> None:
+        """A sample of what was answered, about every second and at most so many of a run."""
+        seconds = time.monotonic() - self._began
+        if not self._timeline or seconds - self._timeline[-1]["seconds"] >= self._timeline_step_s:
+            self._timeline.append({"seconds": seconds, "answered": self._answered})
+        if len(self._timeline) > _TIMELINE_SAMPLES:
+            self._timeline = self._timeline[::2]
+            self._timeline_step_s *= 2
+
+    def _write_report(self, receipt: receipts.Receipt) -> str | None:
+        """The page for people; labels that are whole don't wait for it where it fails."""
+        from tlray import report
+
+        def read(row_ids: Sequence[int]) -> Iterator[bytes | None]:
+            rows = self._plan.take(np.array(row_ids))
+            fetched = read_rows(rows, self._config.max_bytes, self._plan.image_column)
+            return (answer.data if isinstance(answer.data, bytes) else None for answer in fetched)
+
+        try:
+            facts = report.gather_labelling(self._output, receipt, self._bundle.manifest, self._timeline)
+            storage.put(storage.join(self._output, report.NAME), report.render_labelling(facts, read))
+        except (FetchError, OutputError, pa.ArrowException, OSError) as error:
+            say(f"the report could not be written: {error}")
+            return None
+        return facts.verdict
+
+    def _make_receipt(self) -> receipts.Receipt:
+        """What was done, once all of it is written."""
         elapsed = time.monotonic() - self._began
         steady_s = self._last_label_s - (self._first_label_s or 0.0)
         # a run of one batch has no rate past its first
@@ -306,7 +343,7 @@ class _Run:
         written = counts["labelled"] + counts["failed"]
         if written != self._plan.num_rows:
             raise StoppedError(f"{written:,} of {self._plan.num_rows:,} rows were written; run the same command again")
-        receipt = receipts.Receipt(
+        return receipts.Receipt(
             format=receipts.FORMAT,
             run_id=self._job.run_id,
             model_id=self._bundle.model_id,
@@ -319,7 +356,7 @@ class _Run:
             update=None if self._comparison is None else {"from": self._job.update_from, **asdict(self._comparison)},
             config=self._job.asked,
             started=self._job.started,
-            finished=jobs.now(),
+            finished=now(),
             images_per_s=round(self._answered / elapsed, 2),
             images_per_s_steady=steady,
             first_label_s=None if self._first_label_s is None else round(self._first_label_s, 2),
@@ -329,7 +366,9 @@ class _Run:
             versions=list_versions(),
             **counts,
         )
+
+    def _close(self, receipt: receipts.Receipt) -> None:
+        """Write the receipt and clear away what a stopped run would need."""
         receipts.write_receipt(self._output, receipt)
         storage.delete(storage.join(self._output, PROGRESS))
         storage.delete(storage.join(self._output, WAITING))
-        return receipt

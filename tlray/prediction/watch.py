@@ -12,8 +12,7 @@ from types import FrameType, TracebackType
 
 from tlray import storage
 from tlray.errors import IN_THE_WAY, StoppedError
-from tlray.prediction.job import now
-from tlray.progress import say
+from tlray.progress import now, say
 from tlray.reader import OK
 
 PROGRESS = "_progress.json"

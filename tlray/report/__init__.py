@@ -5,7 +5,7 @@ from tlray.report.facts import LabellingFacts, gather_labelling
 from tlray.report.labelling import render_labelling
 from tlray.report.page import NAME
 from tlray.report.shift import compare_with_validation
-from tlray.report.thumbnails import Reader
+from tlray.report.thumbnails import Reader, read_files
 from tlray.report.training import render_training
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Reader",
     "compare_with_validation",
     "gather_labelling",
+    "read_files",
     "render_evaluation",
     "render_labelling",
     "render_training",

@@ -10,7 +10,8 @@ from typing import Generic, TypeVar
 
 from PIL import Image
 
-from tlray.errors import ImageError
+from tlray import storage
+from tlray.errors import FetchError, ImageError
 from tlray.images import decode
 
 Key = TypeVar("Key", bound=Hashable)
@@ -41,6 +42,11 @@ class Thumbnails(Generic[Key]):
     def get(self, key: Key) -> str | None:
         """The data URI of an image, None where there is none."""
         return self.uris.get(key)
+
+
+def read_files(uris: Sequence[str]) -> Iterator[bytes | None]:
+    """A `Reader` of local paths and s3:// addresses."""
+    return (None if isinstance(data, FetchError) else data for data in storage.get_many(uris))
 
 
 def make_thumbnails(keys: Sequence[Key], read: Reader[Key], max_bytes: int = MAX_BYTES) -> Thumbnails[Key]:

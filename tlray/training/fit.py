@@ -15,7 +15,7 @@ from tlray.augment import Augmentation
 from tlray.backbones import BACKBONES
 from tlray.config import TrainConfig, describe, resolve
 from tlray.errors import OutputError
-from tlray.progress import say
+from tlray.progress import now, say
 from tlray.training.answers import Answers
 from tlray.training.dataset import Images, Roles, assign_roles, list_images
 from tlray.training.results import CONFLICTS, collect_metrics, collect_suspects, collect_thresholds
@@ -97,17 +97,19 @@ def train(config: TrainConfig) -> TrainSummary:
     suspects, conflicts = _find_suspects(config, cache, model["answers"], roles, images)
     counts = {"train": len(roles.rows["train"]), "validation": len(roles.rows["val"]), "test": len(roles.rows["test"])}
 
+    from tlray import report
     from tlray.pictures import draw_learning_curve
     from tlray.training.advice import advise
 
     saved = bundle.save_bundle(
         output,
         {name: data for name, data in model["files"].items() if not name.startswith("training/")},
-        reports={
+        make_reports=lambda manifest: {
             **{name: data for name, data in model["files"].items() if name.startswith("training/")},
             CURVE: draw_learning_curve(outcome.history, metrics["kept"]["epoch"]),
             CONFIG: _dump_config(config),
             CONFLICTS: conflicts,
+            report.NAME: report.render_training(manifest, outcome.history, suspects, report.read_files, finished=now()),
         },
         architecture=model["architecture"],
         classes=images.classes,
