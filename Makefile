@@ -30,7 +30,8 @@ LOCK := uv pip compile pyproject.toml --universal --python-version 3.11 --fork-s
 lock:
 	$(LOCK) --upgrade -o cluster/requirements.txt
 	$(LOCK) --extra test -c cluster/requirements.txt -o cluster/requirements-test.txt
-	$(LOCK) --extra gpu -c cluster/requirements.txt -o cluster/requirements-gpu.txt
+	$(LOCK) --extra cluster -c cluster/requirements.txt -o cluster/requirements-cluster.txt
+	$(LOCK) --extra gpu -c cluster/requirements-cluster.txt -o cluster/requirements-gpu.txt
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
