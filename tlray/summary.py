@@ -63,7 +63,8 @@ def _describe_doubles(suspects: dict[str, Any] | None) -> list[tuple[str, str]]:
     pairs = suspects["duplicates"]
     both = sum(pair["first_label"] != pair["second_label"] for pair in pairs)
     told = f"{len(pairs):,} pair{'s' * (len(pairs) > 1)} of pictures that look the same"
-    return [("look at", f"{told}, {both:,} of them under two labels")]
+    where = "" if both == 0 else ", under two labels" if both == len(pairs) else f", {both:,} of them under two labels"
+    return [("look at", told + where)]
 
 
 def _describe_phases(metrics: dict[str, Any]) -> list[str]:
