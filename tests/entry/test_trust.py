@@ -112,22 +112,24 @@ def test_an_audit_ends_in_corrections_that_training_takes(digits, bundle, tmp_pa
     right = sum(row["class_name"] == row["correct_label"] for row in rows)
     assert (audited["reviewed"], audited["right"]) == (12, right)
     assert audited["accuracy_low"] <= audited["accuracy"] <= audited["accuracy_high"]
-    options = [
-        *TRAIN_OPTIONS,
-        "--head-epochs",
-        "1",
-        "--finetune-epochs",
-        "0",
-        "--num-workers",
-        "1",
-        "--val-fraction",
-        "0",
-    ]
-    corrections = str(output / "audit" / "corrections.csv")
-    run_tlray("train", "--data", corrections, "--output", str(tmp_path / "bundle"), *options)
-    manifest = json.loads((tmp_path / "bundle" / "bundle.json").read_text())
+    corrections = (output / "audit" / "corrections.csv").read_text().splitlines()
+    names = {"0": 'ze"ro/<b>', "1": "=1+1", "2": "\u202eowt"}
+    renamed = tmp_path / "renamed.csv"
+    with renamed.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["uri", "label"])
+        writer.writerows([uri, names[label]] for uri, label in csv.reader(corrections[1:]))
+    trained = tmp_path / "bundle"
+    options = ["--head-epochs", "1", "--finetune-epochs", "0", "--num-workers", "1", "--val-fraction", "0"]
+    run_tlray("train", "--data", str(renamed), "--output", str(trained), *TRAIN_OPTIONS, *options)
+    manifest = json.loads((trained / "bundle.json").read_text())
     assert manifest["training"]["counts"]["train"] == 12
+    assert manifest["classes"] == sorted(names.values())
     assert manifest["calibration"]["temperature"] == 1.0  # nothing was held out
+    page = (trained / "report.html").read_text()
+    assert "ro/&lt;b&gt;" in page
+    assert "ro/<b>" not in page + (trained / "README.md").read_text()
+    assert 'ze"ro/<b>' in run_tlray("show", str(trained))
 
 
 def make_classifier(size=32, num_classes=3, lambdas=False):
