@@ -357,7 +357,10 @@ def test_charts_stay_in_their_frame():
     drawn = [draw_learning_curve(data.make_history(3, 40), name, 5) for name in ("loss", "accuracy")]
     drawn.append(draw_learning_curve(history, "loss", 1))
     drawn.append(draw_class_bars({"a": 0, "b": 0}))
-    timeline = [{"seconds": float(second), "answered": second**1.5, "written": 0} for second in range(0, 40_000, 10)]
+    timeline = [
+        {"seconds": float(second), "fetched": 2 * second**1.5, "answered": second**1.5}
+        for second in range(0, 40_000, 10)
+    ]
     drawn.append(draw_throughput(timeline))
     for chart in drawn:
         assert "nan" not in chart
