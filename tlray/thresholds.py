@@ -83,7 +83,10 @@ def _choose_threshold(
     confidence, correct = confidence[order], np.cumsum(right[order])
     counts = np.arange(1, len(order) + 1)
     last_of_ties = np.append(confidence[1:] < confidence[:-1], True)
-    sure = [wilson(right, count, _CAUTION)[0] >= target for right, count in zip(correct, counts, strict=True)]
+    sure = [
+        wilson(right, count, _CAUTION)[0] >= target
+        for right, count in zip(correct.tolist(), counts.tolist(), strict=True)
+    ]
     fits = np.flatnonzero(np.array(sure) & (counts >= MIN_IMAGES) & last_of_ties)
     if len(fits) == 0:
         return None

@@ -215,3 +215,14 @@ def test_datalab_takes_the_labels_as_they_are(labelled):
     issues = lab.get_issues()
     assert len(issues) == len(table)
     assert issues["label_score"].idxmin() == 0
+
+
+def test_hugging_face_opens_the_labels_as_they_are(labelled, tmp_path):
+    import datasets
+
+    output, _ = labelled
+    files = str(output / "labels" / "*.parquet")
+    opened = datasets.load_dataset("parquet", data_files=files, cache_dir=str(tmp_path), split="train")
+    assert opened.num_rows == 15
+    assert set(opened["status"]) == {"ok"}
+    assert len(opened[0]["embedding"]) > 0
