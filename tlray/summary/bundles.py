@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tlray.calibration import MIN_IMAGES
 from tlray.progress import console
 from tlray.summary.tables import print_classes, print_facts, print_history, shorten
 
@@ -119,5 +120,8 @@ def describe_accuracy(metrics: dict[str, Any]) -> list[tuple[str, str]]:
             facts.append((f"{role} accuracy", f"{measured['accuracy']:.4f} ({measured['images']:,} images)"))
     if metrics.get("uncalibrated"):
         before, after = metrics["uncalibrated"]["ece"], metrics["validation"]["ece"]
-        facts.append(("calibration", f"probabilities are off by {after:.3f} on average, {before:.3f} before (ECE)"))
+        told = f"probabilities are off by {after:.3f} on average, {before:.3f} before (ECE)"
+        if metrics["uncalibrated"]["images"] < MIN_IMAGES:
+            told = f"none: {MIN_IMAGES} validation images are needed for it"
+        facts.append(("calibration", told))
     return facts
