@@ -126,7 +126,7 @@ def make_suspects(uris: list[str], classes: list[str]) -> dict[str, Any]:
         }
         for index, (first, second) in enumerate(zip(uris[::2], uris[1::2], strict=False))
     ]
-    return {"checked": 539, "conflicts": conflicts, "duplicates": duplicates}
+    return {"checked": 539, "contradicted": len(conflicts), "conflicts": conflicts, "duplicates": duplicates}
 
 
 def make_manifest(classes: list[str] = CLASSES, *, validation: bool = True, test: bool = True) -> dict[str, Any]:

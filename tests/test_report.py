@@ -153,7 +153,7 @@ def test_the_training_page_tells_what_counts():
     assert "at least 0.812: 95.3% of those are right, and 78.3% of the images are kept" in text
     assert "before calibration it was 9.4 points" in text
     assert "459 train, 81 validation, 179 test, 1 left out" in text
-    assert "50 labels look wrong and 50 pairs of images are nearly the same" in text
+    assert "50 labels are contradicted by the images most like them and 50 pairs of images" in text
     assert "10 more are not shown" in text
     assert "2026-11-23 06:03 UTC" in text
     assert data.MODEL_ID in text
@@ -357,7 +357,10 @@ def test_charts_stay_in_their_frame():
     drawn = [draw_learning_curve(data.make_history(3, 40), name, 5) for name in ("loss", "accuracy")]
     drawn.append(draw_learning_curve(history, "loss", 1))
     drawn.append(draw_class_bars({"a": 0, "b": 0}))
-    timeline = [{"seconds": float(second), "answered": second**1.5, "written": 0} for second in range(0, 40_000, 10)]
+    timeline = [
+        {"seconds": float(second), "fetched": 2 * second**1.5, "answered": second**1.5}
+        for second in range(0, 40_000, 10)
+    ]
     drawn.append(draw_throughput(timeline))
     for chart in drawn:
         assert "nan" not in chart

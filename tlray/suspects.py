@@ -27,6 +27,9 @@ _SAME = 0.98
 _SAME_SHARE = 0.1
 """Pictures look the same that are as alike as `_SAME`, at this share of the distance of ordinary nearest neighbours."""
 
+_CONTRADICTED = 0.7
+"""From this score on, most of what an image is like speaks for another class."""
+
 _BLOCK_ROWS = 1024
 _MAX_LISTED = 200
 
@@ -134,6 +137,7 @@ def list_suspects(
     """The first of each list as plain JSON values."""
     return {
         "checked": suspects.checked,
+        "contradicted": int((suspects.scores >= _CONTRADICTED).sum()),
         "conflicts": list_conflicts(suspects, uris, labels, classes)[:_MAX_LISTED],
         "duplicates": [
             {

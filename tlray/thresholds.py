@@ -15,6 +15,9 @@ from tlray.intervals import wilson
 MIN_IMAGES = 10
 """Fewer images above a probability say nothing about their precision."""
 
+_CAUTION = 0.5
+"""Standard errors by which the precision must be above the target: the lowest of many thresholds is a lucky one."""
+
 
 @dataclass(frozen=True)
 class Threshold:
@@ -45,7 +48,7 @@ def choose_thresholds(
         probabilities: calibrated, `[N, C]`.
         labels: true classes, `[N]`.
         classes: names by index.
-        target_precision: in (0, 1].
+        target_precision: in (0, 1).
 
     Returns:
         `bundle.json`'s `thresholds`; None stands where no probability reaches the target.
@@ -80,7 +83,11 @@ def _choose_threshold(
     confidence, correct = confidence[order], np.cumsum(right[order])
     counts = np.arange(1, len(order) + 1)
     last_of_ties = np.append(confidence[1:] < confidence[:-1], True)
-    fits = np.flatnonzero((correct / counts >= target) & (counts >= MIN_IMAGES) & last_of_ties)
+    sure = [
+        wilson(right, count, _CAUTION)[0] >= target
+        for right, count in zip(correct.tolist(), counts.tolist(), strict=True)
+    ]
+    fits = np.flatnonzero(np.array(sure) & (counts >= MIN_IMAGES) & last_of_ties)
     if len(fits) == 0:
         return None
     index = int(fits[-1])

@@ -1,3 +1,4 @@
+import csv
 import json
 
 import pytest
@@ -41,6 +42,25 @@ def test_a_damaged_training_image_is_left_out_and_named(trained, damaged):
     assert counts["train"] + counts["validation"] == 59
     assert counts["test"] == 15
     assert manifest["metrics"]["test"]["images"] == 15
+
+
+def test_the_bundle_tells_what_its_probabilities_are_worth(bundle):
+    manifest = read_manifest(bundle)
+    metrics, calibration = manifest["metrics"], manifest["calibration"]
+    validation = manifest["training"]["counts"]["validation"]
+    assert calibration["temperature"] == 1.0  # fewer than 20 images say nothing
+    assert calibration["images"] == 0
+    assert metrics["validation"]["images"] == metrics["uncalibrated"]["images"] == validation
+    assert calibration["oddness"]["references"] == manifest["training"]["counts"]["train"]
+    assert 0 < metrics["oddness"]["percentiles"]["50"] <= metrics["oddness"]["percentiles"]["99"]
+    assert set(manifest["thresholds"]["by_class"]) == set(manifest["classes"])
+    with (bundle / "training" / "conflicts.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len({row["uri"] for row in rows}) == len(rows) == 59
+    assert [float(row["score"]) for row in rows] == sorted((float(row["score"]) for row in rows), reverse=True)
+    page = (bundle / "report.html").read_text()
+    assert f"{metrics['test']['accuracy']:.1%}" in page
+    assert manifest["model_id"] in page
 
 
 def test_noise_of_tensorflow_and_ray_is_silenced(trained):

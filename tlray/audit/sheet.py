@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import base64
-import io
-import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import groupby
 
-import jinja2
 import pyarrow as pa
-from PIL import Image
+from markupsafe import Markup
 
+from tlray import __version__
 from tlray.audit.form import ANSWER, NONE, RIGHT
 from tlray.audit.form import NAME as FORM
 from tlray.audit.sample import Drawn, Sample
-from tlray.errors import ImageError
-from tlray.images import decode
 from tlray.limits import Limits
 from tlray.progress import Stage
+from tlray.report.page import format_moment, render
+from tlray.report.thumbnails import make_thumbnails
 from tlray.sources.reading import read_rows
 
 NAME = "sheet.html"
 
 _SIDE_PX = 128
-_QUALITY = 80
 _MAX_PICTURE_BYTES = 6 * 2**20
-_SHOWN, _TOLD = 48, 300
 _SHOWN_CLASSES = 200
 
 
@@ -56,76 +50,35 @@ def make_sheet(sample: Sample, planned: pa.Table, limits: Limits, image_column: 
         limits: as the images were labelled with.
         image_column: of Parquet inputs.
     """
-    pictures: dict[int, str] = {}
-    used = 0
-    capped = False
-    for row_id, data in _read_pictures(planned, limits, image_column):
-        picture = None if data is None else f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
-        if picture is None:
-            continue
-        used += len(picture)
-        if used > _MAX_PICTURE_BYTES:
-            capped = True
-            break
-        pictures[row_id] = picture
-    sections = [
-        Section(name, sample.rows_by_class[name], list(rows))
-        for name, rows in groupby(sample.rows, key=lambda row: row.class_name)
-    ]
-    page = _load_template().render(
+
+    def read(row_ids: Sequence[int]) -> Iterator[bytes | None]:
+        fetched = read_rows(planned, limits.max_bytes, image_column)
+        with Stage("sheet", len(row_ids)) as stage:
+            for answer in fetched:
+                stage.advance(1)
+                yield answer.data if isinstance(answer.data, bytes) else None
+
+    pictures = make_thumbnails(planned["row_id"].to_pylist(), read, _MAX_PICTURE_BYTES, _SIDE_PX, limits)
+    page = render(
+        NAME,
+        title=f"tlray audit: {len(sample.rows):,} rows to look at",
+        version=__version__,
         sample=sample,
-        sections=sections,
-        pictures=pictures,
-        capped=capped,
+        sections=[
+            Section(name, sample.rows_by_class[name], list(rows))
+            for name, rows in groupby(sample.rows, key=lambda row: row.class_name)
+        ],
+        picture=pictures.get,
+        thumbnails_full=pictures.full,
         form=FORM,
         answer=ANSWER,
         right=RIGHT,
         no_class=NONE,
         shown_classes=_SHOWN_CLASSES,
+        facts=[
+            ("Labels of", format_moment(sample.finished)),
+            ("Seed", str(sample.seed)),
+            ("Model id", Markup("<code>{}</code>").format(sample.model_id)),
+        ],
     )
-    return page.encode("utf-8", "replace"), len(pictures)
-
-
-def _read_pictures(planned: pa.Table, limits: Limits, image_column: str | None) -> Iterator[tuple[int, bytes | None]]:
-    """A small JPEG for each row; None where its image cannot be had any more."""
-    fetched = read_rows(planned, limits.max_bytes, image_column)
-    with Stage("sheet", planned.num_rows) as stage:
-        for row_id, answer in zip(planned["row_id"].to_pylist(), fetched, strict=True):
-            stage.advance(1)
-            yield row_id, make_thumbnail(answer.data, limits) if isinstance(answer.data, bytes) else None
-
-
-def make_thumbnail(data: bytes, limits: Limits) -> bytes | None:
-    """A JPEG of at most 128 px a side in the image's own proportions; None where it cannot be decoded."""
-    try:
-        pixels, width, height = decode(data, _SIDE_PX, limits)
-    except ImageError:
-        return None
-    scale = min(1.0, _SIDE_PX / max(width, height))
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR).save(buffer, "JPEG", quality=_QUALITY)
-    return buffer.getvalue()
-
-
-def shorten(text: str, most: int = _SHOWN) -> str:
-    """A name as a page can show it: control characters taken out, the middle of a long one left out."""
-    plain = "".join(
-        "\N{REPLACEMENT CHARACTER}" if unicodedata.category(sign) in ("Cc", "Cs") else sign for sign in text
-    )
-    half = (most - 1) // 2
-    return plain if len(plain) <= most else f"{plain[:half]}…{plain[-half:]}"
-
-
-@cache
-def _load_template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("tlray.audit"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["shorten"] = shorten
-    environment.filters["tell"] = lambda text: shorten(text, _TOLD)
-    return environment.get_template(NAME)
+    return page, len(pictures.uris)

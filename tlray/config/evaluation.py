@@ -43,7 +43,7 @@ class EvaluateConfig(RunConfig, LimitsConfig, S3Config):
             faults.check_uri(name, getattr(self, name))
         if self.batch_size is not None:
             faults.check_range("batch_size", self.batch_size, 1, 4096)
-        faults.check_share("target_precision", self.target_precision)
+        faults.check_range("target_precision", self.target_precision, 0.01, 0.999)
         check_run(faults, self)
         check_limits(faults, self)
         faults.report()
@@ -110,7 +110,7 @@ class ImportConfig(LimitsConfig, S3Config):
             faults.add("--scale takes a number other than 0; got 0.0")
         if self.image_size is not None:
             faults.check_range("image_size", self.image_size, 8, 2048)
-        faults.check_share("target_precision", self.target_precision)
+        faults.check_range("target_precision", self.target_precision, 0.01, 0.999)
         check_limits(faults, self)
         faults.report()
 

@@ -235,7 +235,7 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
                 faults.add("--cache on needs a --cache-dir that all machines of the cluster reach")
         if self.views is not None:
             faults.check_range("views", self.views, 1, 1000)
-        faults.check_share("target_precision", self.target_precision)
+        faults.check_range("target_precision", self.target_precision, 0.01, 0.999)
         faults.check_range("max_failures", self.max_failures, -1, 1_000_000)
         faults.check_range("max_failed", self.max_failed, 0, 10**12)
         faults.check_positive("collective_timeout", self.collective_timeout)

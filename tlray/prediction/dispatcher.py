@@ -73,6 +73,7 @@ class Dispatcher:
         self._suspects: dict[Key, _Suspects] = {}
         self._starts = 0
         self._engines: list[str] = []
+        self._fetched = 0
 
     def lease(self, first: int, count: int) -> tuple[pa.Table, int]:
         """The rows of a window that are still to do, and how often it was leased before; no rows while draining."""
@@ -94,8 +95,9 @@ class Dispatcher:
             self._suspects[key].in_hand = None  # its process died on it, rather than going on to another row
         return tries
 
-    def leave(self, key: Key) -> None:
-        """A window or batch is through."""
+    def leave(self, key: Key, fetched: int = 0) -> None:
+        """A window or batch is through, with so many rows fetched since the last `look`."""
+        self._fetched += fetched
         self._entered.pop(key, None)
         self._suspects.pop(key, None)
         self._starts = 0
@@ -136,9 +138,14 @@ class Dispatcher:
         """Hand out no more rows."""
         self._draining = True
 
-    def is_draining(self) -> bool:
-        """Whether tasks should end early."""
+    def look(self, fetched: int) -> bool:
+        """Take note of rows that a task has fetched since it last looked; whether it should end early."""
+        self._fetched += fetched
         return self._draining
+
+    def get_fetched(self) -> int:
+        """How many rows reading tasks have fetched so far."""
+        return self._fetched
 
 
 def start(rows: Rows, done: ray.ObjectRef[RowSet]) -> Any:

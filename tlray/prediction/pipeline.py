@@ -141,6 +141,11 @@ class Labelling:
         """Take no more rows in hand; iteration ends when those in hand are answered."""
         self._dispatcher.drain.remote()
 
+    def count_fetched(self) -> int:
+        """Rows whose bytes are there, or were found to be out of reach."""
+        fetched: int = ray.get(self._dispatcher.get_fetched.remote())
+        return fetched
+
     def __iter__(self) -> Iterator[pa.Table]:
         try:
             for answers in self._dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
@@ -216,12 +221,13 @@ def _read_window(
     first, count = int(window["first"][0]), int(window["count"][0])
     rows, tries = ray.get(handle.lease.remote(first, count))
     fetched = read_rows(rows, limits.max_bytes, image_column)
-    looked = time.monotonic()
+    looked, unseen = time.monotonic(), 0
     for batch in cut(rows, first_rows, batch_rows, encoded=image_size_px is None):
         if time.monotonic() - looked > _LOOK_INTERVAL_S:
             looked = time.monotonic()
-            if ray.get(handle.is_draining.remote()):
+            if ray.get(handle.look.remote(unseen)):
                 break
+            unseen = 0
         row_ids = batch["row_id"].to_numpy()
         answers: Iterator[Fetched] = islice(fetched, len(row_ids))
         if tries:
@@ -230,7 +236,8 @@ def _read_window(
             yield pack(make_encoded(row_ids, answers), block_bytes)
         else:
             yield make_decoded(row_ids, answers, image_size_px, limits)
-    handle.leave.remote(("window", first))
+        unseen += len(row_ids)
+    handle.leave.remote(("window", first), unseen)
 
 
 def _suspect_each(

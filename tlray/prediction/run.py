@@ -143,6 +143,7 @@ class _Run:
         self._engines: dict[str, int] = {}
         self._timeline: list[dict[str, float]] = []
         self._timeline_step_s = 1.0
+        self._fetched_before = 0
 
     def go(self) -> PredictSummary:
         """Label what is not done, and write the receipt."""
@@ -268,9 +269,10 @@ class _Run:
                     notice.advance(statuses)
                     left -= answers.num_rows
                     self._answered += answers.num_rows
-                    self._note_time()
+                    self._note_time(labelling)
                     failures.check(statuses, final=reach is None)
                 self._engines = labelling.engines
+                self._fetched_before = self._answered
             except BaseException:
                 with contextlib.suppress(OutputError):
                     writer.save_waiting()
@@ -306,11 +308,12 @@ class _Run:
         """Charge the time since the last stage to this one."""
         self._stages[stage] = time.monotonic() - self._began - sum(self._stages.values())
 
-    def _note_time(self) -> None:
-        """A sample of what was answered, about every second and at most so many of a run."""
+    def _note_time(self, labelling: Labelling) -> None:
+        """A sample of how far each stage is, about every second and at most so many of a run."""
         seconds = time.monotonic() - self._began
         if not self._timeline or seconds - self._timeline[-1]["seconds"] >= self._timeline_step_s:
-            self._timeline.append({"seconds": seconds, "answered": self._answered})
+            fetched = self._fetched_before + labelling.count_fetched()
+            self._timeline.append({"seconds": seconds, "fetched": fetched, "answered": self._answered})
         if len(self._timeline) > _TIMELINE_SAMPLES:
             self._timeline = self._timeline[::2]
             self._timeline_step_s *= 2

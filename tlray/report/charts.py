@@ -185,25 +185,26 @@ def draw_class_bars(counts: Mapping[str, int], reference: Mapping[str, float] | 
 
 
 def draw_throughput(timeline: Sequence[Mapping[str, float]]) -> Markup:
-    """Images a second over time.
+    """Images a second over time, of those that were fetched (drawn thinly) and of those that were answered.
 
     Args:
-        timeline: samples with `seconds` since the start and how many rows were `answered` until then.
+        timeline: samples with `seconds` since the start, and how many rows were `fetched` and `answered` until then.
     """
-    steps = _measure_rates(timeline)
+    steps, fetched = _measure_rates(timeline, "answered"), _measure_rates(timeline, "fetched")
     if not steps:
         return Markup("")
     end = steps[-1][1]
     unit, name = (1, "seconds") if end < 300 else (60, "minutes") if end < 3 * 3600 else (3600, "hours")
     across = _Scale(0, end, _LEFT, _RIGHT)
-    ticks = _choose_ticks(0.0, max(rate for _, _, rate in steps), 4)
+    ticks = _choose_ticks(0.0, max(rate for _, _, rate in [*steps, *fetched]), 4)
     up = _Scale(ticks[0], ticks[-1], _BOTTOM, _TOP)
     parts = _draw_rows(up, ticks, [f"{tick:,g}" for tick in ticks])
-    places = []
-    for begin, stop, rate in steps:
-        places += [(across.place(begin), up.place(rate)), (across.place(stop), up.place(rate))]
+    places, thin = (
+        [(across.place(at), up.place(rate)) for begin, stop, rate in found for at in (begin, stop)]
+        for found in (steps, fetched)
+    )
     under = [(places[0][0], _BOTTOM), *places, (places[-1][0], _BOTTOM)]
-    parts += [_path(under, "area"), _path(places, "a")]
+    parts += [_path(under, "area"), _path(thin, "b"), _path(places, "a")]
     for tick in _choose_ticks(0.0, end / unit, 6):
         if tick * unit <= end:
             parts.append(_text(across.place(tick * unit), _BOTTOM + 16, f"{tick:g}", "middle"))
@@ -212,7 +213,7 @@ def draw_throughput(timeline: Sequence[Mapping[str, float]]) -> Markup:
     return _draw(f"images a second over {end / unit:.1f} {name}, at most {max(rates):,.1f}", _HEIGHT, parts)
 
 
-def _measure_rates(timeline: Sequence[Mapping[str, float]]) -> list[tuple[float, float, float]]:
+def _measure_rates(timeline: Sequence[Mapping[str, float]], stage: str) -> list[tuple[float, float, float]]:
     """`(begin, end, rate)` between samples, in seconds; at most `_MAX_STEPS` of them."""
     if len(timeline) < 2:
         return []
@@ -222,7 +223,7 @@ def _measure_rates(timeline: Sequence[Mapping[str, float]]) -> list[tuple[float,
     for sample in timeline[1:]:
         spent = sample["seconds"] - last["seconds"]
         if spent > 0 and spent >= least * 0.999:
-            rate = max(0.0, (sample["answered"] - last["answered"]) / spent)
+            rate = max(0.0, (sample[stage] - last[stage]) / spent)
             steps.append((last["seconds"], sample["seconds"], rate))
             last = sample
     return steps

@@ -80,7 +80,7 @@ class LabellingFacts:
         failures: up to 8 rows of each code.
         surest, least_sure: up to 6 rows of each class, in that order.
         oddest: up to 12 rows, the oddest first.
-        timeline: samples of `seconds` since the start, rows `answered` and `written` until then.
+        timeline: samples of `seconds` since the start, rows `fetched` and `answered` until then.
         validation: what the bundle knows of its validation images, None where it had none.
     """
 
@@ -125,7 +125,7 @@ def gather_labelling(
         output: of the run, with its parts in `labels/`.
         receipt: names the parts.
         manifest: `bundle.json` of the model.
-        timeline: samples of `seconds`, `answered`, `written`.
+        timeline: samples of `seconds`, `fetched`, `answered`.
 
     Raises:
         FetchError: a part cannot be read.

@@ -65,9 +65,15 @@ def list_points(measurement: Mapping[str, Any], suspects: Mapping[str, Any] | No
         text = f"{_count(missing, 'class', 'classes')} without images here: nothing is known about them."
         points.append({"tone": "bad", "text": text})
     if suspects is not None:
-        conflicts, duplicates = len(suspects["conflicts"]), len(suspects["duplicates"])
+        conflicts, duplicates = suspects["contradicted"], len(suspects["duplicates"])
         if conflicts or duplicates:
-            found = [_count(conflicts, "label looks wrong", "labels look wrong")] if conflicts else []
+            found = []
+            if conflicts:
+                found.append(
+                    _count(conflicts, "label is contradicted", "labels are contradicted")
+                    + " by the images most like "
+                    + ("it" if conflicts == 1 else "them")
+                )
             if duplicates:
                 found.append(
                     _count(duplicates, "pair of images is nearly the same", "pairs of images are nearly the same")
@@ -75,7 +81,7 @@ def list_points(measurement: Mapping[str, Any], suspects: Mapping[str, Any] | No
             text = f"{' and '.join(found)}; they are shown below."
             points.append({"tone": "bad" if conflicts else "", "text": text})
         elif suspects["checked"]:
-            text = f"No label of {suspects['checked']:,} checked images looks wrong."
+            text = f"No label of {suspects['checked']:,} checked images is contradicted by those most like it."
             points.append({"tone": "good", "text": text})
     return points
 

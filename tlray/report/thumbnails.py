@@ -13,6 +13,7 @@ from PIL import Image
 from tlray import storage
 from tlray.errors import FetchError, ImageError
 from tlray.images import decode
+from tlray.limits import Limits
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -22,8 +23,9 @@ Reader = Callable[[Sequence[Key]], Iterator[bytes | None]]
 SIDE_PX = 96
 MAX_BYTES = 4 * 2**20
 
+DEFAULT_LIMITS = Limits()
+
 _QUALITY = 80
-_DECODED_PX = 2 * SIDE_PX  # the decoder squashes to a square; twice the size keeps both sides sharp
 _HEAD = "data:image/jpeg;base64,"
 
 
@@ -49,13 +51,19 @@ def read_files(uris: Sequence[str]) -> Iterator[bytes | None]:
     return (None if isinstance(data, FetchError) else data for data in storage.get_many(uris))
 
 
-def make_thumbnails(keys: Sequence[Key], read: Reader[Key], max_bytes: int = MAX_BYTES) -> Thumbnails[Key]:
+def make_thumbnails(
+    keys: Sequence[Key],
+    read: Reader[Key],
+    max_bytes: int = MAX_BYTES,
+    side_px: int = SIDE_PX,
+    limits: Limits = DEFAULT_LIMITS,
+) -> Thumbnails[Key]:
     """Read images one by one until all are there or `max_bytes` of data URIs are full; each key is read once."""
     uris: dict[Key, str] = {}
     wanted = list(dict.fromkeys(keys))
     used = 0
     for key, data in zip(wanted, read(wanted) if wanted else (), strict=False):
-        uri = None if data is None else make_thumbnail(data)
+        uri = None if data is None else make_thumbnail(data, side_px, limits)
         if uri is None:
             continue
         used += len(uri)
@@ -65,13 +73,13 @@ def make_thumbnails(keys: Sequence[Key], read: Reader[Key], max_bytes: int = MAX
     return Thumbnails(uris, full=False)
 
 
-def make_thumbnail(data: bytes) -> str | None:
-    """An encoded image as a data URI of at most `SIDE_PX` pixels a side, None where it cannot be decoded."""
+def make_thumbnail(data: bytes, side_px: int = SIDE_PX, limits: Limits = DEFAULT_LIMITS) -> str | None:
+    """An encoded image as a data URI of at most `side_px` a side, None where it cannot be decoded."""
     try:
-        decoded = decode(data, _DECODED_PX)
+        decoded = decode(data, 2 * side_px, limits)  # squashed to a square; twice the size keeps both sides sharp
     except ImageError:
         return None
-    scale = SIDE_PX / max(decoded.width, decoded.height)
+    scale = side_px / max(decoded.width, decoded.height)
     size = (max(1, round(decoded.width * scale)), max(1, round(decoded.height * scale)))
     buffer = io.BytesIO()
     small = Image.fromarray(decoded.pixels).resize(size, Image.Resampling.LANCZOS)

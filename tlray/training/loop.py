@@ -328,7 +328,7 @@ class Worker:
         given: dict[str, list[Answers]] = {}
         roles = [
             ("reference", "train", view, task.reference_rows),
-            ("val", "val", 0, task.val_rows),
+            ("val", "val", 0, task.calibration_rows),
             ("test", "test", 0, task.test_rows),
         ]
         plans = [(role, kind, seen, self._cut(rows)) for role, kind, seen, rows in roles if len(rows)]

@@ -28,6 +28,7 @@ from tlray.training.schedule import weigh_classes
 
 _GOLDEN_CANDIDATES = 16
 _KEEP_BYTES = 8 * 2**30
+_CALIBRATION_ROWS = 50_000
 _HELD_ROWS = 2048
 _REFERENCES = 512
 _MAX_REFERENCES = 8192
@@ -75,7 +76,8 @@ class Task:
         labels: int32 by row id.
         train_rows, val_rows, test_rows: row ids by role.
         reference_rows: training rows that images are compared with for their oddness.
-        held_rows: validation rows that tell how odd an ordinary image is.
+        calibration_rows: validation rows that the finished network is calibrated and measured on.
+        held_rows: those of them that tell how odd an ordinary image is.
         golden_rows: candidates for golden images.
         base_weights: Ray reference to the weights file; None for random ones.
         images: where batches of images come from.
@@ -104,6 +106,7 @@ class Task:
     val_rows: npt.NDArray[np.int64]
     test_rows: npt.NDArray[np.int64]
     reference_rows: npt.NDArray[np.int64]
+    calibration_rows: npt.NDArray[np.int64]
     held_rows: npt.NDArray[np.int64]
     golden_rows: npt.NDArray[np.int64]
     base_weights: ray.ObjectRef[bytes] | None
@@ -178,6 +181,7 @@ def make_task(
         val_rows=val_rows,
         test_rows=roles.rows["test"],
         reference_rows=draw_rows(train_rows, min(max(_REFERENCES, 8 * num_classes), _MAX_REFERENCES), config.seed),
+        calibration_rows=draw_rows(val_rows, _CALIBRATION_ROWS, config.seed),
         held_rows=draw_rows(val_rows, _HELD_ROWS, config.seed),
         golden_rows=_choose_golden_rows(val_rows if len(val_rows) else train_rows, images.labels),
         base_weights=base_weights,
