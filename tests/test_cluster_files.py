@@ -258,6 +258,24 @@ def test_the_cluster_that_stays_grows_from_nothing():
     assert {name for name, limit in limits.items() if "nvidia.com/gpu" in limit} == {"gpu-spot", "gpu-on-demand"}
 
 
+def test_rays_autoscaler_reads_the_groups():
+    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+
+    (document,) = load(ROOT / "cluster" / "k8s" / "cluster.yaml")
+    config = _derive_autoscaling_config_from_ray_cr(document)
+    read = {
+        name: (kind["resources"].get("CPU"), kind["resources"].get("GPU", 0), kind["max_workers"], kind.get("priority"))
+        for name, kind in config["available_node_types"].items()
+    }
+    assert read == {
+        "headgroup": (0, 0, 0, None),
+        "gpu-spot": (14, 1, 8, 20),
+        "gpu-on-demand": (14, 1, 2, 10),
+        "cpu": (14, 0, 8, 0),
+    }
+    assert config["idle_timeout_minutes"] == 10
+
+
 @pytest.mark.parametrize("path", [*MANIFESTS, ROOT / "cluster" / "aws.yaml"], ids=lambda path: path.stem)
 def test_no_credential_stands_in_a_file(path):
     text = path.read_text()

@@ -2,17 +2,22 @@
 
 import copy
 import json
+from collections.abc import Iterator
 from typing import Any
 
+import boto3
+import botocore.client
 import botocore.session
 import botocore.validate
 import jsonschema
 import pytest
 import yaml
+from moto import mock_aws
 
 from tests.conftest import ROOT
 
-CONFIG = yaml.safe_load((ROOT / "cluster" / "aws.yaml").read_text())
+TEXT = (ROOT / "cluster" / "aws.yaml").read_text()
+CONFIG = yaml.safe_load(TEXT)
 POLICIES = {path.stem: json.loads(path.read_text()) for path in sorted((ROOT / "cluster" / "iam").glob("*.json"))}
 WORKERS = [name for name in CONFIG["available_node_types"] if name != CONFIG["head_node_type"]]
 
@@ -93,6 +98,81 @@ def test_gpus_come_on_spot_first():
         assert ("GPU" in types[name]["resources"]) == types[name].get("docker", {}).get("worker_image", "").endswith(
             "gpu"
         )
+
+
+# ---- Ray's own launcher, against a simulated AWS
+
+
+@pytest.fixture
+def account(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """The config as `ray up` completes it in an account that has what the runbook makes beforehand."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.setenv(name, "simulated")
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    with mock_aws():
+        from ray.autoscaler._private.aws.config import bootstrap_aws
+
+        ec2 = boto3.client("ec2", CONFIG["provider"]["region"])
+        network = ec2.create_vpc(CidrBlock="10.0.0.0/16")["Vpc"]["VpcId"]
+        zone = CONFIG["provider"]["availability_zone"]
+        subnet = ec2.create_subnet(VpcId=network, CidrBlock="10.0.0.0/24", AvailabilityZone=zone)["Subnet"]["SubnetId"]
+        ec2.modify_subnet_attribute(SubnetId=subnet, MapPublicIpOnLaunch={"Value": True})
+        group = ec2.create_security_group(GroupName="tlray", Description="of the test", VpcId=network)["GroupId"]
+        ec2.create_key_pair(KeyName="tlray")
+        iam = boto3.client("iam")
+        for role, policies in {"tlray-worker": ["workers"], "tlray-head": ["head", "workers"]}.items():
+            iam.create_role(RoleName=role, AssumeRolePolicyDocument=json.dumps(POLICIES["trust-ec2"]))
+            for policy in policies:
+                iam.put_role_policy(RoleName=role, PolicyName=policy, PolicyDocument=json.dumps(POLICIES[policy]))
+            iam.create_instance_profile(InstanceProfileName=role)
+            iam.add_role_to_instance_profile(InstanceProfileName=role, RoleName=role)
+        image = ec2.describe_images()["Images"][0]["ImageId"]
+        text = TEXT.replace("subnet-0123456789abcdef0", subnet).replace("sg-0123456789abcdef0", group)
+        text = text.replace("ami-0123456789abcdef0", image).replace("111122223333", "123456789012")
+        before = list_made()
+        config: dict[str, Any] = bootstrap_aws(prepare(yaml.safe_load(text)))
+        assert list_made() == before
+        yield config
+
+
+def list_made() -> list[Any]:
+    """What Ray would make where a config doesn't name it, open to the world or with all rights."""
+    ec2, iam = boto3.client("ec2", CONFIG["provider"]["region"]), boto3.client("iam")
+    return [
+        ec2.describe_security_groups()["SecurityGroups"],
+        ec2.describe_key_pairs()["KeyPairs"],
+        iam.list_roles()["Roles"],
+        iam.list_instance_profiles()["InstanceProfiles"],
+    ]
+
+
+def test_the_head_launches_tags_and_ends_a_worker_with_what_its_policy_allows(account, monkeypatch):
+    from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
+
+    asked = set()
+    call = botocore.client.BaseClient._make_api_call
+
+    def record(client: Any, operation: str, parameters: Any) -> Any:
+        asked.add(f"{client.meta.service_model.service_name}:{operation}")
+        return call(client, operation, parameters)
+
+    provider = AWSNodeProvider(account["provider"], account["cluster_name"])
+    monkeypatch.setattr(botocore.client.BaseClient, "_make_api_call", record)
+    provider.create_node(account["available_node_types"]["gpu-spot"]["node_config"], {"ray-node-type": "worker"}, 1)
+    (node,) = provider.non_terminated_nodes({"ray-node-type": "worker"})
+    provider.set_node_tags(node, {"ray-node-status": "up-to-date"})
+    (made,) = boto3.client("ec2", CONFIG["provider"]["region"]).describe_instances()["Reservations"][0]["Instances"]
+    tags = {tag["Key"]: tag["Value"] for tag in made["Tags"]}
+    provider.terminate_node(node)
+
+    allowed = {action for found in POLICIES["head"]["Statement"] for action in to_list(found["Action"])}
+    assert {"ec2:RunInstances", "ec2:CreateTags", "ec2:TerminateInstances"} <= asked <= allowed
+    (launch,) = [found for found in POLICIES["head"]["Statement"] if found["Sid"] == "LaunchWorkersOfThisCluster"]
+    for name, value in launch["Condition"]["StringEquals"].items():
+        if name.startswith("aws:RequestTag/"):
+            assert tags[name.partition("/")[2]] == value
+    assert made["InstanceLifecycle"] == "spot"
+    assert made["MetadataOptions"]["HttpTokens"] == "required"
 
 
 # ---- policies
