@@ -338,12 +338,11 @@ def test_the_training_job_has_the_workers_that_it_asks_for(monkeypatch):
 
 
 def list_commands() -> list[str]:
-    """Every tlray command in the runbook's code blocks; of `submit`, what it hands on."""
+    """Every tlray command in the runbook's code blocks, also what a Ray job is told to run."""
     blocks = re.findall(r"^```\n(.*?)^```", (ROOT / "cluster" / "README.md").read_text(), re.MULTILINE | re.DOTALL)
     text = "\n".join(blocks).replace("\\\n", " ")
-    commands = re.findall(r"^(?:docker run .*)?((?:tlray|python jobs/) .*?)(?: +#.*)?$", text, re.MULTILINE)
-    commands = [re.sub(r"^tlray submit (\w+) .*? -- ", r"tlray \1 ", command) for command in commands]
-    return [command for command in commands if not command.startswith("tlray doctor")]
+    lines = r"^(?:docker run .*|ray job submit .*? -- )?((?:tlray|python jobs/) .*?)(?: +#.*)?$"
+    return re.findall(lines, text, re.MULTILINE)
 
 
 def test_the_runbook_shows_commands():
