@@ -8,9 +8,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,18 +66,14 @@ def import_model(config: ImportConfig) -> ImportSummary:
 
         labelled = scan(storage.resolve(config.val_data), classes, option="--val-data").table
 
-    from tlray.lean import import_keras
-    from tlray.runtime import silence_stderr
-
-    with silence_stderr():
-        import_keras()
+    _start_keras()
     from tlray.training import export
 
     model = _load(config.model, data)
     size = _find_image_size(config, model)
     network = _wrap(model, size, config, classes)
     answers = None if labelled is None else _answer(network, labelled, size, config)
-    calibration = _calibrate(answers)
+    calibration = _calibrate(answers, scalable=network.logits is not None)
     final = network.scale(calibration.temperature)
     frozen = export.freeze_classifier(final, network.pooled, size, calibration.oddness)
     golden = export.make_golden(frozen, _choose_golden(labelled, size, config), classes)
@@ -109,6 +106,19 @@ def import_model(config: ImportConfig) -> ImportSummary:
         history=[],
     )
     return ImportSummary(output, manifest, 0 if answers is None else answers.failed)
+
+
+def _start_keras() -> None:
+    """Import it and have TensorFlow look for devices, which it talks of before it reads its own log level."""
+    from tlray.lean import import_keras
+    from tlray.runtime import silence_stderr
+
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with silence_stderr():
+        import_keras()
+        import keras
+
+        keras.ops.zeros(1)
 
 
 def read_classes(uri: str) -> list[str]:
@@ -176,11 +186,13 @@ class _Network:
     Attributes:
         inputs: float32 `[N, S, S, 3]`.
         probabilities: `[N, C]`, not calibrated.
+        logits: what the softmax behind them takes; None where nobody can tell.
         pooled: what its last dense layer takes, `[N, D]`; None where there is no such layer.
     """
 
     inputs: Any
     probabilities: Any
+    logits: Any | None
     pooled: Any | None
 
     def scale(self, temperature: float) -> Any:
@@ -188,8 +200,9 @@ class _Network:
         import keras
 
         outputs = self.probabilities
-        if temperature != 1.0:
-            outputs = keras.ops.softmax(keras.ops.log(keras.ops.maximum(outputs, 1e-12)) / temperature)
+        if self.logits is not None:
+            outputs = keras.layers.Rescaling(1 / temperature, name="temperature")(self.logits)
+            outputs = keras.layers.Softmax(name="probabilities")(outputs)
         return keras.Model(self.inputs, outputs, name="tlray")
 
     def run(self, pixels: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
@@ -212,17 +225,24 @@ def _wrap(model: Any, size: int, config: ImportConfig, classes: Sequence[str]) -
         )
     dense = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)]
     pooled = dense[-1].input if dense and len(dense[-1].input.shape) == 2 else None
-    inner = keras.Model(model.inputs, [model.outputs[0], *([] if pooled is None else [pooled])])
+    last, end = model.layers[-1], model.outputs[0]
+    softmax = getattr(last, "activation", None) is keras.activations.softmax or isinstance(last, keras.layers.Softmax)
+    if softmax and isinstance(last, keras.layers.Dense):
+        last.activation = keras.activations.linear
+    elif softmax:
+        end = last.input
+    inner = keras.Model(model.inputs, [end, *([] if pooled is None else [pooled])])
     inputs = keras.Input((size, size, 3), dtype="float32", name="image")
     outputs = inner(keras.layers.Rescaling(config.scale, config.offset, name="rescale")(inputs), training=False)
     answers, *features = outputs if isinstance(outputs, list | tuple) else [outputs]
-    network = _Network(inputs, answers, features[0] if features else None)
-    seen = np.stack([pixels for _, _, pixels in _draw_images(size)])
-    sums = network.run(seen)[0]
-    if (sums < 0).any() or np.abs(sums.sum(axis=1) - 1).max() > _SUM_TOLERANCE:
+    plain = _Network(inputs, answers, None, features[0] if features else None)
+    sums = plain.run(np.stack([pixels for _, _, pixels in _draw_images(size)]))[0]
+    if not softmax and (sums >= 0).all() and np.abs(sums.sum(axis=1) - 1).max() <= _SUM_TOLERANCE:
+        say("the model's softmax is not its last layer: its probabilities stay as they are")
+        return plain
+    if not softmax:
         say("the model gives logits: a softmax is added")
-        network = _Network(inputs, keras.ops.softmax(answers), network.pooled)
-    return network
+    return replace(plain, probabilities=keras.layers.Softmax()(answers), logits=answers)
 
 
 @dataclass(frozen=True)
@@ -269,16 +289,17 @@ def _take(fetched: Iterator[bytes | FetchError], count: int) -> Iterator[bytes |
         yield next(fetched)
 
 
-def _calibrate(answers: _Answers | None) -> Calibration:
+def _calibrate(answers: _Answers | None, *, scalable: bool) -> Calibration:
     """Half of the images are what the others are compared with, since what the model was trained on isn't there."""
     if answers is None:
         return Calibration(1.0, 0, None)
     order = np.random.default_rng(0).permutation(len(answers.labels))
     references, held = np.array_split(order, 2)
     has_features = answers.features.shape[1] > 0
+    scalable = scalable and len(order) >= MIN_IMAGES
     return Calibration(
-        temperature=fit_temperature(answers.probabilities, answers.labels),
-        images=len(order) if len(order) >= MIN_IMAGES else 0,
+        temperature=fit_temperature(answers.probabilities, answers.labels) if scalable else 1.0,
+        images=len(order) if scalable else 0,
         oddness=fit_oddness(answers.features[references], answers.features[held]) if has_features else None,
     )
 

@@ -13,6 +13,8 @@ import tlray
 from tests.entry.conftest import TRAIN_OPTIONS, run_tlray
 from tlray.images import decode
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras's own
+
 HOSTILE = ["<script>alert(1)</script>.png", "x" * 5000 + ".png", "\u202egnp.\u05d0.png", 'a"b&c.png']
 
 

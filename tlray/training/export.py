@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from tlray import storage
 from tlray.bundle import GOLDEN
 from tlray.calibration import Calibration
 from tlray.engine import freeze
-from tlray.errors import FetchError, StoppedError
+from tlray.errors import FetchError, ImageError, StoppedError
 from tlray.images import decode
 from tlray.limits import Limits
 from tlray.model import POOL, Network, Weights, assemble_model, build_base, build_head, find_positions, hash_weights
@@ -169,12 +170,13 @@ def _make_golden(frozen: Any, task: Task) -> dict[str, bytes]:
 
 
 def read_images(uris: Sequence[str], image_size_px: int, limits: Limits) -> list[tuple[str, bytes, Any]]:
-    """Address, file and pixels of those images that are small enough to be kept in a bundle."""
-    return [
-        (uri, data, decode(data, image_size_px, limits).pixels)
-        for uri, data in zip(uris, storage.get_many(uris), strict=True)
-        if not isinstance(data, FetchError) and len(data) <= _GOLDEN_MAX_BYTES
-    ]
+    """Address, file and pixels of those images that can be decoded and are small enough to be kept in a bundle."""
+    read = []
+    for uri, data in zip(uris, storage.get_many(uris), strict=True):
+        if not isinstance(data, FetchError) and len(data) <= _GOLDEN_MAX_BYTES:
+            with contextlib.suppress(ImageError):
+                read.append((uri, data, decode(data, image_size_px, limits).pixels))
+    return read
 
 
 def make_golden(frozen: Any, read: Sequence[tuple[str, bytes, Any]], classes: Sequence[str]) -> dict[str, bytes]:
