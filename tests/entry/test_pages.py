@@ -71,7 +71,7 @@ def pages(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
     uris = [f"/photos/{index}.jpg" for index in range(24)]
     labels = make_labels(0, 600, np.random.default_rng(0))
-    timeline = [{"seconds": 10.0 * step, "answered": 300.0 * step, "written": 0.0} for step in range(20)]
+    timeline = [{"seconds": 10.0 * step, "fetched": 310.0 * step, "answered": 300.0 * step} for step in range(20)]
     _, facts = gather(folder / "labelled", [labels], timeline=timeline)
     suspects = data.make_suspects(uris, data.CLASSES)
     hostile = data.make_manifest(data.HOSTILE)
