@@ -112,7 +112,7 @@ def make_suspects(uris: list[str], classes: list[str]) -> dict[str, Any]:
             "uri": uri,
             "label": classes[index % len(classes)],
             "suggested": classes[(index + 1) % len(classes)],
-            "score": 0.97 - 0.01 * index,
+            "score": 0.97 - 0.005 * index,
         }
         for index, uri in enumerate(uris[::2])
     ]

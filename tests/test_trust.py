@@ -62,9 +62,19 @@ def test_a_threshold_reaches_its_precision_and_keeps_all_it_can():
 
 
 def test_a_class_without_a_threshold_of_its_own_takes_the_one_over_all():
-    thresholds = {"overall": {"probability": 0.7}, "by_class": {"a": {"probability": 0.9}, "b": None}}
+    thresholds = {"overall": {"probability": 0.7}, "by_class": {"a": {"probability": 0.9}, "b": None}, "few": ["b"]}
     np.testing.assert_allclose(resolve_thresholds(thresholds, ["a", "b"]), [0.9, 0.7])
-    assert resolve_thresholds({"overall": None, "by_class": {}}, ["a"])[0] > 1
+    assert resolve_thresholds({"overall": None, "by_class": {"a": None}, "few": ["a"]}, ["a"])[0] > 1
+
+
+def test_a_class_that_is_known_to_be_bad_always_needs_a_review():
+    sure = np.repeat([[0.99, 0.01], [0.01, 0.99]], [400, 60], axis=0)
+    labels = np.repeat([0, 1], [400, 60])
+    labels[400:424] = 0  # 60% of the second class's labels are right
+    thresholds = choose_thresholds(sure, labels, "ab", 0.9)
+    assert thresholds["by_class"]["b"] is None
+    least = resolve_thresholds(thresholds, "ab")
+    assert least[0] < 0.99 < 1 < least[1]
 
 
 def test_too_few_images_give_no_threshold():

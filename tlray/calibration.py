@@ -90,7 +90,7 @@ def fit_temperature(probabilities: Probabilities, labels: Labels) -> float:
 
 def apply_temperature(probabilities: Probabilities, temperature: float) -> npt.NDArray[np.float64]:
     """Softmax of the logits divided by the temperature, `[N, C]`."""
-    logits = np.log(np.maximum(probabilities.astype(np.float64), _LEAST)) / temperature
+    logits = np.log(np.maximum(probabilities.astype(np.float64), np.finfo(np.float32).tiny)) / temperature
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     scaled: npt.NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
     return scaled

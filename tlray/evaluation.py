@@ -87,8 +87,10 @@ def evaluate(config: EvaluateConfig) -> EvaluateSummary:
     opened = load_bundle(config.model)
     output = None if config.output is None else storage.resolve(config.output)
     if output is not None:
-        if storage.has_content(output) and not storage.exists(storage.join(output, RESULT)):
-            raise OutputError(f"--output {output} already holds something else; give a new folder or prefix")
+        if storage.has_content(output):
+            ours = {RESULT, PICTURE, CONFLICTS, report.NAME}  # also of one that was stopped
+            if any(entry.name not in ours for entry in storage.iter_files(output)):
+                raise OutputError(f"--output {output} already holds something else; give a new folder or prefix")
         storage.check_writable(output)
     images = scan(storage.resolve(config.data), opened.classes)
 

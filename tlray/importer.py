@@ -23,8 +23,9 @@ from tlray import bundle, storage
 from tlray.calibration import MIN_IMAGES, Calibration, fit_temperature
 from tlray.config import ImportConfig
 from tlray.errors import ConfigError, DataError, FetchError, OutputError, WeightsError
-from tlray.oddness import fit_oddness
+from tlray.oddness import MAX_HELD, MAX_REFERENCES, fit_oddness
 from tlray.progress import Stage, say
+from tlray.safety import find_threats
 
 _BATCH_SIZE = 32
 _SYNTHETIC_IMAGES = 16
@@ -80,6 +81,8 @@ def import_model(config: ImportConfig) -> ImportSummary:
     with tempfile.TemporaryDirectory(prefix="tlray-") as folder:
         final.save(Path(folder, "model.keras"))
         export.save_for_serving(frozen, Path(folder, "saved_model"))
+        if threats := [*find_threats(Path(folder))]:
+            raise WeightsError(f"{config.model} cannot be made a bundle: {'; '.join(threats)}; use plain Keras layers")
         files = {
             path.relative_to(folder).as_posix(): path.read_bytes()
             for path in sorted(Path(folder).rglob("*"))
@@ -226,6 +229,8 @@ def _wrap(model: Any, size: int, config: ImportConfig, classes: Sequence[str]) -
     dense = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)]
     pooled = dense[-1].input if dense and len(dense[-1].input.shape) == 2 else None
     last, end = model.layers[-1], model.outputs[0]
+    if getattr(last, "activation", None) is keras.activations.sigmoid:
+        raise WeightsError("the model must end in a softmax or give logits; its last layer has a sigmoid")
     softmax = getattr(last, "activation", None) is keras.activations.softmax or isinstance(last, keras.layers.Softmax)
     if softmax and isinstance(last, keras.layers.Dense):
         last.activation = keras.activations.linear
@@ -234,7 +239,10 @@ def _wrap(model: Any, size: int, config: ImportConfig, classes: Sequence[str]) -
     inner = keras.Model(model.inputs, [end, *([] if pooled is None else [pooled])])
     inputs = keras.Input((size, size, 3), dtype="float32", name="image")
     outputs = inner(keras.layers.Rescaling(config.scale, config.offset, name="rescale")(inputs), training=False)
-    answers, *features = outputs if isinstance(outputs, list | tuple) else [outputs]
+    answers, *features = (
+        keras.layers.Activation("linear", dtype="float32")(tensor)  # a mixed policy would leave them in half precision
+        for tensor in (outputs if isinstance(outputs, list | tuple) else [outputs])
+    )
     plain = _Network(inputs, answers, None, features[0] if features else None)
     sums = plain.run(np.stack([pixels for _, _, pixels in _draw_images(size)]))[0]
     if not softmax and (sums >= 0).all() and np.abs(sums.sum(axis=1) - 1).max() <= _SUM_TOLERANCE:
@@ -295,6 +303,7 @@ def _calibrate(answers: _Answers | None, *, scalable: bool) -> Calibration:
         return Calibration(1.0, 0, None)
     order = np.random.default_rng(0).permutation(len(answers.labels))
     references, held = np.array_split(order, 2)
+    references, held = references[:MAX_REFERENCES], held[:MAX_HELD]
     has_features = answers.features.shape[1] > 0
     scalable = scalable and len(order) >= MIN_IMAGES
     return Calibration(

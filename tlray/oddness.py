@@ -19,6 +19,10 @@ Features = npt.NDArray[np.floating]
 
 NEIGHBOURS = 10
 SCALE_PERCENTILE = 99
+MAX_REFERENCES = 8192
+MAX_HELD = 2048
+"""More of either tell nothing new."""
+
 _PERCENTILES = (50, 90, 95, 99)
 _LEAST_SCALE = 1e-6
 
@@ -70,6 +74,7 @@ def fit_oddness(references: Features, held_out: Features) -> Oddness | None:
 
 def normalize(features: Features) -> npt.NDArray[np.float32]:
     """Rows scaled to unit length, float32."""
+    features = np.asarray(features, np.float32)
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
     unit: npt.NDArray[np.float32] = (features / np.maximum(lengths, 1e-12)).astype(np.float32)
     return unit

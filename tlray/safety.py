@@ -18,6 +18,9 @@ _MODULES = {
     "keras.regularizers",
     "keras.src.models.functional",
     "keras.src.models.sequential",
+    "keras.src.ops.math",  # what + or a function of keras.ops leaves in a functional model; none takes a function
+    "keras.src.ops.nn",
+    "keras.src.ops.numpy",
 }
 _CODE = {"Lambda", "__lambda__", "TorchModuleWrapper", "TFSMLayer", "function"}
 _MAX_CONFIG_BYTES = 16 * 2**20

@@ -27,9 +27,10 @@ _SAME = 0.98
 _SAME_SHARE = 0.1
 """Pictures look the same that are as alike as `_SAME`, at this share of the distance of ordinary nearest neighbours."""
 
-_CONTRADICTED = 0.7
+CONTRADICTED = 0.7
 """From this score on, most of what an image is like speaks for another class."""
 
+_ROUNDING = 1e-5
 _BLOCK_ROWS = 1024
 _MAX_LISTED = 200
 
@@ -87,7 +88,7 @@ def find_suspects(features: Features, labels: npt.NDArray[np.integer[Any]], num_
                 for first, second in zip(firsts, nearest[firsts, places], strict=True)
                 if rows[first] < second
             ]
-        least = 1 - _SAME_SHARE * float(np.median(1 - closest))
+        least = min(1 - _SAME_SHARE * float(np.median(1 - closest)), 1 - _ROUNDING)
         pairs = [pair for pair in pairs if pair[2] >= least]
         votes /= votes.sum(axis=1, keepdims=True)
     own = votes[np.arange(count), labels]
@@ -137,7 +138,7 @@ def list_suspects(
     """The first of each list as plain JSON values."""
     return {
         "checked": suspects.checked,
-        "contradicted": int((suspects.scores >= _CONTRADICTED).sum()),
+        "contradicted": int((suspects.scores >= CONTRADICTED).sum()),
         "conflicts": list_conflicts(suspects, uris, labels, classes)[:_MAX_LISTED],
         "duplicates": [
             {

@@ -51,7 +51,8 @@ def choose_thresholds(
         target_precision: in (0, 1).
 
     Returns:
-        `bundle.json`'s `thresholds`; None stands where no probability reaches the target.
+        `bundle.json`'s `thresholds`; None stands where no probability reaches the target, or, for a class that is
+        among the `few`, where there are too few images to tell.
     """
     predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
     right = predicted == labels
@@ -64,13 +65,14 @@ def choose_thresholds(
         "target_precision": target_precision,
         "overall": choose(np.ones(len(labels), bool)),
         "by_class": {name: choose(predicted == index) for index, name in enumerate(classes)},
+        "few": [name for index, name in enumerate(classes) if (predicted == index).sum() < MIN_IMAGES],
     }
 
 
 def resolve_thresholds(thresholds: dict[str, Any], classes: Sequence[str]) -> npt.NDArray[np.float32]:
-    """Least probability by class index, `[C]`: a class's own, else the one over all, else above 1."""
-    overall = thresholds.get("overall")
-    chosen = [(thresholds.get("by_class") or {}).get(name) or overall for name in classes]
+    """Least probability by class index, `[C]`: a class's own, of the few the one over all, else more than 1."""
+    own, overall, few = thresholds["by_class"], thresholds["overall"], set(thresholds["few"])
+    chosen = [overall if name in few else own[name] for name in classes]
     return np.array([2.0 if entry is None else entry["probability"] for entry in chosen], np.float32)
 
 

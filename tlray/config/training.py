@@ -31,6 +31,7 @@ _DEFAULT_VIEWS = 5
 
 
 _SHARING = {"num_workers", "batch_size", "gpus_per_worker"}
+_AFTERWARDS = {"target_precision"}
 
 
 @arrange_help
@@ -258,5 +259,8 @@ def resolve(config: TrainConfig) -> dict[str, Any]:
 
 
 def describe_run(config: TrainConfig) -> dict[str, Any]:
-    """What a checkpoint must have in common with a config to go on under it: all but how the work is shared out."""
-    return {name: value for name, value in describe(config).items() if name not in _SHARING}
+    """What a checkpoint must have in common with a config to go on under it: all but how the work is shared out.
+
+    What is only asked of the finished network doesn't count either.
+    """
+    return {name: value for name, value in describe(config).items() if name not in _SHARING | _AFTERWARDS}

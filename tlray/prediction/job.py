@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tlray import storage
-from tlray.bundle import Bundle, load_bundle
+from tlray.bundle import Bundle, hash_json, load_bundle
 from tlray.config import InputsConfig, PlanConfig, PredictConfig
 from tlray.errors import ConfigError, DataError, OutputError, StoppedError
 from tlray.images import EXTENSIONS
@@ -75,8 +75,10 @@ def describe_job(config: PredictConfig, bundle: Bundle) -> dict[str, Any]:
     """What decides the rows and their labels."""
     deciding = {name: getattr(config, name) for name in _DECIDING}
     least = config.min_probability
-    if least == "auto":
-        least = f"auto: {json.dumps(_find_thresholds(bundle)['overall'])}"  # may differ from bundle to bundle
+    if least == "auto":  # a model id doesn't cover thresholds
+        least = f"auto {hash_json(_find_thresholds(bundle))[:12]}"
+    elif least is not None:
+        least = repr(float(least))
     return {**describe_selection(config), **deciding, "min_probability": least, "model_id": bundle.model_id}
 
 

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from tlray import runtime, storage
 from tlray.bundle import Bundle, list_versions, load_bundle
 from tlray.config import PredictConfig
-from tlray.errors import IN_THE_WAY, Code, ConfigError, FetchError, OutputError, StoppedError
+from tlray.errors import IN_THE_WAY, Code, ConfigError, OutputError, StoppedError
 from tlray.prediction import job as jobs
 from tlray.prediction import receipt as receipts
 from tlray.prediction.job import Job
@@ -24,8 +24,10 @@ from tlray.prediction.probe import read_probe
 from tlray.prediction.rowset import RowSet
 from tlray.prediction.schema import list_extra_fields
 from tlray.prediction.update import Comparison, Earlier, find_finished
+from tlray.prediction.wanted import Wanted
 from tlray.prediction.watch import PROGRESS, Failures, ProgressFile, Reach, TermSignal
 from tlray.progress import Stage, now, say
+from tlray.sources.candidates import Source
 from tlray.sources.planning import Plan
 from tlray.sources.reading import read_rows
 from tlray.storage.lock import Lock
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 _SAVE_INTERVAL_S = 10.0
 _SAVE_SHARE = 1 / 64
+_SAVE_TIME = 0.05
 _TIMELINE_SAMPLES = 400
 
 
@@ -78,7 +81,7 @@ def predict(config: PredictConfig) -> PredictSummary:
     storage.configure(config.s3_options)
     output = storage.resolve(config.output)
     bundle = load_bundle(config.model)
-    asked = jobs.describe_job(config, bundle)
+    asked, wanted = jobs.describe_job(config, bundle), jobs.list_wanted(config, bundle)
     if (finished := _find_finished(output, config, asked)) is not None:
         return finished
     update_from = None if config.update_from is None else storage.resolve(config.update_from)
@@ -91,7 +94,7 @@ def predict(config: PredictConfig) -> PredictSummary:
         runtime.import_ahead(verbose=config.verbose)
         plan = jobs.open_plan(output, config)
         job = jobs.open_job(output, asked, update_from)
-        run = _Run(config, output, bundle, plan, job, lock, began)
+        run = _Run(config, output, bundle, wanted, plan, job, lock, began)
         try:
             return run.go()
         except OutputError as error:
@@ -115,7 +118,15 @@ class _Run:
     """One call of `predict` at work on an output that is its own."""
 
     def __init__(
-        self, config: PredictConfig, output: str, bundle: Bundle, plan: Plan, job: Job, lock: Lock, began: float
+        self,
+        config: PredictConfig,
+        output: str,
+        bundle: Bundle,
+        wanted: Wanted,
+        plan: Plan,
+        job: Job,
+        lock: Lock,
+        began: float,
     ) -> None:
         self._config = config
         self._output = output
@@ -124,7 +135,7 @@ class _Run:
         self._job = job
         self._lock = lock
         self._began = began
-        self._wanted = wanted = jobs.list_wanted(config, bundle)
+        self._wanted = wanted
         self._schema = make_schema(
             bundle, job.run_id, plan.input_fields, list_extra_fields(wanted.top_k, wanted.embedding_size)
         )
@@ -153,7 +164,7 @@ class _Run:
         writer = self._make_writer(done)
         if self._job.update_from is not None:
             earlier = Earlier(self._job.update_from, self._job.asked)
-            kept = earlier.compare(self._plan)
+            kept = earlier.compare(self._plan, self._again)
             self._comparison = earlier.comparison
             writer = self._make_writer(done, kept, earlier)
             settled.update(kept)
@@ -289,13 +300,16 @@ class _Run:
 
     def _save_now_and_then(self, labelling: Labelling, writer: PartWriter) -> Iterator[pa.Table]:
         """Keep answers whose parts aren't full every few seconds, and often in a short job."""
-        last, unsaved = time.monotonic(), 0
+        last, unsaved, took_s = time.monotonic(), 0, 0.0
         for answers in labelling:
             yield answers
             unsaved += answers.num_rows
-            if unsaved >= self._plan.num_rows * _SAVE_SHARE or time.monotonic() - last >= _SAVE_INTERVAL_S:
+            spent_s = time.monotonic() - last
+            due = unsaved >= self._plan.num_rows * _SAVE_SHARE or spent_s >= _SAVE_INTERVAL_S
+            if due and spent_s >= took_s / _SAVE_TIME:  # embeddings make rows large
+                began = time.monotonic()
                 writer.save_waiting()
-                last, unsaved = time.monotonic(), 0
+                last, unsaved, took_s = time.monotonic(), 0, time.monotonic() - began
 
     def _note_unreachable(self, answers: pa.Table, statuses: list[str]) -> None:
         if IN_THE_WAY & set(statuses):
@@ -324,14 +338,18 @@ class _Run:
 
         def read(row_ids: Sequence[int]) -> Iterator[bytes | None]:
             rows = self._plan.take(np.array(row_ids))
-            fetched = read_rows(rows, self._config.max_bytes, self._plan.image_column)
-            return (answer.data if isinstance(answer.data, bytes) else None for answer in fetched)
+            gzipped = pc.equal(rows["source"], Source.TAR_GZ.value).to_pylist()  # found by reading all that is before
+            others = rows.filter(pc.invert(pa.array(gzipped)))
+            fetched = read_rows(others, self._config.max_bytes, self._plan.image_column)
+            for inside in gzipped:
+                data = None if inside else next(fetched).data
+                yield data if isinstance(data, bytes) else None
 
         try:
             facts = report.gather_labelling(self._output, receipt, self._bundle.manifest, self._timeline)
             storage.put(storage.join(self._output, report.NAME), report.render_labelling(facts, read))
-        except (FetchError, OutputError, pa.ArrowException, OSError) as error:
-            say(f"the report could not be written: {error}")
+        except Exception as error:  # the labels are whole, whatever a page stumbles over
+            say(f"the report could not be written: {type(error).__name__}: {error}")
             return None
         return facts.verdict
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -79,8 +80,13 @@ class Earlier:
         if differing:
             say(f"nothing can be copied from {output}: another {' and '.join(differing)}; all rows are labelled anew")
 
-    def compare(self, plan: Plan) -> RowSet:
-        """The rows whose answer still holds; `comparison` is complete afterwards."""
+    def compare(self, plan: Plan, again: Collection[str] = ()) -> RowSet:
+        """The rows whose answer still holds; `comparison` is complete afterwards.
+
+        Args:
+            plan: the new one.
+            again: codes of rows that are to be tried again.
+        """
         kept = RowSet(plan.num_rows)
         matched = RowSet(self._plan.num_rows)
         for table in plan.iter_tables():
@@ -89,7 +95,7 @@ class Earlier:
             same = {name: _compare(ours[name], theirs[name]) for name in _IDENTITY}
             known = ours["etag"].is_valid().to_numpy() | ours["mtime_ns"].is_valid().to_numpy()
             unchanged = known & np.logical_and.reduce(list(same.values())) & self._usable
-            unchanged[unchanged] = self._parts.find_reached(old[unchanged])
+            unchanged[unchanged] = self._parts.find_settled(old[unchanged], IN_THE_WAY | set(again))
             kept.add(ours["row_id"].to_numpy()[unchanged])
             matched.add(old[same["uri"]])
             num_found, num_kept = int(same["uri"].sum()), int(unchanged.sum())
@@ -120,27 +126,27 @@ class _Parts:
         self._output = output
         self._names = sorted(part["name"] for part in receipt.parts)
         self._firsts = np.array([get_row_ids(name).start for name in self._names])
-        self.read = lru_cache(maxsize=4)(self._read)
+        self._read = lru_cache(maxsize=4)(self._read_part)
 
-    def find_reached(self, row_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """Which rows have an answer of their own, rather than having been out of reach."""
-        statuses = self.take(row_ids)["status"].to_pylist()
-        return np.array([status not in IN_THE_WAY for status in statuses], bool)
+    def find_settled(self, row_ids: npt.NDArray[np.int64], codes: Collection[str]) -> npt.NDArray[np.bool_]:
+        """Which rows have another status than these."""
+        statuses = self.take(row_ids, ("row_id", "status"))["status"].to_pylist()
+        return np.array([status not in codes for status in statuses], bool)
 
-    def take(self, row_ids: npt.NDArray[np.int64]) -> pa.Table:
-        """Answers of rows, in the order asked for."""
+    def take(self, row_ids: npt.NDArray[np.int64], columns: tuple[str, ...] | None = None) -> pa.Table:
+        """Answers of rows, or some columns of them, in the order asked for."""
         numbers = np.searchsorted(self._firsts, row_ids, side="right") - 1
-        pieces = [self.read(0).slice(0, 0)]
+        pieces = [self._read(0, columns).slice(0, 0)]
         for number in np.unique(numbers):
-            table = self.read(int(number))
+            table = self._read(int(number), columns)
             pieces.append(table.take(pa.array(row_ids[numbers == number] - self._firsts[number])))
         order = np.argsort(numbers, kind="stable")
         return pa.concat_tables(pieces).take(pa.array(np.argsort(order)))
 
-    def _read(self, number: int) -> pa.Table:
+    def _read_part(self, number: int, columns: tuple[str, ...] | None) -> pa.Table:
         """The answers of a part."""
         data = storage.get(storage.join(self._output, FOLDER, self._names[number]))
-        table = from_parquet(data)
+        table = from_parquet(data, columns)
         names = [name for name in table.column_names if name in KEPT_ANSWERS]
         table = table.select(names).replace_schema_metadata(None)
         return table.append_column(ANSWER_FIELDS[-1], pa.array(np.zeros(table.num_rows, np.int32)))

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tlray.report.page import MAX_CLASSES, clean, format_decimal, format_percent, keep_frequent, shorten
+from tlray.suspects import CONTRADICTED
 
 MAX_CONFLICTS = 40
 MAX_DUPLICATES = 20
@@ -182,11 +183,12 @@ def pick_suspects(suspects: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """What of the suspects is shown; None without a look for them."""
     if suspects is None:
         return None
-    conflicts, duplicates = suspects["conflicts"], suspects["duplicates"]
+    duplicates = suspects["duplicates"]
+    conflicts = [conflict for conflict in suspects["conflicts"] if conflict["score"] >= CONTRADICTED]
     return {
         "checked": suspects["checked"],
         "conflicts": conflicts[:MAX_CONFLICTS],
-        "more_conflicts": max(0, len(conflicts) - MAX_CONFLICTS),
+        "more_conflicts": max(0, suspects["contradicted"] - MAX_CONFLICTS),
         "duplicates": duplicates[:MAX_DUPLICATES],
         "more_duplicates": max(0, len(duplicates) - MAX_DUPLICATES),
     }

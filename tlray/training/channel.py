@@ -55,6 +55,10 @@ class Channel:
         """Keep what a worker found out, for rank 0; a worker that took its place finds out the same."""
         self._shares[rank] = share
 
+    def count_shares(self) -> int:
+        """How many workers have found out what is theirs."""
+        return len(self._shares)
+
     def get_shares(self) -> dict[int, Any]:
         """What workers found out so far, by rank."""
         return self._shares

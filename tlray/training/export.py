@@ -123,9 +123,11 @@ def freeze_classifier(model: keras.Model, pooled: Any | None, image_size_px: int
 
 def _measure_oddness(embedding: Any, oddness: Oddness) -> Any:
     """As `tlray.oddness.measure_distances`, in the graph."""
-    alike = tf.linalg.matmul(tf.math.l2_normalize(embedding, axis=1), oddness.references, transpose_b=True)
+    # in a type that no engine halves: near 1, a cosine in bfloat16 comes in steps of 0.004
+    unit = tf.math.l2_normalize(tf.cast(embedding, tf.float64), axis=1)
+    alike = tf.linalg.matmul(unit, tf.constant(oddness.references, tf.float64), transpose_b=True)
     nearest = tf.math.top_k(alike, oddness.neighbours).values[:, -1]
-    return (1 - nearest) / oddness.scale
+    return tf.cast((1 - nearest) / oddness.scale, tf.float32)
 
 
 def _write_tensorboard(history: Sequence[dict[str, Any]], path: Path) -> None:

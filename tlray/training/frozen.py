@@ -92,7 +92,8 @@ def list_needs(config: TrainConfig) -> dict[int, tuple[Kind, ...]]:
     kinds: dict[int, set[Kind]] = {}
     epochs: list[tuple[Kind, range]] = [("pooled", range(config.head_epochs))]
     if config.resolved_finetune_from != INPUT:
-        first = 1 if config.early_stopping else config.head_epochs  # phase 1 may end early, and phase 2 begin
+        # with early stopping, phase 2 may begin behind phase 1's first epoch
+        first = min(1, config.head_epochs) if config.early_stopping else config.head_epochs
         epochs.append(("activations", range(first, config.head_epochs + config.finetune_epochs)))
     for kind, numbers in epochs:
         if kind == "pooled" or config.finetune_epochs:

@@ -346,10 +346,9 @@ class Worker:
 
     def _collect_answers(self) -> dict[str, Answers]:
         """What all workers answered."""
-        shares: dict[int, dict[str, Answers]] = {}
-        while len(shares) < self.num_workers:
-            time.sleep(_POLL_S if shares else 0)
-            shares = ray.get(self.channel.get_shares.remote())
+        while ray.get(self.channel.count_shares.remote()) < self.num_workers:
+            time.sleep(_POLL_S)
+        shares: dict[int, dict[str, Answers]] = ray.get(self.channel.get_shares.remote())
         roles = dict.fromkeys(role for rank in sorted(shares) for role in shares[rank])
         return {role: join_answers(share[role] for share in shares.values() if role in share) for role in roles}
 

@@ -19,6 +19,7 @@ from tlray.config import TrainConfig
 from tlray.errors import TlrayError
 from tlray.features import Cache
 from tlray.lean import import_keras
+from tlray.oddness import MAX_HELD, MAX_REFERENCES
 from tlray.precision import Precision
 from tlray.shares import WorkerShares
 from tlray.training.channel import Message
@@ -29,9 +30,7 @@ from tlray.training.schedule import weigh_classes
 _GOLDEN_CANDIDATES = 16
 _KEEP_BYTES = 8 * 2**30
 _CALIBRATION_ROWS = 50_000
-_HELD_ROWS = 2048
 _REFERENCES = 512
-_MAX_REFERENCES = 8192
 _TASK_POLL_S = 0.2
 
 
@@ -180,9 +179,9 @@ def make_task(
         train_rows=train_rows,
         val_rows=val_rows,
         test_rows=roles.rows["test"],
-        reference_rows=draw_rows(train_rows, min(max(_REFERENCES, 8 * num_classes), _MAX_REFERENCES), config.seed),
+        reference_rows=draw_rows(train_rows, min(max(_REFERENCES, 8 * num_classes), MAX_REFERENCES), config.seed),
         calibration_rows=draw_rows(val_rows, _CALIBRATION_ROWS, config.seed),
-        held_rows=draw_rows(val_rows, _HELD_ROWS, config.seed),
+        held_rows=draw_rows(val_rows, MAX_HELD, config.seed),
         golden_rows=_choose_golden_rows(val_rows if len(val_rows) else train_rows, images.labels),
         base_weights=base_weights,
         images=ImageSource(
