@@ -16,7 +16,7 @@ history = [
     {"phase": "head", "epoch": epoch, "loss": 1 / epoch, "val_loss": None, "images": 9} for epoch in (1, 2)
 ]
 metrics = {"test": {"accuracy": 0.5}}
-summary = TrainSummary("bundle", "f" * 64, ("a", "b"), {}, [], history, metrics, {"phase 1": 2.0}, [], False)
+summary = TrainSummary("bundle", "f" * 64, ("a", "b"), {}, [], history, metrics, {"phase 1": 2.0}, None, [], False)
 log_run(TrainConfig(data="photos", output="bundle", mlflow_uri=sys.argv[1]), summary)
 """
 

@@ -134,20 +134,20 @@ def test_an_audit_ends_in_corrections_that_training_takes(digits, bundle, tmp_pa
     assert 'ze"ro/<b>' in run_tlray("show", str(trained))
 
 
-def make_classifier(size=32, num_classes=3, lambdas=False):
-    """A little network that gives logits, and never learnt anything."""
+def make_classifier(size=32, num_classes=3, last=None, plus=0.0):
+    """A little network that gives logits unless `last` is another end, and never learnt anything."""
     import keras
 
     keras.utils.set_random_seed(0)
-    layers = [
-        keras.Input((size, size, 3)),
-        keras.layers.Conv2D(8, 3, strides=2, activation="relu"),
-        keras.layers.GlobalAveragePooling2D(),
-        keras.layers.Dense(num_classes, kernel_initializer=keras.initializers.RandomNormal(stddev=3)),
-    ]
-    if lambdas:
-        layers.append(keras.layers.Lambda(lambda x: x))
-    return keras.Sequential(layers)
+    inputs = keras.Input((size, size, 3))
+    features = keras.layers.Conv2D(8, 3, strides=2, activation="relu")(inputs)
+    features = keras.layers.GlobalAveragePooling2D()(features) + plus
+    spread = keras.initializers.RandomNormal(stddev=3)
+    activation = None if last == "lambda" else last
+    outputs = keras.layers.Dense(num_classes, kernel_initializer=spread, activation=activation)(features)
+    if last == "lambda":
+        outputs = keras.layers.Lambda(lambda x: x)(outputs)
+    return keras.Model(inputs, outputs)
 
 
 def run_import(folder, output, *options, expect=0, **kinds):
@@ -161,7 +161,7 @@ def run_import(folder, output, *options, expect=0, **kinds):
 def test_a_model_from_elsewhere_answers_as_it_did(digits, tmp_path):
     import keras
 
-    model, printed = run_import(tmp_path, tmp_path / "bundle")
+    model, printed = run_import(tmp_path, tmp_path / "bundle", plus=0.5)
     assert "a softmax is added" in printed
     paths = sorted(digits.glob("test/*/*.png"))
     pixels = np.stack([decode(path.read_bytes(), 32).pixels for path in paths]).astype(np.float32)
@@ -176,7 +176,8 @@ def test_a_model_from_elsewhere_answers_as_it_did(digits, tmp_path):
 
 def test_an_imported_model_is_calibrated_and_labels_archives(digits, tmp_path):
     output = tmp_path / "bundle"
-    run_import(tmp_path, output, "--val-data", str(digits / "train"))
+    _, printed = run_import(tmp_path, output, "--val-data", str(digits / "train"), last="softmax")
+    assert "a softmax is added" not in printed
     manifest = json.loads((output / "bundle.json").read_text())
     assert manifest["calibration"]["temperature"] > 1  # random answers with a wide spread are far too sure
     assert manifest["metrics"]["validation"]["log_loss"] < manifest["metrics"]["uncalibrated"]["log_loss"]
@@ -188,15 +189,18 @@ def test_an_imported_model_is_calibrated_and_labels_archives(digits, tmp_path):
     assert rows[0]["probability"] == pytest.approx(answer.probability, abs=2e-3)
 
 
-def test_code_inside_a_model_is_refused(tmp_path):
-    _, printed = run_import(tmp_path, tmp_path / "bundle", expect=2, lambdas=True)
-    assert "cannot be loaded safely" in printed
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ({"last": "lambda"}, "cannot be loaded safely"),
+        ({"last": "sigmoid"}, "its last layer has a sigmoid"),
+        ({"num_classes": 4}, "as many names as the model has outputs, 4; got 3"),
+    ],
+)
+def test_what_cannot_be_imported_is_refused_before_anything_is_written(tmp_path, kind, message):
+    _, printed = run_import(tmp_path, tmp_path / "bundle", expect=2, **kind)
+    assert message in printed
     assert not (tmp_path / "bundle").exists()
-
-
-def test_as_many_names_as_outputs(tmp_path):
-    _, printed = run_import(tmp_path, tmp_path / "bundle", expect=2, num_classes=4)
-    assert "as many names as the model has outputs, 4; got 3" in printed
 
 
 def test_datalab_takes_the_labels_as_they_are(labelled):
