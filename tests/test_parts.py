@@ -162,6 +162,9 @@ def test_an_update_keeps_what_is_unchanged(tmp_path):
     answers = earlier.take(rows.take([6, 0, 3]))
     assert answers["row_id"].to_pylist() == [6, 0, 3]
     assert answers["status"].to_pylist() == ["ok", "ok", "EMPTY"]
+    retried = Real(old, asked).compare(plan, {"EMPTY"})  # row 3 there, 3.jpg
+    assert len(kept) - len(retried) == 1
+    assert rows["uri"][int(retried.find_missing(0, 10)[1])].as_py().endswith("3.jpg")
     other = Real(old, {**asked, "model_id": "n"})
     assert len(other.compare(plan)) == 0
     assert other.comparison.changed == 9
