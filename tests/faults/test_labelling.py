@@ -429,7 +429,10 @@ def test_some_that_are_denied_become_rows_in_the_end(store, proxy, undisturbed, 
     receipt = read_receipt(tmp_path / "out")
     assert (receipt["labelled"], receipt["failed_by_code"]) == (29, {"DENIED": 1})
     assert {part["name"] for part in receipt["parts"]} == set(before)
-    assert {key.rpartition("/")[2] for key in proxy.num_gets} == {"003.png", "017.png"}
+    counts = {key.rpartition("/")[2]: count for key, count in proxy.num_gets.items()}
+    assert {"003.png", "017.png"} <= counts.keys()
+    # of the others the report shows pictures, each asked for once
+    assert {name for name, count in counts.items() if count > 1} <= {"003.png", "017.png"}
     assert "Whole" in run_tlray("verify", str(tmp_path / "out"))
     assert "Already labelled" in run_tlray(*options, "--retry-failed", "EMPTY", env=environment)
 
