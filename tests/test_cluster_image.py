@@ -134,4 +134,10 @@ def test_the_image_has_rays_job_server():
 def test_a_node_wants_a_token():
     environment = " ".join(rest for steps in STAGES.values() for name, rest in steps if name == "ENV")
     assert "RAY_AUTH_MODE=token" in environment
-    assert not re.search("index-url|https?://|TOKEN=|SECRET|PASSWORD", DOCKERFILE)
+    assert not re.search("TOKEN=|SECRET|PASSWORD", DOCKERFILE)
+
+
+def test_no_step_names_where_packages_come_from():
+    steps = [rest for steps in STAGES.values() for name, rest in steps if name == "RUN" and "pip" in rest]
+    assert len(steps) == 4
+    assert not any(re.search(r"(^| )(-i|-f|--[\w-]*index\S*|--find-links)\b|://", step) for step in steps)
