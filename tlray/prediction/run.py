@@ -22,7 +22,6 @@ from tlray.prediction.job import Job
 from tlray.prediction.parts import WAITING, Part, PartWriter, find_parts, get_row_ids, make_name, make_schema
 from tlray.prediction.probe import read_probe
 from tlray.prediction.rowset import RowSet
-from tlray.prediction.schema import list_extra_fields
 from tlray.prediction.update import Comparison, Earlier, find_finished
 from tlray.prediction.wanted import Wanted
 from tlray.prediction.watch import PROGRESS, Failures, ProgressFile, Reach, TermSignal
@@ -136,9 +135,7 @@ class _Run:
         self._lock = lock
         self._began = began
         self._wanted = wanted
-        self._schema = make_schema(
-            bundle, job.run_id, plan.input_fields, list_extra_fields(wanted.top_k, wanted.embedding_size)
-        )
+        self._schema = make_schema(bundle, job.run_id, plan.input_fields, wanted.extra_fields)
         self._stages = {"planning": time.monotonic() - began}
         self._parts: dict[str, Part] = {}
         retry = config.retry_failed

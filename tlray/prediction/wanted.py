@@ -26,6 +26,11 @@ class Wanted:
     least: npt.NDArray[np.float32] | None = None
 
     @property
+    def extra_fields(self) -> list[pa.Field]:
+        """Of the answers, beside those that every output has."""
+        return list_extra_fields(self.top_k, self.embedding_size)
+
+    @property
     def fields(self) -> list[pa.Field]:
         """Of the answers."""
-        return ANSWER_FIELDS + list_extra_fields(self.top_k, self.embedding_size)
+        return ANSWER_FIELDS + self.extra_fields
