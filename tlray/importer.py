@@ -20,12 +20,14 @@ import numpy.typing as npt
 from PIL import Image
 
 from tlray import bundle, storage
-from tlray.calibration import MIN_IMAGES, Calibration, fit_temperature
+from tlray.calibration import MIN_IMAGES, Calibration, apply_temperature, fit_temperature
 from tlray.config import ImportConfig
 from tlray.errors import ConfigError, DataError, FetchError, OutputError, WeightsError
+from tlray.measures import measure, measure_uncalibrated
 from tlray.oddness import MAX_HELD, MAX_REFERENCES, fit_oddness
 from tlray.progress import Stage, say
 from tlray.safety import find_threats
+from tlray.thresholds import choose_thresholds
 
 _BATCH_SIZE = 32
 _SYNTHETIC_IMAGES = 16
@@ -319,10 +321,6 @@ def _measure(
     """`bundle.json`'s `metrics` and `thresholds`."""
     if answers is None:
         return {"uncalibrated": None, "oddness": None}, {}
-    from tlray.calibration import apply_temperature
-    from tlray.measures import measure, measure_uncalibrated
-    from tlray.thresholds import choose_thresholds
-
     calibrated = apply_temperature(answers.probabilities, calibration.temperature)
     metrics = {
         "validation": {**asdict(measure(calibrated, answers.labels, classes)), "loss": None},

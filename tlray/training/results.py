@@ -22,7 +22,7 @@ from tlray.suspects import (
 from tlray.thresholds import choose_thresholds
 from tlray.training.answers import Answers
 from tlray.training.dataset import Images, Roles
-from tlray.training.schedule import score_epoch
+from tlray.training.schedule import draw_rows, score_epoch
 
 CONFLICTS = "training/conflicts.csv"
 
@@ -101,8 +101,6 @@ def _gather_answered(answers: dict[str, Answers]) -> tuple[npt.NDArray[np.int64]
 def _read_cached(
     cache: Any, roles: Roles, view: int, seed: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    from tlray.training.task import draw_rows
-
     opened = cache.open()
     chosen = draw_rows(np.concatenate([roles.rows["train"], roles.rows["val"]]), MAX_IMAGES, seed)
     rows, features = [], []

@@ -118,3 +118,9 @@ def choose_validation(digests: list[str], labels: npt.NDArray[np.int32], fractio
         if chosen[members].all():
             chosen &= ~(members & (hashes == hashes[members].max()))
     return chosen
+
+
+def draw_rows(rows: npt.NDArray[np.int64], most: int, seed: int) -> npt.NDArray[np.int64]:
+    """At most so many of the rows, all alike likely, in order."""
+    chosen = np.random.default_rng(seed).permutation(rows)[:most]
+    return np.sort(chosen)

@@ -25,7 +25,7 @@ from tlray.shares import WorkerShares
 from tlray.training.channel import Message
 from tlray.training.dataset import Images, Roles
 from tlray.training.inputs import ImageSource
-from tlray.training.schedule import weigh_classes
+from tlray.training.schedule import draw_rows, weigh_classes
 
 _GOLDEN_CANDIDATES = 16
 _KEEP_BYTES = 8 * 2**30
@@ -208,12 +208,6 @@ def _plan_phases(config: TrainConfig, cache: Cache | None) -> tuple[PhasePlan, .
         for name, epochs, optimizer, rate, kind in phases
         if epochs
     )
-
-
-def draw_rows(rows: npt.NDArray[np.int64], most: int, seed: int) -> npt.NDArray[np.int64]:
-    """At most so many of the rows, all alike likely, in order."""
-    chosen = np.random.default_rng(seed).permutation(rows)[:most]
-    return np.sort(chosen)
 
 
 def _choose_golden_rows(rows: npt.NDArray[np.int64], labels: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
