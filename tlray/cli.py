@@ -54,19 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_command(name: str, arguments: Sequence[str]) -> int:
     """Run one command with its arguments, as `tlray NAME ARGUMENTS` and `python jobs/NAME.py ARGUMENTS` do."""
-    import tyro
-
-    from tlray import config as configs
-
-    command = COMMANDS[name]
     verbose = "--verbose" in arguments
     try:
-        kind = getattr(configs, command.config)
-        flags = _expand_config_file(list(arguments), {field.name: field.default for field in fields(kind)})
-        config = tyro.cli(kind, args=flags, prog=f"tlray {name}", config=(tyro.conf.FlagCreatePairsOff,))
-        config.check()
+        config = parse(name, expand_config_file(name, arguments))
         verbose = config.verbose
-        return command.run(config)
+        return COMMANDS[name].run(config)
     except TlrayError as error:
         if verbose:
             raise
@@ -83,6 +75,22 @@ def run_command(name: str, arguments: Sequence[str]) -> int:
         text = str(error).strip().splitlines()
         message = f"{type(error).__name__}: {text[-1] if text else 'no message'}"
         return _report(TlrayError(f"unexpected failure ({message}); run again with --verbose to see where"))
+
+
+def parse(name: str, flags: Sequence[str]) -> Any:
+    """A command's flags as its checked config.
+
+    Raises:
+        ConfigError: values that are not allowed. A flag that isn't known ends the process with 2.
+    """
+    import tyro
+
+    from tlray import config as configs
+
+    kind = getattr(configs, COMMANDS[name].config)
+    config: Any = tyro.cli(kind, args=list(flags), prog=f"tlray {name}", config=(tyro.conf.FlagCreatePairsOff,))
+    config.check()
+    return config
 
 
 def _run_train(config: Any) -> int:
@@ -173,6 +181,16 @@ def _run_show(config: Any) -> int:
     return 0
 
 
+def _run_submit(config: Any) -> int:
+    from tlray.submission import submit
+    from tlray.summary import print_submit
+
+    options = expand_config_file(config.command, config.options)
+    summary = submit(config, parse(config.command, options), options)
+    print_submit(summary)
+    return summary.exit_code
+
+
 def _run_demo(config: Any) -> int:
     from tlray.demo import run_demo
     from tlray.summary import print_demo
@@ -190,25 +208,44 @@ COMMANDS = {
     "audit": Command("AuditConfig", _run_audit, "tell how good an archive's labels are, by a sample you look at"),
     "evaluate": Command("EvaluateConfig", _run_evaluate, "measure a bundle on labelled images"),
     "import": Command("ImportConfig", _run_import, "make a bundle of a Keras model trained elsewhere"),
+    "submit": Command("SubmitConfig", _run_submit, "run one of these as a job of a cluster"),
     "show": Command("ShowConfig", _run_show, "print what a bundle is"),
     "demo": Command("DemoConfig", _run_demo, "train and label handwritten digits, nothing to set up"),
 }
 
 
-def _expand_config_file(arguments: list[str], defaults: dict[str, Any]) -> list[str]:
-    """Put a YAML file's options before the flags, which so win over them; a switch at its default needs no flag."""
-    path = None
-    for index, argument in enumerate(arguments):
-        if argument == "--config" and index + 1 < len(arguments):
-            path = arguments[index + 1]
-        elif argument.startswith("--config="):
-            path = argument.partition("=")[2]
+def expand_config_file(name: str, arguments: Sequence[str]) -> list[str]:
+    """A command's arguments with the options of its --config file, if any, put before them, so that flags win.
+
+    Raises:
+        ConfigError: the file is missing or not made of options.
+    """
+    path, flags = None, list(arguments)
+    passed_on = flags[flags.index("--") :] if "--" in flags else []
+    del flags[len(flags) - len(passed_on) :]
+    for index, flag in enumerate(flags):
+        if flag == "--config" and index + 1 < len(flags):
+            path = flags[index + 1]
+            del flags[index : index + 2]
+            break
+        if flag.startswith("--config="):
+            path = flag.partition("=")[2]
+            del flags[index]
+            break
     if path is None:
-        return arguments
+        return [*flags, *passed_on]
+    return [*_read_options(name, path), *flags, *passed_on]
+
+
+def _read_options(name: str, path: str) -> list[str]:
+    """A YAML file's options as flags; a switch at its default needs none."""
     from pathlib import Path
 
     import yaml
 
+    from tlray import config as configs
+
+    defaults = {field.name: field.default for field in fields(getattr(configs, COMMANDS[name].config))}
     try:
         options = yaml.safe_load(Path(path).read_text())
     except OSError as error:
@@ -218,16 +255,16 @@ def _expand_config_file(arguments: list[str], defaults: dict[str, Any]) -> list[
     if not isinstance(options, dict):
         raise ConfigError([f"--config {path} must hold options like 'head_epochs: 5'; got {type(options).__name__}"])
     flags: list[str] = []
-    for name, value in options.items():
-        flag = "--" + str(name).replace("_", "-")
+    for option, value in options.items():
+        flag = "--" + str(option).replace("_", "-")
         if isinstance(value, bool):
-            if value is not defaults.get(str(name)):
+            if value is not defaults.get(str(option)):
                 flags.append(flag if value else flag.replace("--", "--no-", 1))
         elif isinstance(value, list):
             flags += [flag, *map(str, value)]
         elif value is not None:
             flags += [flag, str(value)]
-    return flags + arguments
+    return flags
 
 
 def _report(error: TlrayError) -> int:

@@ -3,9 +3,10 @@
 `check()` looks at values only (no file, no network, no Ray) and reports every fault at once as one `ConfigError`.
 """
 
+from tlray.config.cluster import SubmitConfig
 from tlray.config.evaluation import DemoConfig, EvaluateConfig, ImportConfig, ShowConfig
 from tlray.config.labelling import AuditConfig, InputsConfig, PlanConfig, PredictConfig, VerifyConfig
-from tlray.config.shared import LimitsConfig, RunConfig, S3Config, describe
+from tlray.config.shared import LimitsConfig, RunConfig, S3Config, describe, list_places
 from tlray.config.training import DEFAULT_RATES, OptimizerName, TrainConfig, describe_run, resolve
 
 __all__ = [
@@ -22,9 +23,11 @@ __all__ = [
     "RunConfig",
     "S3Config",
     "ShowConfig",
+    "SubmitConfig",
     "TrainConfig",
     "VerifyConfig",
     "describe",
     "describe_run",
+    "list_places",
     "resolve",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Annotated, Any, TypeVar
 
 import tyro
@@ -15,6 +15,10 @@ _PLACES = {
     "config", "address", "max_cpus", "verbose", "cache", "cache_dir", "storage_path", "max_failures", "max_failed",
     "collective_timeout", "mlflow_uri", "no_sign_request", "request_payer", "kms_key_id",
 }  # fmt: skip
+
+_INPUTS = {"data", "val_data", "test_data", "weights", "model", "input", "update_from"}
+_OUTPUTS = {"output", "cache_dir", "storage_path"}
+_NO_PLACES = {"weights": ("imagenet", "none")}
 
 T = TypeVar("T")
 
@@ -106,6 +110,35 @@ class S3Config:
 def describe(config: RunConfig) -> dict[str, Any]:
     """What of a config decides the result, as plain JSON values; where and how loudly it runs is left out."""
     return {name: value for name, value in asdict(config).items() if name not in _PLACES}
+
+
+@dataclass(frozen=True)
+class Place:
+    """An option that names a path or s3:// address.
+
+    Attributes:
+        option: such as --input; its name alone where it is given without one.
+        uri: as typed.
+        is_output: whether the command writes there.
+    """
+
+    option: str
+    uri: str
+    is_output: bool
+
+
+def list_places(config: Any) -> list[Place]:
+    """Every path and s3:// address that a config names."""
+    places = []
+    for field in fields(config):
+        if field.name not in _INPUTS | _OUTPUTS:
+            continue
+        value = getattr(config, field.name)
+        for uri in (value,) if isinstance(value, str) else value or ():
+            if uri not in _NO_PLACES.get(field.name, ()):
+                option = ("" if "Positional" in str(field.type) else "--") + field.name.replace("_", "-")
+                places.append(Place(option, uri, field.name in _OUTPUTS))
+    return places
 
 
 def check_run(faults: Faults, config: RunConfig) -> None:

@@ -1,0 +1,60 @@
+"""`tlray submit`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+from tlray.config.checks import Faults
+from tlray.config.shared import arrange_help
+
+Submittable = Literal["train", "predict", "plan", "verify", "evaluate"]
+
+
+@arrange_help
+@dataclass(frozen=True, kw_only=True)
+class SubmitConfig:
+    """Run a command as a job of a Ray cluster: tlray submit predict --address http://127.0.0.1:8265 -- --model ...
+
+    The command's own options stand behind --, and are checked here first; this tlray itself travels with the job. The
+    job's log is followed, and its exit code is this command's. Ctrl-C leaves the job running.
+    """
+
+    command: Annotated[Submittable, tyro.conf.Positional]
+    """What to run."""
+
+    options: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="-- OPTIONS")] = ()
+    """Its options, as on a laptop; --config is read here. Paths must be s3:// addresses, or absolute and the same on
+    every machine of the cluster."""
+
+    address: str | None = None
+    """The cluster's job server, as http://HOST:8265; else RAY_API_SERVER_ADDRESS. A token of Ray's (RAY_AUTH_TOKEN,
+    RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token) is sent along."""
+
+    working_dir: str | None = None
+    """Folder that travels with the job (lists, weights, a bundle; some 100 MB): relative paths in OPTIONS are looked
+    up in it."""
+
+    detach: bool = False
+    """Don't follow the job; print how to."""
+
+    verbose: bool = False
+    """Show tracebacks."""
+
+    def check(self) -> None:
+        """Raise one `ConfigError` naming every value that is not allowed."""
+        faults = Faults()
+        if self.address is not None:
+            check_job_server(faults, self.address)
+        if any(option.partition("=")[0] == "--address" for option in self.options):
+            faults.add("--address stands before --; the job itself joins the cluster that it runs in")
+        faults.report()
+
+
+def check_job_server(faults: Faults, address: str) -> None:
+    """Take http(s)://HOST."""
+    scheme, separator, rest = address.partition("://")
+    if scheme not in ("http", "https") or not separator or not rest.strip("/"):
+        faults.add(f"--address takes a cluster's job server, such as http://127.0.0.1:8265; got {address!r}")

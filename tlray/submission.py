@@ -1,0 +1,256 @@
+"""Running a command as a job of a Ray cluster: checked here, carried there with this tlray, followed to its end.
+
+tlray submit predict --address http://127.0.0.1:8265 -- --model s3://models/first --input s3://archive --output s3://labels
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from tlray import __version__
+from tlray.config import SubmitConfig, list_places
+from tlray.errors import ConfigError, StoppedError, UsageError
+from tlray.progress import say
+from tlray.storage.addresses import is_s3, redact
+
+_ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
+_NOT_SENT = ["__pycache__", "*.pyc"]
+_PAUSE_S = 1.0
+_MAX_SILENCE_S = 120.0
+_ANSWER_S = 10.0
+_INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class SubmitSummary:
+    """What became of a job.
+
+    Attributes:
+        job_id: Ray's name for it.
+        address: of the job server.
+        status: Ray's: PENDING and RUNNING where it was not followed to its end.
+        exit_code: the job's own; 0 where it was not to be followed, 130 where Ctrl-C ended that.
+    """
+
+    job_id: str
+    address: str
+    status: str
+    exit_code: int
+
+    @property
+    def follow_command(self) -> str:
+        """Shows the job's log from its beginning, and goes on with it."""
+        return f"ray job logs --address {self.address} --follow {self.job_id}"
+
+    @property
+    def stop_command(self) -> str:
+        """Ends the job."""
+        return f"ray job stop --address {self.address} {self.job_id}"
+
+
+def submit(config: SubmitConfig, job: Any, options: Sequence[str]) -> SubmitSummary:
+    """Start a job on a cluster, and follow it.
+
+    Args:
+        config: where, and how.
+        job: the checked config of `config.command`.
+        options: the flags that it came from, none of them a file of this machine's.
+
+    Raises:
+        UsageError: a path that the cluster cannot see, no job client here, no token.
+        StoppedError: the job server does not answer.
+    """
+    config.check()
+    _check_places(config, job)
+    address = _find_address(config.address)
+    client = _connect(address)
+    job_id = f"tlray-{config.command}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
+    runtime_env: dict[str, Any] = {"py_modules": [str(Path(__file__).parent)], "excludes": _NOT_SENT}
+    if config.working_dir is not None:
+        runtime_env["working_dir"] = config.working_dir
+    try:
+        client.submit_job(
+            entrypoint=shlex.join(["python", "-u", "-m", "tlray", config.command, *options]),
+            submission_id=job_id,
+            runtime_env=runtime_env,
+            metadata={"tlray": __version__, "command": config.command},
+        )
+    except (RuntimeError, ValueError, OSError) as error:
+        raise StoppedError(f"the job server at {redact(address)} did not take the job: {_last_line(error)}") from None
+    submitted = SubmitSummary(job_id, redact(address), "PENDING", 0)
+    say(f"submitted {job_id} to {submitted.address}")
+    if config.detach:
+        return submitted
+    try:
+        status, exit_code = asyncio.run(_Follower(client, job_id, submitted).go())
+    except KeyboardInterrupt:
+        return SubmitSummary(job_id, submitted.address, "RUNNING", _INTERRUPTED)
+    return SubmitSummary(job_id, submitted.address, status, exit_code)
+
+
+def _check_places(config: SubmitConfig, job: Any) -> None:
+    """Refuse what only this machine can see, and what would show a password to everybody on the cluster.
+
+    Raises:
+        ConfigError: all such options, in one.
+    """
+    sent = None if config.working_dir is None else Path(config.working_dir).expanduser()
+    faults = []
+    if sent is not None and not sent.is_dir():
+        faults.append(f"--working-dir takes a folder; {config.working_dir} is none")
+    for place in list_places(job):
+        if is_s3(place.uri) or Path(place.uri).is_absolute():
+            continue
+        if place.is_output:
+            faults.append(
+                f"{place.option} takes s3://, or an absolute path that the cluster's machines share; got {place.uri}, "
+                "which would be lost with its machine"
+            )
+        elif sent is None:
+            faults.append(
+                f"{place.option} {place.uri} lies on this machine, which the cluster cannot see; give s3://, an "
+                "absolute path that all its machines share, or send the folder around it with --working-dir"
+            )
+        elif not (sent / place.uri).exists():
+            faults.append(f"{place.option} {place.uri} is not in --working-dir {config.working_dir}")
+    if urlsplit(getattr(job, "mlflow_uri", None) or "").password:
+        faults.append(
+            "--mlflow-uri: its password would stand in the job's record; set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD on the cluster's machines instead"
+        )
+    if faults:
+        raise ConfigError(faults)
+
+
+def _find_address(address: str | None) -> str:
+    found = address or os.environ.get(_ADDRESS_VARIABLE)
+    if found is None:
+        raise ConfigError(
+            [f"--address is needed, or {_ADDRESS_VARIABLE}: the cluster's job server, such as http://127.0.0.1:8265"]
+        )
+    return found.rstrip("/")
+
+
+def _connect(address: str) -> Any:
+    """Ray's job client; it has seen an answer.
+
+    Raises:
+        UsageError: it is not installed, or the server wants a token that is not there.
+        StoppedError: nobody answers.
+    """
+    if "RAY_AUTH_MODE" not in os.environ and _has_token():
+        os.environ["RAY_AUTH_MODE"] = "token"  # read when Ray is imported
+    try:
+        import aiohttp  # noqa: F401  # Ray's client leaves it out quietly
+        import requests
+        from ray.exceptions import AuthenticationError
+        from ray.job_submission import JobSubmissionClient
+    except ImportError as error:
+        raise UsageError(
+            f"tlray submit needs Ray's job client, and {error.name} is not installed; pip install 'tlray[cluster]'"
+        ) from None
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    os.environ[_ADDRESS_VARIABLE] = address  # which the client would otherwise prefer
+    try:
+        client: Any = JobSubmissionClient(address)
+        client.list_jobs()  # the first that asks for the token
+    except AuthenticationError:
+        raise UsageError(
+            f"the job server at {redact(address)} asks for a token, and the one here is missing or another; put the "
+            "cluster's into RAY_AUTH_TOKEN or ~/.ray/auth_token, and set RAY_AUTH_MODE=token"
+        ) from None
+    except (OSError, RuntimeError) as error:
+        raise StoppedError(f"no job server answers at {redact(address)}: {_last_line(error)}") from None
+    if _is_open(address, requests):
+        say(
+            f"WARNING: the job server at {redact(address)} takes jobs from anyone who reaches it; start the cluster "
+            "with RAY_AUTH_MODE=token and a token"
+        )
+    return client
+
+
+def _has_token() -> bool:
+    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return bool(named) or Path("~/.ray/auth_token").expanduser().is_file()
+
+
+def _is_open(address: str, requests: Any) -> bool:
+    """Whether it answers without a token."""
+    try:
+        return bool(requests.get(f"{address}/api/jobs/", timeout=_ANSWER_S).ok)
+    except requests.RequestException:
+        return False
+
+
+class _Follower:
+    """Shows a job's log, also over a connection that breaks, until the job has ended."""
+
+    def __init__(self, client: Any, job_id: str, submitted: SubmitSummary) -> None:
+        self._client = client
+        self._job_id = job_id
+        self._submitted = submitted
+        self._shown = 0
+        self._heard = time.monotonic()
+
+    async def go(self) -> tuple[str, int]:
+        """Returns the job's status and exit code.
+
+        Raises:
+            StoppedError: the server was silent for long.
+        """
+        from aiohttp import ClientError
+
+        while True:
+            try:
+                await self._show_log()
+                info = await asyncio.to_thread(self._client.get_job_info, self._job_id)
+                self._heard = time.monotonic()
+            except (OSError, RuntimeError, ClientError) as error:
+                if time.monotonic() - self._heard > _MAX_SILENCE_S:
+                    raise StoppedError(
+                        f"the job server at {self._submitted.address} does not answer any more ({_last_line(error)}); "
+                        f"{self._job_id} may go on without it; look with: {self._submitted.follow_command}"
+                    ) from None
+            else:
+                if info.status.is_terminal():
+                    return str(info.status.value), self._judge(info)
+            await asyncio.sleep(_PAUSE_S)
+
+    async def _show_log(self) -> None:
+        """Print what is new of it; each connection begins at the log's beginning."""
+        seen = 0
+        async with aclosing(self._client.tail_job_logs(self._job_id)) as chunks:
+            async for chunk in chunks:
+                self._heard = time.monotonic()
+                new = chunk[max(0, self._shown - seen) :]
+                seen += len(chunk)
+                self._shown = max(self._shown, seen)
+                sys.stdout.write(new)
+                sys.stdout.flush()
+
+    def _judge(self, info: Any) -> int:
+        """The job's exit code; 1 where it has none of its own."""
+        status, code = str(info.status.value), info.driver_exit_code
+        if status == "SUCCEEDED":
+            return 0
+        if not code or code < 0:
+            print(f"tlray: {self._job_id} {status.lower()}: {_last_line(info.message or '')}", file=sys.stderr)
+            return 1
+        return int(code)
+
+
+def _last_line(error: object) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return redact(lines[-1]) if lines else type(error).__name__
