@@ -31,6 +31,7 @@ RESULT = "evaluation.json"
 PICTURE = "confusion.png"
 CONFLICTS = "conflicts.csv"
 
+_LOOKED_AT = 16
 _MAX_WORST = 60
 _MAX_PAIRS = 20
 
@@ -146,9 +147,12 @@ def list_confused(confusion: Sequence[Sequence[int]], classes: Sequence[str]) ->
 def _answer(config: EvaluateConfig, bundle: Bundle, table: pa.Table) -> _Answers:
     """Label the images on Ray."""
     from tlray import runtime
+    from tlray.capacity import demand_engines, wait_for
+    from tlray.joining import check_seen
     from tlray.prediction.pipeline import label_files
     from tlray.prediction.wanted import Wanted
     from tlray.reader import OK
+    from tlray.shares import EngineBounds
 
     count, num_classes = table.num_rows, len(bundle.classes)
     chosen = np.random.default_rng(0).permutation(count)[:MAX_IMAGES]
@@ -162,30 +166,31 @@ def _answer(config: EvaluateConfig, bundle: Bundle, table: pa.Table) -> _Answers
         failed={},
     )
     wanted = Wanted(top_k=num_classes, embedding_size=bundle.num_features)
-    with (
-        runtime.connect(config.address, config.max_cpus, verbose=config.verbose) as cluster,
-        Stage("evaluate", count) as stage,
-    ):
-        uris = table["uri"].to_pylist()
-        for block in label_files(uris, bundle, cluster, config.limits, config.batch_size, config.precision, wanted):
-            stage.advance(block.num_rows)
-            for code in block["status"].to_pylist():
-                if code != OK:
-                    answers.failed[code] = answers.failed.get(code, 0) + 1
-            good = block.filter(pc.equal(block["status"], OK)).combine_chunks()
-            if good.num_rows == 0:
-                continue
-            rows = good["row_id"].to_numpy()
-            order, chances = (
-                np.asarray(good[name].combine_chunks().flatten()).reshape(-1, num_classes)
-                for name in ("top_indices", "top_probabilities")
-            )
-            answers.probabilities[rows[:, None], order] = chances
-            answers.oddness[rows] = good["oddness"].to_numpy()
-            if bundle.num_features:
-                features = np.asarray(good[EMBEDDING].combine_chunks().flatten()).reshape(-1, bundle.num_features)
-                kept = places[rows] >= 0
-                answers.features[places[rows[kept]]] = features[kept]
+    uris = table["uri"].to_pylist()
+    with runtime.connect(config.address, config.max_cpus, verbose=config.verbose) as cluster:
+        cluster = wait_for(demand_engines(cluster, EngineBounds()), cluster, config.wait_for_resources)
+        if not cluster.local:
+            check_seen("--data", [(uri, None) for uri in uris[:_LOOKED_AT]])
+        with Stage("evaluate", count) as stage:
+            for block in label_files(uris, bundle, cluster, config.limits, config.batch_size, config.precision, wanted):
+                stage.advance(block.num_rows)
+                for code in block["status"].to_pylist():
+                    if code != OK:
+                        answers.failed[code] = answers.failed.get(code, 0) + 1
+                good = block.filter(pc.equal(block["status"], OK)).combine_chunks()
+                if good.num_rows == 0:
+                    continue
+                rows = good["row_id"].to_numpy()
+                order, chances = (
+                    np.asarray(good[name].combine_chunks().flatten()).reshape(-1, num_classes)
+                    for name in ("top_indices", "top_probabilities")
+                )
+                answers.probabilities[rows[:, None], order] = chances
+                answers.oddness[rows] = good["oddness"].to_numpy()
+                if bundle.num_features:
+                    features = np.asarray(good[EMBEDDING].combine_chunks().flatten()).reshape(-1, bundle.num_features)
+                    kept = places[rows] >= 0
+                    answers.features[places[rows[kept]]] = features[kept]
     return answers
 
 

@@ -80,8 +80,12 @@ def connect(address: str | None, max_cpus: int | None, *, verbose: bool) -> Iter
             raise StoppedError(f"no Ray cluster answers at {target or 'this machine'}: {error}") from None
     _configure_data(verbose)
     try:
-        resources = ray.cluster_resources()
-        yield Cluster(cpus=resources.get("CPU", 0.0), gpus=resources.get("GPU", 0.0), local=local)
+        from tlray.capacity import measure
+        from tlray.joining import check_nodes
+
+        if ours and not local:
+            check_nodes()
+        yield measure(local=local)
     finally:
         if ours:
             ray.shutdown()

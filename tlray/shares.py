@@ -13,13 +13,17 @@ from tlray.errors import StoppedError
 DATA_TASK_CPUS = 0.25
 """Share of a core that Ray books for one reading task: reading mostly waits, or decodes for a few milliseconds."""
 
-_ENGINE_SHARE = 0.75
+ENGINE_SHARE = 0.75
+"""Share of a core that Ray books for an engine of one thread; the rest is for reading tasks."""
+
+WORKER_CPUS = 1.0
+"""Cores that Ray books at least for a training worker on a cluster."""
+
 _ENGINE_SHARE_BESIDE_WORKERS = 0.25
 _ENGINE_IMAGES = 16
 _ENGINE_IMAGES_GPU = 128
 _MAX_READERS = 32
 _READING_SHARE = 0.25
-_WORKER_CPUS = 1.0
 
 
 @dataclass(frozen=True)
@@ -29,11 +33,18 @@ class Cluster:
     Attributes:
         cpus, gpus: totals over its nodes.
         local: whether it is a local one of this process's own.
+        node_cpus: of the smallest node that has any; None for all of `cpus`, on one node.
     """
 
     cpus: float
     gpus: float
     local: bool
+    node_cpus: float | None = None
+
+    @property
+    def cpus_on_one(self) -> float:
+        """What one process can have wherever it runs."""
+        return self.cpus if self.node_cpus is None else self.node_cpus
 
 
 @dataclass(frozen=True)
@@ -78,12 +89,14 @@ def share_workers(cluster: Cluster, num_workers: int, gpus_per_worker: int | Non
         reader_cpus = min(DATA_TASK_CPUS, cpus * _READING_SHARE / (num_workers * num_readers))
         left = cpus * (1 - _ENGINE_SHARE_BESIDE_WORKERS) - reader_cpus * num_workers * num_readers
         return WorkerShares(gpus_per_worker, _floor(left / num_workers), num_readers, _floor(reader_cpus))
-    needed = num_workers * (_WORKER_CPUS + num_readers * DATA_TASK_CPUS)
+    needed = num_workers * (WORKER_CPUS + num_readers * DATA_TASK_CPUS)
     if needed > cpus:
         raise StoppedError(
             f"--num-workers {num_workers} needs {needed:g} CPUs, reading included; the cluster has {cpus:g}"
         )
-    return WorkerShares(gpus_per_worker, _WORKER_CPUS, num_readers, DATA_TASK_CPUS)
+    left = min(cpus / num_workers, cluster.cpus_on_one) - num_readers * DATA_TASK_CPUS
+    worker_cpus = WORKER_CPUS if gpus_per_worker else max(WORKER_CPUS, float(int(left)))
+    return WorkerShares(gpus_per_worker, worker_cpus, num_readers, DATA_TASK_CPUS)
 
 
 def _floor(share: float) -> float:
@@ -92,24 +105,48 @@ def _floor(share: float) -> float:
 
 
 @dataclass(frozen=True)
+class EngineBounds:
+    """What the user says about engines.
+
+    Attributes:
+        num_gpus: GPUs of each, a fraction for several on one GPU, 0 for none; None for 1 where there are GPUs.
+        least: that must find room before labelling begins.
+        most: None for what the cluster has then; where more, they start as it grows.
+    """
+
+    num_gpus: float | None = None
+    least: int = 1
+    most: int | None = None
+
+    def choose_gpus(self, cluster: Cluster) -> float:
+        """GPUs of each engine on this cluster."""
+        return (1.0 if cluster.gpus >= 1 else 0.0) if self.num_gpus is None else self.num_gpus
+
+
+@dataclass(frozen=True)
 class EngineShares:
     """How engines are spread over a cluster.
 
     Attributes:
         actors: engine processes.
+        most: to which their number may rise while the cluster grows.
         num_cpus, num_gpus: what Ray books for each.
         num_threads: TensorFlow's threads in each; None on GPUs.
     """
 
     actors: int
+    most: int
     num_cpus: float
     num_gpus: float
     num_threads: int | None
 
     def __str__(self) -> str:
         engines = f"{self.actors} engine{'s' * (self.actors > 1)}"
+        if self.most > self.actors:
+            engines += f", up to {self.most} as the cluster grows"
         if self.num_threads is None:
-            return f"{engines}, a GPU each; the cores fetch and decode for them"
+            share = "a GPU" if self.num_gpus == 1 else f"{self.num_gpus:g} GPU"
+            return f"{engines}, {share} each; the cores fetch and decode for them"
         return f"{engines} of {self.num_threads} thread{'s' * (self.num_threads > 1)}, which decode for themselves"
 
 
@@ -122,16 +159,33 @@ def choose_batch_size(*, gpus: bool) -> int:
     return _ENGINE_IMAGES_GPU if gpus else _ENGINE_IMAGES
 
 
-def share_engines(cluster: Cluster, num_rows: int, batch_size: int, *, beside_workers: bool = False) -> EngineShares:
+def share_engines(
+    cluster: Cluster,
+    num_rows: int,
+    batch_size: int,
+    bounds: EngineBounds = EngineBounds(),
+    *,
+    beside_workers: bool = False,
+) -> EngineShares:
     """One engine a GPU; without GPUs one single-threaded engine a core, so that engines don't wait for each other.
 
     A quarter of the cores stays for the reading tasks, which mostly wait; a short job starts no more engines than it
-    has batches. `beside_workers` leaves room for a local cluster's training workers, which wait meanwhile.
+    has batches, each with more threads, but no more than one machine has cores. `beside_workers` leaves room for a
+    local cluster's training workers, which wait meanwhile.
     """
     batches = max(1, math.ceil(num_rows / batch_size))
-    if cluster.gpus >= 1:
-        return EngineShares(min(int(cluster.gpus), batches), 1.0, 1.0, None)
+    num_gpus = bounds.choose_gpus(cluster)
     cores = max(1, int(cluster.cpus))
-    actors = min(cores, batches)
-    share = _ENGINE_SHARE_BESIDE_WORKERS if beside_workers and cluster.local else _ENGINE_SHARE
-    return EngineShares(actors, _floor(share * cores / actors), 0.0, max(1, cores // actors))
+    room = count_gpu_shares(cluster.gpus, num_gpus) if num_gpus else cores
+    most = min(batches, room if bounds.most is None else bounds.most)
+    actors = max(1, min(room, most))
+    if num_gpus:
+        return EngineShares(actors, max(actors, most), 1.0, num_gpus, None)
+    threads = max(1, min(cores // actors, int(cluster.cpus_on_one)))
+    share = _ENGINE_SHARE_BESIDE_WORKERS if beside_workers and cluster.local else ENGINE_SHARE
+    return EngineShares(actors, max(actors, most), _floor(share * min(threads, cluster.cpus)), 0.0, threads)
+
+
+def count_gpu_shares(gpus: float, share: float) -> int:
+    """How many processes of `share` of a GPU, or of whole GPUs, fit: none lies across two."""
+    return int(gpus) * int(1 / share + 1e-9) if share < 1 else int(gpus // share)

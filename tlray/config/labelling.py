@@ -19,6 +19,7 @@ from tlray.config.shared import (
 )
 from tlray.errors import Code
 from tlray.precision import PrecisionName
+from tlray.shares import EngineBounds
 
 _SHARD = re.compile(r"(\d+)/(\d+)")
 
@@ -89,6 +90,16 @@ class PredictConfig(RunConfig, LimitsConfig, S3Config, InputsConfig):
     batch_size: int | None = None
     """Images an engine takes at once; default 16 on a CPU, 128 on a GPU."""
 
+    gpus_per_engine: float | None = None
+    """GPUs of each engine: a fraction for several on one GPU, 0 for cores; default 1 where the cluster has GPUs."""
+
+    min_engines: int = 1
+    """Engines that must find room before labelling begins."""
+
+    max_engines: int | None = None
+    """Most engines; where there is no room for all yet, more start as the cluster grows. Default: what finds room
+    at the start."""
+
     precision: PrecisionName = "auto"
     """What engines compute in: bfloat16 on CPUs or float16 on GPUs that have it, where the bundle's golden images keep
     their answers; else float32, as a single file always."""
@@ -105,6 +116,11 @@ class PredictConfig(RunConfig, LimitsConfig, S3Config, InputsConfig):
     update_from: str | None = None
     """An earlier output: rows whose object and model are unchanged are copied from it, the rest is labelled."""
 
+    @property
+    def engine_bounds(self) -> EngineBounds:
+        """What is said about engines."""
+        return EngineBounds(self.gpus_per_engine, self.min_engines, self.max_engines)
+
     def check(self) -> None:
         """Raise one `ConfigError` naming every value that is not allowed."""
         faults = Faults()
@@ -114,6 +130,11 @@ class PredictConfig(RunConfig, LimitsConfig, S3Config, InputsConfig):
         faults.check_range("top_k", self.top_k, 0, 1000)
         if self.batch_size is not None:
             faults.check_range("batch_size", self.batch_size, 1, 4096)
+        if self.gpus_per_engine is not None:
+            faults.check_range("gpus_per_engine", self.gpus_per_engine, 0, 1)
+        faults.check_range("min_engines", self.min_engines, 1, 100_000)
+        if self.max_engines is not None:
+            faults.check_range("max_engines", self.max_engines, self.min_engines, 100_000)
         if self.min_probability is not None and not _is_probability(self.min_probability):
             faults.add(f"--min-probability takes auto or 0 to 1; got {self.min_probability}")
         faults.check_range("rows_per_part", self.rows_per_part, 1, 1_000_000)

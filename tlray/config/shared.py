@@ -12,8 +12,8 @@ from tlray.limits import MAX_BYTES, MAX_PIXELS, PILLOW_MAX_PIXELS, Limits
 from tlray.storage import S3Options
 
 _PLACES = {
-    "config", "address", "max_cpus", "verbose", "cache", "cache_dir", "storage_path", "max_failures", "max_failed",
-    "collective_timeout", "mlflow_uri", "no_sign_request", "request_payer", "kms_key_id",
+    "config", "address", "max_cpus", "wait_for_resources", "verbose", "cache", "cache_dir", "storage_path",
+    "max_failures", "max_failed", "collective_timeout", "mlflow_uri", "no_sign_request", "request_payer", "kms_key_id",
 }  # fmt: skip
 
 _INPUTS = {"data", "val_data", "test_data", "weights", "model", "input", "update_from"}
@@ -65,6 +65,9 @@ class RunConfig:
 
     max_cpus: int | None = None
     """Most cores a local run takes; default all."""
+
+    wait_for_resources: float | None = None
+    """Seconds that it waits for a cluster's GPUs and cores; default 60, or 900 where the cluster grows by itself."""
 
     verbose: bool = False
     """Show what Ray and TensorFlow print, and tracebacks."""
@@ -147,6 +150,12 @@ def check_run(faults: Faults, config: RunConfig) -> None:
         faults.check_range("max_cpus", config.max_cpus, 1, 4096)
         if config.address is not None:
             faults.add("--max-cpus bounds a local run; it cannot be given with --address")
+    if config.wait_for_resources is not None:
+        faults.check_range("wait_for_resources", config.wait_for_resources, 0, 10**7)
+    scheme, separator, _ = (config.address or "").partition("://")
+    if separator:
+        hint = "submit the command there: tlray submit COMMAND --address ... -- OPTIONS"
+        faults.add(f"--address takes HOST:PORT of a Ray cluster that this machine is a node of; for {scheme}:// {hint}")
 
 
 def check_limits(faults: Faults, config: LimitsConfig) -> None:

@@ -32,7 +32,7 @@ from tlray.prediction.labeller import Labeller
 from tlray.prediction.rowset import RowSet
 from tlray.prediction.wanted import Wanted
 from tlray.runtime import explain_failure
-from tlray.shares import DATA_TASK_CPUS, Cluster, choose_batch_size, share_engines
+from tlray.shares import DATA_TASK_CPUS, Cluster, EngineBounds, choose_batch_size, share_engines
 from tlray.sources.reading import read_rows
 from tlray.storage import Fetched
 
@@ -58,6 +58,7 @@ class Task:
         batch_size: images in one step of the engine; None for what suits it.
         precision: as `engine.open_engine`.
         wanted: what to answer beside the most probable class.
+        bounds: of engines.
     """
 
     rows: Rows
@@ -68,13 +69,14 @@ class Task:
     batch_size: int | None
     precision: PrecisionName
     wanted: Wanted
+    bounds: EngineBounds = EngineBounds()  # noqa: RUF009  # frozen
 
 
-def choose_batch_rows(batch_size: int | None, cluster: Cluster) -> int:
+def choose_batch_rows(batch_size: int | None, *, gpus: bool) -> int:
     """Rows that travel together: on GPUs one step of the engine, on CPUs one or two, which ask less often."""
     if batch_size is not None:
         return batch_size
-    return choose_batch_size(gpus=True) if cluster.gpus >= 1 else _BLOCK_ROWS
+    return choose_batch_size(gpus=True) if gpus else _BLOCK_ROWS
 
 
 def make_windows(
@@ -111,7 +113,8 @@ def label_files(
 ) -> Iterator[pa.Table]:
     """Label a list of files; row ids are their positions. As `Labelling`."""
     done = RowSet(len(uris))
-    windows = make_windows(done, cluster.cpus, choose_batch_rows(batch_size, cluster))
+    batch_rows = choose_batch_rows(batch_size, gpus=EngineBounds().choose_gpus(cluster) > 0)
+    windows = make_windows(done, cluster.cpus, batch_rows)
     task = Task(MemoryRows(uris), done, windows, bundle, limits, batch_size, precision, wanted)
     return iter(Labelling(task, cluster))
 
@@ -130,8 +133,9 @@ class Labelling:
     """
 
     def __init__(self, task: Task, cluster: Cluster) -> None:
-        self._batch_rows = choose_batch_rows(task.batch_size, cluster)
-        self.shares = share_engines(cluster, sum(count for _, count in task.windows), self._batch_rows)
+        num_rows = sum(count for _, count in task.windows)
+        self._batch_rows = choose_batch_rows(task.batch_size, gpus=task.bounds.choose_gpus(cluster) > 0)
+        self.shares = share_engines(cluster, num_rows, self._batch_rows, task.bounds)
         self._done = ray.put(task.done)
         self._dispatcher = dispatchers.start(task.rows, self._done)
         self._dataset = self._make_dataset(task)
@@ -192,12 +196,12 @@ class Labelling:
                     "batch_size": batch_size,
                     "num_threads": shares.num_threads,
                     "precision": task.precision,
-                    "num_engines": shares.actors,
+                    "num_engines": shares.most,
                     "wanted": task.wanted,
                     "dispatcher": [self._dispatcher],
                 },
                 batch_size=None if shares.num_gpus else 1,
-                compute=ray.data.ActorPoolStrategy(size=shares.actors),
+                compute=ray.data.ActorPoolStrategy(min_size=shares.actors, max_size=shares.most),
                 num_cpus=shares.num_cpus,
                 num_gpus=shares.num_gpus or None,
             )

@@ -28,7 +28,7 @@ from tlray.prediction.watch import PROGRESS, Failures, ProgressFile, Reach, Term
 from tlray.progress import Stage, now, say
 from tlray.sources.candidates import Source
 from tlray.sources.planning import Plan
-from tlray.sources.reading import read_rows
+from tlray.sources.reading import list_files, read_rows
 from tlray.storage.lock import Lock
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 _SAVE_INTERVAL_S = 10.0
 _SAVE_SHARE = 1 / 64
 _SAVE_TIME = 0.05
+_LOOKED_AT = 16
 _TIMELINE_SAMPLES = 400
 
 
@@ -221,6 +222,7 @@ class _Run:
         num_failed = sum(count for code, count in by_code if code not in self._again | IN_THE_WAY)
         failures = Failures(self._config.max_failed, self._plan.num_rows, num_failed)
         with runtime.connect(self._config.address, self._config.max_cpus, verbose=self._config.verbose) as cluster:
+            cluster = self._prepare(cluster)
             self._spend("ray")
             if len(settled) < self._plan.num_rows:
                 self._label(writer, settled, cluster, failures, Reach(self._plan.num_rows))
@@ -234,6 +236,18 @@ class _Run:
                 self._label(self._make_writer(settled), settled, cluster, failures, None)
         self._spend("labelling")
 
+    def _prepare(self, cluster: Cluster) -> Cluster:
+        """Wait for room on a cluster, and see that its machines reach what is to be read."""
+        from tlray.capacity import demand_engines, wait_for
+        from tlray.joining import check_seen
+
+        demand = demand_engines(cluster, self._config.engine_bounds)
+        cluster = wait_for(demand, cluster, self._config.wait_for_resources)
+        if not cluster.local:
+            some = np.unique(np.linspace(0, self._plan.num_rows - 1, _LOOKED_AT, dtype=np.int64))
+            check_seen("--input", list_files(self._plan.take(some)))
+        return cluster
+
     def _label(
         self, writer: PartWriter, settled: RowSet, cluster: Cluster, failures: Failures, reach: Reach | None
     ) -> None:
@@ -244,16 +258,18 @@ class _Run:
         """
         from tlray.prediction.pipeline import Labelling, Task, choose_batch_rows, make_windows
 
-        batch_rows = choose_batch_rows(self._config.batch_size, cluster)
+        bounds = self._config.engine_bounds
+        batch_rows = choose_batch_rows(self._config.batch_size, gpus=bounds.choose_gpus(cluster) > 0)
         task = Task(
             rows=self._plan,
             done=settled,
-            windows=make_windows(settled, cluster.cpus, batch_rows, self._plan.streams),
+            windows=make_windows(settled, max(cluster.cpus, bounds.most or 0), batch_rows, self._plan.streams),
             bundle=self._bundle,
             limits=self._config.limits,
             batch_size=self._config.batch_size,
             precision=self._config.precision,
             wanted=self._wanted,
+            bounds=bounds,
         )
         labelling = Labelling(task, cluster)
         say(str(labelling.shares))

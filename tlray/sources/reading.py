@@ -40,6 +40,14 @@ def read_rows(rows: pa.Table, max_bytes: int, image_column: str | None) -> Itera
                     yield from _read_table(archive, list(members), max_bytes, image_column or "")
 
 
+def list_files(rows: pa.Table) -> list[tuple[str, int | None]]:
+    """The files that rows are read from, each once, and their sizes where they are the rows' own."""
+    files = {}
+    for row in rows.to_pylist():
+        files[_get_archive(row)] = row["size"] if row["member"] is None else None
+    return list(files.items())
+
+
 def _get_archive(row: Row) -> str:
     """The archive's own address: a member's without what follows it."""
     uri: str = row["uri"]

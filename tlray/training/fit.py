@@ -10,6 +10,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from tlray import bundle, storage
 from tlray.augment import Augmentation
 from tlray.backbones import BACKBONES
@@ -20,6 +22,8 @@ from tlray.training.answers import Answers
 from tlray.training.dataset import Images, Roles, assign_roles, list_images
 from tlray.training.results import CONFLICTS, collect_metrics, collect_suspects, collect_thresholds
 from tlray.weights import load_weights
+
+_LOOKED_AT = 16
 
 CURVE = "training/learning_curve.png"
 CONFIG = "training/config.yaml"
@@ -88,6 +92,7 @@ def train(config: TrainConfig) -> TrainSummary:
     roles = assign_roles(config, images, spread=False) if local else None
     checkpoints = launch.name_run(config, images)
     with runtime.connect(config.address, config.max_cpus, verbose=config.verbose) as cluster:
+        cluster = _prepare(config, cluster, images, checkpoints)
         if roles is None:
             roles = assign_roles(config, images, spread=True)
         outcome, prefix_s, cache = _run(config, cluster, images, roles, base_weights, checkpoints)
@@ -144,6 +149,23 @@ def train(config: TrainConfig) -> TrainSummary:
         except Exception as error:  # the bundle is saved, and MLflow raises whatever its server and store raise
             say(f"MLflow at {storage.redact(config.mlflow_uri)} did not take the run: {storage.redact(str(error))}")
     return summary
+
+
+def _prepare(config: TrainConfig, cluster: Any, images: Images, checkpoints: str) -> Any:
+    """Wait for room on a cluster, and see that its machines reach what is to be read and written; measure it then."""
+    from tlray.capacity import demand_workers, wait_for
+    from tlray.joining import check_seen, check_shared
+
+    demand = demand_workers(cluster, config.num_workers, config.gpus_per_worker)
+    cluster = wait_for(demand, cluster, config.wait_for_resources)
+    if not cluster.local:
+        for role, option in (("train", "--data"), ("val", "--val-data"), ("test", "--test-data")):
+            rows = np.flatnonzero(images.folder == role)[:_LOOKED_AT]
+            check_seen(option, [(images.uris[row], None) for row in rows])
+        check_shared("--storage-path", checkpoints)
+        if config.cache_dir is not None:
+            check_shared("--cache-dir", storage.resolve(config.cache_dir))
+    return cluster
 
 
 def _run(
