@@ -115,15 +115,15 @@ def wait_for(demand: Demand, cluster: Cluster, wait_s: float | None) -> Cluster:
     said = -_SAY_INTERVAL_S
     with _asking(demand) if growing else contextlib.nullcontext():
         while not _has_room(rooms := list_rooms(), demand):
+            has = describe_rooms(rooms, gpus=demand.gpus > 0)
             waited = time.monotonic() - began
             if waited >= wait_s:
                 raise StoppedError(
-                    f"{demand.option} needs {demand}; {describe_rooms(rooms, gpus=demand.gpus > 0)}, after waiting for {wait_s:g} s; ask for "
+                    f"{demand.option} needs {demand}; {has}, after waiting for {wait_s:g} s; ask for "
                     "less, add machines, or wait longer with --wait-for-resources"
                 )
             if waited - said >= _SAY_INTERVAL_S:
                 grows = ", which grows by itself" if growing else ""
-                has = describe_rooms(rooms, gpus=demand.gpus > 0)
                 left = f"{wait_s - waited:.0f} s left"
                 say(f"waiting for {demand} ({demand.option}): {has}{grows}; {left}")
                 said = waited
