@@ -27,6 +27,8 @@ from tlray.storage.addresses import is_s3, redact
 
 _ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 _NOT_SENT = ["__pycache__", "*.pyc"]
+_NOT_READY = "No available agent"
+_START_S = 60.0
 _PAUSE_S = 1.0
 _MAX_SILENCE_S = 120.0
 _ANSWER_S = 10.0
@@ -80,15 +82,13 @@ def submit(config: SubmitConfig, job: Any, options: Sequence[str]) -> SubmitSumm
     runtime_env: dict[str, Any] = {"py_modules": [str(Path(__file__).parent)], "excludes": _NOT_SENT}
     if config.working_dir is not None:
         runtime_env["working_dir"] = config.working_dir
-    try:
-        client.submit_job(
-            entrypoint=shlex.join(["python", "-u", "-m", "tlray", config.command, *options]),
-            submission_id=job_id,
-            runtime_env=runtime_env,
-            metadata={"tlray": __version__, "command": config.command},
-        )
-    except (RuntimeError, ValueError, OSError) as error:
-        raise StoppedError(f"the job server at {redact(address)} did not take the job: {_last_line(error)}") from None
+    request = {
+        "entrypoint": shlex.join(["python", "-u", "-m", "tlray", config.command, *options]),
+        "submission_id": job_id,
+        "runtime_env": runtime_env,
+        "metadata": {"tlray": __version__, "command": config.command},
+    }
+    _start(client, address, request)
     submitted = SubmitSummary(job_id, redact(address), "PENDING", 0)
     say(f"submitted {job_id} to {submitted.address}")
     if config.detach:
@@ -161,7 +161,8 @@ def _connect(address: str) -> Any:
         raise UsageError(
             f"tlray submit needs Ray's job client, and {error.name} is not installed; pip install 'tlray[cluster]'"
         ) from None
-    logging.getLogger("ray").setLevel(logging.ERROR)
+    for name in ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     os.environ[_ADDRESS_VARIABLE] = address  # which the client would otherwise prefer
     try:
         client: Any = JobSubmissionClient(address)
@@ -179,6 +180,25 @@ def _connect(address: str) -> Any:
             "with RAY_AUTH_MODE=token and a token"
         )
     return client
+
+
+def _start(client: Any, address: str, request: dict[str, Any]) -> None:
+    """Hand a job in; a server that has just come up says for a while that it isn't ready.
+
+    Raises:
+        StoppedError: it does not take the job.
+    """
+    deadline = time.monotonic() + _START_S
+    while True:
+        try:
+            client.submit_job(**request)
+            return
+        except (RuntimeError, ValueError, OSError) as error:
+            if _NOT_READY not in str(error) or time.monotonic() > deadline:
+                raise StoppedError(
+                    f"the job server at {redact(address)} did not take the job: {_last_line(error)}"
+                ) from None
+        time.sleep(_PAUSE_S)
 
 
 def _has_token() -> bool:
