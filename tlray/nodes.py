@@ -58,6 +58,11 @@ def list_nodes() -> list[Node]:
     return sorted(nodes, key=lambda node: (not node.is_head, node.address, node.node_id))
 
 
+def stay_here() -> NodeAffinitySchedulingStrategy:
+    """Where an actor goes that must live as long as the driver: to the driver's own machine."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
 def ask_nodes(
     nodes: Sequence[Node], question: Callable[..., T], *arguments: Any, timeout_s: float = 60.0
 ) -> list[T | Exception]:

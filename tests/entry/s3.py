@@ -10,8 +10,8 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def serve() -> Iterator[tuple[dict[str, str], Any]]:
-    """Yields the environment that points at it, and a client."""
+def serve(bind: str = "127.0.0.1") -> Iterator[tuple[dict[str, str], Any]]:
+    """Yields the environment that points at it, and a client; `bind` 0.0.0.0 lets other networks reach it."""
     import boto3
     import botocore.exceptions
 
@@ -19,7 +19,7 @@ def serve() -> Iterator[tuple[dict[str, str], Any]]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        [sys.executable, "-m", "moto.server", "-H", bind, "-p", str(port)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

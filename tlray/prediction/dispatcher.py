@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tlray.errors import StoppedError
+from tlray.nodes import stay_here
 from tlray.prediction.rowset import RowSet
 from tlray.sources.candidates import Source
 from tlray.sources.planning import PLAN_SCHEMA
@@ -153,9 +153,8 @@ def start(rows: Rows, done: ray.ObjectRef[RowSet]) -> Any:
 
     The caller keeps `done` for as long as the run lasts: a dispatcher that is killed is started anew with it.
     """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     actor = ray.remote(Dispatcher).options(
-        num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here, max_concurrency=1
+        num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=stay_here(), max_concurrency=1
     )
     return actor.remote(rows, [done])
 

@@ -204,6 +204,7 @@ class Labelling:
                 compute=ray.data.ActorPoolStrategy(min_size=shares.actors, max_size=shares.most),
                 num_cpus=shares.num_cpus,
                 num_gpus=shares.num_gpus or None,
+                scheduling_strategy="SPREAD",
             )
         )
         dataset.context.target_max_block_size = block_bytes

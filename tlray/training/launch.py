@@ -54,12 +54,13 @@ class Launch:
             config, cluster: the training, and where.
             checkpoints: folder of this run's states.
         """
+        from tlray.nodes import stay_here
         from tlray.training.channel import Channel
 
         self._config = config
         self._cluster = cluster
         self._checkpoints = checkpoints
-        self._channel = Channel.remote()  # type: ignore[attr-defined]
+        self._channel = Channel.options(scheduling_strategy=stay_here()).remote()  # type: ignore[attr-defined]
         self._thread: threading.Thread | None = None
         self._failures: list[BaseException] = []
         self.shares = share_workers(cluster, config.num_workers, config.gpus_per_worker)
@@ -137,6 +138,8 @@ class Launch:
             scaling_config=ScalingConfig(
                 num_workers=config.num_workers,
                 use_gpu=shares.gpus > 0,
+                # GPUs of one machine sum fastest; cores of one machine share its memory's bandwidth
+                placement_strategy="PACK" if shares.gpus else "SPREAD",
                 resources_per_worker={"CPU": shares.worker_cpus, **({"GPU": shares.gpus} if shares.gpus else {})},
             ),
             run_config=RunConfig(

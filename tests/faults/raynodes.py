@@ -1,0 +1,230 @@
+"""Several Ray nodes on this machine: raylets of their own, also in network namespaces with an address each."""
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+BIN = Path(sys.executable).parent
+HEAD = "head"
+_NETWORK = "10.97.61"
+GATEWAY = f"{_NETWORK}.1"
+"""This machine's own address on the nodes' network."""
+
+_OBJECT_STORE_BYTES = 150 * 2**20
+
+
+def find_free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def explain_no_namespaces():
+    """Why this machine cannot have network namespaces; None where it can."""
+    if shutil.which("ip") is None:
+        return "network namespaces need the ip command"
+    probe = subprocess.run(["unshare", "--net", "--mount", "true"], capture_output=True, text=True, check=False)
+    return None if probe.returncode == 0 else f"network namespaces are not allowed here ({probe.stderr.strip()})"
+
+
+class RayNodes:
+    """A cluster whose head takes no work, with token authentication; a context manager.
+
+    Args:
+        folder: for logs.
+        environment: what the nodes' processes see beside this one's.
+        namespaces: give each node its own network, joined by a bridge that this machine is on too.
+        growing: types of machines that an autoscaler adds, by name: `{"cpu": {"CPU": 1, "most": 2}}`.
+    """
+
+    def __init__(self, folder, environment=None, *, namespaces=False, growing=None):
+        self._folder = folder
+        self._namespaces = namespaces
+        self._growing = growing
+        self._bridge = f"tl{secrets.token_hex(3)}"
+        self._nodes = {}
+        self._addresses = {}
+        self._dashboard_port = find_free_port()
+        self._gcs_port = find_free_port()
+        self._address = f"{_NETWORK}.2" if namespaces else "127.0.0.1"
+        self.token = secrets.token_hex(16)
+        self.environment = {
+            **os.environ,
+            **(environment or {}),
+            "PATH": f"{BIN}:{os.environ['PATH']}",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": self.token,
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_BACKEND_LOG_LEVEL": "fatal",
+            "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        }
+        self.environment.pop("RAY_ADDRESS", None)
+
+    @property
+    def address(self):
+        """To join as a driver."""
+        return f"{self._address}:{self._gcs_port}"
+
+    def get_address(self, name):
+        """A node's own address, where it has one."""
+        return self._addresses[name]
+
+    @property
+    def job_server(self):
+        """To submit to, from the head's own network."""
+        return f"http://127.0.0.1:{self._dashboard_port}"
+
+    def __enter__(self):
+        if self._namespaces:
+            run("ip", "link", "add", self._bridge, "type", "bridge")
+            run("ip", "address", "add", f"{GATEWAY}/24", "dev", self._bridge)
+            run("ip", "link", "set", self._bridge, "up")
+        self.start_head()
+        return self
+
+    def __exit__(self, *_):
+        for name in list(self._nodes):
+            self.kill(name)
+        if self._namespaces:
+            run("ip", "link", "delete", self._bridge)
+
+    def start_head(self):
+        options = ["--head", f"--port={self._gcs_port}", "--num-cpus=0", "--dashboard-host=127.0.0.1"]
+        options += [f"--dashboard-port={self._dashboard_port}", "--include-dashboard=true"]
+        if self._growing is not None:
+            options.append(f"--autoscaling-config={self._write_autoscaling()}")
+        self._start(HEAD, options)
+
+    def add(self, name, cpus, *, hide=None):
+        """Start a worker node; `hide` is a folder whose content it doesn't see."""
+        self._start(name, [f"--address={self.address}", f"--num-cpus={cpus}"], hide)
+
+    def _start(self, name, options, hide=None):
+        index = len(self._nodes) + 2
+        command = [str(BIN / "ray"), "start", "--block", "--disable-usage-stats", *options]
+        command += [f"--object-store-memory={_OBJECT_STORE_BYTES}", "--min-worker-port=0", "--max-worker-port=0"]
+        if self._namespaces:
+            self._addresses[name] = f"{_NETWORK}.{index}"
+            command.append(f"--node-ip-address={self._addresses[name]}")
+            self._make_namespace(name, index)
+        else:
+            command += [f"--node-ip-address={self._address}", f"--dashboard-agent-listen-port={find_free_port()}"]
+        if hide is not None:
+            script = f"mount -t tmpfs none '{hide}' && exec \"$@\""
+            command = ["unshare", "--mount", "sh", "-c", script, "sh", *command]
+        log = (self._folder / f"{name}-{time.monotonic_ns()}.log").open("w")
+        with log:
+            process = subprocess.Popen(
+                self.enter(name, command), env=self.environment, stdout=log, stderr=subprocess.STDOUT
+            )
+        self._nodes[name] = process
+        deadline = time.monotonic() + 60
+        while "Ray runtime started" not in Path(log.name).read_text():
+            assert process.poll() is None, Path(log.name).read_text()
+            assert time.monotonic() < deadline, Path(log.name).read_text()
+            time.sleep(0.2)
+
+    def _make_namespace(self, name, index):
+        space, link = f"{self._bridge}-{name}", f"{self._bridge}{index}"
+        run("ip", "netns", "add", space)
+        run("ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", space)
+        run("ip", "link", "set", link, "master", self._bridge, "up")
+        for words in (f"address add {_NETWORK}.{index}/24 dev eth0", "link set eth0 up", "link set lo up"):
+            run("ip", "-n", space, *words.split())
+
+    def enter(self, name, command):
+        """A command in a node's own network."""
+        return ["ip", "netns", "exec", f"{self._bridge}-{name}", *command] if self._namespaces else command
+
+    def run(self, command):
+        """Any command on the head."""
+        command = self.enter(HEAD, command)
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
+
+    def run_tlray(self, *arguments, expect=0, timeout_s=300):
+        """`tlray` on the head."""
+        process = self.start_tlray(*arguments)
+        output, _ = process.communicate(timeout=timeout_s)
+        assert process.returncode == expect, output
+        assert "Traceback" not in output, output
+        return output
+
+    def start_tlray(self, *arguments):
+        """The same, while it runs."""
+        command = self.enter(HEAD, [sys.executable, "-u", "-m", "tlray", *map(str, arguments)])
+        return subprocess.Popen(
+            command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    def submit(self, command, *options, expect=0, more=()):
+        """`tlray submit` on the head."""
+        return self.run_tlray("submit", command, "--address", self.job_server, *more, "--", *options, expect=expect)
+
+    def find(self, *titles):
+        """Names of the nodes that run a process of such a title, such as "ray::RayTrainWorker"."""
+        return sorted(
+            name
+            for name in self._nodes
+            if any(title.startswith(titles) for title in map(read_title, self._list_processes(name)))
+        )
+
+    def kill(self, name):
+        """SIGKILL everything on a node at once, as when a machine is lost."""
+        processes = self._list_processes(name)
+        for process in processes:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(processes, timeout=20)
+        self._nodes.pop(name).wait()
+        if self._namespaces:
+            run("ip", "netns", "delete", f"{self._bridge}-{name}")
+
+    def _list_processes(self, name):
+        with contextlib.suppress(psutil.Error):
+            root = psutil.Process(self._nodes[name].pid)
+            return [*root.children(recursive=True), root]
+        return []
+
+    def _write_autoscaling(self):
+        """What `ray up` would write, for a provider that starts raylets here."""
+        types = {
+            name: {"resources": {"CPU": kind["CPU"], "object_store_memory": _OBJECT_STORE_BYTES}, "node_config": {},
+                   "min_workers": 0, "max_workers": kind["most"]}
+            for name, kind in self._growing.items()
+        }  # fmt: skip
+        types["head"] = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
+        empty = ("auth", "docker", "file_mounts")
+        lists = (
+            "initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands",
+            "head_start_ray_commands", "worker_start_ray_commands", "cluster_synced_files", "rsync_exclude",
+            "rsync_filter",
+        )  # fmt: skip
+        config = {
+            "cluster_name": "growing", "max_workers": 8, "upscaling_speed": 10.0, "idle_timeout_minutes": 5,
+            "provider": {"type": "fake_multinode", "gcs_address": self.address}, "head_node_type": "head",
+            "available_node_types": types, "file_mounts_sync_continuously": False,
+            **{name: {} for name in empty}, **{name: [] for name in lists},
+        }  # fmt: skip
+        path = self._folder / "autoscaling.json"
+        path.write_text(json.dumps(config))
+        self.environment["RAY_FAKE_CLUSTER"] = "1"
+        return path
+
+
+def read_title(process):
+    with contextlib.suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
+
+
+def run(*command):
+    subprocess.run(command, check=True, capture_output=True)
