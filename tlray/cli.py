@@ -173,6 +173,15 @@ def _run_show(config: Any) -> int:
     return 0
 
 
+def _run_doctor(config: Any) -> int:
+    from tlray.doctor import examine
+    from tlray.summary import print_doctor
+
+    summary = examine(config)
+    print_doctor(summary)
+    return summary.exit_code
+
+
 def _run_demo(config: Any) -> int:
     from tlray.demo import run_demo
     from tlray.summary import print_demo
@@ -191,6 +200,7 @@ COMMANDS = {
     "evaluate": Command("EvaluateConfig", _run_evaluate, "measure a bundle on labelled images"),
     "import": Command("ImportConfig", _run_import, "make a bundle of a Keras model trained elsewhere"),
     "show": Command("ShowConfig", _run_show, "print what a bundle is"),
+    "doctor": Command("DoctorConfig", _run_doctor, "say what a cluster has, and what would go wrong on it"),
     "demo": Command("DemoConfig", _run_demo, "train and label handwritten digits, nothing to set up"),
 }
 
