@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from tlray import storage
 from tlray.doctor.answers import Place, find_targets, give_answer, read_versions, tell_time, try_places
 from tlray.doctor.findings import Finding, Level, find_all
 from tlray.doctor.records import Examined, Machine, name_nodes
+from tlray.errors import StoppedError
 from tlray.progress import say
 from tlray.runtime import connect
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from tlray.config import DoctorConfig
     from tlray.nodes import Node
 
+_KNOCK_S = 10.0
 _ANSWER_S = 60.0
 _TIME_S = 15.0
 
@@ -51,6 +54,7 @@ def examine(config: DoctorConfig) -> DoctorSummary:
     """
     config.check()
     storage.configure(config.s3_options)
+    _knock(config.address or os.environ.get("RAY_ADDRESS") or "local")
     with connect(config.address, config.max_cpus, verbose=config.verbose) as joined:
         import ray
 
@@ -69,6 +73,20 @@ def examine(config: DoctorConfig) -> DoctorSummary:
             troubles=try_places(places),
         )
     return DoctorSummary(cluster, tuple(find_all(cluster)))
+
+
+def _knock(address: str) -> None:
+    """Find at once that nobody listens at HOST:PORT; Ray itself tries for minutes."""
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S).close()
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise StoppedError(
+            f"no Ray cluster answers at {address}: {why}; look at the address, the network, and whether the head runs"
+        ) from None
 
 
 def _ask(nodes: Sequence[Node], places: Sequence[Place], driver_node: str) -> tuple[Machine, ...]:
