@@ -198,6 +198,12 @@ def test_different_troubles_with_a_place_are_two_sentences():
     assert "worker2 (TIMEOUT" in two.sentence
 
 
+def test_connections_that_fail_in_their_own_words_are_one_sentence():
+    for_one, for_two = Trouble("TIMEOUT", "no answer in 20 s"), Trouble("TIMEOUT", "Could not connect to x")
+    (finding,) = find_all(change(change(C, 1, answer=meet(0, for_one)), 2, answer=meet(0, for_two)))
+    assert "from worker1, worker2 (TIMEOUT: no answer in 20 s)" in finding.sentence
+
+
 def test_secrets_in_an_address_are_not_printed():
     place = replace(PLACES[0], uri="s3://key:se/cret@photos/2024")
     cluster = replace(change(C, 1, answer=meet(0, DENIED)), places=(place, *PLACES[1:]))

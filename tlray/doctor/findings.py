@@ -98,7 +98,7 @@ def find_versions(cluster: Examined) -> Iterator[Finding]:
         others = [
             (there, machine)
             for machine, answer in _list_answers(cluster)
-            if machine.matters and ((there := answer.versions[package]) != here or there is None)
+            if machine.matters and ((there := answer.versions.get(package)) != here or there is None)
         ]
         for version, names in _group(others):
             if version is None:
@@ -120,11 +120,19 @@ def find_out_of_reach(cluster: Examined) -> Iterator[Finding]:
         answers = [(machine, answer.troubles[index]) for machine, answer in _list_answers(cluster) if machine.matters]
         met: list[tuple[Trouble, Machine | None]] = []
         own = cluster.troubles[index]
-        if own is not None and not any(machine.has_driver and trouble == own for machine, trouble in answers):
+        if own is not None and not any(machine.has_driver and _is_same(trouble, own) for machine, trouble in answers):
             met.append((own, None))
         met += [(trouble, machine) for machine, trouble in answers if trouble is not None]
-        for trouble, machines in _gather(met):
-            yield _describe_reach(place, trouble, machines, several=several)
+        while met:
+            first = met[0][0]
+            alike = [machine for trouble, machine in met if _is_same(trouble, first)]
+            met = [(trouble, machine) for trouble, machine in met if not _is_same(trouble, first)]
+            yield _describe_reach(place, first, alike, several=several)
+
+
+def _is_same(one: Trouble | None, two: Trouble) -> bool:
+    """What is said of a connection that fails varies from try to try."""
+    return one == two or (one is not None and one.code == two.code == Code.TIMEOUT)
 
 
 def _describe_reach(place: Place, trouble: Trouble, machines: Sequence[Machine | None], *, several: bool) -> Finding:
@@ -246,17 +254,12 @@ def _list_answers(cluster: Examined) -> Iterator[tuple[Machine, Answer]]:
             yield machine, machine.answer
 
 
-def _gather(items: Iterable[tuple[T, Machine | None]]) -> list[tuple[T, list[Machine | None]]]:
-    """Machines by what is the same with them."""
-    groups: dict[T, list[Machine | None]] = {}
+def _group(items: Iterable[tuple[T, Machine]]) -> list[tuple[T, str]]:
+    """The names of the machines by what is the same with them."""
+    groups: dict[T, list[Machine]] = {}
     for key, machine in items:
         groups.setdefault(key, []).append(machine)
-    return list(groups.items())
-
-
-def _group(items: Iterable[tuple[T, Machine]]) -> list[tuple[T, str]]:
-    """`_gather` with the machines' names in one text."""
-    return [(key, _name(machines)) for key, machines in _gather(items)]
+    return [(key, _name(machines)) for key, machines in groups.items()]
 
 
 def _name(machines: Sequence[Machine | None]) -> str:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 _MOST_WIDTH = 1000
 _FOLD_FROM = 8
+_FOLDS = ("", ", ", " ")
+"""Behind what long cells are folded where a table is too wide: nowhere, between facts, between words."""
+
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 _UNKNOWN = "?"
 
@@ -27,9 +30,10 @@ def print_doctor(summary: DoctorSummary) -> None:
     cluster = summary.cluster
     console.print()
     print_facts(_describe_cluster(cluster))
-    table = _make_table(cluster, fold=False)
-    if console.is_terminal and _measure(table) > console.width:
-        table = _make_table(cluster, fold=True)
+    for fold in _FOLDS:
+        table = _make_table(cluster, fold)
+        if not console.is_terminal or _measure(table) <= console.width:
+            break
     table.width = _measure(table)  # no column is lost, whatever the terminal; a file takes rows of any width
     console.print(table)
     if not summary.findings:
@@ -66,7 +70,7 @@ def _measure(table: Table) -> int:
     return Measurement.get(console, console.options.update_width(_MOST_WIDTH), table).maximum
 
 
-def _make_table(cluster: Examined, *, fold: bool) -> Table:
+def _make_table(cluster: Examined, fold: str) -> Table:
     machines = cluster.machines
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("machine")
@@ -92,7 +96,7 @@ def _make_table(cluster: Examined, *, fold: bool) -> Table:
         if cluster.places:
             cells.append(_describe_reach(machine, cluster))
         if fold:
-            cells = [cell.replace(" ", "\n") if len(cell) >= _FOLD_FROM else cell for cell in cells]
+            cells = [cell.replace(fold, f"{fold.rstrip()}\n") if len(cell) >= _FOLD_FROM else cell for cell in cells]
         table.add_row(*map(Text, cells))
     return table
 
@@ -128,7 +132,9 @@ def _describe_versions(machine: Machine, cluster: Examined) -> str:
     if machine.answer is None:
         return _UNKNOWN
     there = machine.answer.versions
-    others = [f"{name} {there[name] or 'missing'}" for name, here in cluster.versions.items() if there[name] != here]
+    others = [
+        f"{name} {there.get(name) or 'missing'}" for name, here in cluster.versions.items() if there.get(name) != here
+    ]
     return ", ".join(others) or "as here"
 
 
