@@ -191,6 +191,15 @@ def _run_submit(config: Any) -> int:
     return summary.exit_code
 
 
+def _run_doctor(config: Any) -> int:
+    from tlray.doctor import examine
+    from tlray.summary import print_doctor
+
+    summary = examine(config)
+    print_doctor(summary)
+    return summary.exit_code
+
+
 def _run_demo(config: Any) -> int:
     from tlray.demo import run_demo
     from tlray.summary import print_demo
@@ -208,8 +217,9 @@ COMMANDS = {
     "audit": Command("AuditConfig", _run_audit, "tell how good an archive's labels are, by a sample you look at"),
     "evaluate": Command("EvaluateConfig", _run_evaluate, "measure a bundle on labelled images"),
     "import": Command("ImportConfig", _run_import, "make a bundle of a Keras model trained elsewhere"),
-    "submit": Command("SubmitConfig", _run_submit, "run one of these as a job of a cluster"),
     "show": Command("ShowConfig", _run_show, "print what a bundle is"),
+    "submit": Command("SubmitConfig", _run_submit, "run one of these as a job of a cluster"),
+    "doctor": Command("DoctorConfig", _run_doctor, "say what a cluster has, and what would go wrong on it"),
     "demo": Command("DemoConfig", _run_demo, "train and label handwritten digits, nothing to set up"),
 }
 

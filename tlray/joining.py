@@ -56,7 +56,7 @@ def check_nodes() -> None:
             others.setdefault(answer.version, []).append(node)
     for version, where in others.items():
         raise StoppedError(
-            f"tlray is {tlray.__version__} here and {version} on {name_nodes(where)}; install the same everywhere, or "
+            f"tlray is {tlray.__version__} here and {version} on {list_addresses(where)}; install the same everywhere, or "
             "let tlray submit bring it along"
         )
     open_nodes = [
@@ -89,7 +89,7 @@ def check_seen(option: str, files: Iterable[tuple[str, int | None]]) -> None:
     blind = [(node, answer) for node, answer in zip(nodes, answers, strict=True) if isinstance(answer, str)]
     if blind:
         raise DataError(
-            f"{option}: {blind[0][1]} is not there on {name_nodes([node for node, _ in blind])}, or another file; give "
+            f"{option}: {blind[0][1]} is not there on {list_addresses([node for node, _ in blind])}, or another file; give "
             "s3:// addresses, or a folder that all machines of the cluster share"
         )
 
@@ -117,7 +117,7 @@ def check_shared(option: str, uri: str) -> None:
     blind = [node for node, answer in zip(nodes, answers, strict=True) if isinstance(answer, str)]
     if blind:
         raise OutputError(
-            f"{option} {uri} is not the same folder on {name_nodes(blind)}; give s3://, or a folder that all machines "
+            f"{option} {uri} is not the same folder on {list_addresses(blind)}; give s3://, or a folder that all machines "
             "of the cluster share"
         )
 
@@ -134,7 +134,7 @@ def _find_unseen(files: Sequence[tuple[str, int | None]]) -> str | None:
     return None
 
 
-def name_nodes(nodes: Sequence[Node]) -> str:
+def list_addresses(nodes: Sequence[Node]) -> str:
     """Their addresses, the first of many."""
     named = ", ".join(node.address for node in nodes[:_MAX_NAMED])
     return named + (f" and {len(nodes) - _MAX_NAMED} more" if len(nodes) > _MAX_NAMED else "")

@@ -7,6 +7,7 @@ import importlib
 import logging
 import os
 import re
+import socket
 import sys
 import threading
 import warnings
@@ -40,6 +41,7 @@ def _set_environment(verbose: bool) -> None:
             os.environ.setdefault(name, value)
 
 
+_KNOCK_S = 10.0
 _OUR_ERROR = re.compile(r"tlray\.errors\.\w+: (.+)")
 
 
@@ -49,13 +51,17 @@ def is_local(address: str | None) -> bool:
 
 
 @contextlib.contextmanager
-def connect(address: str | None, max_cpus: int | None, *, verbose: bool) -> Iterator[Cluster]:
+def connect(address: str | None, max_cpus: int | None, *, verbose: bool, check: bool = True) -> Iterator[Cluster]:
     """Join the cluster at `address`, else at RAY_ADDRESS, else start a local one of its own; leave it at the end.
 
     A connection that the calling program made itself is used, and left open.
 
+    Args:
+        address, max_cpus, verbose: as in `config.RunConfig`.
+        check: refuse a cluster whose machines have another tlray.
+
     Raises:
-        StoppedError: the cluster does not answer.
+        StoppedError: the cluster does not answer, or cannot be used.
     """
     _set_environment(verbose)
     import ray
@@ -67,6 +73,8 @@ def connect(address: str | None, max_cpus: int | None, *, verbose: bool) -> Iter
         if not verbose:
             _silence()
         say("starting Ray" if local else f"joining the Ray cluster at {target}")
+        if target is not None and not local:
+            _knock(target)
         try:
             with contextlib.nullcontext() if verbose else silence_stderr():
                 if local:
@@ -83,12 +91,26 @@ def connect(address: str | None, max_cpus: int | None, *, verbose: bool) -> Iter
         from tlray.capacity import measure
         from tlray.joining import check_nodes
 
-        if ours and not local:
+        if check and ours and not local:
             check_nodes()
         yield measure(local=local)
     finally:
         if ours:
             ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Find at once that nobody listens at HOST:PORT; Ray itself tries for minutes."""
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdigit():
+        return  # auto, which Ray resolves
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S).close()
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise StoppedError(
+            f"no Ray cluster answers at {address}: {why}; look at the address, the network, and whether the head runs"
+        ) from None
 
 
 def _log_options(verbose: bool) -> dict[str, Any]:

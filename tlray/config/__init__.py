@@ -3,7 +3,7 @@
 `check()` looks at values only (no file, no network, no Ray) and reports every fault at once as one `ConfigError`.
 """
 
-from tlray.config.cluster import SubmitConfig
+from tlray.config.cluster import DoctorConfig, SubmitConfig
 from tlray.config.evaluation import DemoConfig, EvaluateConfig, ImportConfig, ShowConfig
 from tlray.config.labelling import AuditConfig, InputsConfig, PlanConfig, PredictConfig, VerifyConfig
 from tlray.config.shared import LimitsConfig, RunConfig, S3Config, describe, list_places
@@ -13,6 +13,7 @@ __all__ = [
     "DEFAULT_RATES",
     "AuditConfig",
     "DemoConfig",
+    "DoctorConfig",
     "EvaluateConfig",
     "ImportConfig",
     "InputsConfig",

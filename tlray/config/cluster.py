@@ -1,4 +1,4 @@
-"""`tlray submit`."""
+"""`tlray submit` and `tlray doctor`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 import tyro
 
 from tlray.config.checks import Faults
-from tlray.config.shared import arrange_help
+from tlray.config.shared import RunConfig, S3Config, arrange_help, check_run
 
-Submittable = Literal["train", "predict", "plan", "verify", "evaluate"]
+Submittable = Literal["train", "predict", "plan", "verify", "evaluate", "doctor"]
 
 
 @arrange_help
@@ -50,6 +50,34 @@ class SubmitConfig:
             check_job_server(faults, self.address)
         if any(option.partition("=")[0] == "--address" for option in self.options):
             faults.add("--address stands before --; the job itself joins the cluster that it runs in")
+        faults.report()
+
+
+@arrange_help
+@dataclass(frozen=True, kw_only=True)
+class DoctorConfig(RunConfig, S3Config):
+    """Say what a cluster has and what would go wrong on it, before a job does: every machine is asked.
+
+    Exit code 1 where a job would fail, else 0.
+    """
+
+    input: tuple[str, ...] = ()
+    """What is to be labelled or trained on; every machine tries to read of it."""
+
+    model: str | None = None
+    """Bundle to label with; every machine tries to read of it."""
+
+    output: str | None = None
+    """Where a job would write; every machine tries to, and leaves nothing there."""
+
+    def check(self) -> None:
+        """Raise one `ConfigError` naming every value that is not allowed."""
+        faults = Faults()
+        for uri in self.input:
+            faults.check_uri("input", uri)
+        for name in ("model", "output"):
+            faults.check_uri(name, getattr(self, name))
+        check_run(faults, self)
         faults.report()
 
 

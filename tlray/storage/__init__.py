@@ -30,6 +30,7 @@ __all__ = [
     "exists",
     "fetch",
     "fetch_many",
+    "find_any",
     "find_size",
     "get",
     "get_many",
@@ -46,6 +47,7 @@ __all__ = [
     "put_folder",
     "redact",
     "resolve",
+    "try_writing",
 ]
 
 
@@ -61,6 +63,15 @@ def iter_files(uri: str) -> Iterator[Entry]:
 def list_files(uri: str) -> list[Entry]:
     """`iter_files` as a list."""
     return list(iter_files(uri))
+
+
+def find_any(uri: str) -> Entry:
+    """Some file below a folder or prefix, with content where possible, or the one file that `uri` is; no full listing.
+
+    Raises:
+        FetchError: nothing is there, or it cannot be listed.
+    """
+    return s3_listing.find_any(uri) if is_s3(uri) else local.find_any(uri)
 
 
 def exists(uri: str) -> bool:
@@ -162,3 +173,15 @@ def check_writable(uri: str, option: str = "--output") -> None:
         s3_listing.has_content(uri)
     else:
         local.check_writable(uri, option)
+
+
+def try_writing(uri: str) -> None:
+    """Write a small object below a prefix and remove it; of a local folder, ask its permissions only.
+
+    Raises:
+        FetchError: it cannot be written.
+    """
+    if is_s3(uri):
+        s3.try_writing(uri)
+    else:
+        local.try_writing(uri)

@@ -9,10 +9,13 @@ import secrets
 import shutil
 import stat
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from tlray.errors import Code, DataError, FetchError, OutputError
 from tlray.storage.addresses import Entry, Request, join
+
+_FIRST_FILES = 100
 
 
 def iter_files(uri: str) -> Iterator[Entry]:
@@ -55,6 +58,35 @@ def _stat(path: str, name: str) -> Entry:
         return Entry(path, name, 0, None, 0, f"it cannot be looked at: {error.strerror}")
     reason = None if stat.S_ISREG(status.st_mode) else "not a plain file"
     return Entry(path, name, status.st_size, None, status.st_mtime_ns, reason)
+
+
+def find_any(uri: str) -> Entry:
+    """The largest of the first files below a folder, or the one file that `uri` is.
+
+    Raises:
+        FetchError: nothing is there, or it may not be listed.
+    """
+    if not os.path.exists(uri):  # noqa: PTH110  (Path.exists raises where a folder may not be searched)
+        raise FetchError(Code.NOT_FOUND, "there is no such file or folder")
+    try:
+        found = [entry for entry in islice(iter_files(uri), _FIRST_FILES) if entry.unreadable is None]
+    except DataError as error:
+        raise FetchError(Code.DENIED, str(error)) from None
+    if not found:
+        raise FetchError(Code.NOT_FOUND, "the folder holds no files")
+    return max(found, key=lambda entry: entry.size)
+
+
+def try_writing(uri: str) -> None:
+    """Tell whether files can be written into a folder, without writing one.
+
+    Raises:
+        FetchError: there is no such folder, or it may not be written to.
+    """
+    if not os.path.isdir(uri):  # noqa: PTH112  (as above)
+        raise FetchError(Code.NOT_FOUND, "there is no such folder")
+    if not os.access(uri, os.W_OK | os.X_OK):
+        raise FetchError(Code.DENIED, "the folder may not be written to")
 
 
 def find_size(uri: str) -> int | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import Any
 
 from tlray.errors import Code, DataError, FetchError, OutputError
-from tlray.storage.addresses import Request, split_s3
+from tlray.storage.addresses import Request, join, split_s3
 from tlray.storage.local import check_size, check_unchanged
 from tlray.storage.s3_client import (
     explain_as,
@@ -144,6 +145,22 @@ def delete(uri: str) -> None:
     bucket, key = split_s3(uri)
     with explain_as(OutputError, uri, "removed"):
         get_client().delete_object(Bucket=bucket, Key=key, **name_payer())
+
+
+def try_writing(uri: str) -> None:
+    """Write a small object below a prefix, and remove it.
+
+    Raises:
+        FetchError: it cannot be written, or not be removed.
+    """
+    bucket, key = split_s3(join(uri, f".tlray-doctor-{secrets.token_hex(4)}"))
+    with explain_fetch():
+        get_client().put_object(Bucket=bucket, Key=key, Body=b"tlray doctor\n", **name_key(), **name_payer())
+    try:
+        with explain_fetch():
+            get_client().delete_object(Bucket=bucket, Key=key, **name_payer())
+    except FetchError as error:
+        raise FetchError(error.code, f"{key} was written but cannot be removed: {error}") from None
 
 
 def make_arrow_filesystem() -> Any:

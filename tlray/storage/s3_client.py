@@ -188,7 +188,8 @@ def explain_fetch() -> Iterator[None]:
         status = error.response["ResponseMetadata"]["HTTPStatusCode"]
         raise FetchError(_CODES.get(status, Code.TIMEOUT), _explain(error)) from None
     except BotoCoreError as error:
-        raise FetchError(Code.TIMEOUT, _explain(error)) from None
+        said = _explain(error)
+        raise FetchError(Code.DENIED if said == _NO_CREDENTIALS else Code.TIMEOUT, said) from None
 
 
 @contextlib.contextmanager

@@ -11,11 +11,12 @@ from itertools import islice
 from queue import SimpleQueue
 from typing import Any
 
-from tlray.errors import DataError, OutputError
+from tlray.errors import Code, DataError, FetchError, OutputError
 from tlray.storage.addresses import Entry, split_s3
-from tlray.storage.s3_client import ARCHIVED, ARCHIVED_REASON, explain_as, get_client, name_payer
+from tlray.storage.s3_client import ARCHIVED, ARCHIVED_REASON, explain_as, explain_fetch, get_client, name_payer
 
 _THREADS = 16
+_FIRST_KEYS = 100
 _PAGE_KEYS = 1000
 _MOST_LEVEL_PAGES = 10
 
@@ -32,6 +33,23 @@ def has_content(uri: str) -> bool:
         return bool(
             get_client().list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1, **name_payer()).get("Contents")
         )
+
+
+def find_any(uri: str) -> Entry:
+    """The largest of the first objects below a prefix, or the one object that `uri` is.
+
+    Raises:
+        FetchError: nothing is there, or it cannot be listed.
+    """
+    bucket, key = split_s3(uri)
+    prefix = f"{key}/" if key else ""
+    for start in dict.fromkeys((prefix, key)):
+        with explain_fetch():
+            page = get_client().list_objects_v2(Bucket=bucket, Prefix=start, MaxKeys=_FIRST_KEYS, **name_payer())
+        found = [item for item in page.get("Contents", ()) if start == prefix or item["Key"] == key]
+        if found:
+            return _make_entry(bucket, start, max(found, key=lambda item: item["Size"]))
+    raise FetchError(Code.NOT_FOUND, "nothing is there")
 
 
 def iter_files(uri: str) -> Iterator[Entry]:

@@ -1,0 +1,273 @@
+"""What follows from what the machines told: each finding a level and one sentence that says what to do.
+
+Pure functions over records; machines with the same trouble share a sentence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypeVar
+
+from rich import filesize
+
+from tlray import storage
+from tlray.doctor.answers import Answer, Place, Trouble
+from tlray.doctor.records import Examined, Machine
+from tlray.errors import Code
+
+_SIGNATURE_S = 300.0
+_SPILL_BYTES = 10 * 10**9
+_STORE_BYTES = 2**30
+_MANY_NODES = 3
+_MOST_NAMES = 3
+_DRIVER = "the driver"
+
+T = TypeVar("T")
+
+
+class Level(StrEnum):
+    """How bad a finding is, the worst first."""
+
+    ERROR = "error"
+    """A job would fail."""
+
+    WARNING = "warning"
+    """A job would be slow, or unsafe."""
+
+    NOTE = "note"
+    """Worth knowing."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence: what is wrong where, and what to do."""
+
+    level: Level
+    sentence: str
+
+
+def find_all(cluster: Examined) -> list[Finding]:
+    """Everything that would go wrong, the worst first."""
+    found = [finding for look in _LOOKS for finding in look(cluster)]
+    return sorted(found, key=lambda finding: list(Level).index(finding.level))
+
+
+def find_no_workers(cluster: Examined) -> Iterator[Finding]:
+    """No machine takes work."""
+    if not any(machine.node.takes_work for machine in cluster.machines):
+        yield Finding(
+            Level.ERROR, "no machine takes work: start workers, or the head with more than --num-cpus=0, before a job"
+        )
+
+
+def find_silent(cluster: Examined) -> Iterator[Finding]:
+    """Machines that told nothing."""
+    silent = [(machine.silence, machine) for machine in cluster.machines if machine.answer is None and machine.matters]
+    for why, names in _group(silent):
+        if "No module named 'tlray" in why:
+            install = f"install tlray {cluster.versions['tlray']}, the driver's, on every machine"
+            yield Finding(Level.ERROR, f"tlray is not there, or is another version, on {names}: {install}")
+        else:
+            what = "a job would wait or fail there; look at Ray's logs on it, or take it out of the cluster"
+            yield Finding(Level.ERROR, f"no answer from {names} ({why}): {what}")
+
+
+def find_gpus(cluster: Examined) -> Iterator[Finding]:
+    """GPUs that Ray books but the machine doesn't have, and the other way round."""
+    missing, idle = [], []
+    for machine, answer in _list_answers(cluster):
+        counted = machine.node.gpus
+        told = f"Ray counts {counted:g}, the machine shows {answer.gpus}"
+        if counted > answer.gpus:
+            missing.append((told, machine))
+        elif counted < answer.gpus and machine.node.takes_work:
+            idle.append((told, machine))
+    for told, names in _group(missing):
+        what = "look at nvidia-smi there, and start the node again with the --num-gpus that it has"
+        yield Finding(Level.ERROR, f"GPUs are missing on {names} ({told}): {what}")
+    for told, names in _group(idle):
+        what = "start the node again without a lower --num-gpus or CUDA_VISIBLE_DEVICES; a container needs --gpus all"
+        yield Finding(Level.WARNING, f"GPUs stay idle on {names} ({told}): {what}")
+
+
+def find_versions(cluster: Examined) -> Iterator[Finding]:
+    """Packages that are missing, or of another version than the driver's."""
+    for package, here in cluster.versions.items():
+        others = [
+            (there, machine)
+            for machine, answer in _list_answers(cluster)
+            if machine.matters and ((there := answer.versions.get(package)) != here or there is None)
+        ]
+        for version, names in _group(others):
+            if version is None:
+                install = package if here is None else f"{package} {here}, the driver's,"
+                yield Finding(Level.ERROR, f"{package} is not installed on {names}: install {install} there")
+                continue
+            fatal = package in ("ray", "tlray") or (package == "python" and _cut_minor(version) != _cut_minor(here))
+            yield Finding(
+                Level.ERROR if fatal else Level.WARNING,
+                f"{package} is {version} on {names} but {here or 'missing'} at the driver: "
+                "install the same version everywhere",
+            )
+
+
+def find_out_of_reach(cluster: Examined) -> Iterator[Finding]:
+    """Places that machines, or the driver, can't read or write."""
+    several = len(cluster.machines) > 1
+    for index, place in enumerate(cluster.places):
+        answers = [(machine, answer.troubles[index]) for machine, answer in _list_answers(cluster) if machine.matters]
+        met: list[tuple[Trouble, Machine | None]] = []
+        own = cluster.troubles[index]
+        if own is not None and not any(machine.has_driver and _is_same(trouble, own) for machine, trouble in answers):
+            met.append((own, None))
+        met += [(trouble, machine) for machine, trouble in answers if trouble is not None]
+        while met:
+            first = met[0][0]
+            alike = [machine for trouble, machine in met if _is_same(trouble, first)]
+            met = [(trouble, machine) for trouble, machine in met if not _is_same(trouble, first)]
+            yield _describe_reach(place, first, alike, several=several)
+
+
+def _is_same(one: Trouble | None, two: Trouble) -> bool:
+    """What is said of a connection that fails varies from try to try."""
+    return one == two or (one is not None and one.code == two.code == Code.TIMEOUT)
+
+
+def _describe_reach(place: Place, trouble: Trouble, machines: Sequence[Machine | None], *, several: bool) -> Finding:
+    on = f" from {_name(machines)}" if several else ""
+    why = f"{trouble.code}: {trouble.said.rstrip('.')}"
+    verb = "written" if place.writes else "read"
+    told = f"{place.option} {storage.redact(place.uri)} cannot be {verb}{on} ({why}): "
+    is_local = not storage.is_s3(place.uri)
+    drives = any(machine is None or machine.has_driver or machine.node.is_head for machine in machines)
+    if place.option != "--input" and not drives:
+        if place.writes:
+            level = Level.NOTE if is_local else Level.WARNING
+            return Finding(
+                level, told + "labelling writes from the driver only; training needs a place that every machine reaches"
+            )
+        return Finding(
+            Level.NOTE, told + "only the driver reads it, and sends it along; run the command where it is in reach"
+        )
+    if is_local and several:
+        what = "give an s3:// address, or a folder that every machine has at the same path"
+    elif is_local:
+        what = "look at the path and its permissions"
+    elif trouble.code == Code.DENIED:
+        what = "give the role or credentials there the right to it, or name another bucket"
+    elif trouble.code == Code.NOT_FOUND:
+        what = "look at the address, and that the region and endpoint are those of its store"
+    else:
+        what = "look at the network, AWS_ENDPOINT_URL and the region there"
+    return Finding(Level.ERROR, told + what)
+
+
+def find_open(cluster: Examined) -> Iterator[Finding]:
+    """A cluster that others reach and that wants no token."""
+    open_nodes = [(True, machine) for machine, answer in _list_answers(cluster) if not answer.token]
+    if cluster.is_reachable and open_nodes:
+        yield Finding(
+            Level.WARNING,
+            f"ANYONE WHO REACHES {cluster.address} CAN RUN CODE on this cluster, with its credentials: make a token "
+            "with `ray get-auth-token --generate`, bring it to every machine, and start every node and driver with "
+            "RAY_AUTH_MODE=token in its environment",
+        )
+
+
+def find_little_disk(cluster: Examined) -> Iterator[Finding]:
+    """Too little space to spill objects to."""
+    little = []
+    for machine, answer in _list_answers(cluster):
+        if answer.spill_free_bytes < max(_SPILL_BYTES, machine.node.object_store_bytes):
+            little.append((answer.spill_free_bytes, machine))
+    if little:
+        names = _name([machine for _, machine in little])
+        yield Finding(
+            Level.WARNING,
+            f"the disk that Ray spills objects to has little room on {names} (as little as "
+            f"{filesize.decimal(min(little, key=lambda item: item[0])[0])}): free some, or start the node with "
+            "--temp-dir on a larger disk",
+        )
+
+
+def find_little_memory(cluster: Examined) -> Iterator[Finding]:
+    """An object store that is small, or doesn't fit in shared memory."""
+    small, slow = [], []
+    for machine, answer in _list_answers(cluster):
+        size = machine.node.object_store_bytes
+        if size < _STORE_BYTES and machine.node.takes_work:
+            small.append((filesize.decimal(size), machine))
+        if answer.shm_bytes is not None and answer.shm_bytes < size:
+            slow.append((f"{filesize.decimal(answer.shm_bytes)} for {filesize.decimal(size)}", machine))
+    for told, names in _group(small):
+        what = "images in flight would be spilled; start the node with --object-store-memory of 2 GB or more"
+        yield Finding(Level.WARNING, f"the object store is small on {names} ({told}): {what}")
+    for told, names in _group(slow):
+        what = "Ray keeps objects on disk there; give the container a larger --shm-size, or Ray a smaller object store"
+        yield Finding(Level.WARNING, f"/dev/shm is smaller than the object store on {names} ({told}): {what}")
+
+
+def find_busy_head(cluster: Examined) -> Iterator[Finding]:
+    """A head that works beside many others."""
+    heads = [machine for machine in cluster.machines if machine.node.is_head]
+    if len(cluster.machines) >= _MANY_NODES and any(head.node.takes_work for head in heads):
+        yield Finding(
+            Level.NOTE,
+            f"the head {_name(heads)} takes work, and a cluster ends with its head: start it with --num-cpus=0, so "
+            "that no job can use up its memory",
+        )
+
+
+def find_wrong_clocks(cluster: Examined) -> Iterator[Finding]:
+    """Clocks that are off."""
+    off = [machine for machine in cluster.machines if machine.clock_is_off]
+    bad = [machine for machine in off if abs(machine.clock_offset_s) > _SIGNATURE_S]
+    for level, machines, so in (
+        (Level.ERROR, bad, "S3 refuses signatures of a time that is off by minutes"),
+        (Level.WARNING, [machine for machine in off if machine not in bad], "logs and times of files mislead"),
+    ):
+        if machines:
+            most = max((machine.clock_offset_s for machine in machines), key=abs)
+            told = f"the clock is {abs(most):,.0f} s {'ahead of' if most > 0 else 'behind'} the driver's"
+            yield Finding(level, f"{told} on {_name(machines)}: {so}; switch on NTP on every machine")
+
+
+_LOOKS = (
+    find_no_workers,
+    find_silent,
+    find_open,
+    find_out_of_reach,
+    find_gpus,
+    find_versions,
+    find_wrong_clocks,
+    find_little_disk,
+    find_little_memory,
+    find_busy_head,
+)
+
+
+def _list_answers(cluster: Examined) -> Iterator[tuple[Machine, Answer]]:
+    for machine in cluster.machines:
+        if machine.answer is not None:
+            yield machine, machine.answer
+
+
+def _group(items: Iterable[tuple[T, Machine]]) -> list[tuple[T, str]]:
+    """The names of the machines by what is the same with them."""
+    groups: dict[T, list[Machine]] = {}
+    for key, machine in items:
+        groups.setdefault(key, []).append(machine)
+    return [(key, _name(machines)) for key, machines in groups.items()]
+
+
+def _name(machines: Sequence[Machine | None]) -> str:
+    """A few of the machines by name, the others by number; None is the driver."""
+    names = [_DRIVER if machine is None else machine.name for machine in machines]
+    left = len(names) - _MOST_NAMES
+    return ", ".join(names[:_MOST_NAMES]) + (f" and {left:,} more" if left > 0 else "")
+
+
+def _cut_minor(version: str | None) -> str:
+    return ".".join((version or "").split(".")[:2])
