@@ -40,8 +40,8 @@ class Demand:
     all_cpus: float = 0.0
 
     def __str__(self) -> str:
-        cpus = f"{max(self.all_cpus, self.count * self.cpus):g} CPUs"
-        return f"{self.count * self.gpus:g} GPUs and {cpus}" if self.gpus else cpus
+        cpus = _count(max(self.all_cpus, self.count * self.cpus), "CPU")
+        return f"{_count(self.count * self.gpus, 'GPU')} and {cpus}" if self.gpus else cpus
 
 
 @dataclass(frozen=True)
@@ -150,10 +150,14 @@ def _has_room(rooms: Sequence[Room], demand: Demand) -> bool:
 
 def describe_rooms(rooms: Sequence[Room], *, gpus: bool) -> str:
     """Totals in words; of GPUs only where they matter."""
-    totals = [("CPUs", sum(room.cpus for room in rooms), sum(room.free_cpus for room in rooms))]
+    totals = [("CPU", sum(room.cpus for room in rooms), sum(room.free_cpus for room in rooms))]
     if gpus:
-        totals.insert(0, ("GPUs", sum(room.gpus for room in rooms), sum(room.free_gpus for room in rooms)))
-    return "the cluster has " + " and ".join(f"{has:g} {name} ({free:g} free)" for name, has, free in totals)
+        totals.insert(0, ("GPU", sum(room.gpus for room in rooms), sum(room.free_gpus for room in rooms)))
+    return "the cluster has " + " and ".join(f"{_count(has, name)} ({free:g} free)" for name, has, free in totals)
+
+
+def _count(amount: float, name: str) -> str:
+    return f"{amount:g} {name}{'s' * (amount != 1)}"
 
 
 def is_growing() -> bool:

@@ -17,6 +17,7 @@ from tlray.progress import say
 from tlray.storage.addresses import is_s3
 
 _MAX_NAMED = 3
+_NOT_THERE = "No module named 'tlray'"
 
 
 class Process(NamedTuple):
@@ -48,16 +49,17 @@ def check_nodes() -> None:
     answers = ask_nodes(nodes, describe_process)
     others: dict[str, list[Node]] = {}
     for node, answer in zip(nodes, answers, strict=True):
-        if isinstance(answer, TimeoutError):
-            say(f"WARNING: {node.address} does not answer; going on without asking it")
-        elif isinstance(answer, Exception):
-            others.setdefault(f"none that works ({_last_line(answer)})", []).append(node)
-        elif answer.version != tlray.__version__:
-            others.setdefault(answer.version, []).append(node)
+        if isinstance(answer, Process):
+            if answer.version != tlray.__version__:
+                others.setdefault(f"tlray {answer.version}", []).append(node)
+        elif _NOT_THERE in str(answer):
+            others.setdefault("no tlray", []).append(node)
+        else:
+            say(f"WARNING: {node.address} does not answer ({_last_line(answer)}); going on without asking it")
     for version, where in others.items():
         raise StoppedError(
-            f"tlray is {tlray.__version__} here and {version} on {list_addresses(where)}; install the same everywhere, or "
-            "let tlray submit bring it along"
+            f"this is tlray {tlray.__version__}, and {list_addresses(where)} has {version}; install the same "
+            "everywhere, or let tlray submit bring it along"
         )
     open_nodes = [
         node
@@ -89,8 +91,8 @@ def check_seen(option: str, files: Iterable[tuple[str, int | None]]) -> None:
     blind = [(node, answer) for node, answer in zip(nodes, answers, strict=True) if isinstance(answer, str)]
     if blind:
         raise DataError(
-            f"{option}: {blind[0][1]} is not there on {list_addresses([node for node, _ in blind])}, or another file; give "
-            "s3:// addresses, or a folder that all machines of the cluster share"
+            f"{option}: {blind[0][1]} is not there on {list_addresses([node for node, _ in blind])}, or another file; "
+            "give s3:// addresses, or a folder that all machines of the cluster share"
         )
 
 
@@ -117,8 +119,8 @@ def check_shared(option: str, uri: str) -> None:
     blind = [node for node, answer in zip(nodes, answers, strict=True) if isinstance(answer, str)]
     if blind:
         raise OutputError(
-            f"{option} {uri} is not the same folder on {list_addresses(blind)}; give s3://, or a folder that all machines "
-            "of the cluster share"
+            f"{option} {uri} is not the same folder on {list_addresses(blind)}; give s3://, or a folder that all "
+            "machines of the cluster share"
         )
 
 

@@ -143,7 +143,7 @@ class EngineShares:
     def __str__(self) -> str:
         engines = f"{self.actors} engine{'s' * (self.actors > 1)}"
         if self.most > self.actors:
-            engines += f", up to {self.most} as the cluster grows"
+            engines += f" (up to {self.most} as the cluster grows)"
         if self.num_threads is None:
             share = "a GPU" if self.num_gpus == 1 else f"{self.num_gpus:g} GPU"
             return f"{engines}, {share} each; the cores fetch and decode for them"

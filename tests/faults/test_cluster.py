@@ -177,13 +177,13 @@ def test_50_a_cluster_that_grows_is_waited_for(store, undisturbed, expected, tmp
             "predict", *options, str(tmp_path / "none"), "--gpus-per-engine", "1", "--wait-for-resources", "3", expect=1
         )
         assert "which grows by itself" in output
-        assert "--min-engines 1 needs 1 GPUs" in output
+        assert "--min-engines 1 needs 1 GPU and" in output
         prefix = "grown"
         output = nodes.submit(
-            "predict", *options, f"s3://{BUCKET}/{prefix}", "--min-engines", "1", "--max-engines", "2"
+            "predict", *options, f"s3://{BUCKET}/{prefix}", "--min-engines", "2", "--max-engines", "3"
         )
         assert "waiting for" in output
-        assert "up to 2 as the cluster grows" in output
+        assert "2 engines (up to 3 as the cluster grows) of 1 thread" in output
     check_labels(read_labels(store[1], prefix), expected)
 
 
