@@ -1,0 +1,155 @@
+"""What is sent to a cluster, and how its job is followed."""
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+
+from tlray import submission
+from tlray.cli import expand_config_file, main, parse
+from tlray.config import SubmitConfig
+from tlray.errors import ConfigError, StoppedError
+from tlray.submission import SubmitSummary
+
+SERVER = "http://127.0.0.1:8265"
+PREDICT = ["--model", "s3://models/first", "--input", "s3://photos", "--output", "s3://labels"]
+
+
+def check(options, **more):
+    config = SubmitConfig(command="predict", options=tuple(options), address=SERVER, **more)
+    submission._check_places(config, parse("predict", options))
+
+
+def replace(name, value):
+    options = list(PREDICT)
+    options[options.index(name) + 1] = value
+    return options
+
+
+def test_what_every_machine_reaches_is_sent():
+    check(PREDICT)
+    check(replace("--input", "/shared/photos"))
+
+
+@pytest.mark.parametrize("name", ["--model", "--input"])
+def test_what_only_this_machine_sees_is_refused(name):
+    with pytest.raises(ConfigError, match=f"{name} here/it lies on this machine"):
+        check(replace(name, "here/it"))
+
+
+def test_a_relative_output_would_be_lost():
+    with pytest.raises(ConfigError, match="--output takes s3://.*got labels, which would be lost"):
+        check(replace("--output", "labels"))
+
+
+def test_what_travels_along_is_looked_up_there(tmp_path):
+    (tmp_path / "list.csv").write_text("uri\n")
+    check(replace("--input", "list.csv"), working_dir=str(tmp_path))
+    with pytest.raises(ConfigError, match=r"--input other.csv is not in --working-dir"):
+        check(replace("--input", "other.csv"), working_dir=str(tmp_path))
+    with pytest.raises(ConfigError, match="takes a folder"):
+        check(PREDICT, working_dir=str(tmp_path / "none"))
+
+
+def test_a_password_would_stand_in_the_jobs_record():
+    options = ["--data", "s3://photos", "--output", "s3://bundle", "--mlflow-uri", "https://me:secret@tracking"]
+    config = SubmitConfig(command="train", options=tuple(options), address=SERVER)
+    with pytest.raises(ConfigError, match="MLFLOW_TRACKING_PASSWORD") as caught:
+        submission._check_places(config, parse("train", options))
+    assert "secret" not in str(caught.value)
+
+
+def test_options_are_checked_before_anything_is_asked(capsys):
+    assert main(["submit", "predict", "--address", SERVER, "--", *PREDICT, "--batch-size", "0"]) == 2
+    assert "--batch-size takes" in capsys.readouterr().err
+    assert main(["submit", "predict", "--address", "10.0.0.1:6379", "--", *PREDICT]) == 2
+    assert "job server" in capsys.readouterr().err
+    assert main(["submit", "predict", "--address", SERVER, "--", *PREDICT, "--address", "auto"]) == 2
+    assert "stands before --" in capsys.readouterr().err
+
+
+def test_the_address_is_needed(monkeypatch, capsys):
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    assert main(["submit", "predict", "--", *PREDICT]) == 2
+    assert "RAY_API_SERVER_ADDRESS" in capsys.readouterr().err
+
+
+def test_a_config_file_is_read_here(tmp_path):
+    path = tmp_path / "predict.yaml"
+    path.write_text("model: s3://models/first\nbatch_size: 8\n")
+    assert expand_config_file("predict", ["--config", str(path), "--batch-size", "4"]) == [
+        *("--model", "s3://models/first"),
+        *("--batch-size", "8"),
+        *("--batch-size", "4"),
+    ]
+
+
+def test_a_jobs_own_config_is_left_for_it(tmp_path):
+    path = tmp_path / "submit.yaml"
+    path.write_text("address: http://head:8265\n")
+    arguments = ["predict", "--config", str(path), "--", "--config", "theirs.yaml"]
+    assert expand_config_file("submit", arguments)[:2] == ["--address", "http://head:8265"]
+    assert expand_config_file("submit", arguments)[-2:] == ["--config", "theirs.yaml"]
+
+
+# ---- following ------------------------------------------------------------------------------------------------------
+
+
+class Client:
+    """A job whose log comes in connections, each from the log's beginning; some break."""
+
+    def __init__(self, connections, endings):
+        self.connections = iter(connections)
+        self.endings = iter(endings)
+
+    async def tail_job_logs(self, job_id):
+        for chunk in next(self.connections):
+            if isinstance(chunk, Exception):
+                raise chunk
+            yield chunk
+
+    def get_job_info(self, job_id):
+        ending = next(self.endings)
+        if isinstance(ending, Exception):
+            raise ending
+        status, code, message = ending
+        terminal = status in ("SUCCEEDED", "FAILED", "STOPPED")
+        known = SimpleNamespace(value=status, is_terminal=lambda: terminal)
+        return SimpleNamespace(status=known, driver_exit_code=code, message=message)
+
+
+def follow(monkeypatch, connections, endings):
+    monkeypatch.setattr(submission, "_PAUSE_S", 0.0)
+    submitted = SubmitSummary("tlray-predict-1", SERVER, "PENDING", 0)
+    return asyncio.run(submission._Follower(Client(connections, endings), "tlray-predict-1", submitted).go())
+
+
+def test_a_log_is_shown_once_over_connections_that_break(monkeypatch, capsys):
+    connections = [["one\n", "tw", RuntimeError("closed")], ["one\ntwo\n", OSError("reset")], ["one\n", "two\nthree\n"]]
+    assert follow(monkeypatch, connections, [("SUCCEEDED", 0, "")]) == ("SUCCEEDED", 0)
+    assert capsys.readouterr().out == "one\ntwo\nthree\n"
+
+
+@pytest.mark.parametrize(
+    ("ending", "expected"),
+    [(("FAILED", 2, "exit code 2"), 2), (("FAILED", -9, "killed"), 1), (("FAILED", None, "no node"), 1)],
+)
+def test_a_jobs_exit_code_is_passed_on(monkeypatch, capsys, ending, expected):
+    assert follow(monkeypatch, [["a\n"]], [ending]) == ("FAILED", expected)
+    assert ("tlray-predict-1 failed: " in capsys.readouterr().err) is (ending[1] != 2)
+
+
+def test_a_stopped_job_is_no_success(monkeypatch):
+    assert follow(monkeypatch, [[]], [("STOPPED", None, "stopped")]) == ("STOPPED", 1)
+
+
+def test_a_log_that_ends_early_is_taken_up_again(monkeypatch, capsys):
+    endings = [("RUNNING", None, ""), ("SUCCEEDED", 0, "")]
+    assert follow(monkeypatch, [["a\n"], ["a\n", "b\n"]], endings)[1] == 0
+    assert capsys.readouterr().out == "a\nb\n"
+
+
+def test_a_silent_server_ends_it_with_what_to_do(monkeypatch):
+    monkeypatch.setattr(submission, "_MAX_SILENCE_S", 0.05)
+    with pytest.raises(StoppedError, match="ray job logs --address .* --follow tlray-predict-1"):
+        follow(monkeypatch, [[OSError("refused")]] * 100_000, [])
