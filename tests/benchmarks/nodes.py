@@ -26,19 +26,18 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
+import raylets
 import tyro
 from PIL import Image
 from ray.cluster_utils import Cluster
 
 STANDIN = Path(__file__).with_name("standin")
-OBJECT_STORE_BYTES = 512 * 2**20
 ROWS_ON_CPUS, ROWS_ON_GPUS = 32, 128
 SAMPLE_INTERVAL_S = 0.25
 GPU_RATE, CORE_RATE = 3000, 20
@@ -89,24 +88,6 @@ class Run:
         """CPU seconds; of what ended before the last label, as far as it was seen."""
         seen = [sample.cpu[name] for sample in self.samples if name in sample.cpu]
         return seen[-1] - seen[0]
-
-
-@contextlib.contextmanager
-def start_cluster(nodes: int, cpus: int, gpus: int, engine_rate: float) -> Iterator[Cluster]:
-    """A head without work and some nodes, all with stand-ins."""
-    before = dict(os.environ)
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as logs:
-        # a folder of its own: in Ray's usual one lies the address of whatever cluster this machine runs
-        os.environ.update(PYTHONPATH=str(STANDIN), TLRAY_STANDIN=str(engine_rate), RAY_TMPDIR=logs)
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-        try:
-            for _ in range(nodes):
-                cluster.add_node(num_cpus=cpus, num_gpus=gpus, object_store_memory=OBJECT_STORE_BYTES)
-            yield cluster
-        finally:
-            cluster.shutdown()
-            os.environ.clear()
-            os.environ.update(before)
 
 
 def write_images(folder: Path, count: int) -> None:
@@ -161,9 +142,10 @@ def watch(cluster: Cluster, driver: int, ended: threading.Event, done: Run) -> N
 def run(options: Options, nodes: int, count: int, engine_rate: float, *, batch_rows: int = 0, gpus: int = 0) -> Run:
     """One whole command on a cluster of its own; `batch_rows` 0 leaves them to tlray."""
     done = Run()
+    standin = {"PYTHONPATH": str(STANDIN), "TLRAY_STANDIN": str(engine_rate)}
     with (
         tempfile.TemporaryDirectory() as root,
-        start_cluster(nodes, options.cpus_per_node, gpus, engine_rate) as cluster,
+        raylets.start(nodes, options.cpus_per_node, gpus, **standin) as cluster,
     ):
         images, output = Path(root, "images"), Path(root, "labels")
         write_images(images, count)
