@@ -11,8 +11,8 @@ of engines, beside what its engines answer without a pause. The engines' places 
 The second table: stand-ins that answer at once, in batches of as many rows as travel on CPUs and on GPUs. What counts
 is not the rate, since readers share the cores, but the CPU time an image of what a cluster has once, from the first
 label to the last. The driver's loop holds Python's lock, so that it feeds one core's worth at most; Ray's own threads
-in the driver are counted in, though they may run beside it, so that the truth is somewhat more. A batch costs the same
-whatever is in it, and each engine a little all the time: with many, measure with many.
+in the driver are counted in, though they may run beside it, so that the truth is somewhat more. A batch costs the
+driver about the same whatever its rows.
 """
 
 from __future__ import annotations
@@ -166,6 +166,7 @@ def run(options: Options, nodes: int, count: int, engine_rate: float, *, batch_r
                     watcher.start()
                 if f"label: {count:,}/" in line:  # the last ones
                     ended.set()
+        ended.set()
         if process.returncode:
             raise SystemExit(f"{' '.join(command)} ended with {process.returncode}:\n{told}")
         watcher.join()
