@@ -29,8 +29,8 @@ LOCK := uv pip compile pyproject.toml --universal --python-version 3.11 --fork-s
 	--generate-hashes --no-header --quiet
 lock:
 	$(LOCK) --upgrade -o cluster/requirements.txt
-	$(LOCK) --extra test -c cluster/requirements.txt -o cluster/requirements-test.txt
 	$(LOCK) --extra cluster -c cluster/requirements.txt -o cluster/requirements-cluster.txt
+	$(LOCK) --extra cluster --extra test -c cluster/requirements-cluster.txt -o cluster/requirements-test.txt
 	$(LOCK) --extra gpu -c cluster/requirements-cluster.txt -o cluster/requirements-gpu.txt
 
 $(BIN)/python:

@@ -306,6 +306,8 @@ def parse(command: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     known = cli.COMMANDS[words[1]]
     monkeypatch.setitem(cli.COMMANDS, words[1], cli.Command(known.config, take, known.summary))
     assert cli.run_command(words[1], words[2:]) == 0, command
+    if words[1] == "submit":
+        return cli.parse(taken[0].command, taken[0].options)
     return taken[0]
 
 

@@ -72,6 +72,7 @@ WORKERS = (1, 2, 3, 4)
 
 CASES = {
     "nobody works": (make_cluster(0), "error", "no machine takes work"),
+    "nobody works yet": (replace(make_cluster(0), grows=True), "note", "no machine takes work yet: jobs ask for some"),
     "silent": (change(C, 4, silence="no answer in 60 s"), "error", "no answer from worker4 (no answer in 60 s)"),
     "without tlray": (
         change(C, 4, silence="ModuleNotFoundError: No module named 'tlray'"),

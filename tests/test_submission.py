@@ -38,7 +38,7 @@ def test_what_only_this_machine_sees_is_refused(name):
 
 
 def test_a_relative_output_would_be_lost():
-    with pytest.raises(ConfigError, match="--output takes s3://.*got labels, which would be lost"):
+    with pytest.raises(ConfigError, match=r"--output takes s3://.*got labels, which would be lost"):
         check(replace("--output", "labels"))
 
 
@@ -151,5 +151,5 @@ def test_a_log_that_ends_early_is_taken_up_again(monkeypatch, capsys):
 
 def test_a_silent_server_ends_it_with_what_to_do(monkeypatch):
     monkeypatch.setattr(submission, "_MAX_SILENCE_S", 0.05)
-    with pytest.raises(StoppedError, match="ray job logs --address .* --follow tlray-predict-1"):
+    with pytest.raises(StoppedError, match=r"ray job logs --address .* --follow tlray-predict-1"):
         follow(monkeypatch, [[OSError("refused")]] * 100_000, [])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import secrets
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import ray
 
 import tlray
 from tlray.errors import DataError, OutputError, StoppedError
-from tlray.nodes import Node, ask_nodes, list_nodes
+from tlray.nodes import Node, ask_nodes, is_loopback, list_nodes
 from tlray.progress import say
 from tlray.storage.addresses import is_s3
 
@@ -66,7 +65,7 @@ def check_nodes() -> None:
         for node, answer in zip(nodes, answers, strict=True)
         if isinstance(answer, Process) and not answer.has_token
     ]
-    if open_nodes and not _is_loopback(ray.get_runtime_context().gcs_address):
+    if open_nodes and not is_loopback(ray.get_runtime_context().gcs_address):
         say(
             "WARNING: this cluster asks for no token: whoever reaches its ports can run code on it. Start every node "
             "with RAY_AUTH_MODE=token and the same token (ray get-auth-token --generate)"
@@ -140,14 +139,6 @@ def list_addresses(nodes: Sequence[Node]) -> str:
     """Their addresses, the first of many."""
     named = ", ".join(node.address for node in nodes[:_MAX_NAMED])
     return named + (f" and {len(nodes) - _MAX_NAMED} more" if len(nodes) > _MAX_NAMED else "")
-
-
-def _is_loopback(address: str) -> bool:
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _last_line(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -56,6 +57,15 @@ def list_nodes() -> list[Node]:
             )
             nodes.append(node)
     return sorted(nodes, key=lambda node: (not node.is_head, node.address, node.node_id))
+
+
+def is_loopback(address: str) -> bool:
+    """Whether HOST:PORT is reached from its own machine only."""
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def stay_here() -> NodeAffinitySchedulingStrategy:

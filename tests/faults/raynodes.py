@@ -104,9 +104,9 @@ class RayNodes:
             options.append(f"--autoscaling-config={self._write_autoscaling()}")
         self._start(HEAD, options)
 
-    def add(self, name, cpus, *, hide=None):
-        """Start a worker node; `hide` is a folder whose content it doesn't see."""
-        self._start(name, [f"--address={self.address}", f"--num-cpus={cpus}"], hide)
+    def add(self, name, cpus, *, gpus=0, hide=None):
+        """Start a worker node; `gpus` are claimed only, `hide` is a folder whose content it doesn't see."""
+        self._start(name, [f"--address={self.address}", f"--num-cpus={cpus}", f"--num-gpus={gpus}"], hide)
 
     def _start(self, name, options, hide=None):
         index = len(self._nodes) + 2
@@ -169,12 +169,10 @@ class RayNodes:
         """`tlray submit` on the head."""
         return self.run_tlray("submit", command, "--address", self.job_server, *more, "--", *options, expect=expect)
 
-    def find(self, *titles):
-        """Names of the nodes that run a process of such a title, such as "ray::RayTrainWorker"."""
+    def find(self, word):
+        """Names of the nodes that run a process with a word in its title, such as "Labeller"."""
         return sorted(
-            name
-            for name in self._nodes
-            if any(title.startswith(titles) for title in map(read_title, self._list_processes(name)))
+            name for name in self._nodes if any(word in title for title in map(read_title, self._list_processes(name)))
         )
 
     def kill(self, name):
@@ -210,7 +208,11 @@ class RayNodes:
         )  # fmt: skip
         config = {
             "cluster_name": "growing", "max_workers": 8, "upscaling_speed": 10.0, "idle_timeout_minutes": 5,
-            "provider": {"type": "fake_multinode", "gcs_address": self.address}, "head_node_type": "head",
+            "provider": {
+                "type": "fake_multinode", "gcs_address": self.address, "use_node_id_as_ip": True,
+                "disable_node_updaters": True, "disable_launch_config_check": True,
+            },
+            "head_node_type": "head",
             "available_node_types": types, "file_mounts_sync_continuously": False,
             **{name: {} for name in empty}, **{name: [] for name in lists},
         }  # fmt: skip

@@ -54,6 +54,7 @@ def examine(config: DoctorConfig) -> DoctorSummary:
     with connect(config.address, config.max_cpus, verbose=config.verbose, check=False) as joined:
         import ray
 
+        from tlray.capacity import is_growing
         from tlray.nodes import list_nodes
 
         places = _list_places(config)
@@ -67,6 +68,7 @@ def examine(config: DoctorConfig) -> DoctorSummary:
             places=places,
             versions=read_versions(),
             troubles=try_places(places),
+            grows=not joined.local and is_growing(),
         )
     return DoctorSummary(cluster, tuple(find_all(cluster)))
 

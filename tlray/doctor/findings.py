@@ -56,7 +56,11 @@ def find_all(cluster: Examined) -> list[Finding]:
 
 def find_no_workers(cluster: Examined) -> Iterator[Finding]:
     """No machine takes work."""
-    if not any(machine.node.takes_work for machine in cluster.machines):
+    if any(machine.node.takes_work for machine in cluster.machines):
+        return
+    if cluster.grows:
+        yield Finding(Level.NOTE, "no machine takes work yet: jobs ask for some, and wait up to --wait-for-resources")
+    else:
         yield Finding(
             Level.ERROR, "no machine takes work: start workers, or the head with more than --num-cpus=0, before a job"
         )

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tlray.nodes import Node, is_loopback
+
 if TYPE_CHECKING:
     from tlray.doctor.answers import Answer, Place, Trouble
-    from tlray.nodes import Node
 
 CLOCK_S = 5.0
 """A clock that is off by less is taken for right."""
@@ -58,6 +58,7 @@ class Examined:
         places: what the machines tried to reach.
         versions: of the driver's packages.
         troubles: what the driver itself met, one for each place.
+        grows: whether an autoscaler adds machines.
     """
 
     address: str
@@ -66,15 +67,12 @@ class Examined:
     places: tuple[Place, ...]
     versions: dict[str, str | None]
     troubles: tuple[Trouble | None, ...]
+    grows: bool = False
 
     @property
     def is_reachable(self) -> bool:
-        """Whether its head listens on more than this machine's loopback address."""
-        host = self.address.rpartition(":")[0].strip("[]")
-        try:
-            return not ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            return host != "localhost"
+        """Whether its head listens on more than its machine's loopback address."""
+        return not is_loopback(self.address)
 
 
 def name_nodes(nodes: Sequence[Node]) -> list[str]:

@@ -41,6 +41,8 @@ _MAX_WINDOW_ROWS = 8192
 _MAX_WINDOWS = 4096
 _LOOK_INTERVAL_S = 1.0
 _BLOCK_ROWS = 32
+_BLOCK_ROWS_OF_MANY = 128
+_MANY_CORES = 64
 _ANSWER_BYTES = 512
 _TOP_BYTES = 64
 
@@ -72,11 +74,16 @@ class Task:
     bounds: EngineBounds = EngineBounds()  # noqa: RUF009  # frozen
 
 
-def choose_batch_rows(batch_size: int | None, *, gpus: bool) -> int:
-    """Rows that travel together: on GPUs one step of the engine, on CPUs one or two, which ask less often."""
+def choose_batch_rows(batch_size: int | None, num_cpus: float, *, gpus: bool) -> int:
+    """Rows that travel together: on GPUs one step of the engine, on CPUs a few, which ask less often.
+
+    Each block costs the driver some milliseconds, so that where many engines ask it, they ask for more at once.
+    """
     if batch_size is not None:
         return batch_size
-    return choose_batch_size(gpus=True) if gpus else _BLOCK_ROWS
+    if gpus:
+        return choose_batch_size(gpus=True)
+    return _BLOCK_ROWS_OF_MANY if num_cpus > _MANY_CORES else _BLOCK_ROWS
 
 
 def make_windows(
@@ -113,7 +120,7 @@ def label_files(
 ) -> Iterator[pa.Table]:
     """Label a list of files; row ids are their positions. As `Labelling`."""
     done = RowSet(len(uris))
-    batch_rows = choose_batch_rows(batch_size, gpus=EngineBounds().choose_gpus(cluster) > 0)
+    batch_rows = choose_batch_rows(batch_size, cluster.cpus, gpus=EngineBounds().choose_gpus(cluster) > 0)
     windows = make_windows(done, cluster.cpus, batch_rows)
     task = Task(MemoryRows(uris), done, windows, bundle, limits, batch_size, precision, wanted)
     return iter(Labelling(task, cluster))
@@ -134,7 +141,7 @@ class Labelling:
 
     def __init__(self, task: Task, cluster: Cluster) -> None:
         num_rows = sum(count for _, count in task.windows)
-        self._batch_rows = choose_batch_rows(task.batch_size, gpus=task.bounds.choose_gpus(cluster) > 0)
+        self._batch_rows = choose_batch_rows(task.batch_size, cluster.cpus, gpus=task.bounds.choose_gpus(cluster) > 0)
         self.shares = share_engines(cluster, num_rows, self._batch_rows, task.bounds)
         self._done = ray.put(task.done)
         self._dispatcher = dispatchers.start(task.rows, self._done)
@@ -188,7 +195,8 @@ class Labelling:
                 batch_size=None,
                 num_cpus=DATA_TASK_CPUS,
             )
-            .map_batches(
+            # the public method takes no blocks as they are where GPUs are asked for
+            .map_batches_internal(
                 Labeller,
                 fn_constructor_kwargs={
                     "files": [ray.put(bundle.read_inference_files())],
@@ -204,7 +212,6 @@ class Labelling:
                 compute=ray.data.ActorPoolStrategy(min_size=shares.actors, max_size=shares.most),
                 num_cpus=shares.num_cpus,
                 num_gpus=shares.num_gpus or None,
-                scheduling_strategy="SPREAD",
             )
         )
         dataset.context.target_max_block_size = block_bytes

@@ -259,7 +259,7 @@ class _Run:
         from tlray.prediction.pipeline import Labelling, Task, choose_batch_rows, make_windows
 
         bounds = self._config.engine_bounds
-        batch_rows = choose_batch_rows(self._config.batch_size, gpus=bounds.choose_gpus(cluster) > 0)
+        batch_rows = choose_batch_rows(self._config.batch_size, cluster.cpus, gpus=bounds.choose_gpus(cluster) > 0)
         task = Task(
             rows=self._plan,
             done=settled,
