@@ -1,6 +1,7 @@
 """Several Ray nodes on this machine: raylets of their own, also in network namespaces with an address each."""
 
 import contextlib
+import itertools
 import json
 import os
 import secrets
@@ -53,6 +54,7 @@ class RayNodes:
         self._bridge = f"tl{secrets.token_hex(3)}"
         self._nodes = {}
         self._addresses = {}
+        self._numbers = itertools.count(2)
         self._dashboard_port = find_free_port()
         self._gcs_port = find_free_port()
         self._address = f"{_NETWORK}.2" if namespaces else "127.0.0.1"
@@ -109,7 +111,7 @@ class RayNodes:
         self._start(name, [f"--address={self.address}", f"--num-cpus={cpus}", f"--num-gpus={gpus}"], hide)
 
     def _start(self, name, options, hide=None):
-        index = len(self._nodes) + 2
+        index = next(self._numbers)
         command = [str(BIN / "ray"), "start", "--block", "--disable-usage-stats", *options]
         command += [f"--object-store-memory={_OBJECT_STORE_BYTES}", "--min-worker-port=0", "--max-worker-port=0"]
         if self._namespaces:

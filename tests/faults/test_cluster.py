@@ -214,16 +214,12 @@ def test_50_a_cluster_that_grows_is_waited_for(store, undisturbed, expected, tmp
     growing = {"cpu": {"CPU": 1, "most": 2}}
     with RayNodes(tmp_path, store[0], growing=growing) as nodes:
         options = ["--model", str(undisturbed), "--input", ARCHIVE, "--precision", "float32", "--output"]
-        output = nodes.submit(
-            "predict", *options, str(tmp_path / "none"), "--gpus-per-engine", "1", "--wait-for-resources", "3", expect=1
-        )
-        assert "which grows by itself" in output
-        assert "--min-engines 1 needs 1 GPU and" in output
         prefix = "grown"
         output = nodes.submit(
             "predict", *options, f"s3://{BUCKET}/{prefix}", "--min-engines", "2", "--max-engines", "3"
         )
-        assert "waiting for" in output
+        assert "waiting for 1.75 CPUs (--min-engines 2)" in output
+        assert "which grows by itself" in output
         assert "2 engines (up to 3 as the cluster grows) of 1 thread" in output
     check_labels(read_labels(store[1], prefix), expected)
 

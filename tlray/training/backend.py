@@ -17,10 +17,32 @@ import ray.util
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 
-class LocalTrainer(DataParallelTrainer):
+class Trainer(DataParallelTrainer):
+    """Ray Train whose controller can be ended at once: it makes itself known at a `Channel`."""
+
+    def __init__(self, *arguments: Any, channel: Any, **options: Any) -> None:
+        """As `DataParallelTrainer`, and the channel."""
+        super().__init__(*arguments, **options)
+        self._channel = channel
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [*super()._create_default_callbacks(), _Introduction(self._channel)]
+
+
+class _Introduction(ControllerCallback):
+    def __init__(self, channel: Any) -> None:
+        self._channel = channel
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """In the controller's own process."""
+        self._channel.put_controller.remote([ray.get_runtime_context().current_actor])
+
+
+class LocalTrainer(Trainer):
     """Ray Train without two helpers, each a process that takes 3 s of a core to start.
 
     One hands out Ray Train's own datasets, which tlray does not use; the other clears up behind a controller that died,

@@ -31,6 +31,7 @@ class Channel:
         self._closed = False
         self._task: Any = None
         self._shares: dict[int, Any] = {}
+        self._controller: Any = None
 
     def send(self, message: Message) -> None:
         """Append a message."""
@@ -50,6 +51,14 @@ class Channel:
     def get_task(self) -> Any:
         """The workers' task; None before it is known."""
         return self._task
+
+    def put_controller(self, controller: list[Any]) -> None:
+        """Keep the handle of Ray Train's controller, which is in a list since Ray resolves bare arguments."""
+        (self._controller,) = controller
+
+    def get_controller(self) -> Any:
+        """Its handle; None before it has started."""
+        return self._controller
 
     def put_share(self, rank: int, share: Any) -> None:
         """Keep what a worker found out, for rank 0; a worker that took its place finds out the same."""

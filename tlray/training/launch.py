@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from tlray.training.task import Task
 
 _POLL_S = 0.25
+_END_S = 60.0
 _CONTROLLER_POLL_S = "0.5"
 # a report waits for the controller's next look, 2 s apart by default: longer than an epoch on cached features
 
@@ -80,12 +82,21 @@ class Launch:
         self._thread.start()
 
     def close(self) -> None:
-        """Let workers end: those that wait for a task or for the driver, or that Ray Train starts again in vain."""
+        """End Ray Train, and with its controller all workers; nothing that they do is needed any more.
+
+        Its thread must have ended before this process leaves the cluster: it would crash inside Ray.
+        """
         import ray
         import ray.exceptions
 
+        deadline = time.monotonic() + _END_S
         with contextlib.suppress(ray.exceptions.RayError):  # with the channel gone, no worker waits at it
             ray.get(self._channel.close.remote())
+            while self._thread is not None and self._thread.is_alive() and time.monotonic() < deadline:
+                controller = ray.get(self._channel.get_controller.remote())
+                if controller is not None:
+                    ray.kill(controller)
+                self._thread.join(_POLL_S)
 
     def run(self, task: Task) -> Outcome:
         """Give the workers their task and watch until the model is there.
@@ -115,9 +126,8 @@ class Launch:
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
-        from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-        from tlray.training.backend import LocalTrainer, MultiWorkerConfig
+        from tlray.training.backend import LocalTrainer, MultiWorkerConfig, Trainer
         from tlray.training.task import Setting, run_worker
 
         config, shares = self._config, self.shares
@@ -130,9 +140,10 @@ class Launch:
             num_threads=int(self._cluster.cpus) if self._cluster.local else max(1, int(shares.worker_cpus)),
             collective_timeout_s=config.collective_timeout,
         )
-        trainer = LocalTrainer if self._cluster.local else DataParallelTrainer
+        trainer = LocalTrainer if self._cluster.local else Trainer
         return trainer(
             run_worker,
+            channel=self._channel,
             train_loop_config={"setting": setting},
             backend_config=MultiWorkerConfig(),
             scaling_config=ScalingConfig(
