@@ -107,8 +107,8 @@ def test_packages_are_installed_as_make_installs_them():
     assert shared < installed
     assert re.findall(r"-o (\S+)", MAKEFILE) == [
         "cluster/requirements.txt",
-        "cluster/requirements-test.txt",
         "cluster/requirements-cluster.txt",
+        "cluster/requirements-test.txt",
         "cluster/requirements-gpu.txt",
     ]
 
