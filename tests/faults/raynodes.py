@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import secrets
+import shlex
 import shutil
 import socket
 import subprocess
@@ -106,11 +107,11 @@ class RayNodes:
             options.append(f"--autoscaling-config={self._write_autoscaling()}")
         self._start(HEAD, options)
 
-    def add(self, name, cpus, *, gpus=0, hide=None):
-        """Start a worker node; `gpus` are claimed only, `hide` is a folder whose content it doesn't see."""
+    def add(self, name, cpus, *, gpus=0, hide=()):
+        """Start a worker node; `gpus` are claimed only, `hide` names folders whose content it doesn't see."""
         self._start(name, [f"--address={self.address}", f"--num-cpus={cpus}", f"--num-gpus={gpus}"], hide)
 
-    def _start(self, name, options, hide=None):
+    def _start(self, name, options, hide=()):
         index = next(self._numbers)
         command = [str(BIN / "ray"), "start", "--block", "--disable-usage-stats", *options]
         command += [f"--object-store-memory={_OBJECT_STORE_BYTES}", "--min-worker-port=0", "--max-worker-port=0"]
@@ -120,9 +121,9 @@ class RayNodes:
             self._make_namespace(name, index)
         else:
             command += [f"--node-ip-address={self._address}", f"--dashboard-agent-listen-port={find_free_port()}"]
-        if hide is not None:
-            script = f"mount -t tmpfs none '{hide}' && exec \"$@\""
-            command = ["unshare", "--mount", "sh", "-c", script, "sh", *command]
+        if hide:
+            mounts = "".join(f"mount -t tmpfs none {shlex.quote(str(folder))} && " for folder in hide)
+            command = ["unshare", "--mount", "sh", "-c", f'{mounts} exec "$@"', "sh", *command]
         log = (self._folder / f"{name}-{time.monotonic_ns()}.log").open("w")
         with log:
             process = subprocess.Popen(

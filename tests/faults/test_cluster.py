@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.entry import s3
-from tests.entry.conftest import run_tlray
+from tests.entry.conftest import PRETRAINED, WEIGHTS, run_tlray
 from tests.faults.conftest import LONG_OPTIONS, check_same_history
 from tests.faults.raynodes import GATEWAY, HEAD, RayNodes, explain_no_namespaces
 
@@ -67,8 +67,11 @@ def store(small):
 
 
 @pytest.fixture(scope="module")
-def nodes(store, hidden, tmp_path_factory):
-    """A head that takes no work, and three workers of 2 cores; one claims a GPU, one doesn't see what is hidden."""
+def nodes(store, hidden, undisturbed, tmp_path_factory):
+    """A head that takes no work, and three workers of 2 cores; one claims a GPU.
+
+    The last one sees neither the hidden folder nor the bundle and the weights, which it gets from the driver.
+    """
     environment, apart = store[0], explain_no_namespaces() is None
     if apart:
         port = environment["AWS_ENDPOINT_URL"].rpartition(":")[2]
@@ -76,7 +79,7 @@ def nodes(store, hidden, tmp_path_factory):
     with RayNodes(tmp_path_factory.mktemp("nodes"), environment, namespaces=apart) as nodes:
         nodes.add("one", 2, gpus=1)
         nodes.add("two", 2)
-        nodes.add("three", 2, hide=hidden if apart else None)
+        nodes.add("three", 2, hide=(hidden, undisturbed, *([WEIGHTS.parent] if PRETRAINED else [])) if apart else ())
         yield nodes
 
 
