@@ -81,7 +81,7 @@ def submit(config: SubmitConfig, job: Any, options: Sequence[str]) -> SubmitSumm
     job_id = f"tlray-{config.command}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
     runtime_env: dict[str, Any] = {"py_modules": [str(Path(__file__).parent)], "excludes": _NOT_SENT}
     if config.working_dir is not None:
-        runtime_env["working_dir"] = config.working_dir
+        runtime_env["working_dir"] = str(Path(config.working_dir).expanduser().absolute())
     request = {
         "entrypoint": shlex.join(["python", "-u", "-m", "tlray", config.command, *options]),
         "submission_id": job_id,
@@ -123,7 +123,7 @@ def _check_places(config: SubmitConfig, job: Any) -> None:
                 f"{place.option} {place.uri} lies on this machine, which the cluster cannot see; give s3://, an "
                 "absolute path that all its machines share, or send the folder around it with --working-dir"
             )
-        elif not (sent / place.uri).exists():
+        elif not (sent / place.uri.partition("#")[0]).exists() and not (sent / place.uri).exists():
             faults.append(f"{place.option} {place.uri} is not in --working-dir {config.working_dir}")
     if urlsplit(getattr(job, "mlflow_uri", None) or "").password:
         faults.append(

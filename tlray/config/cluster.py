@@ -25,7 +25,9 @@ class SubmitConfig:
     command: Annotated[Submittable, tyro.conf.Positional]
     """What to run."""
 
-    options: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="-- OPTIONS")] = ()
+    options: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="-- OPTIONS", help_behavior_hint="")
+    ] = ()
     """Its options, as on a laptop; --config is read here. Paths must be s3:// addresses, or absolute and the same on
     every machine of the cluster."""
 
@@ -34,8 +36,8 @@ class SubmitConfig:
     RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token) is sent along."""
 
     working_dir: str | None = None
-    """Folder that travels with the job (lists, weights, a bundle; some 100 MB): relative paths in OPTIONS are looked
-    up in it."""
+    """Folder that travels with the job (lists, weights; at most 100 MiB): relative paths in OPTIONS are looked up
+    in it."""
 
     detach: bool = False
     """Don't follow the job; print how to."""
