@@ -51,8 +51,9 @@ def test_what_travels_along_is_looked_up_there(tmp_path):
         check(PREDICT, working_dir=str(tmp_path / "none"))
 
 
-def test_a_password_would_stand_in_the_jobs_record():
-    options = ["--data", "s3://photos", "--output", "s3://bundle", "--mlflow-uri", "https://me:secret@tracking"]
+@pytest.mark.parametrize("uri", ["https://me:secret@tracking", "https://secret@tracking", "https://t/?token=secret"])
+def test_a_password_would_stand_in_the_jobs_record(uri):
+    options = ["--data", "s3://photos", "--output", "s3://bundle", "--mlflow-uri", uri]
     config = SubmitConfig(command="train", options=tuple(options), address=SERVER)
     with pytest.raises(ConfigError, match="MLFLOW_TRACKING_PASSWORD") as caught:
         submission._check_places(config, parse("train", options))
@@ -64,8 +65,17 @@ def test_options_are_checked_before_anything_is_asked(capsys):
     assert "--batch-size takes" in capsys.readouterr().err
     assert main(["submit", "predict", "--address", "10.0.0.1:6379", "--", *PREDICT]) == 2
     assert "job server" in capsys.readouterr().err
-    assert main(["submit", "predict", "--address", SERVER, "--", *PREDICT, "--address", "auto"]) == 2
-    assert "stands before --" in capsys.readouterr().err
+    for more, said in (
+        (["--address", "auto"], "stands before --"),
+        (["--max-cpus", "4"], "--max-engines"),
+    ):
+        assert main(["submit", "predict", "--address", SERVER, "--", *PREDICT, *more]) == 2
+        assert said in capsys.readouterr().err
+    assert main(["submit", "predict", "--address", SERVER, "--", *PREDICT[:-2]]) == 2
+    assert "--output is needed in a job" in capsys.readouterr().err
+    probe = ["--input", "s3://photos", "--output", "s3://labels", "--model", "s3://models/first", "--probe", "8"]
+    assert main(["submit", "plan", "--address", SERVER, "--", *probe]) == 2
+    assert "--probe measures the machine" in capsys.readouterr().err
 
 
 def test_the_address_is_needed(monkeypatch, capsys):
@@ -96,7 +106,7 @@ def test_a_jobs_own_config_is_left_for_it(tmp_path):
 
 
 class Client:
-    """A job whose log comes in connections, each from the log's beginning; some break."""
+    """A job whose log comes in connections, each from the log's beginning; some pause or break."""
 
     def __init__(self, connections, endings):
         self.connections = iter(connections)
@@ -106,7 +116,10 @@ class Client:
         for chunk in next(self.connections):
             if isinstance(chunk, Exception):
                 raise chunk
-            yield chunk
+            if isinstance(chunk, float):
+                await asyncio.sleep(chunk)
+            else:
+                yield chunk
 
     def get_job_info(self, job_id):
         ending = next(self.endings)
@@ -126,7 +139,8 @@ def follow(monkeypatch, connections, endings):
 
 def test_a_log_is_shown_once_over_connections_that_break(monkeypatch, capsys):
     connections = [["one\n", "tw", RuntimeError("closed")], ["one\ntwo\n", OSError("reset")], ["one\n", "two\nthree\n"]]
-    assert follow(monkeypatch, connections, [("SUCCEEDED", 0, "")]) == ("SUCCEEDED", 0)
+    endings = [("RUNNING", None, ""), OSError("reset"), ("SUCCEEDED", 0, "")]
+    assert follow(monkeypatch, connections, endings) == ("SUCCEEDED", 0)
     assert capsys.readouterr().out == "one\ntwo\nthree\n"
 
 
@@ -149,7 +163,77 @@ def test_a_log_that_ends_early_is_taken_up_again(monkeypatch, capsys):
     assert capsys.readouterr().out == "a\nb\n"
 
 
+def test_one_broken_connection_behind_a_long_quiet_is_no_end(monkeypatch, capsys):
+    monkeypatch.setattr(submission, "_MAX_SILENCE_S", 0.2)
+    connections = [["a\n", 0.4, OSError("reset")], ["a\n", "b\n"]]
+    assert follow(monkeypatch, connections, [OSError("refused"), ("SUCCEEDED", 0, "")]) == ("SUCCEEDED", 0)
+    assert capsys.readouterr().out == "a\nb\n"
+
+
+def test_a_log_that_cannot_be_had_does_not_hide_how_the_job_ended(monkeypatch):
+    assert follow(monkeypatch, [[RuntimeError("no websockets here")]], [("SUCCEEDED", 0, "")]) == ("SUCCEEDED", 0)
+
+
+def test_a_dead_connection_is_given_up(monkeypatch, capsys):
+    monkeypatch.setattr(submission, "_QUIET_S", 0.01)
+    never = asyncio.sleep
+
+    class Hanging(Client):
+        async def tail_job_logs(self, job_id):
+            yield "a\n"
+            await never(60)
+
+    monkeypatch.setattr(submission, "_PAUSE_S", 0.0)
+    client = Hanging([], [("RUNNING", None, ""), ("SUCCEEDED", 0, "")])
+    submitted = SubmitSummary("tlray-predict-1", SERVER, "PENDING", 0)
+    assert asyncio.run(submission._Follower(client, "tlray-predict-1", submitted).go()) == ("SUCCEEDED", 0)
+    assert capsys.readouterr().out == "a\n"
+
+
+# ---- handing in -----------------------------------------------------------------------------------------------------
+
+
+class Server:
+    """A job server that answers a submission so, and knows the job or not."""
+
+    def __init__(self, answers, known):
+        self.answers = iter(answers)
+        self.known = known
+
+    def submit_job(self, **request):
+        answer = next(self.answers)
+        if isinstance(answer, Exception):
+            raise answer
+
+    def get_job_info(self, job_id):
+        if isinstance(self.known, Exception):
+            raise self.known
+
+
+def start(monkeypatch, answers, known):
+    monkeypatch.setattr(submission, "_PAUSE_S", 0.0)
+    submission._start(Server(answers, known), SubmitSummary("tlray-predict-1", SERVER, "PENDING", 0), {})
+
+
+def test_a_server_that_has_just_come_up_is_asked_again(monkeypatch):
+    start(monkeypatch, [RuntimeError("No available agent to submit job"), None], RuntimeError("does not exist"))
+
+
+def test_a_job_whose_answer_was_lost_is_followed(monkeypatch):
+    start(monkeypatch, [OSError("reset")], None)
+
+
+def test_a_job_that_is_not_taken_says_why(monkeypatch):
+    with pytest.raises(StoppedError, match="did not take the job: too large"):
+        start(monkeypatch, [ValueError("too large")], RuntimeError("does not exist"))
+
+
+def test_where_nobody_knows_the_command_that_tells_is_printed(monkeypatch):
+    with pytest.raises(StoppedError, match=r"was lost while it took the job .* ray job logs"):
+        start(monkeypatch, [OSError("reset")], OSError("refused"))
+
+
 def test_a_silent_server_ends_it_with_what_to_do(monkeypatch):
     monkeypatch.setattr(submission, "_MAX_SILENCE_S", 0.05)
     with pytest.raises(StoppedError, match=r"ray job logs --address .* --follow tlray-predict-1"):
-        follow(monkeypatch, [[OSError("refused")]] * 100_000, [])
+        follow(monkeypatch, [[OSError("refused")]] * 100_000, [OSError("refused")] * 100_000)

@@ -5,21 +5,31 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import ray
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from tlray.errors import StoppedError
 from tlray.nodes import list_nodes
 from tlray.progress import say
-from tlray.shares import DATA_TASK_CPUS, ENGINE_SHARE, WORKER_CPUS, Cluster, EngineBounds, count_gpu_shares
+from tlray.shares import (
+    DATA_TASK_CPUS,
+    ENGINE_SHARE,
+    WORKER_CPUS,
+    Cluster,
+    EngineBounds,
+    choose_feeding_cpus,
+    count_gpu_shares,
+)
 
 DEFAULT_WAIT_S = 60.0
 DEFAULT_WAIT_GROWING_S = 900.0
 
 _LOOK_INTERVAL_S = 1.0
 _SAY_INTERVAL_S = 30.0
+_SETTLE_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -66,13 +76,15 @@ class Room:
 
 
 def measure(*, local: bool) -> Cluster:
-    """What the cluster has that this process is connected to."""
-    nodes = list_nodes()
+    """What the cluster has that this process is connected to; of a joined one, what nobody has booked."""
+    rooms = list_rooms()
+    if local:
+        return Cluster(sum(room.cpus for room in rooms), sum(room.gpus for room in rooms), local=True)
     return Cluster(
-        cpus=sum(node.cpus for node in nodes),
-        gpus=sum(node.gpus for node in nodes),
-        local=local,
-        node_cpus=min((node.cpus for node in nodes if node.cpus), default=0.0),
+        cpus=sum(room.free_cpus for room in rooms),
+        gpus=sum(room.free_gpus for room in rooms),
+        local=False,
+        node_cpus=tuple(room.free_cpus for room in rooms if room.free_cpus > 0),
     )
 
 
@@ -86,7 +98,7 @@ def demand_workers(cluster: Cluster, num_workers: int, gpus_per_worker: int | No
 def demand_engines(cluster: Cluster, bounds: EngineBounds) -> Demand:
     """What labelling cannot do without, a reader included."""
     gpus = bounds.choose_gpus(cluster)
-    cpus = 1.0 if gpus else ENGINE_SHARE
+    cpus = choose_feeding_cpus(cluster, gpus) if gpus else ENGINE_SHARE
     option = f"--min-engines {bounds.least}"
     return Demand(option, bounds.least, cpus, gpus, bounds.least * cpus + DATA_TASK_CPUS)
 
@@ -106,29 +118,47 @@ def wait_for(demand: Demand, cluster: Cluster, wait_s: float | None) -> Cluster:
         if demand.gpus and count_gpu_shares(cluster.gpus, demand.gpus) < demand.count:
             raise StoppedError(f"{demand.option} needs {demand}; this machine has {cluster.gpus:g} GPUs")
         return cluster
-    if _has_room(list_rooms(), demand):
-        return measure(local=False)
-    growing = is_growing()
-    if wait_s is None:
-        wait_s = DEFAULT_WAIT_GROWING_S if growing else DEFAULT_WAIT_S
+    if not has_room(list_rooms(), demand):
+        growing = is_growing()
+        wait_s = choose_wait(wait_s, growing=growing)
+        with _Asking(demand) if growing else contextlib.nullcontext() as asking:
+            _wait(demand, wait_s, growing=growing, is_there=asking.is_there if asking is not None else None)
+    _settle()
+    return measure(local=False)
+
+
+def choose_wait(wait_s: float | None, *, growing: bool) -> float:
+    """Seconds that a job waits for room."""
+    if wait_s is not None:
+        return wait_s
+    return DEFAULT_WAIT_GROWING_S if growing else DEFAULT_WAIT_S
+
+
+def _wait(demand: Demand, wait_s: float, *, growing: bool, is_there: Callable[[], bool] | None) -> None:
     began = time.monotonic()
     said = -_SAY_INTERVAL_S
-    with _asking(demand) if growing else contextlib.nullcontext():
-        while not _has_room(rooms := list_rooms(), demand):
-            has = describe_rooms(rooms, gpus=demand.gpus > 0)
-            waited = time.monotonic() - began
-            if waited >= wait_s:
-                raise StoppedError(
-                    f"{demand.option} needs {demand}; {has}, after waiting for {wait_s:g} s; ask for "
-                    "less, add machines, or wait longer with --wait-for-resources"
-                )
-            if waited - said >= _SAY_INTERVAL_S:
-                grows = ", which grows by itself" if growing else ""
-                left = f"{wait_s - waited:.0f} s left"
-                say(f"waiting for {demand} ({demand.option}): {has}{grows}; {left}")
-                said = waited
-            time.sleep(_LOOK_INTERVAL_S)
-    return measure(local=False)
+    while not (is_there() if is_there is not None else has_room(list_rooms(), demand)):
+        has = describe_rooms(list_rooms(), gpus=demand.gpus > 0)
+        waited = time.monotonic() - began
+        if waited >= wait_s:
+            raise StoppedError(
+                f"{demand.option} needs {demand}; {has}, after waiting for {wait_s:g} s; ask for less, add machines, "
+                "or wait longer with --wait-for-resources"
+            )
+        if waited - said >= _SAY_INTERVAL_S:
+            grows = ", which grows by itself" if growing else ""
+            say(f"waiting for {demand} ({demand.option}): {has}{grows}; {wait_s - waited:.0f} s left")
+            said = waited
+        time.sleep(_LOOK_INTERVAL_S)
+
+
+def _settle() -> None:
+    """Give processes of a job that has just ended a moment to go: what they hold would be missing from the shares."""
+    deadline = time.monotonic() + _SETTLE_S
+    while time.monotonic() < deadline:
+        if all(room.free_cpus >= room.cpus and room.free_gpus >= room.gpus for room in list_rooms()):
+            return
+        time.sleep(_LOOK_INTERVAL_S)
 
 
 def list_rooms() -> list[Room]:
@@ -143,7 +173,8 @@ def list_rooms() -> list[Room]:
     return rooms
 
 
-def _has_room(rooms: Sequence[Room], demand: Demand) -> bool:
+def has_room(rooms: Sequence[Room], demand: Demand) -> bool:
+    """Whether all of a job's processes could start now."""
     enough = sum(room.free_cpus for room in rooms) >= demand.all_cpus
     return enough and sum(room.fits(demand) for room in rooms) >= demand.count
 
@@ -176,17 +207,25 @@ def is_growing() -> bool:
     return any(name and not name.startswith("node_") for name in types)
 
 
-@contextlib.contextmanager
-def _asking(demand: Demand) -> Iterator[None]:
-    """Tell the autoscaler meanwhile."""
-    from ray.autoscaler.sdk import request_resources
+class _Asking:
+    """A placement group as large as the demand, which the autoscaler makes room for beside all that others use."""
 
-    bundle = {"CPU": demand.cpus, "GPU": demand.gpus}
-    bundles = [{name: amount for name, amount in bundle.items() if amount}] * demand.count
-    more = demand.all_cpus - demand.count * demand.cpus
-    bundles += [{"CPU": 1.0}] * max(0, int(-(-more // 1)))
-    request_resources(bundles=bundles)
-    try:
-        yield
-    finally:
-        request_resources(bundles=[])
+    def __init__(self, demand: Demand) -> None:
+        bundle = {"CPU": demand.cpus, "GPU": demand.gpus}
+        bundles = [{name: amount for name, amount in bundle.items() if amount}] * demand.count
+        more = demand.all_cpus - demand.count * demand.cpus
+        while more > 0:  # in pieces that any machine can hold
+            bundles.append({"CPU": min(more, DATA_TASK_CPUS)})
+            more -= DATA_TASK_CPUS
+        self._bundles = bundles
+
+    def __enter__(self) -> _Asking:
+        self._group = placement_group(self._bundles)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        remove_placement_group(self._group)
+
+    def is_there(self) -> bool:
+        """Whether it has found room."""
+        return bool(self._group.wait(0))

@@ -6,6 +6,7 @@ Ray starts a process only where what it books is free; a reader that finds no sh
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tlray.errors import StoppedError
@@ -14,11 +15,12 @@ DATA_TASK_CPUS = 0.25
 """Share of a core that Ray books for one reading task: reading mostly waits, or decodes for a few milliseconds."""
 
 ENGINE_SHARE = 0.75
-"""Share of a core that Ray books for an engine of one thread; the rest is for reading tasks."""
+"""Share of a core that Ray books at least for an engine of one thread; the rest is for reading tasks."""
 
 WORKER_CPUS = 1.0
 """Cores that Ray books at least for a training worker on a cluster."""
 
+_ROUNDING = 1e-9
 _ENGINE_SHARE_BESIDE_WORKERS = 0.25
 _ENGINE_IMAGES = 16
 _ENGINE_IMAGES_GPU = 128
@@ -33,18 +35,22 @@ class Cluster:
     Attributes:
         cpus, gpus: totals over its nodes.
         local: whether it is a local one of this process's own.
-        node_cpus: of the smallest node that has any; None for all of `cpus`, on one node.
+        node_cpus: of each node that has any; empty for all of `cpus`, on one node.
     """
 
     cpus: float
     gpus: float
     local: bool
-    node_cpus: float | None = None
+    node_cpus: tuple[float, ...] = ()
 
     @property
-    def cpus_on_one(self) -> float:
-        """What one process can have wherever it runs."""
-        return self.cpus if self.node_cpus is None else self.node_cpus
+    def nodes(self) -> tuple[float, ...]:
+        """Cores by node."""
+        return self.node_cpus or (self.cpus,)
+
+    def count_places(self, cpus: float) -> int:
+        """How many processes of so many cores fit: none lies across two nodes."""
+        return sum(int(node / cpus + _ROUNDING) for node in self.nodes)
 
 
 @dataclass(frozen=True)
@@ -94,8 +100,11 @@ def share_workers(cluster: Cluster, num_workers: int, gpus_per_worker: int | Non
         raise StoppedError(
             f"--num-workers {num_workers} needs {needed:g} CPUs, reading included; the cluster has {cpus:g}"
         )
-    left = min(cpus / num_workers, cluster.cpus_on_one) - num_readers * DATA_TASK_CPUS
-    worker_cpus = WORKER_CPUS if gpus_per_worker else max(WORKER_CPUS, float(int(left)))
+    worker_cpus = WORKER_CPUS
+    if not gpus_per_worker:
+        most = int(cpus / num_workers - num_readers * DATA_TASK_CPUS)
+        sizes = range(most, 1, -1)
+        worker_cpus = next((float(size) for size in sizes if cluster.count_places(size) >= num_workers), WORKER_CPUS)
     return WorkerShares(gpus_per_worker, worker_cpus, num_readers, DATA_TASK_CPUS)
 
 
@@ -180,12 +189,38 @@ def share_engines(
     most = min(batches, room if bounds.most is None else bounds.most)
     actors = max(1, min(room, most))
     if num_gpus:
-        return EngineShares(actors, max(actors, most), 1.0, num_gpus, None)
-    threads = max(1, min(cores // actors, int(cluster.cpus_on_one)))
-    share = _ENGINE_SHARE_BESIDE_WORKERS if beside_workers and cluster.local else ENGINE_SHARE
+        return EngineShares(actors, max(actors, most), choose_feeding_cpus(cluster, num_gpus), num_gpus, None)
+    share = _ENGINE_SHARE_BESIDE_WORKERS if beside_workers and cluster.local else choose_engine_share(cluster.nodes)
+    threads = max(1, min(cores // actors, int(max(cluster.nodes))))
+    while threads > 1 and cluster.count_places(share * threads) < actors:
+        threads -= 1
     return EngineShares(actors, max(actors, most), _floor(share * min(threads, cluster.cpus)), 0.0, threads)
 
 
+def choose_engine_share(nodes: Sequence[float]) -> float:
+    """Share of a core that Ray books for an engine of one thread, so that a reader finds room on every full node.
+
+    Engines are as many as there are cores, but those of a lost node start again on the others, as many as fit: where
+    the share divides a node's cores, they would leave nothing to read with.
+    """
+    for hundredths in range(int(ENGINE_SHARE * 100), 100):
+        share = hundredths / 100
+        if all(cores - int(cores / share + _ROUNDING) * share >= DATA_TASK_CPUS - _ROUNDING for cores in set(nodes)):
+            return share
+    return ENGINE_SHARE
+
+
+def choose_feeding_cpus(cluster: Cluster, num_gpus: float) -> float:
+    """Cores that Ray books for an engine on a GPU: one, or less where all engines together would take the readers'."""
+    engines = max(1, count_gpu_shares(cluster.gpus, num_gpus))
+    return min(1.0, _floor(ENGINE_SHARE * cluster.cpus / engines)) if cluster.cpus else 1.0
+
+
 def count_gpu_shares(gpus: float, share: float) -> int:
-    """How many processes of `share` of a GPU, or of whole GPUs, fit: none lies across two."""
-    return int(gpus) * int(1 / share + 1e-9) if share < 1 else int(gpus // share)
+    """How many processes of `share` of a GPU, or of whole GPUs, fit: none lies across two.
+
+    What is left of a GPU that others use counts as one piece.
+    """
+    if share >= 1:
+        return int(gpus / share + _ROUNDING)
+    return int(gpus) * int(1 / share + _ROUNDING) + int(gpus % 1 / share + _ROUNDING)

@@ -6,6 +6,8 @@ tlray submit predict --address http://127.0.0.1:8265 -- --model s3://models/firs
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import logging
 import os
 import secrets
@@ -14,7 +16,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -31,7 +33,9 @@ _NOT_READY = "No available agent"
 _START_S = 60.0
 _PAUSE_S = 1.0
 _MAX_SILENCE_S = 120.0
+_QUIET_S = 60.0
 _ANSWER_S = 10.0
+_REQUEST_S = 60.0
 _INTERRUPTED = 130
 
 
@@ -88,16 +92,21 @@ def submit(config: SubmitConfig, job: Any, options: Sequence[str]) -> SubmitSumm
         "runtime_env": runtime_env,
         "metadata": {"tlray": __version__, "command": config.command},
     }
-    _start(client, address, request)
     submitted = SubmitSummary(job_id, redact(address), "PENDING", 0)
+    try:
+        _start(client, submitted, request)
+    except KeyboardInterrupt:
+        if not _is_there(client, job_id):
+            raise
+        return replace(submitted, exit_code=_INTERRUPTED)
     say(f"submitted {job_id} to {submitted.address}")
     if config.detach:
         return submitted
     try:
         status, exit_code = asyncio.run(_Follower(client, job_id, submitted).go())
     except KeyboardInterrupt:
-        return SubmitSummary(job_id, submitted.address, "RUNNING", _INTERRUPTED)
-    return SubmitSummary(job_id, submitted.address, status, exit_code)
+        return replace(submitted, status="RUNNING", exit_code=_INTERRUPTED)
+    return replace(submitted, status=status, exit_code=exit_code)
 
 
 def _check_places(config: SubmitConfig, job: Any) -> None:
@@ -125,10 +134,20 @@ def _check_places(config: SubmitConfig, job: Any) -> None:
             )
         elif not (sent / place.uri.partition("#")[0]).exists() and not (sent / place.uri).exists():
             faults.append(f"{place.option} {place.uri} is not in --working-dir {config.working_dir}")
-    if urlsplit(getattr(job, "mlflow_uri", None) or "").password:
+    if (uri := getattr(job, "mlflow_uri", None)) is not None and (urlsplit(uri).username or redact(uri) != uri):
         faults.append(
-            "--mlflow-uri: its password would stand in the job's record; set MLFLOW_TRACKING_USERNAME and "
-            "MLFLOW_TRACKING_PASSWORD on the cluster's machines instead"
+            "--mlflow-uri: its user, password or token would stand in the job's record; set MLFLOW_TRACKING_TOKEN, or "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, on the cluster's machines instead"
+        )
+    if getattr(job, "address", None) is not None:
+        faults.append("--address stands before --; the job itself joins the cluster that it runs in")
+    if getattr(job, "max_cpus", None) is not None:
+        faults.append("--max-cpus bounds a run on one's own machine; on a cluster give --max-engines or --num-workers")
+    if config.command == "predict" and job.output is None:
+        faults.append("--output is needed in a job; a single file is answered on this machine without one")
+    if config.command == "plan" and job.probe is not None:
+        faults.append(
+            "--probe measures the machine that it runs on, here the cluster's head; run it on a worker's kind"
         )
     if faults:
         raise ConfigError(faults)
@@ -163,9 +182,12 @@ def _connect(address: str) -> Any:
         ) from None
     for name in ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ["RAY_RUNTIME_ENV_IGNORE_GITIGNORE"] = "1"  # weights and bundles are often named there
     os.environ[_ADDRESS_VARIABLE] = address  # which the client would otherwise prefer
     try:
         client: Any = JobSubmissionClient(address)
+        # Ray waits for ever for a tunnel whose other end is gone
+        client._do_request = functools.partial(client._do_request, timeout=_REQUEST_S)
         client.list_jobs()  # the first that asks for the token
     except AuthenticationError:
         raise UsageError(
@@ -182,11 +204,11 @@ def _connect(address: str) -> Any:
     return client
 
 
-def _start(client: Any, address: str, request: dict[str, Any]) -> None:
+def _start(client: Any, submitted: SubmitSummary, request: dict[str, Any]) -> None:
     """Hand a job in; a server that has just come up says for a while that it isn't ready.
 
     Raises:
-        StoppedError: it does not take the job.
+        StoppedError: it does not take the job, or nobody knows.
     """
     deadline = time.monotonic() + _START_S
     while True:
@@ -194,11 +216,31 @@ def _start(client: Any, address: str, request: dict[str, Any]) -> None:
             client.submit_job(**request)
             return
         except (RuntimeError, ValueError, OSError) as error:
-            if _NOT_READY not in str(error) or time.monotonic() > deadline:
+            reason = _last_line(error)
+            try:
+                if _is_there(client, submitted.job_id):  # only the answer was lost
+                    return
+            except OSError:
                 raise StoppedError(
-                    f"the job server at {redact(address)} did not take the job: {_last_line(error)}"
+                    f"the job server at {submitted.address} was lost while it took the job ({reason}); whether it did "
+                    f"says: {submitted.follow_command}"
                 ) from None
+            if _NOT_READY not in str(error) or time.monotonic() > deadline:
+                raise StoppedError(f"the job server at {submitted.address} did not take the job: {reason}") from None
         time.sleep(_PAUSE_S)
+
+
+def _is_there(client: Any, job_id: str) -> bool:
+    """Whether the server knows a job.
+
+    Raises:
+        OSError: it does not answer.
+    """
+    try:
+        client.get_job_info(job_id)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _has_token() -> bool:
@@ -222,7 +264,6 @@ class _Follower:
         self._job_id = job_id
         self._submitted = submitted
         self._shown = 0
-        self._heard = time.monotonic()
 
     async def go(self) -> tuple[str, int]:
         """Returns the job's status and exit code.
@@ -232,28 +273,39 @@ class _Follower:
         """
         from aiohttp import ClientError
 
+        silent_since: float | None = None
         while True:
-            try:
+            # a log that cannot be had is no reason not to ask how the job is
+            with contextlib.suppress(OSError, RuntimeError, ClientError, TimeoutError):
                 await self._show_log()
+            try:
                 info = await asyncio.to_thread(self._client.get_job_info, self._job_id)
-                self._heard = time.monotonic()
-            except (OSError, RuntimeError, ClientError) as error:
-                if time.monotonic() - self._heard > _MAX_SILENCE_S:
+            except (OSError, RuntimeError) as error:
+                silent_since = silent_since or time.monotonic()
+                if time.monotonic() - silent_since > _MAX_SILENCE_S:
                     raise StoppedError(
                         f"the job server at {self._submitted.address} does not answer any more ({_last_line(error)}); "
                         f"{self._job_id} may go on without it; look with: {self._submitted.follow_command}"
                     ) from None
             else:
+                silent_since = None
                 if info.status.is_terminal():
                     return str(info.status.value), self._judge(info)
             await asyncio.sleep(_PAUSE_S)
 
     async def _show_log(self) -> None:
-        """Print what is new of it; each connection begins at the log's beginning."""
+        """Print what is new of it; each connection begins at the log's beginning.
+
+        Raises:
+            TimeoutError: nothing came for a while: the log may be quiet, or the connection dead.
+        """
         seen = 0
         async with aclosing(self._client.tail_job_logs(self._job_id)) as chunks:
-            async for chunk in chunks:
-                self._heard = time.monotonic()
+            while True:
+                try:
+                    chunk = await asyncio.wait_for(anext(chunks), _QUIET_S)
+                except StopAsyncIteration:
+                    return
                 new = chunk[max(0, self._shown - seen) :]
                 seen += len(chunk)
                 self._shown = max(self._shown, seen)

@@ -50,8 +50,6 @@ class SubmitConfig:
         faults = Faults()
         if self.address is not None:
             check_job_server(faults, self.address)
-        if any(option.partition("=")[0] == "--address" for option in self.options):
-            faults.add("--address stands before --; the job itself joins the cluster that it runs in")
         faults.report()
 
 

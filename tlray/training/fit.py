@@ -236,7 +236,10 @@ def _choose_precision(config: TrainConfig, cluster: Any, *, gpus: bool) -> Any:
         else:
             import ray
 
-            remote: Any = ray.remote(num_cpus=0, num_gpus=0.01 if gpus else 0)
+            from tlray.shares import DATA_TASK_CPUS
+
+            # cores are booked so that it doesn't land on a head that takes no work
+            remote: Any = ray.remote(num_cpus=DATA_TASK_CPUS, num_gpus=0.01 if gpus else 0)
             probe = remote(detect_fastest)
             fastest = ray.get(probe.remote(gpus=gpus))
     precision = choose_precision(config.precision, fastest, gpus=gpus)

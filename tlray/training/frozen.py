@@ -15,7 +15,7 @@ from tlray.errors import StoppedError
 from tlray.features import Cache, Kind, Missing, Prefix
 from tlray.prefix import build
 from tlray.progress import Stage, say
-from tlray.shares import Cluster, share_engines, share_workers
+from tlray.shares import Cluster, EngineBounds, share_engines, share_workers
 from tlray.training.dataset import Roles
 
 _LEAST_SAVING = 0.1
@@ -153,7 +153,8 @@ def _explain_absence(config: TrainConfig, needs: dict[int, tuple[Kind, ...]]) ->
 
 def _build(config: TrainConfig, cluster: Cluster, cache: Cache, missing: Missing, uris: Any) -> float:
     """Run the engines; returns the seconds from the first one's being ready."""
-    shares = share_engines(cluster, max(1, len(missing.works)), 1, beside_workers=True)
+    bounds = EngineBounds(0.0 if config.gpus_per_worker == 0 else None)
+    shares = share_engines(cluster, max(1, len(missing.works)), 1, bounds, beside_workers=True)
     workers = share_workers(cluster, config.num_workers, config.gpus_per_worker)
     storage.check_writable(cache.uri, "--cache-dir")
     first_ready = time.time()

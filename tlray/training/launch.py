@@ -6,6 +6,7 @@ import contextlib
 import os
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _POLL_S = 0.25
 _END_S = 60.0
+_SILENCE_S = 30.0
 _CONTROLLER_POLL_S = "0.5"
 # a report waits for the controller's next look, 2 s apart by default: longer than an epoch on cached features
 
@@ -115,10 +117,39 @@ class Launch:
             f"{task.batch_size} images a step, on {'GPUs' if self.shares.gpus else 'CPUs'} in {task.precision.step}"
         )
         assert self._thread is not None
-        watch = _Watch(sum(phase.epochs for phase in task.phases), sum(counts))
+        watch = _Watch(sum(phase.epochs for phase in task.phases), sum(counts), self._check_room)
         outcome = watch.run(self._thread, self._failures, self._channel)
         self.close()
         return outcome
+
+    def _check_room(self, silent_s: float) -> None:
+        """Say so where lost workers find no room to start again, which Ray Train tries without end and a word.
+
+        Args:
+            silent_s: seconds since a worker was last heard of.
+
+        Raises:
+            StoppedError: they found none for as long as a job waits for room.
+        """
+        from tlray.capacity import Demand, choose_wait, describe_rooms, has_room, is_growing, list_rooms
+
+        if self._cluster.local or count_workers() >= self._config.num_workers:
+            return
+        workers, shares = self._config.num_workers, self.shares
+        readers = workers * shares.num_readers * shares.reader_cpus
+        all_cpus = workers * shares.worker_cpus + readers
+        demand = Demand(f"--num-workers {workers}", workers, shares.worker_cpus, shares.gpus, all_cpus)
+        rooms = list_rooms()
+        if has_room(rooms, demand):
+            return
+        wait_s = choose_wait(self._config.wait_for_resources, growing=is_growing())
+        has = describe_rooms(rooms, gpus=shares.gpus > 0)
+        if silent_s > wait_s:
+            raise StoppedError(
+                f"workers were lost, and there is no room for new ones: {demand.option} needs {demand}; {has}; the "
+                "same command goes on behind the last epoch, with fewer --num-workers too"
+            )
+        say(f"workers were lost; waiting for room for new ones, {demand}: {has}; {wait_s - silent_s:.0f} s left")
 
     def _make_trainer(self) -> Any:
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _CONTROLLER_POLL_S)
@@ -173,7 +204,8 @@ def name_run(config: TrainConfig, images: Images) -> str:
 class _Watch:
     """Shows what the workers send while Ray Train runs in its thread."""
 
-    def __init__(self, epochs: int, images_an_epoch: int) -> None:
+    def __init__(self, epochs: int, images_an_epoch: int, check_room: Callable[[float], None]) -> None:
+        self._check_room = check_room
         self._epochs = epochs
         self._images_an_epoch = images_an_epoch
         self._outcome = Outcome()
@@ -192,11 +224,16 @@ class _Watch:
         """
         import ray
 
+        heard = looked = time.monotonic()
         with Stage("train", self._epochs * self._images_an_epoch) as stage:
             while self._outcome.model is None:
                 alive = thread.is_alive()
                 for message in ray.get(channel.drain.remote()):
                     self._take(message.kind, message.body, message.sent, stage)
+                    heard = looked = time.monotonic()
+                if time.monotonic() - looked > _SILENCE_S:
+                    looked = time.monotonic()
+                    self._check_room(looked - heard)
                 if self._failure is not None:  # Ray Train would try again what cannot succeed
                     raise self._failure
                 if not alive and self._outcome.model is None:
@@ -253,6 +290,18 @@ class _Watch:
             f"epoch {record['epoch']}/{self._epochs} ({record['phase']}): loss {record['loss']:.4f} "
             f"accuracy {record['accuracy']:.4f}{val}  {record['seconds']:.1f} s"
         )
+
+
+def count_workers() -> int:
+    """Training workers of this process's job that live, or have room and are starting."""
+    import ray
+    from ray._private.state import actors
+
+    job = ray.get_runtime_context().get_job_id()
+    return sum(
+        "RayTrainWorker" in actor["ActorClassName"] and actor["State"] != "DEAD"
+        for actor in actors(job_id=ray.JobID.from_hex(job)).values()
+    )
 
 
 def _explain(error: BaseException) -> TlrayError:
