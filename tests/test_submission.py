@@ -1,6 +1,8 @@
 """What is sent to a cluster, and how its job is followed."""
 
 import asyncio
+import os
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +15,16 @@ from tlray.submission import SubmitSummary
 
 SERVER = "http://127.0.0.1:8265"
 PREDICT = ["--model", "s3://models/first", "--input", "s3://photos", "--output", "s3://labels"]
+
+
+@pytest.fixture(autouse=True)
+def _environment():
+    """What Ray's client is told by the environment ends with each test."""
+    before = dict(os.environ)
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 def check(options, **more):
@@ -82,6 +94,18 @@ def test_the_address_is_needed(monkeypatch, capsys):
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
     assert main(["submit", "predict", "--", *PREDICT]) == 2
     assert "RAY_API_SERVER_ADDRESS" in capsys.readouterr().err
+
+
+def test_the_job_client_is_asked_for_by_name(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+    assert main(["submit", "predict", "--address", SERVER, "--", *PREDICT]) == 2
+    assert "aiohttp is not installed; pip install 'tlray[cluster]'" in capsys.readouterr().err
+
+
+def test_a_server_that_is_not_there_is_named(monkeypatch, capsys):
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
+    assert main(["submit", "predict", "--", *PREDICT]) == 1
+    assert "no job server answers at http://127.0.0.1:9" in capsys.readouterr().err
 
 
 def test_a_config_file_is_read_here(tmp_path):
