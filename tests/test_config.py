@@ -77,3 +77,24 @@ def test_training_options_are_checked(options, expected):
 def test_how_work_is_shared_out_does_not_keep_a_run_from_going_on():
     assert describe_run(make_train(num_workers=4, batch_size=8)) == describe_run(make_train())
     assert describe_run(make_train(lr_head=0.1)) != describe_run(make_train())
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"address": "ray://head:10001"}, r"--address takes HOST:PORT .* for ray:// submit the command there"),
+        ({"address": "http://head:8265"}, r"for http:// submit the command there: tlray submit"),
+        ({"wait_for_resources": -1.0}, "--wait-for-resources takes 0 to"),
+        ({"gpus_per_engine": 1.5}, "--gpus-per-engine takes 0 to 1; got 1.5"),
+        ({"min_engines": 0}, "--min-engines takes 1 to"),
+        ({"min_engines": 4, "max_engines": 2}, "--max-engines takes 4 to 100,000; got 2"),
+    ],
+)
+def test_what_is_said_of_a_cluster_is_checked(options, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        PredictConfig(model="bundle", input=("photos",), output="labels", **options).check()
+
+
+def test_where_and_how_much_of_a_cluster_decides_no_training():
+    one, two = make_train(), make_train(address="head:6379", wait_for_resources=5.0)
+    assert describe(one) == describe(two)
