@@ -4,7 +4,7 @@ import pytest
 
 from tlray import __version__, joining
 from tlray.errors import DataError, OutputError, StoppedError
-from tlray.joining import Process, check_nodes, check_seen, check_shared
+from tlray.joining import Process, _find_unseen, check_nodes, check_seen, check_shared
 from tlray.nodes import Node
 
 HEAD = Node("a", "10.0.0.1", True, 0.0, 0.0, 2**30)
@@ -86,13 +86,20 @@ def test_only_s3_asks_nobody(cluster):
     assert cluster["asked"] == []
 
 
+def test_a_file_that_others_cannot_see_is_refused(cluster, tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"abc")
+    cluster["answers"] = {"c": str(path)}
+    with pytest.raises(DataError, match=rf"--input: {path} is not there on 10\.0\.0\.3, or another file; give s3://"):
+        check_seen("--input", [(str(path), 3)])
+
+
 @pytest.mark.parametrize(("name", "size"), [("none.png", 3), ("a.png", 4)])
-def test_a_file_that_is_not_there_or_another_is_refused(cluster, tmp_path, name, size):
+def test_a_file_that_is_gone_here_too_is_left_to_its_row(cluster, tmp_path, name, size):
     (tmp_path / "a.png").write_bytes(b"abc")
-    with pytest.raises(
-        DataError, match=rf"--input: .*{name} is not there on 10\.0\.0\.2, 10\.0\.0\.3, or another file"
-    ):
-        check_seen("--input", [(str(tmp_path / name), size)])
+    assert _find_unseen([(str(tmp_path / name), size)]) == str(tmp_path / name)
+    check_seen("--input", [(str(tmp_path / name), size)])
+    assert cluster["asked"] == []
 
 
 def test_a_folder_is_the_same_one_where_a_mark_is_seen(cluster, tmp_path):

@@ -73,7 +73,7 @@ def check_nodes() -> None:
 
 
 def check_seen(option: str, files: Iterable[tuple[str, int | None]]) -> None:
-    """Refuse local files that some machine cannot see.
+    """Refuse local files that this machine sees and another cannot.
 
     Args:
         option: what named them.
@@ -82,7 +82,8 @@ def check_seen(option: str, files: Iterable[tuple[str, int | None]]) -> None:
     Raises:
         DataError: one of them is not there, or of another size.
     """
-    local = [(uri, size) for uri, size in files if not is_s3(uri)]
+    # what is gone here too, or changed, is no question of machines
+    local = [file for file in files if not is_s3(file[0]) and _find_unseen([file]) is None]
     if not local:
         return
     nodes = [node for node in list_nodes() if node.takes_work]
