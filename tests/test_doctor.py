@@ -3,6 +3,7 @@
 import threading
 from dataclasses import replace
 
+import psutil
 import pytest
 from rich.console import Console
 
@@ -344,3 +345,11 @@ def test_a_finding_in_a_file_is_one_line(monkeypatch):
     (line,) = [line for line in text.splitlines() if line.startswith("error")]
     assert line.endswith("another bucket")
     assert "input denied" in text
+
+
+def test_memory_is_the_machines_where_no_container_limits_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(answers, "_MEMORY_LIMITS", (str(tmp_path / "none"),))
+    assert answers._measure_memory() == psutil.virtual_memory().total
+    (tmp_path / "limit").write_text("123456\n")
+    monkeypatch.setattr(answers, "_MEMORY_LIMITS", (str(tmp_path / "limit"),))
+    assert answers._measure_memory() == 123456

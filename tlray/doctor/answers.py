@@ -82,7 +82,6 @@ class Answer:
 
 def give_answer(places: Sequence[Place]) -> Answer:
     """Tell of the machine that this process runs on, a worker of Ray."""
-    import psutil
     from ray import _raylet
     from ray._private.worker import global_worker
 
@@ -91,7 +90,7 @@ def give_answer(places: Sequence[Place]) -> Answer:
 
     return Answer(
         gpus=_count_gpus(),
-        memory_bytes=min(psutil.virtual_memory().total, *_read_limits()),
+        memory_bytes=_measure_memory(),
         shm_bytes=shutil.disk_usage(_SHARED_MEMORY).total if _SHARED_MEMORY.is_dir() else None,
         spill_free_bytes=shutil.disk_usage(node.get_session_dir_path()).free,
         versions=read_versions(),
@@ -186,10 +185,12 @@ def _count_gpus() -> int:
     return len(os.listdir(_DRIVER_GPUS)) if _DRIVER_GPUS.is_dir() else 0  # noqa: PTH208
 
 
-def _read_limits() -> list[int]:
-    """What a container may take, where that is limited."""
-    limits = []
+def _measure_memory() -> int:
+    """Of the machine, or what its container may take, where that is limited."""
+    import psutil
+
+    limits = [int(psutil.virtual_memory().total)]
     for path in map(Path, _MEMORY_LIMITS):
         with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
             limits.append(int(path.read_text()))
-    return limits
+    return min(limits)
