@@ -116,3 +116,9 @@ class ImageError(InputError):
 
 class FetchError(InputError):
     """The bytes of one input could not be had, or are not those that were planned."""
+
+
+def last_line(error: object) -> str:
+    """What an error says at its end, where Ray and TensorFlow put the cause; its type where it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -10,12 +10,11 @@ from typing import NamedTuple
 import ray
 
 import tlray
-from tlray.errors import DataError, OutputError, StoppedError
-from tlray.nodes import Node, ask_nodes, is_loopback, list_nodes
+from tlray.errors import DataError, OutputError, StoppedError, last_line
+from tlray.nodes import Node, ask_nodes, is_loopback, list_nodes, name_some
 from tlray.progress import say
 from tlray.storage.addresses import is_s3
 
-_MAX_NAMED = 3
 _NOT_THERE = "No module named 'tlray'"
 
 
@@ -54,10 +53,10 @@ def check_nodes() -> None:
         elif _NOT_THERE in str(answer):
             others.setdefault("no tlray", []).append(node)
         else:
-            say(f"WARNING: {node.address} does not answer ({_last_line(answer)}); going on without asking it")
+            say(f"WARNING: {node.address} does not answer ({last_line(answer)}); going on without asking it")
     for version, where in others.items():
         raise StoppedError(
-            f"this is tlray {tlray.__version__}, and {list_addresses(where)} has {version}; install the same "
+            f"this is tlray {tlray.__version__}, and {_name(where)} has {version}; install the same "
             "everywhere, or let tlray submit bring it along"
         )
     open_nodes = [
@@ -91,7 +90,7 @@ def check_seen(option: str, files: Iterable[tuple[str, int | None]]) -> None:
     blind = [(node, answer) for node, answer in zip(nodes, answers, strict=True) if isinstance(answer, str)]
     if blind:
         raise DataError(
-            f"{option}: {blind[0][1]} is not there on {list_addresses([node for node, _ in blind])}, or another file; "
+            f"{option}: {blind[0][1]} is not there on {_name([node for node, _ in blind])}, or another file; "
             "give s3:// addresses, or a folder that all machines of the cluster share"
         )
 
@@ -119,7 +118,7 @@ def check_shared(option: str, uri: str) -> None:
     blind = [node for node, answer in zip(nodes, answers, strict=True) if isinstance(answer, str)]
     if blind:
         raise OutputError(
-            f"{option} {uri} is not the same folder on {list_addresses(blind)}; give s3://, or a folder that all "
+            f"{option} {uri} is not the same folder on {_name(blind)}; give s3://, or a folder that all "
             "machines of the cluster share"
         )
 
@@ -136,12 +135,5 @@ def _find_unseen(files: Sequence[tuple[str, int | None]]) -> str | None:
     return None
 
 
-def list_addresses(nodes: Sequence[Node]) -> str:
-    """Their addresses, the first of many."""
-    named = ", ".join(node.address for node in nodes[:_MAX_NAMED])
-    return named + (f" and {len(nodes) - _MAX_NAMED} more" if len(nodes) > _MAX_NAMED else "")
-
-
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+def _name(nodes: Sequence[Node]) -> str:
+    return name_some([node.address for node in nodes])

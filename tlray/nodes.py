@@ -14,6 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 T = TypeVar("T")
 
 _HEAD = "node:__internal_head__"
+_MAX_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,12 @@ def list_nodes() -> list[Node]:
             )
             nodes.append(node)
     return sorted(nodes, key=lambda node: (not node.is_head, node.address, node.node_id))
+
+
+def name_some(names: Sequence[str]) -> str:
+    """The first of some machines by name, the others by number."""
+    left = len(names) - _MAX_NAMED
+    return ", ".join(names[:_MAX_NAMED]) + (f" and {left:,} more" if left > 0 else "")
 
 
 def is_loopback(address: str) -> bool:

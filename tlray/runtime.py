@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from tlray.errors import StoppedError, TlrayError
+from tlray.errors import StoppedError, TlrayError, last_line
 from tlray.progress import say
 from tlray.shares import Cluster
 from tlray.storage.s3_client import OPTIONS_VARIABLE
@@ -144,8 +144,7 @@ def explain_failure(error: BaseException, doing: str) -> TlrayError:
         if isinstance(cause, TlrayError):
             return cause
         cause = getattr(cause, "cause", None) or cause.__cause__ or cause.__context__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    last = lines[-1] if lines else type(error).__name__
+    last = last_line(error)
     ours = _OUR_ERROR.match(last)  # what an actor raises while it is made comes as text alone
     return StoppedError(ours[1] if ours else f"{doing} stopped: {last}")
 

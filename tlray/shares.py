@@ -33,7 +33,7 @@ class Cluster:
     """What a connected cluster has.
 
     Attributes:
-        cpus, gpus: totals over its nodes.
+        cpus, gpus: totals over its nodes; of a joined cluster, what nobody has booked.
         local: whether it is a local one of this process's own.
         node_cpus: of each node that has any; empty for all of `cpus`, on one node.
     """

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 from tlray import __version__
 from tlray.config import SubmitConfig, list_places
-from tlray.errors import ConfigError, StoppedError, UsageError
+from tlray.errors import ConfigError, StoppedError, UsageError, last_line
 from tlray.progress import say
 from tlray.storage.addresses import is_s3, redact
 
@@ -318,11 +318,12 @@ class _Follower:
         if status == "SUCCEEDED":
             return 0
         if not code or code < 0:
-            print(f"tlray: {self._job_id} {status.lower()}: {_last_line(info.message or '')}", file=sys.stderr)
+            print(
+                f"tlray: {self._job_id} {status.lower()}: {_last_line(info.message or 'no message')}", file=sys.stderr
+            )
             return 1
         return int(code)
 
 
 def _last_line(error: object) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return redact(lines[-1]) if lines else type(error).__name__
+    return redact(last_line(error))

@@ -13,6 +13,7 @@ from tlray import storage
 from tlray.doctor.answers import Place, find_targets, give_answer, read_versions, tell_time, try_places
 from tlray.doctor.findings import Finding, Level, find_all
 from tlray.doctor.records import Examined, Machine, name_nodes
+from tlray.errors import last_line
 from tlray.progress import say
 from tlray.runtime import connect
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _ANSWER_S = 60.0
 _TIME_S = 15.0
+_MAX_SAID = 200
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def _ask(nodes: Sequence[Node], places: Sequence[Place], driver_node: str) -> tu
     for name, node, answer in zip(name_nodes(nodes), nodes, answers, strict=True):
         machine = Machine(name, node, has_driver=node.node_id == driver_node)
         if isinstance(answer, Exception):
-            machines.append(replace(machine, silence=_explain(answer)))
+            machines.append(replace(machine, silence=storage.redact(last_line(answer))[:_MAX_SAID]))
         else:
             machines.append(replace(machine, answer=answer))
     awake = [machine for machine in machines if machine.answer is not None]
@@ -99,11 +101,6 @@ def _ask(nodes: Sequence[Node], places: Sequence[Place], driver_node: str) -> tu
 def _bound_offset(told: float, asked: float, answered: float) -> float:
     """How far a clock is off at the least: it was read somewhen between the question and the answer."""
     return max(0.0, told - answered) + min(0.0, told - asked)
-
-
-def _explain(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return storage.redact(lines[-1] if lines else type(error).__name__)[:200]
 
 
 def _list_places(config: DoctorConfig) -> tuple[Place, ...]:

@@ -16,12 +16,12 @@ from tlray import storage
 from tlray.doctor.answers import Answer, Place, Trouble
 from tlray.doctor.records import Examined, Machine
 from tlray.errors import Code
+from tlray.nodes import name_some
 
 _SIGNATURE_S = 300.0
 _SPILL_BYTES = 10 * 10**9
 _STORE_BYTES = 2**30
 _MANY_NODES = 3
-_MOST_NAMES = 3
 _DRIVER = "the driver"
 
 T = TypeVar("T")
@@ -268,9 +268,7 @@ def _group(items: Iterable[tuple[T, Machine]]) -> list[tuple[T, str]]:
 
 def _name(machines: Sequence[Machine | None]) -> str:
     """A few of the machines by name, the others by number; None is the driver."""
-    names = [_DRIVER if machine is None else machine.name for machine in machines]
-    left = len(names) - _MOST_NAMES
-    return ", ".join(names[:_MOST_NAMES]) + (f" and {left:,} more" if left > 0 else "")
+    return name_some([_DRIVER if machine is None else machine.name for machine in machines])
 
 
 def _cut_minor(version: str | None) -> str:
