@@ -39,7 +39,7 @@ class _Introduction(ControllerCallback):
 
     def after_controller_start(self, train_run_context: Any) -> None:
         """In the controller's own process."""
-        self._channel.put_controller.remote([ray.get_runtime_context().current_actor])
+        self._channel.put_controller.remote(ray.get_runtime_context().current_actor)
 
 
 class LocalTrainer(Trainer):

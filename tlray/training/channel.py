@@ -52,9 +52,9 @@ class Channel:
         """The workers' task; None before it is known."""
         return self._task
 
-    def put_controller(self, controller: list[Any]) -> None:
-        """Keep the handle of Ray Train's controller, which is in a list since Ray resolves bare arguments."""
-        (self._controller,) = controller
+    def put_controller(self, controller: Any) -> None:
+        """Keep the handle of Ray Train's controller."""
+        self._controller = controller
 
     def get_controller(self) -> Any:
         """Its handle; None before it has started."""
