@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ GOLDEN = "golden/golden.json"
 CARD = "README.md"
 
 _REQUIRED = {"format", "model_id", "architecture", "classes", "preprocessing", "calibration", "files"}
+_MODEL_FILES = re.compile(r"model\.keras|(saved_model|golden)(/[^/]+)+")
 _PACKAGES = ("tlray", "tensorflow", "keras", "ray", "numpy", "pyarrow", "pillow")
 
 
@@ -219,6 +221,12 @@ def load_bundle(uri: str) -> Bundle:
     """
     uri = storage.resolve(uri)
     manifest = read_manifest(uri)
+    strange = [name for name in manifest["files"] if not _is_model_file(name)]
+    if strange:
+        raise BundleError(
+            f"{uri} is refused: its {MANIFEST} names {strange[0]!r}, and a bundle's files are model.keras and what "
+            "lies below saved_model/ and golden/; use bundles that tlray train wrote"
+        )
     path = _download(uri, manifest) if storage.is_s3(uri) else Path(uri)
     faults = [fault for name, expected in manifest["files"].items() if (fault := _check_file(path, name, expected))]
     if compute_model_id(manifest) != manifest["model_id"]:
@@ -235,6 +243,9 @@ def load_bundle(uri: str) -> Bundle:
         raise BundleError(f"{uri} is refused: {'; '.join(threats)}; use bundles that tlray train wrote")
     if faults:
         raise BundleError(f"{uri} is not what was saved ({'; '.join(faults)}); train or copy it again")
+    for image in json.loads((path / GOLDEN).read_text())["images"]:
+        if image["file"] not in manifest["files"]:
+            raise BundleError(f"{uri} is refused: {GOLDEN} names {image['file']!r}, which {MANIFEST} does not")
     return Bundle(path, uri, manifest)
 
 
@@ -251,16 +262,26 @@ def unpack(files: dict[str, bytes], folder: Path) -> None:
         path.write_bytes(data)
 
 
+def _is_model_file(name: str) -> bool:
+    """Whether a name is one of a bundle's files; whoever wrote the manifest chose it, so it may lead anywhere."""
+    plain = name.isprintable() and not set(name) & set("\\:") and not {".", ".."} & set(name.split("/"))
+    return plain and _MODEL_FILES.fullmatch(name) is not None
+
+
 def _download(uri: str, manifest: dict[str, Any]) -> Path:
-    folder = _make_download_folder(uri, manifest["model_id"])
-    names = [*manifest["files"], HISTORY, CARD]
-    missing = [name for name in names if not (folder / name).is_file()]
-    for name, data in zip(missing, storage.get_many(storage.join(uri, name) for name in missing), strict=True):
+    """A local copy of the files that the manifest names, and of the history, in a folder of its own."""
+    folder = _make_download_folder(uri, str(manifest["model_id"]))
+    names = [name for name, expected in manifest["files"].items() if _check_file(folder, name, expected) is not None]
+    names.append(HISTORY)
+    for name, data in zip(names, storage.get_many(storage.join(uri, name) for name in names), strict=True):
         if isinstance(data, FetchError):
             if name in manifest["files"]:
                 raise BundleError(f"{uri} is not what was saved ({name}: {data}); train or copy it again")
         else:
-            unpack({name: data}, folder)
+            try:
+                unpack({name: data}, folder)
+            except OSError as error:  # a name that is too long, or a file and a folder at once
+                raise BundleError(f"{uri} cannot be copied here ({name}: {error.strerror})") from None
     (folder / MANIFEST).write_bytes(_dump(manifest))
     return folder
 
@@ -277,8 +298,6 @@ _DOWNLOADS: list[tempfile.TemporaryDirectory[str]] = []
 
 def _check_file(folder: Path, name: str, expected: str) -> str | None:
     path = folder / name
-    if ".." in Path(name).parts or Path(name).is_absolute():
-        return f"{name!r} points outside the bundle"
     if not path.is_file():
         return f"{name} is missing"
     with path.open("rb") as file:

@@ -3,6 +3,7 @@
 What is killed runs on a Ray of its own, everything else joins one cluster that outlives the runs.
 """
 
+import hashlib
 import io
 import json
 import os
@@ -712,8 +713,6 @@ def rewrite_keras(copy, change):
 
 
 def fit_checksums(copy):
-    import hashlib
-
     manifest = json.loads((copy / "bundle.json").read_text())
     manifest["files"] = {name: hashlib.sha256((copy / name).read_bytes()).hexdigest() for name in manifest["files"]}
     (copy / "bundle.json").write_text(json.dumps(manifest))
@@ -725,6 +724,47 @@ def test_30_malicious_model(undisturbed, tmp_path, change):
     (tmp_path / "a.png").write_bytes(encode(make_picture(0)))
     assert "is refused" in run_tlray(*make_options(copy, tmp_path / "out", tmp_path / "a.png"), expect=2)
     assert "is refused" in run_tlray("show", str(copy), expect=2)
+
+
+@pytest.mark.parametrize(
+    "name", ["../../escaped", "/tmp/tlray-escaped/x", "golden/../../escaped", "golden\\..\\x", "bundle.json"]
+)
+@pytest.mark.parametrize("remote", [True, False])
+def test_53_hostile_bundle(store, undisturbed, tmp_path, name, remote):
+    """Names in a bundle's manifest that lead elsewhere; not a byte is written before they are looked at."""
+    environment, client, _ = store
+    copy = tmp_path / "in" / "bundle"
+    shutil.copytree(undisturbed, copy)
+    manifest = json.loads((copy / "bundle.json").read_text())
+    manifest["files"][name] = hashlib.sha256(b"x").hexdigest()
+    (copy / "bundle.json").write_text(json.dumps(manifest))
+    address = str(copy)
+    if remote:
+        address = f"s3://{BUCKET}/hostile"
+        for path in [path for path in copy.rglob("*") if path.is_file()]:
+            client.upload_file(str(path), BUCKET, f"hostile/{path.relative_to(copy)}")
+        if name != "bundle.json":
+            client.put_object(Bucket=BUCKET, Key=f"hostile/{name}", Body=b"x")
+    (tmp_path / "temporary" / "of" / "its" / "own").mkdir(parents=True)
+    temporary = {"TMPDIR": str(tmp_path / "temporary" / "of" / "its" / "own")}
+    before = set(tmp_path.rglob("*"))
+    printed = run_tlray("show", address, expect=2, env={**environment, **temporary})
+    assert "is refused" in printed
+    assert repr(name) in printed
+    assert set(tmp_path.rglob("*")) == before
+    assert not Path("/tmp/tlray-escaped").exists()
+
+
+def test_53_golden_images_elsewhere(undisturbed, tmp_path):
+    (tmp_path / "secret.png").write_bytes(encode(make_picture(0)))
+    copy = tmp_path / "bundle"
+    shutil.copytree(undisturbed, copy)
+    golden = json.loads((copy / "golden" / "golden.json").read_text())
+    golden["images"][0]["file"] = "../secret.png"
+    (copy / "golden" / "golden.json").write_text(json.dumps(golden))
+    fit_checksums(copy)
+    printed = run_tlray(*make_options(copy, tmp_path / "out", tmp_path / "secret.png"), expect=2)
+    assert "'../secret.png', which bundle.json does not" in printed
 
 
 def test_35_output_that_cannot_be_written(undisturbed, tmp_path):
