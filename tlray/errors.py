@@ -16,6 +16,7 @@ TlrayError                 exit 1
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from enum import StrEnum
 
@@ -118,7 +119,17 @@ class FetchError(InputError):
     """The bytes of one input could not be had, or are not those that were planned."""
 
 
+_CHAINED = re.compile(r"\n\s*\n(?:The above exception was|During handling of the above)")
+_NOT_THE_CAUSE = re.compile(
+    r"\s*(?:$|\[\[\{\{node |Failed to .+ after \d+/\d+ attempts|To change retry attempts, |This looks like an AWS S3 )"
+)
+
+
 def last_line(error: object) -> str:
-    """What an error says at its end, where Ray and TensorFlow put the cause; its type where it says nothing."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    """What an error says at its end, where Ray and TensorFlow put the cause; its type where it says nothing.
+
+    Of errors that led to one another the first counts. Ray's advice on its own settings, and the node of TensorFlow's
+    graph, are no causes.
+    """
+    lines = [line.strip() for line in _CHAINED.split(str(error))[0].splitlines() if not _NOT_THE_CAUSE.match(line)]
     return lines[-1] if lines else type(error).__name__

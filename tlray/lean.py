@@ -11,10 +11,17 @@ import os
 import sys
 from collections.abc import Iterator
 
+from tlray.precision import has_bfloat16, is_bfloat16_refused
+
 
 def enable_onednn() -> None:
-    """Say so before TensorFlow is imported, which takes oneDNN by itself on CPUs with AVX-512 alone."""
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+    """Say so before TensorFlow is imported, which takes oneDNN by itself on CPUs with AVX-512 alone.
+
+    TensorFlow asks oneDNN for bfloat16 where the CPU's flags promise it, also where oneDNN was told to do without:
+    there TensorFlow's own kernels have to do.
+    """
+    refuses = has_bfloat16() and is_bfloat16_refused()
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0" if refuses else "1")
 
 
 def import_keras() -> None:

@@ -6,6 +6,8 @@ their inputs in.
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -17,6 +19,8 @@ PrecisionName = Literal["auto", "float32", "bfloat16", "float16"]
 """What `--precision` takes."""
 
 _CPU_FLAGS = {"avx512_bf16", "amx_bf16"}
+_ISA_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+_ISAS_WITH_BFLOAT16 = re.compile("AVX512_CORE_(BF16|FP16|AMX.*)|AVX10.*|DEFAULT|ALL", re.IGNORECASE)
 _BFLOAT16_COMPUTE_CAPABILITY = 8.0
 _FLOAT16_COMPUTE_CAPABILITY = 7.0
 
@@ -62,9 +66,7 @@ def choose_precision(asked: PrecisionName, fastest: FloatName, *, gpus: bool) ->
 def detect_fastest(*, gpus: bool) -> FloatName:
     """The fastest type of this machine's GPU or CPU, found without TensorFlow."""
     if not gpus:
-        flags = Path("/proc/cpuinfo")
-        words = set(flags.read_text().split()) if flags.is_file() else set()
-        return "bfloat16" if words & _CPU_FLAGS else "float32"
+        return "bfloat16" if has_bfloat16() and not is_bfloat16_refused() else "float32"
     program = shutil.which("nvidia-smi")
     if program is None:
         return "float32"
@@ -74,3 +76,18 @@ def detect_fastest(*, gpus: bool) -> FloatName:
     if capability >= _BFLOAT16_COMPUTE_CAPABILITY:
         return "bfloat16"
     return "float16" if capability >= _FLOAT16_COMPUTE_CAPABILITY else "float32"
+
+
+def has_bfloat16() -> bool:
+    """Whether the CPU's flags promise bfloat16."""
+    flags = Path("/proc/cpuinfo")
+    return flags.is_file() and bool(_CPU_FLAGS & set(flags.read_text().split()))
+
+
+def is_bfloat16_refused() -> bool:
+    """Whether oneDNN was told to use fewer instructions than bfloat16 needs.
+
+    oneDNN's documentation, "CPU dispatcher control", lists the names.
+    """
+    limit = next((os.environ[name] for name in _ISA_LIMITS if os.environ.get(name)), "ALL")
+    return _ISAS_WITH_BFLOAT16.fullmatch(limit) is None

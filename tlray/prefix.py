@@ -24,6 +24,8 @@ from tlray.shares import EngineShares
 
 _RUN_IMAGES = 16
 _RUN_IMAGES_GPU = 128
+_IDENTITY = np.array([1, 0, 0, 0, 1, 0, 0, 0], np.float32)
+"""A transform that leaves an image as it is, see `augment.warp`."""
 
 
 class Done(NamedTuple):
@@ -126,7 +128,7 @@ class _RunWork:
             if prefix.precision.prefix == "bfloat16":
                 allow_bfloat16()
         weights = ray.get(prefix.weights) if prefix.weights is not None else None
-        self._run = _freeze_prefix(prefix, weights, self._cache.uri, mixed=self._on_gpu)
+        self._run = _open_prefix(prefix, weights, self._cache.uri, mixed=self._on_gpu)
         self._ready = time.time()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, npt.NDArray[Any]]:
@@ -160,8 +162,28 @@ class _RunWork:
 
     def _draw(self, feature_set: FeatureSet, rows: npt.NDArray[np.int64], view: int) -> npt.NDArray[np.float32]:
         if feature_set.augmentation is None:
-            return np.tile(np.array([1, 0, 0, 0, 1, 0, 0, 0], np.float32), (len(rows), 1))
+            return np.tile(_IDENTITY, (len(rows), 1))
         return feature_set.augmentation.draw(rows, view, self._cache.prefix.image_size_px)
+
+
+def _open_prefix(prefix: Prefix, weights: bytes | None, uri: str, *, mixed: bool) -> Any:
+    """The prefix as one graph that has run once; in float32 where a CPU refuses the bfloat16 that its flags promise."""
+    import tensorflow as tf
+
+    from tlray.engine import allow_bfloat16
+
+    run = _freeze_prefix(prefix, weights, uri, mixed=mixed)
+    side = prefix.image_size_px
+    black, first, unmoved = np.zeros((1, side, side, 3), np.uint8), np.zeros(1, np.int32), _IDENTITY[None]
+    try:
+        run(black, first, unmoved)
+    except tf.errors.OpError:
+        if mixed or prefix.precision.prefix != "bfloat16":
+            raise
+        allow_bfloat16(allowed=False)
+        run = _freeze_prefix(prefix, weights, uri, mixed=mixed)
+        run(black, first, unmoved)
+    return run
 
 
 def _freeze_prefix(prefix: Prefix, weights: bytes | None, uri: str, *, mixed: bool) -> Any:

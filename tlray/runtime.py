@@ -14,7 +14,16 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from tlray.errors import StoppedError, TlrayError, last_line
+from tlray.errors import (
+    BundleError,
+    DataError,
+    DivergedError,
+    OutputError,
+    StoppedError,
+    TlrayError,
+    WeightsError,
+    last_line,
+)
 from tlray.progress import say
 from tlray.shares import Cluster
 from tlray.storage.s3_client import OPTIONS_VARIABLE
@@ -42,7 +51,10 @@ def _set_environment(verbose: bool) -> None:
 
 
 _KNOCK_S = 10.0
-_OUR_ERROR = re.compile(r"tlray\.errors\.\w+: (.+)")
+_OUR_ERROR = re.compile(r"^\s*tlray\.errors\.(\w+): (.+)", re.MULTILINE)
+_ERRORS_OF_ONE_TEXT: dict[str, type[TlrayError]] = {
+    kind.__name__: kind for kind in (BundleError, DataError, DivergedError, OutputError, WeightsError)
+}
 
 
 def is_local(address: str | None) -> bool:
@@ -144,9 +156,10 @@ def explain_failure(error: BaseException, doing: str) -> TlrayError:
         if isinstance(cause, TlrayError):
             return cause
         cause = getattr(cause, "cause", None) or cause.__cause__ or cause.__context__
-    last = last_line(error)
-    ours = _OUR_ERROR.match(last)  # what an actor raises while it is made comes as text alone
-    return StoppedError(ours[1] if ours else f"{doing} stopped: {last}")
+    ours = _OUR_ERROR.search(str(error))  # what Ray Data runs raises comes as text alone
+    if ours is not None:
+        return _ERRORS_OF_ONE_TEXT.get(ours[1], StoppedError)(ours[2])
+    return StoppedError(f"{doing} stopped: {last_line(error)}")
 
 
 @contextlib.contextmanager

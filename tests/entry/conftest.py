@@ -12,6 +12,9 @@ import pytest
 from tests.conftest import find_test_data
 from tests.entry import s3
 
+SEED = os.environ.get("TLRAY_TEST_SEED", "0")
+"""Of the bundles that tests share: whatever it is, as whatever CPU trains them, all tests must pass."""
+
 WEIGHTS = find_test_data() / "weights" / "mobilenet_v2_notop.h5"
 PRETRAINED = WEIGHTS.is_file()
 """With real weights the small jobs learn, and are held to it; without them they only run."""
@@ -19,6 +22,7 @@ PRETRAINED = WEIGHTS.is_file()
 TRAIN_OPTIONS = ["--backbone", "mobilenet_v2", "--weights", str(WEIGHTS) if PRETRAINED else "none"]
 TRAIN_OPTIONS += ["--image-size", "96", "--head-units", "64", "--head-epochs", "6", "--finetune-epochs", "2"]
 TRAIN_OPTIONS += ["--lr-finetune", "1e-3", "--num-workers", "2", "--batch-size", "4", "--no-horizontal-flip"]
+TRAIN_OPTIONS += ["--seed", SEED]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -4,7 +4,7 @@ import json
 import pytest
 import yaml
 
-from tests.entry.conftest import PRETRAINED, TRAIN_OPTIONS, read_manifest, run_tlray
+from tests.entry.conftest import PRETRAINED, SEED, TRAIN_OPTIONS, read_manifest, run_tlray
 
 
 def test_the_bundle_holds_what_it_should(bundle):
@@ -82,7 +82,7 @@ def test_the_same_command_again_does_nothing(bundle, digits):
     options = ["--data", str(digits / "train"), "--test-data", str(digits / "test"), "--output", str(bundle)]
     assert "Already trained" in run_tlray("train", *options, *TRAIN_OPTIONS)
     assert (bundle / "bundle.json").stat().st_mtime_ns == before
-    refused = run_tlray("train", *options, *TRAIN_OPTIONS, "--seed", "4", expect=2)
+    refused = run_tlray("train", *options, *TRAIN_OPTIONS, "--seed", str(int(SEED) + 1), expect=2)
     assert "differing: seed" in refused
 
 
