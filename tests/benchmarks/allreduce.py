@@ -35,7 +35,6 @@ from tlray.lean import import_keras
 from tlray.training.backend import MultiWorkerConfig
 
 COLLECTIVE_TIMEOUT_S = 120.0
-LONG_TRAINING_STEPS = 1000
 WARM_UP_STEPS = 3
 
 
@@ -87,8 +86,7 @@ def measure_phase(strategy: Any, network: Any, shape: tuple[int, ...], config: d
     with strategy.scope():
         optimizer = make_optimizer("sgd", steps.RateTable(np.zeros(1, np.float32)))
         optimizer.build(variables)
-    compiled = steps.is_worth_compiling(network, LONG_TRAINING_STEPS)
-    trainer = steps.Trainer(strategy, network, optimizer, label_smoothing=0.0, clip_norm=None, compiled=compiled)
+    trainer = steps.Trainer(strategy, network, optimizer, label_smoothing=0.0, clip_norm=None)
     size = config["batch_size"]
     ones = np.ones(size, np.float32)
     batch = {

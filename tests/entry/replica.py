@@ -1,7 +1,8 @@
 """One worker of `MultiWorkerMirroredStrategy` without Ray: `python replica.py RANK WORKERS ADDRESSES OUTPUT MODE`.
 
 Takes three steps of the product's own training step on its share of fixed batches and saves losses and weights.
-MODE: frozen, live (BatchNorm), clipped, half (float16) or drift (rank 1 changes a weight on its own, then checks).
+MODE: frozen, live (BatchNorm), clipped, cached (activations enter), half (float16) or drift (rank 1 changes a weight
+on its own, then checks).
 """
 
 import json
@@ -40,7 +41,7 @@ if mode == "half":
 with strategy.scope():
     base = build_base("mobilenet_v2", SIZE, weights=None, seed=5, train_batchnorm=live)
     head = build_head("mobilenet_v2", (16,), 3, seed=5)
-    if mode == "compiled":  # as over cached features
+    if mode == "cached":  # as over cached features
         tail = cut_tail(base, BOUNDARY)
         network = Network("mobilenet_v2", "activations", build_tail(tail), tail.positions, head, train_batchnorm=False)
     else:
@@ -48,7 +49,7 @@ with strategy.scope():
     network.open_base("input")
     optimizer = make_optimizer("sgd", 1e-2)
     optimizer.build(network.trainable_variables)
-if mode == "compiled":
+if mode == "cached":
     network.assign_weights(tail.weights)
 trainer = Trainer(
     strategy,
@@ -56,7 +57,6 @@ trainer = Trainer(
     optimizer,
     label_smoothing=0.1,
     clip_norm=0.5 if mode == "clipped" else None,
-    compiled=mode == "compiled",
 )
 
 random = np.random.default_rng(0)
@@ -68,7 +68,7 @@ for index in range(STEPS):
     weights = np.ones(GLOBAL_BATCH, np.float32)
     weights[GLOBAL_BATCH - index :] = 0  # the padding of a last step
     transforms = np.tile(np.array([1, 0, 0, 0, 1, 0, 0, 0], np.float32), (GLOBAL_BATCH, 1))
-    if mode == "compiled":
+    if mode == "cached":
         images = random.random((GLOBAL_BATCH, *base.get_layer(BOUNDARY).output.shape[1:]), np.float32)
     batch = {"inputs": images, "labels": labels, "weights": weights, "counts": weights, "transforms": transforms}
     batch = {name: array[share] for name, array in batch.items()}

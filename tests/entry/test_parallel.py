@@ -54,7 +54,7 @@ def test_two_workers_hold_identical_weights(tmp_path, mode):
         np.testing.assert_array_equal(one, two)
 
 
-@pytest.mark.parametrize("mode", ["frozen", "clipped", "compiled"])
+@pytest.mark.parametrize("mode", ["frozen", "clipped", "cached"])
 def test_two_workers_take_the_steps_of_one(tmp_path, mode):
     one = split(run_replicas(tmp_path, 1, mode)[0])
     two = [split(result) for result in run_replicas(tmp_path, 2, mode)]

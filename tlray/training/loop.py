@@ -170,7 +170,6 @@ class Worker:
             optimizer,
             label_smoothing=task.label_smoothing,
             clip_norm=task.clip_norm,
-            compiled=steps.is_worth_compiling(network, phase.epochs * num_steps),
         )
         if state.slots:
             trainer.loss_scale = state.loss_scale

@@ -3,7 +3,8 @@
 The step is our own: Keras's `fit` does not run under `MultiWorkerMirroredStrategy`. Each worker computes the gradient
 of its share of the global batch, the optimizer sums them over the workers, and so every worker ends a step with the
 same weights. The strategy sums once more where the step itself must know the whole gradient: to clip it, or to see
-whether float16 has overflowed.
+whether float16 has overflowed. XLA stays out of it: MobileNetV2's step took it six to ten times as long as TensorFlow's
+own kernels (tests/benchmarks/steps.py), and compiled sums over the workers have hung or crashed for others.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from tlray.model import Network
 _GRADIENT_PACK_BYTES = 32 * 2**20
 # 2 workers, all of InceptionV3 at 75 px on 2 cores: 1.14 s a step in packs of 32 MiB, 1.35 s unpacked
 
-_COMPILE_STEPS = 30
 _FIRST_LOSS_SCALE = 2.0**15
 _LOSS_SCALE_GROWTH_STEPS = 2000
 _SMALLEST_PROBABILITY = 1e-7  # Keras's epsilon
@@ -70,7 +70,6 @@ class Trainer:
         *,
         label_smoothing: float,
         clip_norm: float | None,
-        compiled: bool,
     ) -> None:
         """Trace nothing yet.
 
@@ -80,7 +79,6 @@ class Trainer:
             optimizer: built on its trainable variables.
             label_smoothing: share of the target that is spread over all classes (Szegedy et al., 2016, section 7).
             clip_norm: largest global norm of the gradient; None leaves it as it is.
-            compiled: let XLA compile the gradient, see `is_worth_compiling`.
         """
         scaled = keras.config.dtype_policy().name == "mixed_float16"
         self.loss_scale = _FIRST_LOSS_SCALE if scaled else 1.0
@@ -93,7 +91,6 @@ class Trainer:
             label_smoothing,
             clip_norm,
             watched=scaled or clip_norm is not None,
-            compiled=compiled,
         )
 
     def step(self, batch: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
@@ -122,21 +119,6 @@ class Trainer:
             self.loss_scale, self._finite_steps = self.loss_scale * 2, 0
 
 
-def is_worth_compiling(network: Network, num_steps: int) -> bool:
-    """Whether XLA's gradient saves more time than compiling takes, and is known to work.
-
-    On the upper blocks of InceptionV3 over cached features it took 2.3 s where TensorFlow's own kernels took 2.6 (32
-    images, one thread), and compiling took 3 s; with more threads it gains more. A frozen part gains nothing by it.
-    """
-    return (
-        network.entrance == "activations"
-        and not network.list_statistics()  # their updates are sums over the workers
-        and keras.config.dtype_policy().name == "float32"
-        and not tf.config.list_physical_devices("GPU")
-        and num_steps >= _COMPILE_STEPS
-    )
-
-
 def _make_train_step(
     strategy: Any,
     network: Network,
@@ -145,7 +127,6 @@ def _make_train_step(
     clip_norm: float | None,
     *,
     watched: bool,
-    compiled: bool,
 ) -> Any:
     variables = network.trainable_variables
 
@@ -170,9 +151,6 @@ def _make_train_step(
         gradients = tape.gradient(loss, variables)
         hits = tf.cast(tf.argmax(probabilities, axis=1, output_type=labels.dtype) == labels, tf.float32)
         return gradients, tf.stack([tf.reduce_sum(losses), tf.reduce_sum(hits * batch["counts"])])
-
-    if compiled:  # no more than this: compiled sums over the workers have hung or crashed for others
-        differentiate = tf.function(differentiate, jit_compile=True)
 
     def step_replica(batch: dict[str, Any], scale: Any) -> Any:
         gradients, sums = differentiate(batch, scale)
