@@ -5,7 +5,7 @@ ray job submit --working-dir . -- python jobs/predict.py --config jobs/configs/p
 
 import sys
 
-from tlray.cli import run_command
+from tlray.cli.commands import run_command
 
 if __name__ == "__main__":
     sys.exit(run_command("predict", sys.argv[1:]))

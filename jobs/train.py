@@ -5,7 +5,7 @@ ray job submit --working-dir . -- python jobs/train.py --config jobs/configs/tra
 
 import sys
 
-from tlray.cli import run_command
+from tlray.cli.commands import run_command
 
 if __name__ == "__main__":
     sys.exit(run_command("train", sys.argv[1:]))

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from tlray import submission
-from tlray.cli import expand_config_file, main, parse
+from tlray.cli.commands import expand_config_file, main, parse
 from tlray.config import SubmitConfig
 from tlray.errors import ConfigError, StoppedError
 from tlray.submission import SubmitSummary

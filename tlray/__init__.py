@@ -8,30 +8,31 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from tlray.version import __version__
 
 if TYPE_CHECKING:
-    from tlray.bundle import Bundle, load_bundle
     from tlray.config import EvaluateConfig, PredictConfig, TrainConfig
     from tlray.evaluation import EvaluateSummary, evaluate
-    from tlray.prediction.run import PredictSummary, predict
-    from tlray.prediction.single import Prediction, predict_image
-    from tlray.training.fit import TrainSummary, train
+    from tlray.model.bundle import Bundle, load_bundle
+    from tlray.prediction.predict import PredictSummary, predict
+    from tlray.prediction.single_image import Prediction, predict_image
+    from tlray.training.results import TrainSummary
+    from tlray.training.train import train
 
 _HOMES = {
-    "Bundle": "tlray.bundle",
+    "Bundle": "tlray.model.bundle",
     "EvaluateConfig": "tlray.config",
     "EvaluateSummary": "tlray.evaluation",
     "PredictConfig": "tlray.config",
-    "PredictSummary": "tlray.prediction.run",
-    "Prediction": "tlray.prediction.single",
+    "PredictSummary": "tlray.prediction.predict",
+    "Prediction": "tlray.prediction.single_image",
     "TrainConfig": "tlray.config",
-    "TrainSummary": "tlray.training.fit",
+    "TrainSummary": "tlray.training.results",
     "evaluate": "tlray.evaluation",
-    "load_bundle": "tlray.bundle",
-    "predict": "tlray.prediction.run",
-    "predict_image": "tlray.prediction.single",
-    "train": "tlray.training.fit",
+    "load_bundle": "tlray.model.bundle",
+    "predict": "tlray.prediction.predict",
+    "predict_image": "tlray.prediction.single_image",
+    "train": "tlray.training.train",
 }
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "Prediction",
     "TrainConfig",
     "TrainSummary",
+    "__version__",
     "evaluate",
     "load_bundle",
     "predict",

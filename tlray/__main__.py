@@ -2,7 +2,7 @@
 
 import sys
 
-from tlray.cli import main
+from tlray.cli.commands import main
 
 if __name__ == "__main__":
     sys.exit(main())

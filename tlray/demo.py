@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from tlray.config import DemoConfig, PredictConfig, TrainConfig
+from tlray.console import say
 from tlray.errors import OutputError, WeightsError
-from tlray.progress import say
-from tlray.weights import load_weights
+from tlray.model.weights import load_weights
 
 IMAGE_SIZE_PX = 75
 """The smallest input that InceptionV3 takes; the digits hold no more detail."""
@@ -64,9 +64,9 @@ def run_demo(config: DemoConfig) -> DemoSummary:
         verbose=config.verbose,
     )
     # imported late: a wrong option must not cost the import
-    from tlray import runtime
-    from tlray.prediction.run import predict
-    from tlray.training.fit import train
+    from tlray.cluster import connect as runtime
+    from tlray.prediction.predict import predict
+    from tlray.training.train import train
 
     if (root / "labels" / "_receipt.json").is_file():
         train(training)

@@ -20,6 +20,9 @@ import re
 from collections.abc import Iterable
 from enum import StrEnum
 
+OK = "ok"
+"""Status of a row without error."""
+
 
 class Code(StrEnum):
     """What is wrong with one input; written to the `status` column of its row."""

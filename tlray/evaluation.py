@@ -16,19 +16,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tlray import report, storage
-from tlray.bundle import Bundle, load_bundle
 from tlray.config import EvaluateConfig
+from tlray.console import Stage, now
 from tlray.errors import OutputError, StoppedError
-from tlray.measures import Measurement, measure
-from tlray.pictures import draw_confusion
-from tlray.prediction.schema import EMBEDDING
-from tlray.progress import Stage, now
-from tlray.sources.classes import scan
-from tlray.suspects import MAX_IMAGES, NO_SUSPECTS, find_suspects, list_conflicts, list_suspects, write_conflicts
-from tlray.thresholds import choose_thresholds
+from tlray.metrics.classification import Measurement, measure
+from tlray.metrics.label_errors import (
+    MAX_IMAGES,
+    NO_SUSPECTS,
+    find_suspects,
+    list_conflicts,
+    list_suspects,
+    write_conflicts,
+)
+from tlray.metrics.thresholds import choose_thresholds
+from tlray.model.bundle import Bundle, load_bundle
+from tlray.output.schema import EMBEDDING
+from tlray.sources.labelled import scan
 
 RESULT = "evaluation.json"
-PICTURE = "confusion.png"
 CONFLICTS = "conflicts.csv"
 
 _LOOKED_AT = 16
@@ -45,7 +50,7 @@ class EvaluateSummary:
         classes: class names by index.
         measurement: metrics over the images that could be decoded.
         failed: how many could not, by code.
-        output: where evaluation.json, report.html, conflicts.csv and confusion.png lie, or None.
+        output: where evaluation.json, report.html and conflicts.csv lie, or None.
         result: what evaluation.json holds.
     """
 
@@ -89,7 +94,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateSummary:
     output = None if config.output is None else storage.resolve(config.output)
     if output is not None:
         if storage.has_content(output):
-            ours = {RESULT, PICTURE, CONFLICTS, report.NAME}  # also of one that was stopped
+            ours = {RESULT, CONFLICTS, report.NAME}  # also of one that was stopped
             if any(entry.name not in ours for entry in storage.iter_files(output)):
                 raise OutputError(f"--output {output} already holds something else; give a new folder or prefix")
         storage.check_writable(output)
@@ -123,7 +128,6 @@ def evaluate(config: EvaluateConfig) -> EvaluateSummary:
         "suspects": suspects,
     }
     if output is not None:
-        storage.put(storage.join(output, PICTURE), draw_confusion(measurement.confusion, opened.classes))
         storage.put(storage.join(output, CONFLICTS), conflicts)
         page = report.render_evaluation(result, report.read_files)
         storage.put(storage.join(output, report.NAME), page)
@@ -146,13 +150,13 @@ def list_confused(confusion: Sequence[Sequence[int]], classes: Sequence[str]) ->
 
 def _answer(config: EvaluateConfig, bundle: Bundle, table: pa.Table) -> _Answers:
     """Label the images on Ray."""
-    from tlray import runtime
-    from tlray.capacity import demand_engines, wait_for
-    from tlray.joining import check_seen
+    from tlray.cluster import connect as runtime
+    from tlray.cluster.capacity import demand_engines, wait_for
+    from tlray.cluster.checks import check_seen
+    from tlray.cluster.resources import EngineBounds
+    from tlray.errors import OK
+    from tlray.output.schema import Wanted
     from tlray.prediction.pipeline import label_files
-    from tlray.prediction.wanted import Wanted
-    from tlray.reader import OK
-    from tlray.shares import EngineBounds
 
     count, num_classes = table.num_rows, len(bundle.classes)
     chosen = np.random.default_rng(0).permutation(count)[:MAX_IMAGES]

@@ -19,15 +19,16 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from tlray import bundle, storage
-from tlray.calibration import MIN_IMAGES, Calibration, apply_temperature, fit_temperature
+from tlray import storage
 from tlray.config import ImportConfig
+from tlray.console import Stage, say
 from tlray.errors import ConfigError, DataError, FetchError, OutputError, WeightsError
-from tlray.measures import measure, measure_uncalibrated
-from tlray.oddness import MAX_HELD, MAX_REFERENCES, fit_oddness
-from tlray.progress import Stage, say
-from tlray.safety import find_threats
-from tlray.thresholds import choose_thresholds
+from tlray.metrics.calibration import MIN_IMAGES, Calibration, apply_temperature, fit_temperature
+from tlray.metrics.classification import measure, measure_uncalibrated
+from tlray.metrics.ood import MAX_HELD, MAX_REFERENCES, fit_oddness
+from tlray.metrics.thresholds import choose_thresholds
+from tlray.model import bundle
+from tlray.model.safety import find_threats
 
 _BATCH_SIZE = 32
 _SYNTHETIC_IMAGES = 16
@@ -65,12 +66,12 @@ def import_model(config: ImportConfig) -> ImportSummary:
     data = _read("the model", config.model)
     labelled = None
     if config.val_data is not None:
-        from tlray.sources.classes import scan
+        from tlray.sources.labelled import scan
 
         labelled = scan(storage.resolve(config.val_data), classes, option="--val-data").table
 
     _start_keras()
-    from tlray.training import export
+    from tlray.model import serving
 
     model = _load(config.model, data)
     size = _find_image_size(config, model)
@@ -78,11 +79,11 @@ def import_model(config: ImportConfig) -> ImportSummary:
     answers = None if labelled is None else _answer(network, labelled, size, config)
     calibration = _calibrate(answers, scalable=network.logits is not None)
     final = network.scale(calibration.temperature)
-    frozen = export.freeze_classifier(final, network.pooled, size, calibration.oddness)
-    golden = export.make_golden(frozen, _choose_golden(labelled, size, config), classes)
+    frozen = serving.freeze_classifier(final, network.pooled, size, calibration.oddness)
+    golden = serving.make_golden(frozen, _choose_golden(labelled, size, config), classes)
     with tempfile.TemporaryDirectory(prefix="tlray-") as folder:
         final.save(Path(folder, "model.keras"))
-        export.save_for_serving(frozen, Path(folder, "saved_model"))
+        serving.save_for_serving(frozen, Path(folder, "saved_model"))
         if threats := [*find_threats(Path(folder))]:
             raise WeightsError(f"{config.model} cannot be made a bundle: {'; '.join(threats)}; use plain Keras layers")
         files = {
@@ -115,8 +116,8 @@ def import_model(config: ImportConfig) -> ImportSummary:
 
 def _start_keras() -> None:
     """Import it and have TensorFlow look for devices, which it talks of before it reads its own log level."""
-    from tlray.lean import import_keras
-    from tlray.runtime import silence_stderr
+    from tlray.console import silence_stderr
+    from tlray.model.tf_imports import import_keras
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with silence_stderr():
@@ -273,7 +274,8 @@ class _Answers:
 
 
 def _answer(network: _Network, labelled: Any, size: int, config: ImportConfig) -> _Answers:
-    from tlray.reader import OK, decode_images
+    from tlray.errors import OK
+    from tlray.images.batch import decode_images
 
     uris, labels = labelled["uri"].to_pylist(), labelled["label"].to_numpy()
     kept, answers = [], []
@@ -334,7 +336,7 @@ def _choose_golden(labelled: Any, size: int, config: ImportConfig) -> list[tuple
     """Candidates for golden images: the user's, else drawn ones."""
     if labelled is None:
         return _draw_images(size)
-    from tlray.training.export import read_images
+    from tlray.model.serving import read_images
 
     rows = np.random.default_rng(0).permutation(labelled.num_rows)[: 4 * _SYNTHETIC_IMAGES]
     uris = [labelled["uri"][int(row)].as_py() for row in rows]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 import os
 import secrets
@@ -21,11 +20,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from tlray import __version__
+from tlray.cluster.ray_private import bound_requests
 from tlray.config import SubmitConfig, list_places
+from tlray.console import say
 from tlray.errors import ConfigError, StoppedError, UsageError, last_line
-from tlray.progress import say
 from tlray.storage.addresses import is_s3, redact
+from tlray.version import __version__
 
 _ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 _NOT_SENT = ["__pycache__", "*.pyc"]
@@ -186,8 +186,7 @@ def _connect(address: str) -> Any:
     os.environ[_ADDRESS_VARIABLE] = address  # which the client would otherwise prefer
     try:
         client: Any = JobSubmissionClient(address)
-        # Ray waits for ever for a tunnel whose other end is gone
-        client._do_request = functools.partial(client._do_request, timeout=_REQUEST_S)
+        bound_requests(client, _REQUEST_S)
         client.list_jobs()  # the first that asks for the token
     except AuthenticationError:
         raise UsageError(

@@ -31,8 +31,8 @@ import tyro
 from ray.train import RunConfig, ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from tlray.lean import import_keras
-from tlray.training.backend import MultiWorkerConfig
+from tlray.model.tf_imports import import_keras
+from tlray.training.ray_train import MultiWorkerConfig
 
 COLLECTIVE_TIMEOUT_S = 120.0
 WARM_UP_STEPS = 3
@@ -55,8 +55,8 @@ class Options:
 def measure(config: dict[str, Any]) -> None:
     """On every worker: both phases; rank 0 writes `phase` -> seconds a step, seconds a sum, bytes."""
     import_keras()
-    from tlray.engine import limit_threads
-    from tlray.model import Network, build_base, build_head, build_tail, cut_tail
+    from tlray.model.engine import limit_threads
+    from tlray.model.network import Network, build_base, build_head, build_tail, cut_tail
     from tlray.training import steps
 
     limit_threads(1)
@@ -79,7 +79,7 @@ def measure_phase(strategy: Any, network: Any, shape: tuple[int, ...], config: d
     """One phase."""
     import tensorflow as tf
 
-    from tlray.model import make_optimizer
+    from tlray.model.network import make_optimizer
     from tlray.training import steps
 
     variables = network.trainable_variables

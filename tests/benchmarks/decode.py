@@ -53,7 +53,7 @@ def decode_full(data: bytes) -> Pixels:
 
 def decode_tlray(data: bytes) -> Pixels:
     """As training and labelling do."""
-    from tlray.images import decode
+    from tlray.images.decode import decode
 
     return decode(data, SIDE).pixels
 

@@ -42,14 +42,14 @@ def list_images(options: Options) -> list[Path]:
 
 def infer(options: Options, num_threads: int, barrier: Any, results: Any) -> None:
     """Images/s of one engine on decoded images."""
-    from tlray.lean import import_tensorflow
+    from tlray.model.tf_imports import import_tensorflow
 
     import_tensorflow()
     import numpy as np
 
     from tlray import load_bundle
-    from tlray.engine import open_engine
-    from tlray.images import decode
+    from tlray.images.decode import decode
+    from tlray.model.engine import open_engine
 
     bundle = load_bundle(options.model)
     engine = open_engine(bundle, options.batch_size, num_threads=num_threads, precision=options.precision)
@@ -67,7 +67,7 @@ def infer(options: Options, num_threads: int, barrier: Any, results: Any) -> Non
 def decode_all(options: Options, barrier: Any, results: Any) -> None:
     """Images/s of one decoder on bytes."""
     from tlray import load_bundle
-    from tlray.images import decode
+    from tlray.images.decode import decode
 
     side = load_bundle(options.model).image_size_px
     encoded = [path.read_bytes() for path in list_images(options)[:500]]

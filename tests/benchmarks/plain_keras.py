@@ -25,7 +25,7 @@ import keras  # noqa: E402
 import tensorflow as tf  # noqa: E402
 from job import Job  # noqa: E402
 
-from tlray.backbones import BACKBONES  # noqa: E402
+from tlray.model.backbones import BACKBONES  # noqa: E402
 
 SHEAR_DEG, ZOOM = 10.0, 0.2
 

@@ -21,9 +21,9 @@ import numpy as np
 import tensorflow as tf
 import tyro
 
-from tlray.backbones import BACKBONES
-from tlray.engine import limit_threads
-from tlray.model import Network, build_base, build_head, build_tail, cut_tail, make_optimizer
+from tlray.model.backbones import BACKBONES
+from tlray.model.engine import limit_threads
+from tlray.model.network import Network, build_base, build_head, build_tail, cut_tail, make_optimizer
 from tlray.training.steps import Trainer
 
 NUM_CLASSES = 6

@@ -17,17 +17,9 @@ import keras  # noqa: E402
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
-from tlray.engine import limit_threads  # noqa: E402
 from tlray.errors import StoppedError  # noqa: E402
-from tlray.model import (  # noqa: E402
-    Network,
-    build_base,
-    build_head,
-    build_tail,
-    cut_tail,
-    find_positions,
-    make_optimizer,
-)
+from tlray.model.engine import limit_threads  # noqa: E402
+from tlray.model.network import Network, build_base, build_head, build_tail, cut_tail, find_positions, make_optimizer  # noqa: E402
 from tlray.training.steps import Trainer, average_statistics, check_replicas, make_strategy  # noqa: E402
 
 SIZE, GLOBAL_BATCH, STEPS = 48, 8, 3

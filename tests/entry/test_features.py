@@ -63,10 +63,10 @@ def test_another_rate_reuses_it_and_an_interrupted_build_goes_on(cached, digits,
 
 
 def test_features_of_another_seed_or_size_are_never_used(cached):
-    from tlray.augment import Augmentation
-    from tlray.features import Prefix, find_missing, plan_cache
-    from tlray.limits import Limits
-    from tlray.precision import Precision
+    from tlray.features.cache import Prefix, find_missing, plan_cache
+    from tlray.images.augment import Augmentation
+    from tlray.images.limits import Limits
+    from tlray.model.precision import Precision
 
     def plan(**changes):
         values = {"seed": 0, "zoom": 0.2, "size": 48, "precision": "float32", "digest": "a", "boundary": "block_12_add"}

@@ -6,8 +6,8 @@ import h5py
 import numpy as np
 import pytest
 
-from tlray.backbones import BACKBONES, INPUT
 from tlray.errors import StoppedError, WeightsError
+from tlray.model.backbones import BACKBONES, INPUT
 
 SIZES = {"inception_v3": 75, "mobilenet_v2": 64}
 
@@ -45,7 +45,7 @@ def test_a_phase_trains_what_it_should(boundary):
 
 
 def make_network(entrance, boundary="block_14_add"):
-    from tlray.model import Network, build_base, build_head, build_tail, cut_tail, find_positions
+    from tlray.model.network import Network, build_base, build_head, build_tail, cut_tail, find_positions
 
     base = build_base("mobilenet_v2", 64, weights=None, seed=1)
     positions = find_positions(base)
@@ -65,7 +65,7 @@ def make_network(entrance, boundary="block_14_add"):
 def test_the_network_answers_the_same_from_every_entrance():
     import keras
 
-    from tlray.model import assemble_model
+    from tlray.model.network import assemble_model
 
     whole = make_network("pixels")
     middle = whole.base.get_layer("block_14_add").output
@@ -92,7 +92,7 @@ def test_weights_have_the_same_names_whichever_part_is_built():
 def test_a_frozen_graph_answers_like_the_model():
     import tensorflow as tf
 
-    from tlray.engine import freeze
+    from tlray.model.engine import freeze
 
     network = make_network("pixels")
     spec = tf.TensorSpec((None, 64, 64, 3), tf.float32)
@@ -128,7 +128,7 @@ def test_the_loss_is_kerass_own_with_label_smoothing():
 def test_the_warp_equals_keras_apply_affine_transform():
     from keras.src.legacy.preprocessing.image import apply_affine_transform
 
-    from tlray.augment import compose_transform, warp
+    from tlray.images.augment import compose_transform, warp
 
     image = np.random.default_rng(0).uniform(0, 255, (61, 61, 3)).astype(np.float32)
     for shear, zx, zy, flip in [(10, 0.8, 1.2, False), (-7, 1.1, 0.9, True), (0, 1.3, 0.7, False), (5, 1, 1, True)]:
@@ -141,7 +141,7 @@ def test_the_warp_equals_keras_apply_affine_transform():
 
 
 def test_weights_of_both_layouts_load_and_others_are_refused(test_data):
-    from tlray.model import build_base
+    from tlray.model.network import build_base
 
     weights = test_data / "weights"
     inception = (weights / "inception_v3_notop.weights.h5").read_bytes()
@@ -162,7 +162,7 @@ def test_weights_of_both_layouts_load_and_others_are_refused(test_data):
 def test_an_engine_that_moves_a_golden_answer_is_not_used(bundle, monkeypatch):
     """The answers are set here: what a bundle trained on another CPU would answer in bfloat16, nobody knows."""
     import tlray
-    from tlray import engine
+    from tlray.model import engine
 
     opened = tlray.load_bundle(str(bundle))
     expected = np.stack([image.probabilities for image in opened.load_golden()])
@@ -195,9 +195,10 @@ def test_an_engine_that_moves_a_golden_answer_is_not_used(bundle, monkeypatch):
 def test_a_frozen_part_that_a_cpu_refuses_in_bfloat16_is_computed_in_float32(precision, monkeypatch):
     import tensorflow as tf
 
-    from tlray import engine, prefix
-    from tlray.limits import Limits
-    from tlray.precision import Precision
+    from tlray.features import build as prefix
+    from tlray.images.limits import Limits
+    from tlray.model import engine
+    from tlray.model.precision import Precision
 
     allowed = [precision == "bfloat16"]
     monkeypatch.setattr(engine, "allow_bfloat16", lambda *, allowed: told.append(allowed))

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests import report_data as data
-from tests.test_report import gather, make_labels, read_jpegs
+from tests.report import data
+from tests.report.test_report import gather, make_labels, read_jpegs
 from tlray.report import render_evaluation, render_labelling, render_training
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

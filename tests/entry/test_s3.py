@@ -13,8 +13,8 @@ from tests.entry.test_roads import write_roads
 from tests.faults.s3proxy import Proxy
 from tlray import storage
 from tlray.errors import StoppedError
-from tlray.sources.inputs import Selection, find_candidates
-from tlray.sources.planning import write_plan
+from tlray.output.plan import write_plan
+from tlray.sources.listing import Selection, find_candidates
 from tlray.sources.reading import read_rows
 from tlray.storage.lock import Lock
 from tlray.storage.lock import _describe_self as describe_self

@@ -11,7 +11,7 @@ import pytest
 
 import tlray
 from tests.entry.conftest import TRAIN_OPTIONS, run_tlray
-from tlray.images import decode
+from tlray.images.decode import decode
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras's own
 

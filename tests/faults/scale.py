@@ -15,11 +15,12 @@ import pyarrow as pa
 
 from tlray import storage
 from tlray.config import PlanConfig
-from tlray.prediction import job as jobs
-from tlray.prediction.parts import PartWriter, make_schema
-from tlray.prediction.rowset import RowSet
-from tlray.prediction.schema import ANSWER_FIELDS
-from tlray.sources import inputs
+from tlray.output import plan as plans
+from tlray.output.parts import PartWriter, make_schema
+from tlray.output.rowset import RowSet
+from tlray.output.schema import ANSWER_FIELDS
+from tlray.prediction import planning
+from tlray.sources import listing as inputs
 from tlray.storage import Entry
 
 INPUT = "/synthetic"
@@ -35,7 +36,7 @@ def list_synthetic(num_rows: int) -> Iterator[Entry]:
 def make_plan(output: str, num_rows: int) -> None:
     """The real planning over a listing that is made up."""
     inputs.storage.iter_files = lambda uri: list_synthetic(num_rows)
-    jobs.make_plan(PlanConfig(input=(INPUT,), output=output))
+    planning.make_plan(PlanConfig(input=(INPUT,), output=output))
 
 
 def make_parts(output: str, num_done: int, bundle: str) -> None:
@@ -44,9 +45,9 @@ def make_parts(output: str, num_done: int, bundle: str) -> None:
     stand_in = SimpleNamespace(
         model_id=manifest["model_id"], classes=tuple(manifest["classes"]), preprocessing_fingerprint="f"
     )
-    plan = jobs.planning.open_plan(output)
+    plan = plans.open_plan(output)
     assert plan is not None
-    writer = PartWriter(output, plan, make_schema(stand_in, "run", [], 0), ROWS_PER_PART, RowSet(plan.num_rows))
+    writer = PartWriter(output, plan, make_schema(stand_in, "run", []), ROWS_PER_PART, RowSet(plan.num_rows))
     for first in range(0, num_done // ROWS_PER_PART * ROWS_PER_PART, ROWS_PER_PART):
         rows = np.arange(first, first + ROWS_PER_PART)
         columns = {

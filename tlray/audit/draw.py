@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from tlray import storage
 from tlray.audit import form, sheet
 from tlray.audit import sample as samples
 from tlray.audit.sample import Drawn, Sample
 from tlray.config import AuditConfig
-from tlray.errors import ConfigError, FetchError, OutputError
-from tlray.limits import MAX_BYTES, MAX_PIXELS, Limits
-from tlray.prediction.parts import CLASSES_KEY, get_row_ids
-from tlray.prediction.parts import FOLDER as PARTS
-from tlray.prediction.receipt import Receipt, read_receipt
-from tlray.sources.planning import Plan, open_plan
+from tlray.errors import ConfigError, OutputError
+from tlray.images.limits import MAX_BYTES, MAX_PIXELS, Limits
+from tlray.output.plan import Plan, open_plan
+from tlray.output.reader import LabelsReader
+from tlray.output.receipt import Receipt, read_receipt
 
 FOLDER = "audit"
 """Below the output, where no other folder is given."""
@@ -30,8 +26,6 @@ FOLDER = "audit"
 MIN_ROWS = 5
 """Rows that each predicted class gets, where it has them and enough are asked for."""
 
-_THREADS = 8
-_PARTS_AT_ONCE = 64
 _SHRINK_ROWS = 65_536
 
 
@@ -74,8 +68,8 @@ def draw(config: AuditConfig) -> SampleSummary:
         _check_same(folder, earlier, receipt, config.sample, config.seed)
         return SampleSummary(output, folder, earlier, 0, already_drawn=True)
     _check_folder(folder)
-    parts = _Parts(output, receipt)
-    drawn, sample = _draw(parts, plan, receipt, config.sample, config.seed)
+    labels = LabelsReader.open(output, receipt)
+    drawn, sample = _draw(labels, plan, receipt, config.sample, config.seed)
     limits = Limits(receipt.config.get("max_bytes", MAX_BYTES), receipt.config.get("max_pixels", MAX_PIXELS))
     page, pictures = sheet.make_sheet(sample, plan.take(drawn), limits, plan.image_column)
     storage.put(storage.join(folder, sheet.NAME), page)
@@ -185,54 +179,12 @@ def _rank(labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     return np.arange(len(labels)) - np.repeat(starts, lengths)
 
 
-class _Parts:
-    """The parts of a finished output, a few columns at a time."""
-
-    def __init__(self, output: str, receipt: Receipt) -> None:
-        self._output = output
-        self.names = sorted(part["name"] for part in receipt.parts)
-        self.classes: list[str] = json.loads(self._open(self.names[0]).schema_arrow.metadata[CLASSES_KEY])
-
-    def read(self, names: Sequence[str], columns: list[str]) -> Iterator[pa.Table]:
-        """Columns of parts, in order, a bounded number ahead."""
-        with ThreadPoolExecutor(_THREADS) as pool:
-            for start in range(0, len(names), _PARTS_AT_ONCE):
-                yield from pool.map(lambda name: self._read(name, columns), names[start : start + _PARTS_AT_ONCE])
-
-    def take(self, row_ids: npt.NDArray[np.int64], columns: list[str]) -> pa.Table:
-        """Columns of some rows, in the order asked for."""
-        firsts = np.array([get_row_ids(name).start for name in self.names])
-        numbers = np.searchsorted(firsts, row_ids, side="right") - 1
-        wanted = np.unique(numbers)
-        pieces = [
-            table.take(pa.array(row_ids[numbers == number] - firsts[number]))
-            for number, table in zip(wanted, self.read([self.names[n] for n in wanted], columns), strict=True)
-        ]
-        order = np.argsort(numbers, kind="stable")
-        return pa.concat_tables(pieces).take(pa.array(np.argsort(order)))
-
-    def _open(self, name: str) -> pq.ParquetFile:
-        address = storage.join(self._output, PARTS, name)
-        try:
-            return pq.ParquetFile(storage.open_arrow(address))
-        except (FetchError, pa.ArrowException, OSError) as error:
-            raise self._explain(name, error) from None
-
-    def _read(self, name: str, columns: list[str]) -> pa.Table:
-        try:
-            return self._open(name).read(columns, use_threads=False).replace_schema_metadata(None)
-        except (FetchError, pa.ArrowException, OSError) as error:
-            raise self._explain(name, error) from None
-
-    def _explain(self, name: str, error: Exception) -> OutputError:
-        why = storage.redact(str(error))
-        return OutputError(f"{name} of {self._output} cannot be read: {why}; tlray verify tells what is wrong")
-
-
-def _draw(parts: _Parts, plan: Plan, receipt: Receipt, wanted: int, seed: int) -> tuple[npt.NDArray[np.int64], Sample]:
+def _draw(
+    reader: LabelsReader, plan: Plan, receipt: Receipt, wanted: int, seed: int
+) -> tuple[npt.NDArray[np.int64], Sample]:
     """The sample, and its row ids in ascending order."""
-    reservoirs = Reservoirs(len(parts.classes), wanted, seed)
-    for table in parts.read(parts.names, ["row_id", "predicted_index"]):
+    reservoirs = Reservoirs(len(reader.classes), wanted, seed)
+    for table in reader.read(["row_id", "predicted_index"]):
         labels = table["predicted_index"].cast(pa.int64()).fill_null(-1).to_numpy()
         reservoirs.add(table["row_id"].to_numpy(), labels)
     present = np.flatnonzero(reservoirs.counts)
@@ -240,10 +192,10 @@ def _draw(parts: _Parts, plan: Plan, receipt: Receipt, wanted: int, seed: int) -
         raise OutputError("tlray audit takes an output with labelled rows; all rows of this one failed")
     if wanted < len(present):
         raise ConfigError([f"--sample takes at least a row for each of the {len(present):,} classes; got {wanted:,}"])
-    sizes = np.zeros(len(parts.classes), np.int64)
+    sizes = np.zeros(len(reader.classes), np.int64)
     sizes[present] = allocate(reservoirs.counts[present].tolist(), wanted)
     row_ids = reservoirs.take(sizes)
-    labels = parts.take(row_ids, ["row_id", "uri", "class_name", "probability"])
+    labels = reader.take(row_ids, ["row_id", "uri", "class_name", "probability"])
     inside = plan.take(row_ids)["member"].is_valid()
     rows = [
         Drawn(row["row_id"], row["uri"], row["class_name"], round(row["probability"], 6), lies_inside)
@@ -256,8 +208,8 @@ def _draw(parts: _Parts, plan: Plan, receipt: Receipt, wanted: int, seed: int) -
         finished=receipt.finished,
         asked=wanted,
         seed=seed,
-        classes=parts.classes,
-        rows_by_class={parts.classes[label]: int(reservoirs.counts[label]) for label in present},
+        classes=reader.classes,
+        rows_by_class={reader.classes[label]: int(reservoirs.counts[label]) for label in present},
         rows=rows,
     )
 

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 from tlray.audit.sample import Drawn, Sample
 from tlray.errors import DataError
-from tlray.sources.labels import name_some
+from tlray.sources.labelled import name_some
 
 NAME = "sample.csv"
 RIGHT, NONE = ".", "?"

@@ -16,10 +16,10 @@ from tlray.audit import form
 from tlray.audit.draw import find_folder
 from tlray.audit.sample import Drawn, Sample, read_sample
 from tlray.config import AuditConfig
+from tlray.console import now
 from tlray.errors import ConfigError, DataError, FetchError, OutputError
-from tlray.intervals import wilson
-from tlray.progress import now
-from tlray.sources.labels import LABEL, URI
+from tlray.metrics.intervals import wilson
+from tlray.sources.labelled import LABEL, URI
 
 RESULT = "audit.json"
 CORRECTIONS = "corrections.csv"

@@ -9,15 +9,15 @@ from itertools import groupby
 import pyarrow as pa
 from markupsafe import Markup
 
-from tlray import __version__
 from tlray.audit.form import ANSWER, NONE, RIGHT
 from tlray.audit.form import NAME as FORM
 from tlray.audit.sample import Drawn, Sample
-from tlray.limits import Limits
-from tlray.progress import Stage
+from tlray.console import Stage
+from tlray.images.limits import Limits
 from tlray.report.page import format_moment, render
 from tlray.report.thumbnails import make_thumbnails
 from tlray.sources.reading import read_rows
+from tlray.version import __version__
 
 NAME = "sheet.html"
 

@@ -4,10 +4,10 @@
 """
 
 from tlray.config.cluster import DoctorConfig, SubmitConfig
-from tlray.config.evaluation import DemoConfig, EvaluateConfig, ImportConfig, ShowConfig
-from tlray.config.labelling import AuditConfig, InputsConfig, PlanConfig, PredictConfig, VerifyConfig
+from tlray.config.evaluate import DemoConfig, EvaluateConfig, ImportConfig, ShowConfig
+from tlray.config.predict import AuditConfig, InputsConfig, PlanConfig, PredictConfig, VerifyConfig
 from tlray.config.shared import LimitsConfig, RunConfig, S3Config, describe, list_places
-from tlray.config.training import DEFAULT_RATES, OptimizerName, TrainConfig, describe_run, resolve
+from tlray.config.train import DEFAULT_RATES, OptimizerName, TrainConfig, describe_run, resolve
 
 __all__ = [
     "DEFAULT_RATES",

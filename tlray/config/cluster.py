@@ -7,8 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from tlray.config.checks import Faults
-from tlray.config.shared import RunConfig, S3Config, arrange_help, check_run
+from tlray.config.shared import Faults, RunConfig, S3Config, arrange_help, check_run
 
 Submittable = Literal["train", "predict", "plan", "verify", "evaluate", "doctor"]
 

@@ -4,7 +4,7 @@
 joins the cluster and asks.
 """
 
-from tlray.doctor.examination import DoctorSummary, examine
+from tlray.doctor.examine import DoctorSummary, examine
 from tlray.doctor.findings import Finding, Level
 
 __all__ = ["DoctorSummary", "Finding", "Level", "examine"]

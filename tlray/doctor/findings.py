@@ -13,10 +13,10 @@ from typing import TypeVar
 from rich import filesize
 
 from tlray import storage
-from tlray.doctor.answers import Answer, Place, Trouble
-from tlray.doctor.records import Examined, Machine
+from tlray.cluster.nodes import name_some
+from tlray.doctor.inspect_node import Answer, Place, Trouble
+from tlray.doctor.machines import Examined, Machine
 from tlray.errors import Code
-from tlray.nodes import name_some
 
 _SIGNATURE_S = 300.0
 _SPILL_BYTES = 10 * 10**9

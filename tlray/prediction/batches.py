@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tlray.errors import Code, FetchError
-from tlray.limits import Limits
-from tlray.reader import OK, ImageBatch, decode_images
+from tlray.errors import OK, Code, FetchError
+from tlray.images.batch import ImageBatch, decode_images
+from tlray.images.limits import Limits
 from tlray.storage import Fetched
 
 Batch = dict[str, npt.NDArray[Any]]

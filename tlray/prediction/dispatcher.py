@@ -14,11 +14,11 @@ import numpy as np
 import pyarrow as pa
 import ray
 
+from tlray.cluster.nodes import stay_here
 from tlray.errors import StoppedError
-from tlray.nodes import stay_here
-from tlray.prediction.rowset import RowSet
+from tlray.output.plan import PLAN_SCHEMA
+from tlray.output.rowset import RowSet
 from tlray.sources.candidates import Source
-from tlray.sources.planning import PLAN_SCHEMA
 
 MAX_TRIES = 3
 """How many processes one row may kill."""

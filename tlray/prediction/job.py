@@ -10,19 +10,18 @@ from typing import Any
 import numpy as np
 
 from tlray import storage
-from tlray.bundle import Bundle, hash_json, load_bundle
-from tlray.config import InputsConfig, PlanConfig, PredictConfig
+from tlray.config import InputsConfig, PredictConfig
+from tlray.console import now, say
 from tlray.errors import ConfigError, DataError, OutputError, StoppedError
-from tlray.images import EXTENSIONS
-from tlray.prediction.probe import Probe, run_probe
-from tlray.prediction.wanted import Wanted
-from tlray.progress import now, say
-from tlray.sources import archives, planning
-from tlray.sources.inputs import Selection, find_candidates
-from tlray.sources.planning import Plan
+from tlray.images.decode import EXTENSIONS
+from tlray.metrics.thresholds import resolve_thresholds
+from tlray.model.bundle import Bundle, hash_json
+from tlray.output import plan as planning
+from tlray.output.plan import Plan
+from tlray.output.schema import Wanted
+from tlray.sources import archives
+from tlray.sources.listing import Selection, find_candidates
 from tlray.storage.lock import NAME as LOCK
-from tlray.storage.lock import Lock
-from tlray.thresholds import resolve_thresholds
 
 RECORD = "_job.json"
 
@@ -45,23 +44,6 @@ class Job:
     started: str
     asked: dict[str, Any]
     update_from: str | None
-
-
-@dataclass(frozen=True)
-class PlanSummary:
-    """What `plan` found.
-
-    Attributes:
-        output: where the plan lies.
-        plan: its measures.
-        already_there: whether it was there before.
-        probe: what labelling it would take, where that was asked.
-    """
-
-    output: str
-    plan: Plan
-    already_there: bool
-    probe: Probe | None
 
 
 def describe_selection(config: InputsConfig) -> dict[str, Any]:
@@ -130,37 +112,6 @@ def check_output(output: str) -> None:
                 f"--output {output} already holds something that is not a labelling run ({entry.name}); "
                 "give a new folder or prefix"
             )
-
-
-def make_plan(config: PlanConfig) -> PlanSummary:
-    """List what `predict` would label, and keep it as the output's plan.
-
-    Raises:
-        UsageError: an input, the output or the bundle cannot be used.
-        StoppedError: another driver works on the output, or no image of a probe can be labelled.
-    """
-    config.check()
-    storage.configure(config.s3_options)
-    output = storage.resolve(config.output)
-    bundle = load_bundle(config.model) if config.probe is not None and config.model is not None else None
-    check_output(output)
-    with Lock(output):
-        before = planning.open_plan(output)
-        plan = open_plan(output, config)
-        probe = None
-        if bundle is not None and config.probe is not None:
-            say(f"probing {min(config.probe, plan.num_rows):,} images")
-            probe = run_probe(
-                plan,
-                output,
-                bundle,
-                config.probe,
-                config.limits,
-                config.batch_size,
-                config.precision,
-                config.price_per_hour,
-            )
-        return PlanSummary(output, plan, before is not None, probe)
 
 
 def open_plan(output: str, config: InputsConfig) -> Plan:

@@ -21,18 +21,19 @@ import ray
 import ray.data
 import ray.exceptions
 
-from tlray.bundle import Bundle
+from tlray.cluster.connect import explain_failure
+from tlray.cluster.ray_private import map_blocks
+from tlray.cluster.resources import DATA_TASK_CPUS, Cluster, EngineBounds, choose_batch_size, share_engines
 from tlray.errors import Code, FetchError
-from tlray.limits import Limits
-from tlray.precision import PrecisionName
+from tlray.images.limits import Limits
+from tlray.model.bundle import Bundle
+from tlray.model.precision import PrecisionName
+from tlray.output.rowset import RowSet
+from tlray.output.schema import Wanted
 from tlray.prediction import dispatcher as dispatchers
 from tlray.prediction.batches import Batch, cut, make_decoded, make_encoded, pack
 from tlray.prediction.dispatcher import MAX_TRIES, Key, MemoryRows, Rows
-from tlray.prediction.labeller import Labeller
-from tlray.prediction.rowset import RowSet
-from tlray.prediction.wanted import Wanted
-from tlray.runtime import explain_failure
-from tlray.shares import DATA_TASK_CPUS, Cluster, EngineBounds, choose_batch_size, share_engines
+from tlray.prediction.engine_actor import Labeller
 from tlray.sources.reading import read_rows
 from tlray.storage import Fetched
 
@@ -179,40 +180,38 @@ class Labelling:
             _ANSWER_BYTES + 4 * task.wanted.embedding_size + _TOP_BYTES * task.wanted.top_k
         )
         block_bytes = max(answer_bytes, batch_size * bundle.image_size_px**2 * 3 if shares.num_gpus else 0)
-        dataset = (
-            ray.data.from_blocks([pa.table({"first": [first], "count": [count]}) for first, count in task.windows])
-            .map_batches(
-                _read_window,
-                fn_kwargs={
-                    "dispatcher": [self._dispatcher],
-                    "limits": task.limits,
-                    "first_rows": batch_size,
-                    "batch_rows": self._batch_rows,
-                    "image_column": task.rows.image_column,
-                    "image_size_px": bundle.image_size_px if shares.num_gpus else None,
-                    "block_bytes": block_bytes,
-                },
-                batch_size=None,
-                num_cpus=DATA_TASK_CPUS,
-            )
-            # the public method takes no blocks as they are where GPUs are asked for
-            .map_batches_internal(
-                Labeller,
-                fn_constructor_kwargs={
-                    "files": [ray.put(bundle.read_inference_files())],
-                    "limits": task.limits,
-                    "batch_size": batch_size,
-                    "num_threads": shares.num_threads,
-                    "precision": task.precision,
-                    "num_engines": shares.most,
-                    "wanted": task.wanted,
-                    "dispatcher": [self._dispatcher],
-                },
-                batch_size=None if shares.num_gpus else 1,
-                compute=ray.data.ActorPoolStrategy(min_size=shares.actors, max_size=shares.most),
-                num_cpus=shares.num_cpus,
-                num_gpus=shares.num_gpus or None,
-            )
+        windows = [pa.table({"first": [first], "count": [count]}) for first, count in task.windows]
+        batches = ray.data.from_blocks(windows).map_batches(
+            _read_window,
+            fn_kwargs={
+                "dispatcher": [self._dispatcher],
+                "limits": task.limits,
+                "first_rows": batch_size,
+                "batch_rows": self._batch_rows,
+                "image_column": task.rows.image_column,
+                "image_size_px": bundle.image_size_px if shares.num_gpus else None,
+                "block_bytes": block_bytes,
+            },
+            batch_size=None,
+            num_cpus=DATA_TASK_CPUS,
+        )
+        dataset = map_blocks(
+            batches,
+            Labeller,
+            fn_constructor_kwargs={
+                "files": [ray.put(bundle.read_inference_files())],
+                "limits": task.limits,
+                "batch_size": batch_size,
+                "num_threads": shares.num_threads,
+                "precision": task.precision,
+                "num_engines": shares.most,
+                "wanted": task.wanted,
+                "dispatcher": [self._dispatcher],
+            },
+            batch_size=None if shares.num_gpus else 1,
+            compute=ray.data.ActorPoolStrategy(min_size=shares.actors, max_size=shares.most),
+            num_cpus=shares.num_cpus,
+            num_gpus=shares.num_gpus or None,
         )
         dataset.context.target_max_block_size = block_bytes
         return dataset

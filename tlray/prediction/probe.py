@@ -21,13 +21,13 @@ import numpy as np
 import pyarrow as pa
 
 from tlray import storage
-from tlray.bundle import Bundle
-from tlray.errors import FetchError, OutputError, StoppedError
-from tlray.limits import Limits
-from tlray.precision import PrecisionName
-from tlray.reader import OK, decode_images
-from tlray.shares import choose_batch_size
-from tlray.sources.planning import FOLDER, Plan
+from tlray.cluster.resources import choose_batch_size
+from tlray.errors import OK, FetchError, OutputError, StoppedError
+from tlray.images.batch import decode_images
+from tlray.images.limits import Limits
+from tlray.model.bundle import Bundle
+from tlray.model.precision import PrecisionName
+from tlray.output.plan import FOLDER, Plan
 from tlray.sources.reading import read_rows
 
 RECORD = "_probe.json"
@@ -185,14 +185,14 @@ def _measure(
     image_column: str | None,
 ) -> Measured:
     """One process: what each stage takes for its rows, while its neighbours do the same."""
-    from tlray.bundle import load_bundle
-    from tlray.lean import import_tensorflow
-    from tlray.runtime import silence_stderr
+    from tlray.console import silence_stderr
+    from tlray.model.bundle import load_bundle
+    from tlray.model.tf_imports import import_tensorflow
 
     bundle = load_bundle(bundle_path)
     with silence_stderr():
         import_tensorflow()
-        from tlray.engine import count_gpus, open_engine
+        from tlray.model.engine import count_gpus, open_engine
 
         engine = open_engine(bundle, batch_size, num_threads=1, precision=precision)
         num_gpus = count_gpus()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -12,14 +11,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tlray import storage
+from tlray.console import say
 from tlray.errors import IN_THE_WAY, OutputError
-from tlray.prediction.parts import FOLDER, from_parquet, get_row_ids
-from tlray.prediction.receipt import Receipt, read_receipt
-from tlray.prediction.rowset import RowSet
-from tlray.prediction.schema import ANSWER_FIELDS, KEPT_ANSWERS
-from tlray.progress import say
-from tlray.sources.planning import Plan, open_plan
+from tlray.output.plan import Plan, open_plan
+from tlray.output.reader import LabelsReader
+from tlray.output.receipt import Receipt, read_receipt
+from tlray.output.rowset import RowSet
+from tlray.output.schema import ANSWER_FIELDS, KEPT_ANSWERS
 
 _IDENTITY = ("uri", "size", "etag", "mtime_ns")
 _MUST_AGREE = (
@@ -72,7 +70,7 @@ class Earlier:
         self.output = output
         self.comparison = Comparison()
         self._plan = plan
-        self._parts = _Parts(output, receipt)
+        self._labels = LabelsReader.open(output, receipt)
         self._addresses = _hash_all(plan)
         self._order = np.argsort(self._addresses, kind="stable")
         differing = [name for name in _MUST_AGREE if receipt.config.get(name) != asked.get(name)]
@@ -95,7 +93,7 @@ class Earlier:
             same = {name: _compare(ours[name], theirs[name]) for name in _IDENTITY}
             known = ours["etag"].is_valid().to_numpy() | ours["mtime_ns"].is_valid().to_numpy()
             unchanged = known & np.logical_and.reduce(list(same.values())) & self._usable
-            unchanged[unchanged] = self._parts.find_settled(old[unchanged], IN_THE_WAY | set(again))
+            unchanged[unchanged] = self._find_settled(old[unchanged], IN_THE_WAY | set(again))
             kept.add(ours["row_id"].to_numpy()[unchanged])
             matched.add(old[same["uri"]])
             num_found, num_kept = int(same["uri"].sum()), int(unchanged.sum())
@@ -108,7 +106,15 @@ class Earlier:
     def take(self, rows: pa.Table) -> pa.Table:
         """The earlier answers of rows that `compare` kept, under their new row ids, by `ANSWER_FIELDS`."""
         _, old = self._find(rows)
-        return self._parts.take(old).set_column(0, ANSWER_FIELDS[0], rows["row_id"])
+        labels = self._labels.take(old)
+        answers = labels.select([name for name in labels.column_names if name in KEPT_ANSWERS])
+        answers = answers.set_column(0, ANSWER_FIELDS[0], rows["row_id"])
+        return answers.append_column(ANSWER_FIELDS[-1], pa.array(np.zeros(len(old), np.int32)))
+
+    def _find_settled(self, row_ids: npt.NDArray[np.int64], codes: Collection[str]) -> npt.NDArray[np.bool_]:
+        """Which rows have another status than these."""
+        statuses = self._labels.take(row_ids, ["status"])["status"].to_pylist()
+        return np.array([status not in codes for status in statuses], bool)
 
     def _find(self, table: pa.Table) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Positions in a table of new rows, and the earlier rows with the same address."""
@@ -117,39 +123,6 @@ class Earlier:
         candidates = self._order[places]
         new = np.flatnonzero(self._addresses[candidates] == hashes)
         return new, candidates[new].astype(np.int64)
-
-
-class _Parts:
-    """The parts of a finished output, by the rows they hold."""
-
-    def __init__(self, output: str, receipt: Receipt) -> None:
-        self._output = output
-        self._names = sorted(part["name"] for part in receipt.parts)
-        self._firsts = np.array([get_row_ids(name).start for name in self._names])
-        self._read = lru_cache(maxsize=4)(self._read_part)
-
-    def find_settled(self, row_ids: npt.NDArray[np.int64], codes: Collection[str]) -> npt.NDArray[np.bool_]:
-        """Which rows have another status than these."""
-        statuses = self.take(row_ids, ("row_id", "status"))["status"].to_pylist()
-        return np.array([status not in codes for status in statuses], bool)
-
-    def take(self, row_ids: npt.NDArray[np.int64], columns: tuple[str, ...] | None = None) -> pa.Table:
-        """Answers of rows, or some columns of them, in the order asked for."""
-        numbers = np.searchsorted(self._firsts, row_ids, side="right") - 1
-        pieces = [self._read(0, columns).slice(0, 0)]
-        for number in np.unique(numbers):
-            table = self._read(int(number), columns)
-            pieces.append(table.take(pa.array(row_ids[numbers == number] - self._firsts[number])))
-        order = np.argsort(numbers, kind="stable")
-        return pa.concat_tables(pieces).take(pa.array(np.argsort(order)))
-
-    def _read_part(self, number: int, columns: tuple[str, ...] | None) -> pa.Table:
-        """The answers of a part."""
-        data = storage.get(storage.join(self._output, FOLDER, self._names[number]))
-        table = from_parquet(data, columns)
-        names = [name for name in table.column_names if name in KEPT_ANSWERS]
-        table = table.select(names).replace_schema_metadata(None)
-        return table.append_column(ANSWER_FIELDS[-1], pa.array(np.zeros(table.num_rows, np.int32)))
 
 
 def _compare(ours: pa.ChunkedArray, theirs: pa.ChunkedArray) -> npt.NDArray[np.bool_]:

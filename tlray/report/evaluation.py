@@ -7,7 +7,6 @@ from typing import Any
 
 from markupsafe import Markup
 
-from tlray import __version__
 from tlray.report import charts, measurement
 from tlray.report.page import (
     MAX_CLASSES,
@@ -20,6 +19,7 @@ from tlray.report.page import (
     shorten,
 )
 from tlray.report.thumbnails import Reader, make_thumbnails
+from tlray.version import __version__
 
 _MAX_MISTAKES = 60
 _ODD_SHARE = 0.05

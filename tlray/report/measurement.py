@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tlray.metrics.label_errors import CONTRADICTED
 from tlray.report.page import MAX_CLASSES, clean, format_decimal, format_percent, keep_frequent, shorten
-from tlray.suspects import CONTRADICTED
 
 MAX_CONFLICTS = 40
 MAX_DUPLICATES = 20

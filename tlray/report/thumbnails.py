@@ -12,8 +12,8 @@ from PIL import Image
 
 from tlray import storage
 from tlray.errors import FetchError, ImageError
-from tlray.images import decode
-from tlray.limits import Limits
+from tlray.images.decode import decode
+from tlray.images.limits import Limits
 
 Key = TypeVar("Key", bound=Hashable)
 

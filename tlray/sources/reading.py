@@ -12,7 +12,8 @@ import pyarrow as pa
 
 from tlray import storage
 from tlray.errors import Code, FetchError
-from tlray.sources import archives, tables, zips
+from tlray.sources import archives, zips
+from tlray.sources import parquet as tables
 from tlray.sources.candidates import REFUSED, Source
 from tlray.storage import Fetched, Request
 

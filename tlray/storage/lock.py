@@ -19,8 +19,8 @@ from typing import Any
 
 import psutil
 
+from tlray.console import say
 from tlray.errors import Code, FetchError, OutputError, StoppedError
-from tlray.progress import say
 from tlray.storage import local, s3
 from tlray.storage.addresses import Request, is_s3, join
 from tlray.storage.fetch import fetch

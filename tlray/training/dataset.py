@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
-from tlray import bundle, storage
+from tlray import storage
+from tlray.cluster.connect import explain_failure
+from tlray.cluster.resources import DATA_TASK_CPUS
 from tlray.config import TrainConfig
-from tlray.errors import DataError, StoppedError
-from tlray.progress import say
-from tlray.sources.classes import scan
+from tlray.console import Stage, say
+from tlray.errors import DataError, FetchError, ImageError, StoppedError
+from tlray.images.decode import decode
+from tlray.images.limits import Limits
+from tlray.model import bundle
+from tlray.sources.labelled import scan
+
+VALIDATION_BITS = 64
+
+_INSPECT_ROWS = 64
 
 _NAMED_FAULTS = 10
 
@@ -86,8 +99,7 @@ def assign_roles(config: TrainConfig, images: Images, *, spread: bool) -> Roles:
         DataError: a class has no usable image.
         StoppedError: too many are unusable, or one cannot be fetched.
     """
-    from tlray.training.inputs import inspect_images
-    from tlray.training.schedule import choose_validation
+    from tlray.training.dataset import choose_validation, inspect_images
 
     digests, faults = inspect_images(images.uris, config.limits, spread=spread)
     left_out = [(uri, fault) for uri, fault in zip(images.uris, faults, strict=True) if fault is not None]
@@ -122,3 +134,101 @@ def _check_failed(max_failed: float, failed: int, total: int) -> None:
             f"{failed:,} of {total:,} images cannot be decoded, --max-failed allows {allowed:,.0f}; "
             "mend or remove them, or raise --max-failed"
         )
+
+
+def inspect_images(uris: Sequence[str], limits: Limits, *, spread: bool) -> tuple[list[str], list[str | None]]:
+    """Read every image once: sha256 of its bytes in hexadecimal, and what is wrong with it or None.
+
+    Args:
+        uris: addresses.
+        limits: what an image may be.
+        spread: over a cluster, by Ray Data; else by threads of this process, which need no start.
+
+    Raises:
+        StoppedError: an image cannot be fetched, so nobody knows whether it is good.
+    """
+    blocks = [
+        pa.table({"index": pa.array(range(start, min(start + _INSPECT_ROWS, len(uris)))), "uri": part})
+        for start in range(0, len(uris), _INSPECT_ROWS)
+        for part in [pa.array(uris[start : start + _INSPECT_ROWS], pa.string())]
+    ]
+    digests = [""] * len(uris)
+    faults: list[str | None] = [None] * len(uris)
+    with Stage("inspect", len(uris)) as stage:
+        for block in _inspect_by_ray(blocks, limits) if spread else _inspect_by_threads(blocks, limits):
+            for row in block.to_pylist():
+                digests[row["index"]] = row["digest"]
+                faults[row["index"]] = row["fault"]
+                if row["unreachable"]:
+                    raise StoppedError(f"{uris[row['index']]} cannot be read ({row['fault']})")
+            stage.advance(block.num_rows)
+    return digests, faults
+
+
+def _inspect_by_threads(blocks: list[pa.Table], limits: Limits) -> Iterator[pa.Table]:
+    with ThreadPoolExecutor() as pool:
+        yield from pool.map(lambda block: _inspect_block(block, limits), blocks)
+
+
+def _inspect_by_ray(blocks: list[pa.Table], limits: Limits) -> Iterator[pa.Table]:
+    import ray.data
+
+    dataset = ray.data.from_blocks(blocks).map_batches(
+        _inspect_block,
+        fn_kwargs={"limits": limits},
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=DATA_TASK_CPUS,
+    )
+    try:
+        yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
+    except ray.exceptions.RayError as error:
+        raise explain_failure(error, "inspecting") from error
+
+
+def _inspect_block(block: pa.Table, limits: Limits) -> pa.Table:
+    digests: list[str] = []
+    faults: list[str | None] = []
+    unreachable: list[bool] = []
+    for data in storage.get_many(block["uri"].to_pylist()):
+        if isinstance(data, FetchError):
+            digests.append("")
+            faults.append(f"{data.code}: {data}")
+            unreachable.append(True)
+            continue
+        digests.append(hashlib.sha256(data).hexdigest())
+        unreachable.append(False)
+        try:
+            decode(data, 64, limits)
+        except ImageError as error:
+            faults.append(f"{error.code}: {error}")
+        else:
+            faults.append(None)
+    return pa.table(
+        {
+            "index": block["index"],
+            "digest": pa.array(digests, pa.string()),
+            "fault": pa.array(faults, pa.string()),
+            "unreachable": pa.array(unreachable, pa.bool_()),
+        }
+    )
+
+
+def choose_validation(digests: list[str], labels: npt.NDArray[np.int32], fraction: float) -> npt.NDArray[np.bool_]:
+    """Which rows are kept for validation: those whose content hash lies below `fraction`.
+
+    An image keeps its side whatever else is added, and equal images share theirs. A class whose images would all be
+    kept gives the one with the highest hash back to training.
+
+    Args:
+        digests: sha256 of each row's bytes, in hexadecimal.
+        labels: int32 `[N]`.
+        fraction: share in [0, 1).
+    """
+    hashes = np.array([int(digest[: VALIDATION_BITS // 4], 16) / 2**VALIDATION_BITS for digest in digests])
+    chosen = hashes < fraction
+    for label in np.unique(labels):
+        members = labels == label
+        if chosen[members].all():
+            chosen &= ~(members & (hashes == hashes[members].max()))
+    return chosen

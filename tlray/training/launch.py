@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tlray import storage
+from tlray.cluster.ray_private import count_training_workers, get_train_snapshot_name, make_controller_callback
+from tlray.cluster.resources import Cluster, share_workers
 from tlray.config import TrainConfig, describe_run
+from tlray.console import Stage, say
 from tlray.errors import StoppedError, TlrayError
-from tlray.progress import Stage, say
-from tlray.shares import Cluster, share_workers
 from tlray.training.dataset import Images
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Launch:
             config, cluster: the training, and where.
             checkpoints: folder of this run's states.
         """
-        from tlray.nodes import stay_here
+        from tlray.cluster.nodes import stay_here
         from tlray.training.channel import Channel
 
         self._config = config
@@ -131,9 +132,9 @@ class Launch:
         Raises:
             StoppedError: they found none for as long as a job waits for room.
         """
-        from tlray.capacity import Demand, choose_wait, describe_rooms, has_room, is_growing, list_rooms
+        from tlray.cluster.capacity import Demand, choose_wait, describe_rooms, has_room, is_growing, list_rooms
 
-        if self._cluster.local or count_workers() >= self._config.num_workers:
+        if self._cluster.local or count_training_workers() >= self._config.num_workers:
             return
         workers, shares = self._config.num_workers, self.shares
         readers = workers * shares.num_readers * shares.reader_cpus
@@ -156,25 +157,23 @@ class Launch:
         if self._cluster.local:  # nobody takes this machine away with notice, and the watcher is one more process
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
+        from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-        from tlray.training.backend import LocalTrainer, MultiWorkerConfig, Trainer
-        from tlray.training.task import Setting, run_worker
+        from tlray.training.ray_train import MultiWorkerConfig, run_worker
+        from tlray.training.task import Setting
 
         config, shares = self._config, self.shares
         filesystem, path = storage.make_arrow_filesystem(self._checkpoints)
         # Ray Train's own notes, which a kill may have left half written; workers find their state without them
-        storage.delete(storage.join(self._checkpoints, CHECKPOINT_MANAGER_SNAPSHOT_FILENAME))
+        storage.delete(storage.join(self._checkpoints, get_train_snapshot_name()))
         setting = Setting(
             channel=self._channel,
             checkpoints=self._checkpoints,
             num_threads=int(self._cluster.cpus) if self._cluster.local else max(1, int(shares.worker_cpus)),
             collective_timeout_s=config.collective_timeout,
         )
-        trainer = LocalTrainer if self._cluster.local else Trainer
-        return trainer(
+        return DataParallelTrainer(
             run_worker,
-            channel=self._channel,
             train_loop_config={"setting": setting},
             backend_config=MultiWorkerConfig(),
             scaling_config=ScalingConfig(
@@ -189,13 +188,14 @@ class Launch:
                 storage_path=path.rpartition("/")[0],
                 storage_filesystem=filesystem,
                 failure_config=FailureConfig(max_failures=config.max_failures),
+                callbacks=[make_controller_callback(self._channel)],
             ),
         )
 
 
 def name_run(config: TrainConfig, images: Images) -> str:
     """Folder of a run's checkpoints: the same for every command that may go on with them."""
-    from tlray.bundle import hash_json
+    from tlray.model.bundle import hash_json
 
     fingerprint = hash_json({**describe_run(config), "images": images.fingerprint})
     return storage.join(storage.resolve(config.resolved_storage_path), f"run-{fingerprint[:16]}")
@@ -254,8 +254,6 @@ class _Watch:
             self._say_start(len(outcome.history), body["num_workers"], stage)
         elif kind == "stage":
             outcome.stages.setdefault(body["name"], sent)
-            if body["name"] == "saving":
-                import tlray.pictures  # noqa: F401  # needed next, and this process is idle now
         elif kind == "epoch":
             outcome.history.append(body)
             self._say_epoch(body, stage)
@@ -292,23 +290,11 @@ class _Watch:
         )
 
 
-def count_workers() -> int:
-    """Training workers of this process's job that live, or have room and are starting."""
-    import ray
-    from ray._private.state import actors
-
-    job = ray.get_runtime_context().get_job_id()
-    return sum(
-        "RayTrainWorker" in actor["ActorClassName"] and actor["State"] != "DEAD"
-        for actor in actors(job_id=ray.JobID.from_hex(job)).values()
-    )
-
-
 def _explain(error: BaseException) -> TlrayError:
     """What happened first: one worker's own error makes the others fail at their next sum."""
     from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-    from tlray.runtime import explain_failure
+    from tlray.cluster.connect import explain_failure
 
     causes: list[BaseException] = [error]
     if isinstance(error, WorkerGroupError):

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tlray.calibration import Calibration, apply_temperature
-from tlray.measures import measure, measure_uncalibrated
-from tlray.suspects import (
+from tlray.config import TrainConfig
+from tlray.metrics.calibration import MIN_IMAGES, Calibration, apply_temperature, fit_temperature
+from tlray.metrics.classification import measure, measure_uncalibrated
+from tlray.metrics.label_errors import (
     MAX_IMAGES,
     add_copies,
     find_suspects,
@@ -19,10 +20,15 @@ from tlray.suspects import (
     list_suspects,
     write_conflicts,
 )
-from tlray.thresholds import choose_thresholds
-from tlray.training.answers import Answers
+from tlray.metrics.ood import fit_oddness
+from tlray.metrics.thresholds import choose_thresholds
 from tlray.training.dataset import Images, Roles
 from tlray.training.schedule import draw_rows, score_epoch
+
+_FEW_IMAGES = 30
+_GAP = 0.12
+_IMBALANCE = 3.0
+_STILL_FALLING = 0.03
 
 CONFLICTS = "training/conflicts.csv"
 
@@ -110,3 +116,128 @@ def _read_cached(
             rows.append(own)
             features.append(opened.read(role, "pooled", seen, own).astype(np.float32))
     return np.concatenate(rows), np.concatenate(features)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Answers to some rows of one role.
+
+    Attributes:
+        rows: int64 `[N]`, row ids.
+        probabilities: float32 `[N, C]`, not calibrated.
+        feature_rows: int64 `[M]`, those of the rows that were chosen for it.
+        features: float32 `[M, D]`, their pooled features.
+    """
+
+    rows: npt.NDArray[np.int64]
+    probabilities: npt.NDArray[np.float32]
+    feature_rows: npt.NDArray[np.int64]
+    features: npt.NDArray[np.float32]
+
+
+def join_answers(parts: Iterable[Answers]) -> Answers:
+    """The answers of several batches or workers as one, ordered by row."""
+    given = list(parts)
+    rows, probabilities, feature_rows, features = (
+        np.concatenate([getattr(part, field.name) for part in given]) for field in fields(Answers)
+    )
+    order, feature_order = np.argsort(rows), np.argsort(feature_rows)
+    return Answers(rows[order], probabilities[order], feature_rows[feature_order], features[feature_order])
+
+
+def fit_calibration(references: Answers, validation: Answers | None, labels: npt.NDArray[np.int32]) -> Calibration:
+    """Temperature and oddness from what was held out; without that, no temperature.
+
+    Args:
+        references: of training images.
+        validation: of the rows that chose the epoch; None without any.
+        labels: by row id.
+    """
+    if validation is None:
+        return Calibration(1.0, 0, fit_oddness(references.features, references.features[:0]))
+    num_images = len(validation.rows)
+    return Calibration(
+        temperature=fit_temperature(validation.probabilities, labels[validation.rows]),
+        images=num_images if num_images >= MIN_IMAGES else 0,
+        oddness=fit_oddness(references.features, validation.features),
+    )
+
+
+def advise(
+    config: TrainConfig,
+    history: Sequence[dict[str, Any]],
+    metrics: dict[str, Any],
+    train_labels: npt.NDArray[np.int32],
+    left_out: int,
+) -> list[str]:
+    """A few sentences, the most telling first.
+
+    Args:
+        config: what was asked for.
+        history: one record an epoch.
+        metrics: with `phases` and `kept`.
+        train_labels: int32 `[N]`.
+        left_out: images that could not be used.
+    """
+    sentences = []
+    counts = np.bincount(train_labels)
+    kept = next(record for record in history if record["epoch"] == metrics["kept"]["epoch"])
+    phases = metrics["phases"]
+    if kept["val_accuracy"] is None:
+        sentences.append("keep some images for validation (--val-fraction 0.15): the best epoch is then kept")
+    elif kept["accuracy"] - kept["val_accuracy"] > _GAP:
+        gap = f"training accuracy {kept['accuracy']:.2f} is far above validation's {kept['val_accuracy']:.2f}"
+        sentences.append(f"{gap}: more images, more --zoom and --shear, --dropout 0.3 or --label-smoothing 0.1")
+    if "finetune" in phases and metrics["kept"]["phase"] == "head":
+        sentences.append(
+            f"phase 2 did not beat phase 1: try a lower --lr-finetune than {config.resolved_lr_finetune:g}, "
+            "or --schedule cosine"
+        )
+    losses = [record["val_loss"] if record["val_loss"] is not None else record["loss"] for record in history]
+    if len(losses) > 1 and kept is history[-1] and losses[-1] < (1 - _STILL_FALLING) * losses[-2]:
+        option = "--finetune-epochs" if kept["phase"] == "finetune" else "--head-epochs"
+        sentences.append(f"the loss was still falling in the last epoch: more {option}, features are reused")
+    if counts.max() > _IMBALANCE * counts.min() and config.class_weights == "none":
+        sentences.append(
+            f"the largest class has {counts.max() / counts.min():.0f} times the images of the smallest: "
+            "--class-weights balanced"
+        )
+    if counts.min() < _FEW_IMAGES:
+        sentences.append(
+            f"the smallest class has {counts.min():,} images to train on: a few dozen more would tell most"
+        )
+    if left_out:
+        sentences.append(f"{left_out:,} images were left out: mend or remove them")
+    return sentences
+
+
+@dataclass(frozen=True)
+class TrainSummary:
+    """What a training run did.
+
+    Attributes:
+        output: where the bundle lies.
+        model_id: its identity.
+        classes: class names by index.
+        images: how many of each role: "train", "validation", "test".
+        left_out: address and reason of every image that could not be used.
+        history: one record an epoch.
+        metrics: what the bundle records: which epoch was kept, accuracy by phase, on validation and test data.
+        seconds: wall time by stage.
+        suspects: labels that look wrong and pictures there are twice, as `suspects.list_suspects`; None where the
+            bundle was there before.
+        advice: what to try next.
+        already_done: whether the bundle was there before and nothing was trained.
+    """
+
+    output: str
+    model_id: str
+    classes: tuple[str, ...]
+    images: dict[str, int]
+    left_out: list[tuple[str, str]]
+    history: list[dict[str, Any]]
+    metrics: dict[str, Any]
+    seconds: dict[str, float]
+    suspects: dict[str, Any] | None
+    advice: list[str]
+    already_done: bool

@@ -13,8 +13,6 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-VALIDATION_BITS = 64
-
 
 @dataclass(frozen=True)
 class Steps:
@@ -98,26 +96,6 @@ def is_exhausted(phase_history: Sequence[dict[str, Any]], patience: int | None) 
         return False
     scores = [score_epoch(record) for record in phase_history]
     return len(scores) - 1 - scores.index(max(scores)) >= patience
-
-
-def choose_validation(digests: list[str], labels: npt.NDArray[np.int32], fraction: float) -> npt.NDArray[np.bool_]:
-    """Which rows are kept for validation: those whose content hash lies below `fraction`.
-
-    An image keeps its side whatever else is added, and equal images share theirs. A class whose images would all be
-    kept gives the one with the highest hash back to training.
-
-    Args:
-        digests: sha256 of each row's bytes, in hexadecimal.
-        labels: int32 `[N]`.
-        fraction: share in [0, 1).
-    """
-    hashes = np.array([int(digest[: VALIDATION_BITS // 4], 16) / 2**VALIDATION_BITS for digest in digests])
-    chosen = hashes < fraction
-    for label in np.unique(labels):
-        members = labels == label
-        if chosen[members].all():
-            chosen &= ~(members & (hashes == hashes[members].max()))
-    return chosen
 
 
 def draw_rows(rows: npt.NDArray[np.int64], most: int, seed: int) -> npt.NDArray[np.int64]:

@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from tlray.augment import warp
 from tlray.errors import StoppedError
-from tlray.model import Network
+from tlray.images.augment import warp
+from tlray.model.network import Network
 
 _GRADIENT_PACK_BYTES = 32 * 2**20
 # 2 workers, all of InceptionV3 at 75 px on 2 cores: 1.14 s a step in packs of 32 MiB, 1.35 s unpacked

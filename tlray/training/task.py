@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import secrets
-import shutil
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,24 +12,20 @@ import numpy as np
 import numpy.typing as npt
 import ray
 
-from tlray.augment import Augmentation
+from tlray.cluster.resources import WorkerShares
 from tlray.config import TrainConfig
-from tlray.errors import TlrayError
-from tlray.features import Cache
-from tlray.lean import import_keras
-from tlray.oddness import MAX_HELD, MAX_REFERENCES
-from tlray.precision import Precision
-from tlray.shares import WorkerShares
-from tlray.training.channel import Message
+from tlray.features.cache import Cache
+from tlray.images.augment import Augmentation
+from tlray.metrics.ood import MAX_HELD, MAX_REFERENCES
+from tlray.model.precision import Precision
 from tlray.training.dataset import Images, Roles
-from tlray.training.inputs import ImageSource
+from tlray.training.loader import ImageSource
 from tlray.training.schedule import draw_rows, weigh_classes
 
 _GOLDEN_CANDIDATES = 16
 _KEEP_BYTES = 8 * 2**30
 _CALIBRATION_ROWS = 50_000
 _REFERENCES = 512
-_TASK_POLL_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -217,40 +211,3 @@ def _choose_golden_rows(rows: npt.NDArray[np.int64], labels: npt.NDArray[np.int3
         members = labels[rows] == label
         turns[members] = np.arange(members.sum())
     return rows[np.lexsort((labels[rows], turns))][:_GOLDEN_CANDIDATES]
-
-
-def run_worker(config: dict[str, Any]) -> None:
-    """Train to the end; rank 0 hands the finished model to the driver.
-
-    Raises:
-        DivergedError: the loss is not finite.
-        WeightsError: the weights are of another network.
-        StoppedError: something that a second try would not mend.
-    """
-    setting: Setting = config["setting"]
-    if ray.get(setting.channel.is_closed.remote()):
-        return  # the driver has given up; Ray Train tried again only because it does not know
-    import_keras()
-    from tlray.training.loop import Worker  # TensorFlow, which a worker with nothing to do need not wait for
-
-    worker = Worker(setting)
-    task = _await_task(setting.channel)
-    if task is None:
-        return
-    try:
-        worker.run(task)
-    except TlrayError as error:
-        ray.get(setting.channel.send.remote(Message("failed", {"error": error}, time.time())))
-        raise
-    finally:
-        shutil.rmtree(task.images.keep_in, ignore_errors=True)
-
-
-def _await_task(channel: Any) -> Task | None:
-    """The task, as soon as the driver knows it; None where the driver has given up."""
-    while not ray.get(channel.is_closed.remote()):
-        task: Task | None = ray.get(channel.get_task.remote())
-        if task is not None:
-            return task
-        time.sleep(_TASK_POLL_S)
-    return None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tlray.config import TrainConfig, describe, resolve
 
 if TYPE_CHECKING:
-    from tlray.training.fit import TrainSummary
+    from tlray.training.results import TrainSummary
 
 
 def log_run(config: TrainConfig, summary: TrainSummary) -> None:

@@ -1,4 +1,4 @@
-"""In place of `tlray.engine`: an engine that waits as long as computing would take, and answers what comes.
+"""In place of `tlray.model.engine`: an engine that waits as long as computing would take, and answers what comes.
 
 TLRAY_STANDIN says how many images/s it answers; 0: at once.
 """
@@ -11,7 +11,7 @@ import numpy as np
 
 
 class Answers(NamedTuple):
-    """As `tlray.engine.Answers`."""
+    """As `tlray.model.engine.Answers`."""
 
     probabilities: np.ndarray
     oddness: np.ndarray | None

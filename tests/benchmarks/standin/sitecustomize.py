@@ -12,9 +12,9 @@ from pathlib import Path
 
 class Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name == "tlray.engine":
+        if name == "tlray.model.engine":
             return importlib.util.spec_from_file_location(name, Path(__file__).with_name("engine.py"))
-        if name != "tlray.lean":
+        if name != "tlray.model.tf_imports":
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)

@@ -10,7 +10,7 @@ import importlib.util
 import os
 import sys
 
-PATCHED = {"crash": "tlray.images", "nan": "tlray.engine", "count": "tlray.engine"}
+PATCHED = {"crash": "tlray.images.decode", "nan": "tlray.model.engine", "count": "tlray.model.engine"}
 
 
 def patch_images(module):
@@ -62,7 +62,7 @@ class Finder(importlib.abc.MetaPathFinder):
 
         def load_and_patch(module):
             load(module)
-            {"tlray.images": patch_images, "tlray.engine": patch_engine}[name](module)
+            {"tlray.images.decode": patch_images, "tlray.model.engine": patch_engine}[name](module)
 
         spec.loader.exec_module = load_and_patch
         return spec

@@ -1,0 +1,478 @@
+import base64
+import csv
+import io
+import json
+import re
+import subprocess
+import sys
+import tarfile
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from tlray.audit import draw as drawing
+from tlray.audit.draw import Reservoirs, allocate
+from tlray.audit.form import disarm, rearm
+from tlray.audit.measure import estimate_share, measure
+from tlray.cli.commands import main
+from tlray.config import AuditConfig
+from tlray.errors import ConfigError, DataError, OutputError
+from tlray.images.limits import Limits
+from tlray.metrics.intervals import wilson
+from tlray.output.parts import PartWriter, make_schema
+from tlray.output.plan import write_plan
+from tlray.output.receipt import Receipt, summarize_parts, write_receipt
+from tlray.output.rowset import RowSet
+from tlray.output.schema import ANSWER_FIELDS
+from tlray.report.thumbnails import make_thumbnail
+from tlray.sources.labelled import scan
+from tlray.sources.listing import Selection, find_candidates
+
+CLASSES = ["glass", "=HYPERLINK(1)", "<b>metal</b>"]
+HOSTILE = [
+    "<script>alert(1)<script>.png",
+    "a,b.png",
+    'qu"ote.png',
+    "new\nline.png",
+    "=1+2.png",
+    "'x.png",
+    "\u202ea.png",
+]
+
+
+def make_image(colour):
+    buffer = io.BytesIO()
+    Image.new("RGB", (60, 30), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def label(folder, inputs, predict, classes=CLASSES, rows_per_part=64):
+    """A finished labelling run over inputs; `predict(row_id)` is a class index, or None for a failed row."""
+    output = str(folder)
+    plan = write_plan(output, find_candidates([str(uri) for uri in inputs], Selection()), {}, None)
+    bundle = SimpleNamespace(model_id="m" * 64, classes=classes, preprocessing_fingerprint="f")
+    indices = [predict(row) for row in range(plan.num_rows)]
+    columns = {
+        "row_id": range(plan.num_rows),
+        "status": ["CORRUPT" if index is None else "ok" for index in indices],
+        "error": [None] * plan.num_rows,
+        "predicted_index": indices,
+        "class_name": [None if index is None else classes[index] for index in indices],
+        "probability": [None if index is None else 0.25 + row / 1e4 for row, index in enumerate(indices)],
+        "width": [None] * plan.num_rows,
+        "height": [None] * plan.num_rows,
+        "needs_review": [None] * plan.num_rows,
+        "oddness": [None] * plan.num_rows,
+        "retries": [0] * plan.num_rows,
+    }
+    answers = pa.table({field.name: pa.array(columns[field.name], field.type) for field in ANSWER_FIELDS})
+    writer = PartWriter(output, plan, make_schema(bundle, "run", []), rows_per_part, RowSet(plan.num_rows))
+    fields = dict.fromkeys(Receipt.__dataclass_fields__) | summarize_parts(list(writer.add(answers)))
+    fields |= {"run_id": "run", "model_id": "m" * 64, "finished": "2025-01-01T00:00:00Z", "config": {}}
+    write_receipt(output, Receipt(**fields))
+    return output
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """300 images, 293 of them plainly named."""
+    folder = tmp_path_factory.mktemp("images")
+    for name in HOSTILE:
+        (folder / name).write_bytes(make_image("red"))
+    for index in range(293):
+        (folder / f"{index:03d}.png").write_bytes(make_image((index % 256, 0, 0)))
+    return folder
+
+
+@pytest.fixture
+def labels(images, tmp_path):
+    """Of 300 rows 240, 50 and 7 have a class each, and 3 failed."""
+    return label(tmp_path / "labels", [images], lambda row: None if row < 3 else 2 if row < 10 else int(row < 60))
+
+
+def audit(labels, **options):
+    return drawing.draw(AuditConfig(labels=labels, **options))
+
+
+def read_form(labels):
+    with Path(labels, "audit", "sample.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def fill(labels, answer, path=None, **dialect):
+    """Write a filled form; `answer(row)` is what a reviewer types."""
+    rows = [{**row, "correct_label": answer(row)} for row in read_form(labels)]
+    path = path or f"{labels}/audit/sample.csv"
+    with Path(path).open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], **dialect)
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def count(labels, path, **options):
+    return measure(AuditConfig(labels=labels, answers=path, **options))
+
+
+@pytest.mark.parametrize(
+    ("counts", "wanted", "expected"),
+    [
+        ([240, 50, 7], 60, [46, 9, 5]),  # 5 are more than the last one's share, the rest is 55 x 240 / 290
+        ([240, 50, 3], 60, [47, 10, 3]),
+        ([100, 100, 100], 10, [4, 3, 3]),
+        ([1000, 1, 1], 7, [5, 1, 1]),
+        ([1000, 10, 10], 3, [1, 1, 1]),
+        ([3, 4], 100, [3, 4]),
+        ([7], 5, [5]),
+        ([10**9, 10**6, 1], 1000, [994, 5, 1]),
+    ],
+)
+def test_rows_are_shared_out_by_class_with_a_minimum(counts, wanted, expected):
+    assert allocate(counts, wanted) == expected
+
+
+def test_any_allocation_is_whole_and_possible():
+    random = np.random.default_rng(0)
+    for _ in range(300):
+        counts = random.geometric(random.choice([0.5, 0.01, 0.0001]), random.integers(1, 40)).tolist()
+        wanted = int(random.integers(len(counts), 400))
+        given = allocate(counts, wanted)
+        least = min(5, wanted // len(counts))
+        assert sum(given) == min(wanted, sum(counts))
+        assert all(min(least, have) <= got <= have for got, have in zip(given, counts, strict=True))
+
+
+def test_every_row_of_a_class_is_as_likely():
+    seen = np.zeros(400)
+    for seed in range(1500):
+        reservoirs = Reservoirs(2, 20, seed)
+        for first in range(0, 400, 100):
+            row_ids = np.arange(first, first + 100)
+            reservoirs.add(row_ids, (row_ids % 4 == 0).astype(np.int64) * 2 - 1 + (row_ids % 4 == 1))
+        assert reservoirs.counts.tolist() == [100, 100]
+        seen[reservoirs.take(np.array([10, 20]))] += 1
+    ones, zeros = seen[0::4], seen[1::4]
+    assert seen[2::4].sum() == seen[3::4].sum() == 0
+    # 1,500 draws of 20 and of 10 out of 100 rows: means of 300 and 150, chi-squared of 99 degrees of freedom
+    for counts, share in ((ones, 0.2), (zeros, 0.1)):
+        expected = 1500 * share
+        assert 60 < ((counts - expected) ** 2 / (expected * (1 - share))).sum() < 150
+
+
+def test_what_a_reservoir_keeps_does_not_hang_on_how_often_it_shrinks(monkeypatch):
+    def run():
+        reservoirs = Reservoirs(5, 30, 7)
+        labels = np.random.default_rng(1).integers(-1, 5, 20_000)
+        for first in range(0, 20_000, 500):
+            reservoirs.add(np.arange(first, first + 500), labels[first : first + 500])
+        return reservoirs.take(np.array([30, 0, 1, 5, 30])).tolist()
+
+    before = run()
+    monkeypatch.setattr(drawing, "_SHRINK_ROWS", 10)
+    assert run() == before
+    assert len(before) == 66
+
+
+def test_a_sample_is_stratified_reproducible_and_left_alone(labels, images, tmp_path):
+    drawn = audit(labels, sample=60)
+    assert drawn.pictures == 60
+    rows = read_form(labels)
+    assert list(rows[0]) == ["row_id", "uri", "class_name", "probability", "correct_label"]
+    names = [row["class_name"] for row in rows]
+    assert names == ["glass"] * 46 + ["'=HYPERLINK(1)"] * 9 + ["<b>metal</b>"] * 5
+    row_ids = [int(row["row_id"]) for row in rows]
+    assert row_ids[:46] == sorted(set(row_ids[:46]))
+    assert all(row["probability"] == f"{0.25 + int(row['row_id']) / 1e4:.6f}" for row in rows)
+    assert all(row["correct_label"] == "" for row in rows)
+    assert {row["uri"] for row in rows} <= {str(path) for path in images.iterdir()}
+    # the same command does nothing, even where the form is half filled
+    fill(labels, lambda row: ".")
+    assert audit(labels, sample=60).already_drawn
+    assert read_form(labels)[0]["correct_label"] == "."
+    with pytest.raises(OutputError, match=r"another sample \(--seed 0 there, 1 asked"):
+        audit(labels, sample=60, seed=1)
+    again = audit(labels, sample=60, output=str(tmp_path / "again"))
+    assert again.sample.rows == drawn.sample.rows
+    other = audit(labels, sample=60, output=str(tmp_path / "other"), seed=1)
+    assert other.sample.rows != drawn.sample.rows
+    # a larger sample of the same seed holds the smaller one
+    larger = audit(labels, sample=120, output=str(tmp_path / "larger"))
+    assert {row.row_id for row in larger.sample.rows} >= set(row_ids)
+
+
+def test_what_cannot_be_sampled_is_said(labels, images, tmp_path):
+    with pytest.raises(OutputError, match="a finished tlray predict"):
+        audit(str(tmp_path), sample=5)
+    with pytest.raises(ConfigError, match="a row for each of the 3 classes; got 2"):
+        audit(labels, sample=2)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "mine.txt").write_text("x")
+    with pytest.raises(OutputError, match=r"something else \(mine\.txt\)"):
+        audit(labels, sample=5, output=str(tmp_path / "taken"))
+    failed = label(tmp_path / "failed", [images], lambda row: None)
+    with pytest.raises(OutputError, match="all rows of this one failed"):
+        audit(failed, sample=5)
+    part = next((tmp_path / "labels" / "labels").iterdir())
+    part.write_bytes(part.read_bytes()[:50])
+    with pytest.raises(OutputError, match=f"{part.name} of .* cannot be read.*tlray verify"):
+        audit(labels, sample=5)
+
+
+class Page(HTMLParser):
+    """What a browser would see."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.attributes, self.texts = [], [], [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += [(tag, *pair) for pair in attributes]
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, text):
+        self.texts.append(text)
+
+
+def test_a_sheet_is_one_harmless_page(labels):
+    audit(labels, sample=297)
+    text = Path(labels, "audit", "sheet.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.open == []
+    assert "script" not in page.tags
+    assert "b" in page.tags
+    assert page.tags.count("img") == 297
+    sources = [value for _, name, value in page.attributes if name in ("src", "href")]
+    assert all(value.startswith("data:image/jpeg;base64,") for value in sources)
+    assert not re.search("https?://", text)
+    assert not any(name.startswith("on") for _, name, _ in page.attributes)
+    titles = [value for _, name, value in page.attributes if name == "title"]
+    assert any(title.endswith("<script>.png") for title in titles)
+    assert CLASSES[2] in page.texts
+    assert "9 of 50" not in text
+    assert "50 of 50" in text
+    visible = " ".join(" ".join(page.texts).split())
+    assert "? where none of the classes is, or nobody can tell." in visible
+    assert "The classes are glass , =HYPERLINK(1) , <b>metal</b> ." in visible
+
+
+def test_pictures_end_where_the_page_is_full(labels, monkeypatch):
+    from tlray.audit import sheet
+
+    monkeypatch.setattr(sheet, "_MAX_PICTURE_BYTES", 12_000)
+    drawn = audit(labels, sample=60)
+    assert 0 < drawn.pictures < 60
+    text = Path(labels, "audit", "sheet.html").read_text(encoding="utf-8")
+    assert text.count("<img") == drawn.pictures
+    assert text.count("no picture") == 60 - drawn.pictures
+    assert "Thumbnails fill the room" in text
+
+
+def test_thumbnails_keep_their_proportions():
+    def open_uri(uri):
+        return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+
+    assert open_uri(make_thumbnail(make_image("blue"), 128)).size == (128, 64)
+    large = io.BytesIO()
+    Image.new("L", (300, 4000)).save(large, "PNG")
+    assert open_uri(make_thumbnail(large.getvalue(), 128)).size == (10, 128)
+    assert make_thumbnail(b"no image", 128) is None
+    assert make_thumbnail(large.getvalue(), 128, Limits(max_pixels=1000)) is None
+
+
+def test_formulas_are_disarmed_and_come_back():
+    cells = ["=1", "+1", "-1", "@x", "\t=1", "\r", "\n=1", "'=1", "''=1", "\uff1d1", "'x", "x=1", "", "'", "a-b", "/=x"]
+    for cell in cells:
+        assert rearm(disarm(cell)) == cell
+        assert not disarm(cell).startswith(("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d"))
+    assert disarm("=1") == "'=1"
+    assert disarm("/a=1") == "/a=1"
+
+
+def test_a_filled_form_gives_precision_by_class_and_over_all(labels):
+    audit(labels, sample=60)
+    answers = {"glass": iter([*["."] * 38, "'=HYPERLINK(1)", "=HYPERLINK(1)", "?", "glass", *[""] * 4])}
+    answers["'=HYPERLINK(1)"] = iter([*["."] * 6, "glass", "glass", "glass"])
+    answers["<b>metal</b>"] = iter(["."] * 5)
+    summary = count(labels, fill(labels, lambda row: next(answers[row["class_name"]])))
+    glass, link, metal = summary.by_class.values()
+    assert (glass.rows, glass.sampled, glass.reviewed, glass.right) == (240, 46, 42, 39)
+    assert (link.rows, link.sampled, link.reviewed, link.right) == (50, 9, 9, 6)
+    assert (metal.rows, metal.sampled, metal.reviewed, metal.right) == (7, 5, 5, 5)
+    assert glass.precision == pytest.approx(39 / 42)
+    assert (link.precision_low, link.precision_high) == pytest.approx(wilson(6, 9))
+    assert metal.precision_high == 1.0
+    assert (summary.reviewed, summary.right, summary.none_of_them) == (56, 50, 1)
+    assert summary.accuracy == pytest.approx((240 * 39 / 42 + 50 * 6 / 9 + 7) / 297)
+    assert summary.accuracy_low < summary.accuracy < summary.accuracy_high
+    assert summary.covered == 1.0
+    assert [tuple(pair.values()) for pair in summary.most_confused] == [
+        ("glass", "=HYPERLINK(1)", 3),
+        ("=HYPERLINK(1)", "glass", 2),
+    ]
+    told = json.loads(Path(labels, "audit", "audit.json").read_text())
+    assert told["by_class"]["glass"]["right"] == 39
+    assert told["accuracy"] == summary.accuracy
+    assert "folder" not in told
+
+
+def test_one_stratum_is_wilson_and_few_rows_stay_finite():
+    share, low, high = estimate_share([(1000, 40, 33)])
+    assert share == pytest.approx(33 / 40)
+    # the effective size is the size itself
+    assert (low, high) == pytest.approx(wilson(33, 40))
+    share, low, high = estimate_share([(10, 5, 5), (990, 95, 95)])
+    assert share == pytest.approx(1.0)
+    assert 0.9 < low < 1.0
+    assert high == 1.0
+    assert estimate_share([(5, 1, 0)])[:2] == (0.0, 0.0)
+
+
+def test_strata_are_weighted_by_their_rows():
+    # by hand: weights 0.9 and 0.1; shares 0.8 and 0.2; smoothed 81/102 and 11/52
+    share, low, high = estimate_share([(900, 100, 80), (100, 50, 10)])
+    assert share == pytest.approx(0.74)
+    variance = 0.81 * (81 / 102) * (21 / 102) / 100 + 0.01 * (11 / 52) * (41 / 52) / 50
+    centre = 0.9 * 81 / 102 + 0.1 * 11 / 52
+    size = centre * (1 - centre) / variance
+    assert (low, high) == pytest.approx(wilson(0.74 * size, size))
+    assert high - low == pytest.approx(2 * 1.96 * variance**0.5, rel=0.05)
+
+
+def test_intervals_hold_what_they_promise():
+    random = np.random.default_rng(0)
+    cases = [
+        ([900, 50, 30, 20], [180, 10, 5, 5], [0.98, 0.7, 0.5, 0.4]),
+        ([100] * 20, [5] * 20, [0.95] * 20),
+        ([500, 500], [50, 50], [1.0, 0.3]),
+        ([500, 300, 200], [100, 60, 40], [0.995, 0.99, 0.98]),
+    ]
+    for rows, reviewed, shares in cases:
+        truth = np.average(shares, weights=rows)
+        held = 0
+        for _ in range(1000):
+            right = random.binomial(reviewed, shares).tolist()
+            _, low, high = estimate_share(list(zip(rows, reviewed, right, strict=True)))
+            held += low <= truth <= high
+        assert 0.92 <= held / 1000 <= 0.99, (rows, held)
+
+
+def test_corrections_are_a_training_list(labels, images):
+    audit(labels, sample=297)
+    by_index = {"glass": "glass", "'=HYPERLINK(1)": "=HYPERLINK(1)", "<b>metal</b>": "glass"}
+
+    def answer(row):
+        return "?" if row["row_id"] == "50" else by_index[row["class_name"]]
+
+    summary = count(labels, fill(labels, answer))
+    assert summary.corrections == 296
+    found = scan(f"{labels}/audit/corrections.csv")
+    assert found.classes == ("=HYPERLINK(1)", "glass")
+    assert set(found.table["uri"].to_pylist()) <= {str(path) for path in images.iterdir()}
+    assert found.table.num_rows == 296
+    named = {uri.rpartition("/")[2] for uri in found.table["uri"].to_pylist()}
+    assert set(HOSTILE) - named == {"'x.png"}  # it sorts first, and the first rows failed
+    assert scan(f"{labels}/audit/corrections.csv", CLASSES).classes == tuple(CLASSES)
+
+
+def test_members_of_archives_are_shown_but_not_trained_on(tmp_path, images):
+    with tarfile.open(tmp_path / "set.tar", "w") as tar:
+        for index in range(10):
+            info = tarfile.TarInfo(f"{index}.png")
+            data = make_image("green")
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    (tmp_path / "up").mkdir()
+    inputs = [tmp_path / "set.tar", f"{tmp_path}/up/../one.png"]
+    (tmp_path / "one.png").write_bytes(make_image("blue"))
+    labels = label(tmp_path / "labels", inputs, lambda row: row % 2)
+    assert audit(labels, sample=11).pictures == 11
+    summary = count(labels, fill(labels, lambda row: "."))
+    assert (summary.reviewed, summary.inside, summary.corrections) == (11, 10, 1)
+    text = Path(labels, "audit", "corrections.csv").read_text()
+    assert text == f"uri,label\n{tmp_path}/one.png,glass\n"
+
+
+def test_a_class_nobody_looked_at_is_told_apart(labels):
+    audit(labels, sample=60)
+    summary = count(labels, fill(labels, lambda row: "." if row["class_name"] == "glass" else " "))
+    assert summary.by_class["<b>metal</b>"].precision is None
+    assert (summary.by_class["<b>metal</b>"].precision_low, summary.by_class["<b>metal</b>"].precision_high) == (0, 1)
+    assert summary.covered == pytest.approx(240 / 297)
+
+
+@pytest.mark.parametrize("dialect", [{"delimiter": ";"}, {"delimiter": "\t"}, {"quoting": csv.QUOTE_ALL}])
+def test_forms_come_back_as_spreadsheets_save_them(labels, tmp_path, dialect):
+    audit(labels, sample=60)
+    path = fill(labels, lambda row: ".", str(tmp_path / "mine.csv"), **dialect)
+    Path(path).write_bytes(b"\xef\xbb\xbf" + Path(path).read_bytes())
+    assert count(labels, path).right == 60
+
+
+def test_bad_answers_are_named_all_together(labels, tmp_path):
+    audit(labels, sample=60)
+    answers = iter(["plastic", "Glass", *["."] * 58])
+    path = fill(labels, lambda row: next(answers))
+    first = read_form(labels)[2]["row_id"]
+    with Path(path).open("a") as file:
+        file.write(f"100000,x,glass,0.5,.\n,,,,.\n{first},x,glass,0.5,?\n")
+    with pytest.raises(DataError) as caught:
+        count(labels, path)
+    message = str(caught.value)
+    assert "row_ids that are not in the sample (100000, an empty one)" in message
+    assert "'plastic' in row" in message
+    assert "'Glass' in row" in message
+    assert "classes: glass, =HYPERLINK(1), <b>metal</b>" in message
+    assert f"two answers for one row (row {first})" in message
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"", "without row_id and correct_label"),
+        (b"row_id,uri\n1,x\n", r"without correct_label \(its columns: row_id, uri\)"),
+        (b"row_id,correct_label\n", "no row of .* has a correct_label"),
+        ("row_id,correct_label\n1,gl\xe4s\n".encode("latin-1"), "another encoding"),
+    ],
+)
+def test_a_file_that_is_no_filled_form_is_refused(labels, tmp_path, data, expected):
+    audit(labels, sample=60)
+    (tmp_path / "mine.csv").write_bytes(data)
+    with pytest.raises(DataError, match=expected):
+        count(labels, str(tmp_path / "mine.csv"))
+
+
+def test_the_command_says_what_is_wrong_and_what_it_found(labels, tmp_path, capsys):
+    assert main(["audit", labels]) == 2
+    assert "got neither" in capsys.readouterr().err
+    assert main(["audit", labels, "--sample", "0"]) == 2
+    assert "--sample takes 1 to 10,000; got 0" in capsys.readouterr().err
+    assert main(["audit", labels, "--answers", str(tmp_path / "none.csv")]) == 2
+    assert "holds no sample" in capsys.readouterr().err
+    assert main(["audit", labels, "--sample", "60"]) == 0
+    assert "60 of 297" in capsys.readouterr().out
+    assert main(["audit", labels, "--answers", str(tmp_path / "none.csv")]) == 2
+    assert "none.csv cannot be read" in capsys.readouterr().err
+    assert main(["audit", labels, "--answers", fill(labels, lambda row: ".")]) == 0
+    assert "1.0000 of the labels are right (95% interval 0.9" in capsys.readouterr().out
+
+
+def test_neither_ray_nor_tensorflow_is_needed(labels):
+    script = (
+        "import sys; from tlray.cli import main\n"
+        f"main(['audit', {labels!r}, '--sample', '10'])\n"
+        "print('imported:', [name for name in ('ray', 'tensorflow', 'keras') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert "imported: []" in result.stdout, result.stdout

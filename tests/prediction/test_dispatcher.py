@@ -1,0 +1,80 @@
+import numpy as np
+import pytest
+
+from tlray.errors import StoppedError
+from tlray.output.rowset import RowSet
+from tlray.prediction.dispatcher import MAX_TRIES, Dispatcher, MemoryRows
+from tlray.prediction.pipeline import make_windows
+
+KEY = ("window", 0)
+
+
+def make_dispatcher(count=10, done=()):
+
+    rows = RowSet(count)
+    rows.add(np.array(done, np.int64))
+    return Dispatcher(MemoryRows([f"/x/{row}.jpg" for row in range(count)]), rows)
+
+
+def test_a_window_gives_the_rows_that_are_not_done():
+    dispatcher = make_dispatcher(done=[1, 2])
+    rows, tries = dispatcher.lease(0, 5)
+    assert rows["row_id"].to_pylist() == [0, 3, 4]
+    assert rows["uri"].to_pylist() == ["/x/0.jpg", "/x/3.jpg", "/x/4.jpg"]
+    assert tries == 0
+    assert dispatcher.lease(0, 5)[1] == 1
+    dispatcher.leave(KEY)
+    assert dispatcher.lease(0, 5)[1] == 0
+    dispatcher.drain()
+    assert dispatcher.lease(0, 5)[0].num_rows == 0
+
+
+@pytest.mark.parametrize("killers", [{7}, {0, 1}, {2, 3, 8}, {0, 1, 2, 3, 9}])
+def test_rows_that_kill_their_process_are_given_up_after_their_own_tries(killers):
+    dispatcher = make_dispatcher()
+    dispatcher.enter(KEY)  # the window's first process dies
+    killed = 0
+    for _ in range(50):
+        dispatcher.enter(KEY)
+        for row in range(10):
+            if dispatcher.suspect(KEY, row) < MAX_TRIES and row in killers:
+                killed += 1
+                break
+        else:
+            break
+    assert killed == MAX_TRIES * len(killers)
+
+
+def test_rows_whose_processes_are_killed_from_outside_are_not_given_up():
+    dispatcher = make_dispatcher()
+    for victim in (3, 5, 3, 8, 2, 5, 9):
+        dispatcher.enter(KEY)
+        for row in range(victim + 1):
+            assert dispatcher.suspect(KEY, row) < MAX_TRIES
+
+
+def test_engines_that_never_answer_end_the_run():
+    dispatcher = make_dispatcher()
+    for _ in range(10):
+        dispatcher.start_engine(1)
+    dispatcher.leave(("batch", 0))
+    for _ in range(10):
+        dispatcher.start_engine(1)
+    with pytest.raises(StoppedError, match="10 times without an answer"):
+        dispatcher.start_engine(1)
+
+
+def test_windows_cover_what_is_not_done_and_leave_streams_whole():
+
+    done = RowSet(1000)
+    windows = make_windows(done, 2, 1, [(100, 300)])
+    assert (100, 300) in windows
+    assert sorted(row for first, count in windows for row in range(first, first + count)) == list(range(1000))
+    assert len(windows) == 7
+    done.add(np.arange(0, 400))
+    windows = make_windows(done, 2, 1, [(100, 300)])
+    assert min(first for first, _ in windows) == 400
+    done.add(np.arange(400, 1000))
+    assert make_windows(done, 2, 1) == []
+    assert max(count for _, count in make_windows(RowSet(100_000), 2, 1)) == 1024
+    assert {count for _, count in make_windows(RowSet(320), 64, 32)} == {32}

@@ -1,0 +1,47 @@
+"""Names of modules that stand in strings, which neither the type checker nor the layer contract sees."""
+
+import importlib
+import importlib.util
+import re
+
+import pytest
+
+import tlray
+from tests.conftest import ROOT
+
+STAND_INS = ("faults/sabotage/sitecustomize.py", "benchmarks/standin/sitecustomize.py")
+
+
+@pytest.mark.parametrize("name", sorted(tlray._HOMES))
+def test_a_name_of_the_package_is_where_it_is_said_to_be(name):
+    module = importlib.util.find_spec(tlray._HOMES[name])
+    assert module is not None
+    assert re.search(rf"^(class|def) {name}\b|^from .* import .*\b{name}\b|^    {name},$", read(module.origin), re.M)
+
+
+def test_every_public_name_has_a_home():
+    assert set(tlray.__all__) == {*tlray._HOMES, "__version__"}
+
+
+@pytest.mark.parametrize("path", STAND_INS)
+def test_what_a_stand_in_patches_exists(path):
+    text = (ROOT / "tests" / path).read_text()
+    modules = set(re.findall(r'"(tlray\.[\w.]+)"', text))
+    assert modules
+    for module in modules:
+        found = importlib.util.find_spec(module)
+        assert found is not None, module
+        for name in re.findall(r"module\.(\w+)", text):
+            if len(modules) == 1:
+                assert re.search(rf"^def {name}\b", read(found.origin), re.M), (module, name)
+
+
+def test_the_patched_functions_are_there():
+    assert "def _open(" in read(importlib.util.find_spec("tlray.images.decode").origin)
+    assert "def open_engine(" in read(importlib.util.find_spec("tlray.model.engine").origin)
+    assert "def import_tensorflow(" in read(importlib.util.find_spec("tlray.model.tf_imports").origin)
+
+
+def read(path):
+    with open(path) as file:  # noqa: PTH123
+        return file.read()

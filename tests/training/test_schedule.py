@@ -1,0 +1,101 @@
+import hashlib
+
+import numpy as np
+import pytest
+
+from tlray.training.dataset import choose_validation
+from tlray.training.schedule import cut_steps, draw_dropout, is_exhausted, make_rates, permute, weigh_classes
+
+
+@pytest.mark.parametrize(
+    ("rows", "workers", "batch"), [(33, 2, 8), (32, 2, 8), (3, 4, 2), (1, 1, 1), (7, 3, 5), (0, 2, 4)]
+)
+def test_every_row_counts_once_and_all_workers_take_the_same_steps(rows, workers, batch):
+    order = permute(np.arange(rows), seed=1, epoch=0)
+    shares = [cut_steps(order, rank, workers, batch) for rank in range(workers)]
+    assert len({len(share.rows) for share in shares}) == 1
+    counted = np.concatenate([share.rows[share.weights > 0] for share in shares])
+    assert sorted(counted) == list(range(rows))
+    np.testing.assert_array_equal(shares[0].totals, sum(share.weights.sum(axis=1) for share in shares))
+
+
+def test_a_step_holds_the_same_rows_for_any_number_of_workers():
+    order = permute(np.arange(100), seed=1, epoch=3)
+    one = cut_steps(order, 0, 1, 16)
+    shares = [cut_steps(order, rank, 4, 4) for rank in range(4)]
+    for step in range(len(one.rows)):
+        together = np.concatenate([share.rows[step] for share in shares])
+        np.testing.assert_array_equal(together, one.rows[step])
+
+
+def test_the_order_depends_on_seed_and_epoch_alone():
+    rows = np.arange(50)
+    np.testing.assert_array_equal(permute(rows, 1, 2), permute(rows, 1, 2))
+    assert (permute(rows, 1, 2) != permute(rows, 1, 3)).any()
+    assert (permute(rows, 1, 2) != permute(rows, 2, 2)).any()
+
+
+def make_digests(count):
+    return [hashlib.sha256(str(index).encode()).hexdigest() for index in range(count)]
+
+
+def test_the_split_takes_about_its_share_and_stays_when_images_are_added():
+    digests = make_digests(2000)
+    labels = np.zeros(2000, np.int32)
+    chosen = choose_validation(digests, labels, 0.15)
+    assert 0.12 < chosen.mean() < 0.18
+    np.testing.assert_array_equal(choose_validation(digests[:500], labels[:500], 0.15), chosen[:500])
+    assert not choose_validation(digests, labels, 0.0).any()
+
+
+def test_equal_images_share_their_side():
+    chosen = choose_validation(make_digests(50) * 2, np.repeat([0, 1], 50).astype(np.int32), 0.3)
+    np.testing.assert_array_equal(chosen[:50], chosen[50:])
+
+
+def test_no_class_loses_all_its_images_to_validation():
+    labels = np.arange(200, dtype=np.int32) // 2
+    chosen = choose_validation(make_digests(200), labels, 0.9)
+    for label in range(100):
+        assert not chosen[labels == label].all()
+
+
+def test_rates_rise_then_stay_or_fall():
+    rates = make_rates(0.1, 10, "constant", 4)
+    np.testing.assert_allclose(rates, [0.025, 0.05, 0.075, *[0.1] * 7])
+    rates = make_rates(0.1, 10, "cosine", 2)
+    assert rates[1] == rates[2] == np.float32(0.1)
+    np.testing.assert_allclose(rates[6], 0.05)
+    assert (np.diff(rates[2:]) < 0).all()
+    assert 0 < rates[-1] < 0.005
+
+
+def test_dropout_is_drawn_for_the_whole_step():
+    masks = draw_dropout(1, 2, 3, 64, (100, 50), 0.25)
+    assert masks.shape == (64, 150)
+    assert set(np.unique(masks)) == {np.float32(0), np.float32(1 / 0.75)}
+    assert 0.7 < (masks > 0).mean() < 0.8
+    np.testing.assert_array_equal(masks, draw_dropout(1, 2, 3, 64, (100, 50), 0.25))
+    assert (masks != draw_dropout(1, 2, 4, 64, (100, 50), 0.25)).any()
+
+
+def test_balanced_weights_give_every_class_the_same_sum():
+    labels = np.array([0] * 6 + [1] * 3 + [2], np.int32)
+    weights = weigh_classes(labels, 3)
+    sums = [weights[label] * (labels == label).sum() for label in range(3)]
+    np.testing.assert_allclose(sums, 10 / 3, rtol=1e-6)
+
+
+def make_records(accuracies):
+    return [
+        {"epoch": index + 1, "val_accuracy": accuracy, "val_loss": 1.0 if accuracy is not None else None}
+        for index, accuracy in enumerate(accuracies)
+    ]
+
+
+def test_a_phase_ends_when_validation_has_not_found_it_better_for_long():
+    assert not is_exhausted(make_records([0.5, 0.6, 0.6]), 2)
+    assert is_exhausted(make_records([0.5, 0.6, 0.6, 0.4]), 2)
+    assert not is_exhausted(make_records([0.5, 0.4, 0.3]), None)
+    assert not is_exhausted(make_records([None, None, None]), 1)
+    assert not is_exhausted([], 1)

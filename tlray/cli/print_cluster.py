@@ -1,0 +1,166 @@
+"""What doctor prints: a row for each machine, then what would go wrong."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from tlray.cli.tables import print_facts
+from tlray.console import console, say
+
+if TYPE_CHECKING:
+    from tlray.doctor import DoctorSummary
+    from tlray.doctor.machines import Examined, Machine
+    from tlray.submission import SubmitSummary
+
+_DONE = {"SUCCEEDED", "FAILED", "STOPPED"}
+
+_MOST_WIDTH = 1000
+_FOLD_FROM = 8
+_FOLDS = ("", ", ", " ")
+"""Behind what long cells are folded where a table is too wide: nowhere, between facts, between words."""
+
+_STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
+_UNKNOWN = "?"
+
+
+def print_doctor(summary: DoctorSummary) -> None:
+    """The cluster, its machines, and the findings."""
+    cluster = summary.cluster
+    console.print()
+    print_facts(_describe_cluster(cluster))
+    for fold in _FOLDS:
+        table = _make_table(cluster, fold)
+        if not console.is_terminal or _measure(table) <= console.width:
+            break
+    table.width = _measure(table)  # no column is lost, whatever the terminal; a file takes rows of any width
+    console.print(table)
+    if not summary.findings:
+        console.print(Text("No trouble found.", style="green"))
+        return
+    grid = Table.grid(padding=(0, 2))
+    for finding in summary.findings:
+        level = Text(str(finding.level), style=_STYLES[finding.level])
+        if console.is_terminal:
+            grid.add_row(level, Text(finding.sentence))
+        else:
+            console.print(Text(f"{finding.level:<9}{finding.sentence}"))
+    if console.is_terminal:
+        console.print(grid, soft_wrap=False)
+
+
+def _describe_cluster(cluster: Examined) -> list[tuple[str, str]]:
+    nodes = [machine.node for machine in cluster.machines]
+    counts = {"machine": len(nodes), "core": sum(node.cpus for node in nodes), "GPU": sum(node.gpus for node in nodes)}
+    has = ", ".join(f"{count:,g} {noun}{'s' * (count != 1)}" for noun, count in counts.items())
+    here = ", ".join(f"{name} {version or 'missing'}" for name, version in cluster.versions.items())
+    joined = "this machine's own Ray" if cluster.is_own else cluster.address
+    facts = [("cluster", f"{joined}: {has}"), ("here", here)]
+    if len(modes := _list_modes(cluster)) == 1:
+        facts.append(("token", "wanted from everyone who connects" if modes == {True} else "not wanted"))
+    return facts
+
+
+def _list_modes(cluster: Examined) -> set[bool]:
+    return {machine.answer.token for machine in cluster.machines if machine.answer is not None}
+
+
+def _measure(table: Table) -> int:
+    return Measurement.get(console, console.options.update_width(_MOST_WIDTH), table).maximum
+
+
+def _make_table(cluster: Examined, fold: str) -> Table:
+    machines = cluster.machines
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("machine")
+    for heading in ("cores", "GPUs", "memory", "objects", "disk"):
+        table.add_column(heading, justify="right")
+    with_tokens = len(_list_modes(cluster)) > 1
+    if with_tokens:
+        table.add_column("token")
+    table.add_column("versions")
+    with_clocks = any(_describe_clock(machine) for machine in machines)
+    if with_clocks:
+        table.add_column("clock", justify="right")
+    if cluster.places:
+        table.add_column("reaches")
+    for machine in machines:
+        cells = [_describe_name(machine), f"{machine.node.cpus:g}", _describe_gpus(machine)]
+        cells += _describe_space(machine)
+        if with_tokens:
+            cells.append(_describe_token(machine))
+        cells.append(_describe_versions(machine, cluster))
+        if with_clocks:
+            cells.append(_describe_clock(machine))
+        if cluster.places:
+            cells.append(_describe_reach(machine, cluster))
+        if fold:
+            cells = [cell.replace(fold, f"{fold.rstrip()}\n") if len(cell) >= _FOLD_FROM else cell for cell in cells]
+        table.add_row(*map(Text, cells))
+    return table
+
+
+def _describe_name(machine: Machine) -> str:
+    return f"{machine.name} head" if machine.node.is_head else machine.name
+
+
+def _describe_gpus(machine: Machine) -> str:
+    counted = f"{machine.node.gpus:g}"
+    if machine.answer is None or machine.answer.gpus == machine.node.gpus:
+        return counted
+    return f"{counted}, has {machine.answer.gpus}"
+
+
+def _describe_space(machine: Machine) -> list[str]:
+    objects, answer = _describe_bytes(machine.node.object_store_bytes), machine.answer
+    if answer is None:
+        return [_UNKNOWN, objects, _UNKNOWN]
+    return [_describe_bytes(answer.memory_bytes), objects, _describe_bytes(answer.spill_free_bytes)]
+
+
+def _describe_bytes(size: int) -> str:
+    """In one unit, so that a column can be compared at a glance."""
+    return f"{size / 1e9:,.{0 if size >= 1e10 else 1}f} GB"
+
+
+def _describe_token(machine: Machine) -> str:
+    return _UNKNOWN if machine.answer is None else "yes" if machine.answer.token else "no"
+
+
+def _describe_versions(machine: Machine, cluster: Examined) -> str:
+    if machine.answer is None:
+        return _UNKNOWN
+    there = machine.answer.versions
+    others = [
+        f"{name} {there.get(name) or 'missing'}" for name, here in cluster.versions.items() if there.get(name) != here
+    ]
+    return ", ".join(others) or "as here"
+
+
+def _describe_clock(machine: Machine) -> str:
+    return f"{machine.clock_offset_s:+,.0f} s" if machine.clock_is_off else ""
+
+
+def _describe_reach(machine: Machine, cluster: Examined) -> str:
+    """That a machine reaches all places, or which it doesn't, and why."""
+    if machine.answer is None:
+        return _UNKNOWN
+    met = dict.fromkeys(
+        f"{place.option.removeprefix('--')} {trouble.code.lower().replace('_', ' ')}"
+        for place, trouble in zip(cluster.places, machine.answer.troubles, strict=True)
+        if trouble is not None
+    )
+    return ", ".join(met) or "all"
+
+
+def print_submit(summary: SubmitSummary) -> None:
+    """How it ended, or how to follow and to stop it."""
+    if summary.status in _DONE:
+        say(f"{summary.job_id} {summary.status.lower()}")
+        return
+    say(f"{summary.job_id} runs on without this terminal")
+    print_facts([("follow", summary.follow_command), ("stop", summary.stop_command)])

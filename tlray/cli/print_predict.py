@@ -1,0 +1,197 @@
+"""What labelling, planning, verifying and auditing print at their end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich import box, filesize
+from rich.table import Table
+from rich.text import Text
+
+from tlray.cli.tables import MAX_CLASSES, print_facts
+from tlray.console import console
+
+if TYPE_CHECKING:
+    from tlray.audit.draw import SampleSummary
+    from tlray.audit.measure import AuditSummary
+    from tlray.output.verify import VerifySummary
+    from tlray.prediction.planning import PlanSummary
+    from tlray.prediction.predict import PredictSummary
+    from tlray.prediction.probe import Probe
+    from tlray.prediction.single_image import Prediction
+
+_MAX_REASONS = 20
+
+
+def print_predict(summary: PredictSummary) -> None:
+    """Counts, failures by code, rate, where the labels lie."""
+    receipt = summary.receipt
+    console.print()
+    if summary.already_done:
+        console.print("Already labelled; nothing was done.")
+    elif summary.resumed_rows:
+        console.print(f"{summary.resumed_rows:,} rows were done before.")
+    facts = [("labels", f"{summary.output}/labels"), ("report", f"{summary.output}/report.html")]
+    facts += [("rows", f"{receipt.planned:,} in {len(receipt.parts):,} parts")]
+    facts.append(("labelled", f"{receipt.labelled:,}"))
+    if receipt.failed:
+        codes = ", ".join(f"{code} {count:,}" for code, count in receipt.failed_by_code.items())
+        facts.append(("failed", f"{receipt.failed:,} ({codes})"))
+    if receipt.excluded:
+        facts.append(("excluded", f"{receipt.excluded:,} (see {summary.output}/_plan)"))
+    if receipt.update is not None:
+        told = ", ".join(f"{receipt.update[name]:,} {name}" for name in ("kept", "new", "changed", "vanished"))
+        facts.append(("update", f"{told}; from {receipt.update['from']}"))
+    if receipt.needs_review is not None:
+        share = receipt.needs_review / max(receipt.labelled, 1)
+        facts.append(("needs review", f"{receipt.needs_review:,} ({share:.1%} of the labels)"))
+    if receipt.retries:
+        facts.append(("retries", f"{receipt.retries:,} requests were asked again"))
+    if not summary.already_done and receipt.first_label_s is not None:
+        speed = f"{receipt.images_per_s:,.1f} images/s over all, the first label after {receipt.first_label_s:.1f} s"
+        if receipt.images_per_s_steady != receipt.images_per_s:  # more than one batch
+            speed += f"; {receipt.images_per_s_steady:,.1f} images/s from there on"
+        facts.append(("speed", speed))
+    if receipt.engines and not summary.already_done:
+        facts.append(("engines", "; ".join(f"{count} in {form}" for form, count in receipt.engines.items())))
+    if receipt.probe is not None and receipt.probe["told"]:
+        promised, came = receipt.probe["told"], receipt.probe["came"]
+        facts.append(("probe", f"told {promised:,.1f} images/s; {came / promised:.0%} of that came"))
+    facts.append(("model id", receipt.model_id))
+    if summary.verdict is not None:
+        facts.append(("beside training", summary.verdict))
+    print_facts(facts)
+
+
+def print_plan(summary: PlanSummary) -> None:
+    """What would be labelled, and what was left out for which reason."""
+    plan = summary.plan
+    console.print()
+    if summary.already_there:
+        console.print("Already planned; nothing was listed.")
+    facts = [
+        ("plan", plan.address),
+        ("images", f"{plan.num_rows:,}"),
+        ("bytes", f"{filesize.decimal(plan.num_bytes)}, as far as sizes are known"),
+        ("left out", f"{plan.num_excluded:,}"),
+    ]
+    facts += [("", f"{count:,}  {reason}") for reason, count in list(plan.excluded_by_reason.items())[:_MAX_REASONS]]
+    if summary.probe is not None:
+        facts += _describe_probe(summary.probe)
+    print_facts(facts)
+
+
+def _describe_probe(probe: Probe) -> list[tuple[str, str]]:
+    where = f"{probe.gpus} GPU, {probe.cores} cores" if probe.gpus else f"{probe.cores} cores"
+    per = "GPU" if probe.gpus else "core"
+    facts = [
+        ("probed", f"{probe.images:,} images, {probe.failed:,} of them without a label"),
+        ("engine", probe.engine),
+        ("fetch", f"{_milli(probe.fetch_s)}, {_milli(probe.fetch_cpu_s)} of it on a core"),
+        ("decode", f"{_milli(probe.decode_cpu_s)} of a core"),
+        ("infer", f"{_milli(probe.infer_s)} of a {per}"),
+        ("write", _milli(probe.write_s)),
+        ("speed", f"{probe.images_per_s:,.1f} images/s on this machine ({where}), limited by {probe.limited_by}"),
+    ]
+    if probe.cpus_per_gpu is not None:
+        facts.append(("balance", f"{probe.cpus_per_gpu:g} cores keep a GPU busy"))
+    facts.append(("time", f"{probe.hours:,.2f} hours for the whole plan"))
+    if probe.cost is not None:
+        facts.append(("cost", f"{probe.cost:,.2f}"))
+    return facts
+
+
+def _milli(seconds: float) -> str:
+    return f"{seconds * 1000:,.3g} ms an image"
+
+
+def print_verify(summary: VerifySummary) -> None:
+    """Counts, and what is wrong."""
+    codes = ", ".join(f"{code} {count:,}" for code, count in summary.failed_by_code.items())
+    console.print()
+    print_facts(
+        [
+            ("output", summary.output),
+            ("planned", f"{summary.planned:,}"),
+            ("labelled", f"{summary.labelled:,}"),
+            ("failed", f"{summary.failed:,}" + (f" ({codes})" if codes else "")),
+            ("parts", f"{summary.parts:,}"),
+            ("model id", summary.model_id or "-"),
+        ]
+    )
+    for fault in summary.faults[:_MAX_REASONS]:
+        console.print(Text(f"wrong: {fault}", style="red"))
+    if len(summary.faults) > _MAX_REASONS:
+        console.print(f"... and {len(summary.faults) - _MAX_REASONS:,} more")
+    if not summary.faults:
+        console.print(Text("Whole: every planned row is there exactly once, by one model.", style="green"))
+
+
+def print_prediction(path: str, ranked: Sequence[Prediction]) -> None:
+    """One file's most probable classes."""
+    console.print(Text(path))
+    for prediction in ranked:
+        console.print(Text(f"  {prediction.class_name}  {prediction.probability:.4f}  (index {prediction.index})"))
+
+
+def print_sample(summary: SampleSummary) -> None:
+    """What was drawn, and what a reviewer does with it."""
+    sample = summary.sample
+    drawn = Counter(row.class_name for row in sample.rows)
+    console.print()
+    if summary.already_drawn:
+        console.print("Already drawn; nothing was done.")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("class")
+    for heading in ("labelled", "drawn"):
+        table.add_column(heading, justify="right")
+    for name, rows in list(sample.rows_by_class.items())[:MAX_CLASSES]:
+        table.add_row(Text(name), f"{rows:,}", f"{drawn[name]:,}")
+    console.print(table)
+    if len(sample.rows_by_class) > MAX_CLASSES:
+        console.print(f"... and {len(sample.rows_by_class) - MAX_CLASSES:,} more classes")
+    facts = [("rows", f"{len(sample.rows):,} of {sum(sample.rows_by_class.values()):,}")]
+    facts.append(("look at", f"{summary.folder}/sheet.html"))
+    if not summary.already_drawn and summary.pictures < len(sample.rows):
+        facts.append(("", f"{summary.pictures:,} of the rows have a picture there"))
+    facts.append(("fill", f"{summary.folder}/sample.csv: correct_label is . where the label is right, else the right"))
+    facts.append(("", "class, or ? for none of them; a row left empty doesn't count"))
+    elsewhere = "" if summary.folder == f"{summary.output}/audit" else f" --output {summary.folder}"
+    facts.append(("then", f"tlray audit {summary.output} --answers {summary.folder}/sample.csv{elsewhere}"))
+    print_facts(facts)
+
+
+def print_audit(summary: AuditSummary) -> None:
+    """The precision of each class and of the archive, what was confused, where the corrections lie."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("class")
+    for heading in ("precision", "95% interval", "right", "reviewed", "labelled"):
+        table.add_column(heading, justify="right")
+    for name, one in list(summary.by_class.items())[:MAX_CLASSES]:
+        precision = "-" if one.precision is None else f"{one.precision:.3f}"
+        interval = f"{one.precision_low:.3f} to {one.precision_high:.3f}"
+        counts = (f"{count:,}" for count in (one.right, one.reviewed, one.rows))
+        table.add_row(Text(name), precision, interval, *counts)
+    console.print()
+    console.print(table)
+    if len(summary.by_class) > MAX_CLASSES:
+        console.print(f"... and {len(summary.by_class) - MAX_CLASSES:,} more classes")
+    accuracy = f"{summary.accuracy:.4f} of the labels are right (95% interval {summary.accuracy_low:.4f} to "
+    facts = [("archive", f"{accuracy}{summary.accuracy_high:.4f})")]
+    if summary.covered < 1:
+        facts.append(("", f"of the classes that were reviewed, which have {summary.covered:.1%} of the labelled rows"))
+    facts.append(("reviewed", f"{summary.reviewed:,} of {summary.sampled:,} rows, {summary.right:,} of them right"))
+    if summary.none_of_them:
+        facts.append(("no class", f"{summary.none_of_them:,} of them"))
+    if summary.most_confused:
+        worst = summary.most_confused[:3]
+        told = "; ".join(f"{pair['true']} taken for {pair['predicted']} {pair['images']:,}x" for pair in worst)
+        facts.append(("most confused", told))
+    left_out = f"; {summary.inside:,} more lie inside archives or tables, so no address leads to them"
+    told = f"{summary.folder}/corrections.csv ({summary.corrections:,} rows, for tlray train --data)"
+    facts.append(("corrections", told + (left_out if summary.inside else "")))
+    facts.append(("written", f"{summary.folder}/audit.json"))
+    facts.append(("model id", summary.model_id))
+    print_facts(facts)

@@ -1,0 +1,217 @@
+"""What a connected cluster has, and waiting until it has what a job cannot do without."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ray.util.placement_group import placement_group, remove_placement_group
+
+from tlray.cluster.nodes import list_nodes
+from tlray.cluster.ray_private import list_node_types, read_free_resources
+from tlray.cluster.resources import (
+    DATA_TASK_CPUS,
+    ENGINE_SHARE,
+    WORKER_CPUS,
+    Cluster,
+    EngineBounds,
+    choose_feeding_cpus,
+    count_gpu_shares,
+)
+from tlray.console import say
+from tlray.errors import StoppedError
+
+DEFAULT_WAIT_S = 60.0
+DEFAULT_WAIT_GROWING_S = 900.0
+
+_LOOK_INTERVAL_S = 1.0
+_SAY_INTERVAL_S = 30.0
+_SETTLE_S = 10.0
+
+
+@dataclass(frozen=True)
+class Demand:
+    """Processes that a job needs at the same time.
+
+    Attributes:
+        option: what asked for them, such as "--num-workers 4".
+        count: how many.
+        cpus, gpus: of each, on one machine.
+        all_cpus: of the whole cluster, what serves them included.
+    """
+
+    option: str
+    count: int
+    cpus: float
+    gpus: float
+    all_cpus: float = 0.0
+
+    def __str__(self) -> str:
+        cpus = _count(max(self.all_cpus, self.count * self.cpus), "CPU")
+        return f"{_count(self.count * self.gpus, 'GPU')} and {cpus}" if self.gpus else cpus
+
+
+@dataclass(frozen=True)
+class Room:
+    """What is on one machine.
+
+    Attributes:
+        cpus, gpus: altogether.
+        free_cpus, free_gpus: that nobody has booked.
+    """
+
+    cpus: float
+    gpus: float
+    free_cpus: float
+    free_gpus: float
+
+    def fits(self, demand: Demand) -> int:
+        """How many of the processes could start there now."""
+        by_cpu = self.free_cpus // demand.cpus if demand.cpus else demand.count
+        by_gpu = count_gpu_shares(self.free_gpus, demand.gpus) if demand.gpus else demand.count
+        return int(min(by_cpu, by_gpu))
+
+
+def measure(*, local: bool) -> Cluster:
+    """What the cluster has that this process is connected to; of a joined one, what nobody has booked."""
+    rooms = list_rooms()
+    if local:
+        return Cluster(sum(room.cpus for room in rooms), sum(room.gpus for room in rooms), local=True)
+    return Cluster(
+        cpus=sum(room.free_cpus for room in rooms),
+        gpus=sum(room.free_gpus for room in rooms),
+        local=False,
+        node_cpus=tuple(room.free_cpus for room in rooms if room.free_cpus > 0),
+    )
+
+
+def demand_workers(cluster: Cluster, num_workers: int, gpus_per_worker: int | None) -> Demand:
+    """What training cannot do without, a reader a worker included; arguments as `shares.share_workers`."""
+    gpus = (cluster.gpus >= num_workers) if gpus_per_worker is None else gpus_per_worker
+    all_cpus = num_workers * (WORKER_CPUS + DATA_TASK_CPUS)
+    return Demand(f"--num-workers {num_workers}", num_workers, WORKER_CPUS, float(gpus), all_cpus)
+
+
+def demand_engines(cluster: Cluster, bounds: EngineBounds) -> Demand:
+    """What labelling cannot do without, a reader included."""
+    gpus = bounds.choose_gpus(cluster)
+    cpus = choose_feeding_cpus(cluster, gpus) if gpus else ENGINE_SHARE
+    option = f"--min-engines {bounds.least}"
+    return Demand(option, bounds.least, cpus, gpus, bounds.least * cpus + DATA_TASK_CPUS)
+
+
+def wait_for(demand: Demand, cluster: Cluster, wait_s: float | None) -> Cluster:
+    """Wait until a job's processes find room, and measure the cluster then; a cluster that grows is asked to.
+
+    Args:
+        demand: what must find room.
+        cluster: a local one doesn't change, and is returned as it is, where it has the GPUs.
+        wait_s: most seconds; None for a minute, or 15 where the cluster grows by itself.
+
+    Raises:
+        StoppedError: there is still no room.
+    """
+    if cluster.local:
+        if demand.gpus and count_gpu_shares(cluster.gpus, demand.gpus) < demand.count:
+            raise StoppedError(f"{demand.option} needs {demand}; this machine has {cluster.gpus:g} GPUs")
+        return cluster
+    if not has_room(list_rooms(), demand):
+        growing = is_growing()
+        wait_s = choose_wait(wait_s, growing=growing)
+        with _Asking(demand) if growing else contextlib.nullcontext() as asking:
+            _wait(demand, wait_s, growing=growing, is_there=asking.is_there if asking is not None else None)
+    _settle()
+    return measure(local=False)
+
+
+def choose_wait(wait_s: float | None, *, growing: bool) -> float:
+    """Seconds that a job waits for room."""
+    if wait_s is not None:
+        return wait_s
+    return DEFAULT_WAIT_GROWING_S if growing else DEFAULT_WAIT_S
+
+
+def _wait(demand: Demand, wait_s: float, *, growing: bool, is_there: Callable[[], bool] | None) -> None:
+    began = time.monotonic()
+    said = -_SAY_INTERVAL_S
+    while not (is_there() if is_there is not None else has_room(list_rooms(), demand)):
+        has = describe_rooms(list_rooms(), gpus=demand.gpus > 0)
+        waited = time.monotonic() - began
+        if waited >= wait_s:
+            raise StoppedError(
+                f"{demand.option} needs {demand}; {has}, after waiting for {wait_s:g} s; ask for less, add machines, "
+                "or wait longer with --wait-for-resources"
+            )
+        if waited - said >= _SAY_INTERVAL_S:
+            grows = ", which grows by itself" if growing else ""
+            say(f"waiting for {demand} ({demand.option}): {has}{grows}; {wait_s - waited:.0f} s left")
+            said = waited
+        time.sleep(_LOOK_INTERVAL_S)
+
+
+def _settle() -> None:
+    """Give processes of a job that has just ended a moment to go: what they hold would be missing from the shares."""
+    deadline = time.monotonic() + _SETTLE_S
+    while time.monotonic() < deadline:
+        if all(room.free_cpus >= room.cpus and room.free_gpus >= room.gpus for room in list_rooms()):
+            return
+        time.sleep(_LOOK_INTERVAL_S)
+
+
+def list_rooms() -> list[Room]:
+    """A `Room` for each machine that is alive."""
+    free = read_free_resources()
+    rooms = []
+    for node in list_nodes():
+        here = free.get(node.node_id, {})
+        rooms.append(Room(node.cpus, node.gpus, here.get("CPU", 0.0), here.get("GPU", 0.0)))
+    return rooms
+
+
+def has_room(rooms: Sequence[Room], demand: Demand) -> bool:
+    """Whether all of a job's processes could start now."""
+    enough = sum(room.free_cpus for room in rooms) >= demand.all_cpus
+    return enough and sum(room.fits(demand) for room in rooms) >= demand.count
+
+
+def describe_rooms(rooms: Sequence[Room], *, gpus: bool) -> str:
+    """Totals in words; of GPUs only where they matter."""
+    totals = [("CPU", sum(room.cpus for room in rooms), sum(room.free_cpus for room in rooms))]
+    if gpus:
+        totals.insert(0, ("GPU", sum(room.gpus for room in rooms), sum(room.free_gpus for room in rooms)))
+    return "the cluster has " + " and ".join(f"{_count(has, name)} ({free:g} free)" for name, has, free in totals)
+
+
+def _count(amount: float, name: str) -> str:
+    return f"{amount:g} {name}{'s' * (amount != 1)}"
+
+
+def is_growing() -> bool:
+    """Whether an autoscaler adds machines."""
+    return any(name and not name.startswith("node_") for name in list_node_types())
+
+
+class _Asking:
+    """A placement group as large as the demand, which the autoscaler makes room for beside all that others use."""
+
+    def __init__(self, demand: Demand) -> None:
+        bundle = {"CPU": demand.cpus, "GPU": demand.gpus}
+        bundles = [{name: amount for name, amount in bundle.items() if amount}] * demand.count
+        more = demand.all_cpus - demand.count * demand.cpus
+        while more > 0:  # in pieces that any machine can hold
+            bundles.append({"CPU": min(more, DATA_TASK_CPUS)})
+            more -= DATA_TASK_CPUS
+        self._bundles = bundles
+
+    def __enter__(self) -> _Asking:
+        self._group = placement_group(self._bundles)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        remove_placement_group(self._group)
+
+    def is_there(self) -> bool:
+        """Whether it has found room."""
+        return bool(self._group.wait(0))

@@ -1,0 +1,161 @@
+"""Ray: a local cluster of its own, or the one that the user names."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+import re
+import socket
+import threading
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from tlray.cluster.resources import Cluster
+from tlray.console import say, silence_stderr
+from tlray.errors import (
+    BundleError,
+    DataError,
+    DivergedError,
+    OutputError,
+    StoppedError,
+    TlrayError,
+    WeightsError,
+    last_line,
+)
+from tlray.storage.s3_client import OPTIONS_VARIABLE
+
+_QUIET_ENV = {
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "PYTHONWARNINGS": "ignore",
+}
+
+
+def import_ahead(*, verbose: bool) -> None:
+    """Import Ray on a thread of its own, which takes a second that this one can use."""
+    _set_environment(verbose)
+    threading.Thread(target=importlib.import_module, args=("ray.data",), name="import ray").start()
+
+
+def _set_environment(verbose: bool) -> None:
+    """What Ray reads while it is imported."""
+    if not verbose:
+        for name, value in _QUIET_ENV.items():
+            os.environ.setdefault(name, value)
+
+
+_KNOCK_S = 10.0
+_OUR_ERROR = re.compile(r"^\s*tlray\.errors\.(\w+): (.+)", re.MULTILINE)
+_ERRORS_OF_ONE_TEXT: dict[str, type[TlrayError]] = {
+    kind.__name__: kind for kind in (BundleError, DataError, DivergedError, OutputError, WeightsError)
+}
+
+
+def is_local(address: str | None) -> bool:
+    """Whether `connect` would use a local cluster of this process's own."""
+    return (address or os.environ.get("RAY_ADDRESS") or "local") == "local"
+
+
+@contextlib.contextmanager
+def connect(address: str | None, max_cpus: int | None, *, verbose: bool, check: bool = True) -> Iterator[Cluster]:
+    """Join the cluster at `address`, else at RAY_ADDRESS, else start a local one of its own; leave it at the end.
+
+    A connection that the calling program made itself is used, and left open.
+
+    Args:
+        address, max_cpus, verbose: as in `config.RunConfig`.
+        check: refuse a cluster whose machines have another tlray.
+
+    Raises:
+        StoppedError: the cluster does not answer, or cannot be used.
+    """
+    _set_environment(verbose)
+    import ray
+
+    target = address or os.environ.get("RAY_ADDRESS")
+    local = is_local(address)
+    ours = not ray.is_initialized()
+    if ours:
+        if not verbose:
+            _silence()
+        say("starting Ray" if local else f"joining the Ray cluster at {target}")
+        if target is not None and not local:
+            _knock(target)
+        try:
+            with contextlib.nullcontext() if verbose else silence_stderr():
+                if local:
+                    cpus = min(max_cpus or os.cpu_count() or 1, os.cpu_count() or 1)
+                    ray.init(address="local", num_cpus=cpus, include_dashboard=False, **_log_options(verbose))
+                else:
+                    variables = {} if verbose else dict(_QUIET_ENV)
+                    variables |= {name: os.environ[name] for name in (OPTIONS_VARIABLE,) if name in os.environ}
+                    ray.init(address=target, runtime_env={"env_vars": variables}, **_log_options(verbose))
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise StoppedError(f"no Ray cluster answers at {target or 'this machine'}: {error}") from None
+    _configure_data(verbose)
+    try:
+        from tlray.cluster.capacity import measure
+        from tlray.cluster.checks import check_nodes
+
+        if check and ours and not local:
+            check_nodes()
+        yield measure(local=local)
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Find at once that nobody listens at HOST:PORT; Ray itself tries for minutes."""
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdigit():
+        return  # auto, which Ray resolves
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S).close()
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise StoppedError(
+            f"no Ray cluster answers at {address}: {why}; look at the address, the network, and whether the head runs"
+        ) from None
+
+
+def _log_options(verbose: bool) -> dict[str, Any]:
+    return {"log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.ERROR}
+
+
+def _configure_data(verbose: bool) -> None:
+    """Ray Data without its own bars and logs, where they are not asked for."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = verbose
+    if not verbose:  # importing ray.data has just set its loggers to INFO
+        for name in ("ray.data", "ray.train", "ray.tune"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _silence() -> None:
+    """Keep Ray's chatter out of a run's own lines; errors still reach the user as exceptions."""
+    warnings.filterwarnings("ignore", module=r"ray\..*")
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
+    logging.getLogger("ray").propagate = False
+
+
+def explain_failure(error: BaseException, doing: str) -> TlrayError:
+    """The tlray error inside what Ray wrapped around it, else a `StoppedError` with the last line that was said."""
+    cause: BaseException | None = error
+    seen: set[int] = set()
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        if isinstance(cause, TlrayError):
+            return cause
+        cause = getattr(cause, "cause", None) or cause.__cause__ or cause.__context__
+    ours = _OUR_ERROR.search(str(error))  # what Ray Data runs raises comes as text alone
+    if ours is not None:
+        return _ERRORS_OF_ONE_TEXT.get(ours[1], StoppedError)(ours[2])
+    return StoppedError(f"{doing} stopped: {last_line(error)}")

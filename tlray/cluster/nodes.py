@@ -1,0 +1,105 @@
+"""The machines of a joined cluster, and asking each of them something."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import ray
+import ray.exceptions
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from tlray.cluster.ray_private import HEAD_RESOURCE
+
+T = TypeVar("T")
+
+_MAX_NAMED = 3
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine that Ray counts as alive.
+
+    Attributes:
+        node_id: Ray's name for it, in hexadecimal.
+        address: its IP address.
+        is_head: whether it holds the cluster together.
+        cpus, gpus: what Ray books work on; a head with 0 of both takes none.
+        object_store_bytes: shared memory for objects.
+    """
+
+    node_id: str
+    address: str
+    is_head: bool
+    cpus: float
+    gpus: float
+    object_store_bytes: int
+
+    @property
+    def takes_work(self) -> bool:
+        """Whether tasks that book cores or GPUs can run there."""
+        return self.cpus > 0 or self.gpus > 0
+
+
+def list_nodes() -> list[Node]:
+    """The machines of the cluster that this process is connected to, the head first."""
+    nodes = []
+    for described in ray.nodes():
+        if described["Alive"]:
+            resources: dict[str, float] = described["Resources"]
+            node = Node(
+                node_id=described["NodeID"],
+                address=described["NodeManagerAddress"],
+                is_head=HEAD_RESOURCE in resources,
+                cpus=resources.get("CPU", 0.0),
+                gpus=resources.get("GPU", 0.0),
+                object_store_bytes=int(resources.get("object_store_memory", 0)),
+            )
+            nodes.append(node)
+    return sorted(nodes, key=lambda node: (not node.is_head, node.address, node.node_id))
+
+
+def name_some(names: Sequence[str]) -> str:
+    """The first of some machines by name, the others by number."""
+    left = len(names) - _MAX_NAMED
+    return ", ".join(names[:_MAX_NAMED]) + (f" and {left:,} more" if left > 0 else "")
+
+
+def is_loopback(address: str) -> bool:
+    """Whether HOST:PORT is reached from its own machine only."""
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def stay_here() -> NodeAffinitySchedulingStrategy:
+    """Where an actor goes that must live as long as the driver: to the driver's own machine."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
+def ask_nodes(
+    nodes: Sequence[Node], question: Callable[..., T], *arguments: Any, timeout_s: float = 60.0
+) -> list[T | Exception]:
+    """Call a function once on each machine, at the same time and without booking anything.
+
+    Returns:
+        one answer a machine, in order: what the function returned, or why there is none (a machine that is lost or
+        doesn't answer in time, an error that the function raised).
+    """
+    remote: Any = ray.remote(num_cpus=0, max_retries=0)(question)
+    calls = []
+    for node in nodes:
+        there = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
+        calls.append(remote.options(scheduling_strategy=there).remote(*arguments))
+    ready, _ = ray.wait(calls, num_returns=len(calls), timeout=timeout_s) if calls else ([], [])
+    answers: list[T | Exception] = []
+    for call in calls:
+        try:
+            answers.append(ray.get(call) if call in ready else TimeoutError(f"no answer in {timeout_s:g} s"))
+        except ray.exceptions.RayError as error:
+            answers.append(error)
+    return answers

@@ -1,0 +1,125 @@
+"""What a person sees while a job runs: a bar with rate and time left on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterator
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+_LINE_INTERVAL_S = 15.0
+
+console = Console(highlight=False, soft_wrap=True)
+"""Where every command prints to; styles vanish where there is no terminal."""
+
+
+def now() -> str:
+    """UTC, ISO 8601."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def say(text: str) -> None:
+    """Print one line; with the time of day in front where a log is being kept."""
+    stamp = "" if console.is_terminal else f"{time.strftime('%H:%M:%S')}  "
+    console.print(f"{stamp}{text}", markup=False)
+
+
+class Stage:
+    """One stage of a job, as a context manager: `with Stage("label", 1_399) as stage: stage.advance(32)`."""
+
+    def __init__(self, name: str, total: int, *, unit: str = "images") -> None:
+        self._name = name
+        self._total = total
+        self._unit = unit
+        self._done = 0
+        self._note = ""
+        self._started = self._last_line = time.monotonic()
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> Stage:
+        if console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description:<12}"),
+                BarColumn(bar_width=32),
+                TextColumn(f"{{task.completed:,.0f}}/{{task.total:,.0f}} {self._unit}"),
+                _RateColumn(self._unit),
+                TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+                TextColumn("{task.fields[note]}"),
+                console=console,
+            )
+            self._bar.start()
+            self._bar.add_task(self._name, total=self._total, note="")
+        else:
+            say(f"{self._name}: {self._total:,} {self._unit}")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        elif error is None:
+            self._print_line(time.monotonic())
+
+    def advance(self, count: int) -> None:
+        """Count finished units."""
+        self._done = min(self._total, self._done + count)
+        now = time.monotonic()
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=self._done)
+        elif now - self._last_line >= _LINE_INTERVAL_S and self._done < self._total:
+            self._print_line(now)
+
+    def move_to(self, done: int) -> None:
+        """Set how many units are finished, where a job goes back to what it had kept."""
+        self._done = 0
+        self.advance(done)
+
+    def note(self, text: str) -> None:
+        """Show a few words behind the bar."""
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], note=text)
+        self._note = text
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        say(text)
+
+    def _print_line(self, now: float) -> None:
+        self._last_line = now
+        elapsed = now - self._started
+        rate = self._done / elapsed if elapsed > 0 else 0.0
+        left = f", {(self._total - self._done) / rate:,.0f} s left" if 0 < self._done < self._total and rate else ""
+        note = f", {self._note}" if self._note else ""
+        say(f"{self._name}: {self._done:,}/{self._total:,} {self._unit}, {rate:,.1f}/s{left}{note}")
+
+
+class _RateColumn(ProgressColumn):
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:,.1f} {self._unit}/s" if speed else "")
+
+
+@contextlib.contextmanager
+def silence_stderr() -> Iterator[None]:
+    """Drop what native code writes to stderr meanwhile: TensorFlow logs before it reads its own log level."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)

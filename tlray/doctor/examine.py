@@ -1,0 +1,127 @@
+"""`tlray doctor`: joins a cluster as every command does, asks each machine, and says what it makes of the answers."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tlray import storage
+from tlray.cluster.connect import connect
+from tlray.console import say
+from tlray.doctor.findings import Finding, Level, find_all
+from tlray.doctor.inspect_node import Place, find_targets, give_answer, read_versions, tell_time, try_places
+from tlray.doctor.machines import Examined, Machine, name_nodes
+from tlray.errors import last_line
+
+if TYPE_CHECKING:
+    from tlray.cluster.nodes import Node
+    from tlray.config import DoctorConfig
+
+_ANSWER_S = 60.0
+_TIME_S = 15.0
+_MAX_SAID = 200
+
+
+@dataclass(frozen=True)
+class DoctorSummary:
+    """What a cluster has, and what would go wrong on it.
+
+    Attributes:
+        cluster: what its machines told.
+        findings: the worst first.
+    """
+
+    cluster: Examined
+    findings: tuple[Finding, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """1 where a job would fail, else 0."""
+        return int(any(finding.level is Level.ERROR for finding in self.findings))
+
+
+def examine(config: DoctorConfig) -> DoctorSummary:
+    """Ask every machine of a cluster what it has and what it reaches.
+
+    Raises:
+        ConfigError: a value is not allowed.
+        StoppedError: no cluster answers.
+    """
+    config.check()
+    storage.configure(config.s3_options)
+    with connect(config.address, config.max_cpus, verbose=config.verbose, check=False) as joined:
+        import ray
+
+        from tlray.cluster.capacity import is_growing
+        from tlray.cluster.nodes import list_nodes
+
+        places = _list_places(config)
+        nodes = list_nodes()
+        say(f"asking {len(nodes):,} machine{'s' * (len(nodes) != 1)}")
+        context = ray.get_runtime_context()
+        cluster = Examined(
+            address=context.gcs_address,
+            is_own=joined.local,
+            machines=_ask(nodes, places, context.get_node_id()),
+            places=places,
+            versions=read_versions(),
+            troubles=try_places(places),
+            grows=not joined.local and is_growing(),
+        )
+    return DoctorSummary(cluster, tuple(find_all(cluster)))
+
+
+def _ask(nodes: Sequence[Node], places: Sequence[Place], driver_node: str) -> tuple[Machine, ...]:
+    from tlray.cluster.nodes import ask_nodes
+
+    machines = []
+    answers = ask_nodes(nodes, give_answer, places, timeout_s=_ANSWER_S)
+    for name, node, answer in zip(name_nodes(nodes), nodes, answers, strict=True):
+        machine = Machine(name, node, has_driver=node.node_id == driver_node)
+        if isinstance(answer, Exception):
+            machines.append(replace(machine, silence=storage.redact(last_line(answer))[:_MAX_SAID]))
+        else:
+            machines.append(replace(machine, answer=answer))
+    awake = [machine for machine in machines if machine.answer is not None]
+    asked = time.time()
+    times = ask_nodes([machine.node for machine in awake], tell_time, timeout_s=_TIME_S)
+    answered = time.time()
+    offsets = {
+        machine.name: _bound_offset(told, asked, answered)
+        for machine, told in zip(awake, times, strict=True)
+        if not isinstance(told, Exception)
+    }
+    return tuple(replace(machine, clock_offset_s=offsets.get(machine.name, 0.0)) for machine in machines)
+
+
+def _bound_offset(told: float, asked: float, answered: float) -> float:
+    """How far a clock is off at the least: it was read somewhen between the question and the answer."""
+    return max(0.0, told - answered) + min(0.0, told - asked)
+
+
+def _list_places(config: DoctorConfig) -> tuple[Place, ...]:
+    """What machines are to try; what the driver finds below an address is what the others are to read.
+
+    A job does the same: its driver lists, its workers read by name, and may lack the right to list.
+    """
+    from tlray.model.bundle import MANIFEST
+    from tlray.sources import archives
+
+    read = []
+    for uri in config.input:
+        parts = archives.split_member(uri)
+        read.append(Place("--input", uri, storage.resolve(uri if parts is None else parts[0])))
+    if config.model is not None:
+        read.append(Place("--model", config.model, storage.join(storage.resolve(config.model), MANIFEST)))
+    places = list(find_targets(read))
+    if config.output is not None:
+        target = storage.resolve(config.output)
+        if not storage.is_s3(target):
+            while not os.path.exists(target):  # noqa: PTH110  (Path.exists raises where a folder may not be searched)
+                target = str(Path(target).parent)
+        places.append(Place("--output", config.output, target, writes=True))
+    return tuple(places)

@@ -1,0 +1,197 @@
+"""Whether a training computes the frozen part of the base once or every epoch, and the computing."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tlray import storage
+from tlray.cluster.resources import Cluster, EngineBounds, share_engines, share_workers
+from tlray.config import TrainConfig
+from tlray.console import Stage, say
+from tlray.errors import StoppedError
+from tlray.features import cache as features
+from tlray.features.build import build
+from tlray.features.cache import Cache, Kind, Missing, Prefix
+from tlray.images.augment import Augmentation
+from tlray.model.backbones import BACKBONES, INPUT
+
+Rows = Mapping[str, npt.NDArray[np.int64]]
+"""Row ids of "train", "val" and "test"."""
+
+_LEAST_SAVING = 0.1
+_MOST_OF_FREE = 0.5
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether the cache is used.
+
+    Attributes:
+        use: it is.
+        reason: said to the user.
+    """
+
+    use: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What a training sends through the frozen part, in passes of one image through the whole base.
+
+    Attributes:
+        online: without a cache.
+        missing: to complete the cache.
+    """
+
+    online: float
+    missing: int
+
+
+def prepare_cache(
+    config: TrainConfig,
+    cluster: Cluster,
+    rows: Rows,
+    digests: Sequence[str],
+    prefix: Prefix,
+    uris: Any,
+    augmentation: Augmentation,
+) -> tuple[Cache | None, float]:
+    """Decide, and build what is missing.
+
+    Args:
+        config: what was asked for.
+        cluster: where it is built.
+        rows: row ids by role.
+        digests: sha256 of every row's encoded image.
+        prefix: what is frozen.
+        uris: Ray reference to every address, by row id.
+        augmentation: of training images.
+
+    Returns:
+        the cache, or None for the online road; and the seconds that engines ran.
+    """
+    needs = list_needs(config)
+    root = _find_root(config, cluster)
+    if config.cache == "off" or not needs or root is None:
+        decision = Decision(False, _explain_absence(config, needs))
+        if config.cache == "on":
+            raise StoppedError(f"--cache on is not possible: {decision.reason}")
+        say(f"feature cache: off, {decision.reason}")
+        return None, 0.0
+    cache = features.plan_cache(root, prefix, rows, digests, augmentation, needs)
+    missing = features.find_missing(cache)
+    num_bytes = features.estimate_bytes(cache)
+    passes = Passes(count_online(config, rows), missing.images)
+    if config.cache == "on":
+        decision = Decision(True, f"as asked for: {_compare(passes)}")
+    else:
+        share = missing.images / max(1, missing.total_images)
+        decision = decide(passes, int(num_bytes * share), features.measure_free_bytes(root))
+    say(
+        f"feature cache: {'on' if decision.use else 'off'}, {decision.reason}"
+        + (f"; about {_format_bytes(num_bytes)} in {cache.uri}" if decision.use else "")
+    )
+    if not decision.use:
+        return None, 0.0
+    if missing.is_empty:
+        say(f"feature cache: all {missing.total_images:,} images and views are there from an earlier run")
+        return cache, 0.0
+    if missing.images < missing.total_images:
+        say(f"feature cache: {missing.total_images - missing.images:,} of {missing.total_images:,} are there already")
+    return cache, _build(config, cluster, cache, missing, uris)
+
+
+def list_needs(config: TrainConfig) -> dict[int, tuple[Kind, ...]]:
+    """Which features each view must hold, for the phases that can use the cache."""
+    kinds: dict[int, set[Kind]] = {}
+    epochs: list[tuple[Kind, range]] = [("pooled", range(config.head_epochs))]
+    if config.resolved_finetune_from != INPUT:
+        # with early stopping, phase 2 may begin behind phase 1's first epoch
+        first = min(1, config.head_epochs) if config.early_stopping else config.head_epochs
+        epochs.append(("activations", range(first, config.head_epochs + config.finetune_epochs)))
+    for kind, numbers in epochs:
+        if kind == "pooled" or config.finetune_epochs:
+            for epoch in numbers:
+                kinds.setdefault(epoch % config.resolved_views, set()).add(kind)
+    return {view: tuple(sorted(kinds[view])) for view in sorted(kinds)}
+
+
+def count_online(config: TrainConfig, rows: Rows) -> float:
+    """Passes through the frozen part that the online road takes: in phase 2 only up to the boundary."""
+    share = BACKBONES[config.backbone].boundaries[config.resolved_finetune_from].prefix_share
+    an_epoch = len(rows["train"]) + len(rows["val"])
+    return (config.head_epochs + config.finetune_epochs * share) * an_epoch + len(rows["test"]) * share
+
+
+def decide(passes: Passes, num_bytes: int, free_bytes: int | None) -> Decision:
+    """Weigh bytes against compute.
+
+    Args:
+        passes: with and without the cache.
+        num_bytes: that it would add.
+        free_bytes: where it would lie; None where nobody knows.
+    """
+    saved = passes.online - passes.missing
+    share = saved / passes.online if passes.online else 0.0
+    if share < _LEAST_SAVING:
+        return Decision(
+            False,
+            f"it would take {passes.missing:,} passes through the base, computing every epoch {passes.online:,.0f}",
+        )
+    if free_bytes is not None and num_bytes > _MOST_OF_FREE * free_bytes:
+        return Decision(
+            False, f"it would take {_format_bytes(num_bytes)} of the {_format_bytes(free_bytes)} that are free"
+        )
+    return Decision(True, _compare(passes))
+
+
+def _compare(passes: Passes) -> str:
+    return f"{passes.missing:,} passes through the base instead of {passes.online:,.0f}"
+
+
+def _find_root(config: TrainConfig, cluster: Cluster) -> str | None:
+    if config.cache_dir is not None:
+        return storage.resolve(config.cache_dir)
+    if not cluster.local:
+        return None
+    return str(Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "tlray" / "features")
+
+
+def _explain_absence(config: TrainConfig, needs: dict[int, tuple[Kind, ...]]) -> str:
+    if config.cache == "off":
+        return "as asked for"
+    if not needs:
+        return "no phase leaves a part of the base frozen"
+    return "a cluster's machines share no folder that tlray knows of; give --cache-dir"
+
+
+def _build(config: TrainConfig, cluster: Cluster, cache: Cache, missing: Missing, uris: Any) -> float:
+    """Run the engines; returns the seconds from the first one's being ready."""
+    bounds = EngineBounds(0.0 if config.gpus_per_worker == 0 else None)
+    shares = share_engines(cluster, max(1, len(missing.works)), 1, bounds, beside_workers=True)
+    workers = share_workers(cluster, config.num_workers, config.gpus_per_worker)
+    storage.check_writable(cache.uri, "--cache-dir")
+    first_ready = time.time()
+    with Stage("frozen part", missing.images) as stage:
+        for index, done in enumerate(build(cache, missing, uris, shares, workers.num_readers, workers.reader_cpus)):
+            first_ready = done.ready if index == 0 else min(first_ready, done.ready)
+            stage.advance(done.images)
+    return time.time() - first_ready
+
+
+def _format_bytes(count: float) -> str:
+    units = ["bytes", "kB", "MB", "GB", "TB"]
+    while count >= 1000 and len(units) > 1:
+        count /= 1000
+        units.pop(0)
+    unit = units[0]
+    return f"{count:,.0f} {unit}" if count >= 10 or unit == "bytes" else f"{count:,.1f} {unit}"

@@ -1,0 +1,126 @@
+"""Probabilities that mean what they say: temperature scaling, and how far off they are.
+
+Guo, Pleiss, Sun, Weinberger: "On calibration of modern neural networks" (ICML 2017).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tlray.metrics.ood import Oddness
+
+NUM_BINS = 15
+"""Of equal width, as in the paper."""
+
+MIN_IMAGES = 20
+"""Fewer say nothing about a temperature."""
+
+_TEMPERATURES = (0.2, 10.0)
+_LEAST = 1e-12
+
+Probabilities = npt.NDArray[np.floating]
+"""`[N, C]`, each row with the sum 1."""
+
+Labels = npt.NDArray[np.integer]
+"""`[N]`, indices of the true classes."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What makes a network's answers trustworthy.
+
+    Attributes:
+        temperature: that its logits are divided by.
+        images: that it was fitted on; 0 where it was not.
+        oddness: None without enough training images.
+    """
+
+    temperature: float
+    images: int
+    oddness: Oddness | None
+
+    def describe(self) -> dict[str, Any]:
+        """`bundle.json`'s `calibration`."""
+        return {
+            "temperature": self.temperature,
+            "images": self.images,
+            "oddness": None if self.oddness is None else self.oddness.describe(),
+        }
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Images whose top probability lies in one range.
+
+    Attributes:
+        low, high: of the range.
+        images: how many there are.
+        confidence: mean top probability.
+        accuracy: share whose top class is the true one.
+    """
+
+    low: float
+    high: float
+    images: int
+    confidence: float
+    accuracy: float
+
+
+def fit_temperature(probabilities: Probabilities, labels: Labels) -> float:
+    """The temperature that minimizes the log-loss; 1 where there are too few images to tell.
+
+    A softmax's probabilities do as well as its logits, which differ from their logarithms by a constant a row.
+    """
+    if len(labels) < MIN_IMAGES:
+        return 1.0
+    from scipy.optimize import minimize_scalar
+
+    def loss(log_temperature: float) -> float:
+        return compute_log_loss(apply_temperature(probabilities, float(np.exp(log_temperature))), labels)
+
+    found = minimize_scalar(loss, bounds=tuple(np.log(_TEMPERATURES)), method="bounded", options={"xatol": 1e-4})
+    temperature = float(np.exp(found.x))
+    return temperature if found.fun < loss(0.0) else 1.0
+
+
+def apply_temperature(probabilities: Probabilities, temperature: float) -> npt.NDArray[np.float64]:
+    """Softmax of the logits divided by the temperature, `[N, C]`."""
+    logits = np.log(np.maximum(probabilities.astype(np.float64), np.finfo(np.float32).tiny)) / temperature
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    scaled: npt.NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
+    return scaled
+
+
+def compute_log_loss(probabilities: Probabilities, labels: Labels) -> float:
+    """Mean negative logarithm of the true class's probability; 0 where there is no image."""
+    chances = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    return float(-np.log(np.maximum(chances, _LEAST)).mean()) if len(labels) else 0.0
+
+
+def bin_confidences(probabilities: Probabilities, labels: Labels) -> list[Bin]:
+    """Bins of a reliability diagram, those that hold images."""
+    confidence = probabilities.max(axis=1).astype(np.float64)
+    right = probabilities.argmax(axis=1) == labels
+    places = np.minimum((confidence * NUM_BINS).astype(int), NUM_BINS - 1)
+    return [
+        Bin(
+            low=place / NUM_BINS,
+            high=(place + 1) / NUM_BINS,
+            images=int(inside.sum()),
+            confidence=float(confidence[inside].mean()),
+            accuracy=float(right[inside].mean()),
+        )
+        for place in range(NUM_BINS)
+        if (inside := places == place).any()
+    ]
+
+
+def compute_ece(bins: Sequence[Bin]) -> float:
+    """Expected calibration error: the bins' mean distance of accuracy from confidence, weighted by images."""
+    total = sum(entry.images for entry in bins)
+    return sum(entry.images * abs(entry.accuracy - entry.confidence) for entry in bins) / max(total, 1)

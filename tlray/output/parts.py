@@ -1,0 +1,263 @@
+"""The Parquet parts of a labelling run: a fixed range of row ids each, written once whole, found again by name.
+
+A part's name follows from the rows it holds, so a late or repeated write overwrites and never doubles. Answers whose
+part isn't full yet are kept in `_waiting.parquet`, so that a killed run has little to do again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from tlray import storage
+from tlray.errors import IN_THE_WAY, OK, FetchError
+from tlray.model.bundle import Bundle
+from tlray.output.rowset import RowSet
+from tlray.output.schema import KEPT_ANSWERS, LABEL_FIELDS
+
+FOLDER = "labels"
+WAITING = "_waiting.parquet"
+
+MODEL_ID_KEY = b"tlray.model_id"
+CLASSES_KEY = b"tlray.classes"
+
+_NAME = re.compile(r"part-(\d{12})-(\d{12})\.parquet")
+
+
+class Plan(Protocol):
+    """Where the planned columns of a part come from."""
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows are planned."""
+
+    def read(self, first: int, count: int) -> pa.Table:
+        """Rows by `planning.PLAN_SCHEMA`, and `input_*`."""
+
+
+class Kept(Protocol):
+    """Answers that an earlier output has for some rows."""
+
+    def take(self, rows: pa.Table) -> pa.Table:
+        """The answers of planned rows."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One written part.
+
+    Attributes:
+        name: file name below `labels/`.
+        rows: how many it holds.
+        sha256: of the file.
+        failed_by_code: rows whose status is not "ok", by status.
+        needs_review: rows that somebody should look at.
+    """
+
+    name: str
+    rows: int
+    sha256: str
+    failed_by_code: dict[str, int]
+    needs_review: int = 0
+
+
+def get_row_ids(name: str) -> range:
+    """The row ids that a part holds, from its name; an empty range for a name that is not a part's."""
+    match = _NAME.fullmatch(name)
+    return range(0) if match is None else range(int(match[1]), int(match[2]) + 1)
+
+
+def make_name(first: int, count: int) -> str:
+    """Name of the part that holds `count` rows from `first` on."""
+    return f"part-{first:012d}-{first + count - 1:012d}.parquet"
+
+
+def make_schema(
+    bundle: Bundle, run_id: str, input_fields: Sequence[pa.Field], extra_fields: Sequence[pa.Field] = ()
+) -> pa.Schema:
+    """Columns and file metadata of a run's parts; the extra fields are `schema.list_extra_fields`."""
+    metadata = {
+        MODEL_ID_KEY.decode(): bundle.model_id,
+        CLASSES_KEY.decode(): json.dumps(bundle.classes, ensure_ascii=False),
+        "tlray.preprocessing": bundle.preprocessing_fingerprint,
+        "tlray.run_id": run_id,
+    }
+    return pa.schema([*LABEL_FIELDS, *extra_fields, *input_fields], metadata=metadata)
+
+
+@dataclass
+class _Open:
+    """A part that is not full yet: what has arrived, and which rows are still awaited."""
+
+    awaited: npt.NDArray[np.bool_]
+    pieces: list[pa.Table] = field(default_factory=list)
+
+
+class PartWriter:
+    """Collects answers in any order and writes each part when its last row has arrived.
+
+    Args:
+        output: where the parts go.
+        plan: gives the planned columns.
+        schema: of the parts, by `make_schema`.
+        rows_per_part: rows in one part.
+        done: rows that their parts hold already; a part with some of them is written anew around them.
+        kept: rows whose answers `earlier` has; they are fetched when the rest of their part is there.
+        earlier: an earlier output, None without `kept`.
+    """
+
+    def __init__(
+        self,
+        output: str,
+        plan: Plan,
+        schema: pa.Schema,
+        rows_per_part: int,
+        done: RowSet,
+        kept: RowSet | None = None,
+        earlier: Kept | None = None,
+    ) -> None:
+        self._output = output
+        self._plan = plan
+        self._schema = schema
+        self._rows_per_part = rows_per_part
+        self._done = done
+        self._kept = kept
+        self._earlier = earlier
+        self._open: dict[int, _Open] = {}
+        self._answer_schema = pa.schema([entry for entry in schema if entry.name in KEPT_ANSWERS])
+        self._answer_names = self._answer_schema.names
+
+    def add(self, answers: pa.Table) -> Iterator[Part]:
+        """Take answers; yields every part that they complete, once it is written. A row's second answer is dropped."""
+        answers = answers.select(self._answer_names).cast(self._answer_schema)
+        row_ids = answers["row_id"].to_numpy()
+        _, positions = np.unique(row_ids, return_index=True)  # a row's first answer here
+        numbers = row_ids[positions] // self._rows_per_part
+        for number in np.unique(numbers).tolist():
+            first, count = self._get_range(number)
+            if number not in self._open:
+                self._open[number] = _Open(self._find_awaited(first, count))
+            part = self._open[number]
+            here = positions[numbers == number]
+            fresh = here[part.awaited[row_ids[here] - first]]
+            part.awaited[row_ids[fresh] - first] = False
+            part.pieces.append(answers.take(pa.array(fresh)))
+            if not part.awaited.any():
+                del self._open[number]
+                if sum(piece.num_rows for piece in part.pieces):
+                    yield self._write(first, count, pa.concat_tables(part.pieces))
+
+    def write_kept(self) -> Iterator[Part]:
+        """Write the parts that await nothing but what an earlier output has."""
+        for number in range(-(-self._plan.num_rows // self._rows_per_part)):
+            first, count = self._get_range(number)
+            if self._done.mask_missing(first, count).any() and not self._find_awaited(first, count).any():
+                yield self._write(first, count, None)
+
+    def _find_awaited(self, first: int, count: int) -> npt.NDArray[np.bool_]:
+        """Which rows of a part are neither done nor kept."""
+        undone = self._done.mask_missing(first, count)
+        return undone if self._kept is None else undone & self._kept.mask_missing(first, count)
+
+    def get_waiting(self) -> pa.Table | None:
+        """Answers whose parts are not full yet; what could not be reached is to be tried again instead."""
+        pieces = [piece for part in self._open.values() for piece in part.pieces]
+        if not pieces:
+            return None
+        table = pa.concat_tables(pieces)
+        return table.filter(pc.invert(pc.is_in(table["status"], value_set=pa.array([*IN_THE_WAY], pa.string()))))
+
+    def save_waiting(self) -> None:
+        """Keep the answers whose parts are not full yet, in place of those kept before.
+
+        Where there are none, older ones stay: their parts are full, so that they are dropped when they are loaded.
+        """
+        waiting = self.get_waiting()
+        if waiting is not None:
+            keep = {MODEL_ID_KEY: self._schema.metadata[MODEL_ID_KEY]}
+            storage.put(storage.join(self._output, WAITING), _to_parquet(waiting.replace_schema_metadata(keep)))
+
+    def load_waiting(self) -> pa.Table | None:
+        """What `save_waiting` of a run that was stopped kept, None where there is nothing of use."""
+        address = storage.join(self._output, WAITING)
+        if not storage.exists(address):
+            return None
+        try:
+            table = from_parquet(storage.get(address))
+        except (FetchError, pa.ArrowException, OSError):
+            return None
+        same = (table.schema.metadata or {}).get(MODEL_ID_KEY) == self._schema.metadata[MODEL_ID_KEY]
+        return table if same and table.column_names == self._answer_names else None
+
+    def _get_range(self, number: int) -> tuple[int, int]:
+        """First row id and number of rows of a part."""
+        first = number * self._rows_per_part
+        return first, min(self._rows_per_part, self._plan.num_rows - first)
+
+    def _add_kept(self, first: int, count: int, planned: pa.Table, fresh: pa.Table | None) -> pa.Table:
+        """Fresh answers, and those that an earlier output has for rows of the part that are not done."""
+        pieces = [] if fresh is None else [fresh]
+        if self._earlier is not None and self._kept is not None:
+            copied = self._done.mask_missing(first, count) & ~self._kept.mask_missing(first, count)
+            kept = self._earlier.take(planned.filter(pa.array(copied))).select(self._answer_names)
+            pieces.append(kept.cast(self._answer_schema))
+        return pa.concat_tables(pieces)
+
+    def _write(self, first: int, count: int, fresh: pa.Table | None) -> Part:
+        name = make_name(first, count)
+        address = storage.join(self._output, FOLDER, name)
+        planned = self._plan.read(first, count)
+        answers = self._add_kept(first, count, planned, fresh)
+        if answers.num_rows < count:
+            kept = from_parquet(storage.get(address)).select(self._answer_names)
+            others = pc.invert(pc.is_in(kept["row_id"], value_set=answers["row_id"]))
+            answers = pa.concat_tables([answers, kept.filter(others).cast(answers.schema)])
+        answers = answers.sort_by("row_id")
+        model_id = self._schema.metadata[MODEL_ID_KEY].decode()
+        columns = {name: answers[name] for name in answers.column_names}
+        columns |= {name: planned[name] for name in planned.column_names if name.startswith("input_")}
+        columns |= {
+            "uri": planned["uri"],
+            "model_id": pa.array([model_id] * count, pa.string()),
+        }
+        table = pa.table([columns[entry.name] for entry in self._schema], schema=self._schema)
+        data = _to_parquet(table)
+        storage.put(address, data)
+        return describe_part(name, data, table)
+
+
+def from_parquet(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
+    """The table in a Parquet file's bytes.
+
+    Arrow's own threads would outlive the call with the bytes in hand; one that lets go of them while Python is
+    ending aborts the process.
+
+    Raises:
+        ArrowException, OSError: it is none, or damaged.
+    """
+    return pq.ParquetFile(pa.BufferReader(data)).read(columns, use_threads=False)
+
+
+def describe_part(name: str, data: bytes, table: pa.Table) -> Part:
+    """Of a part's file and its table, with `status` and `needs_review` at least."""
+    counts = pc.value_counts(table["status"]).to_pylist()
+    failed = {count["values"]: count["counts"] for count in counts if count["values"] != OK}
+    needs_review = pc.sum(table["needs_review"]).as_py() or 0
+    return Part(name, table.num_rows, hashlib.sha256(data).hexdigest(), failed, needs_review)
+
+
+def _to_parquet(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()

@@ -1,0 +1,144 @@
+"""Labels read back: the parts of a run, whole or a few columns and rows of them, for everything that looks again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, lru_cache
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tlray import storage
+from tlray.errors import FetchError, OutputError
+from tlray.output.parts import CLASSES_KEY, FOLDER, MODEL_ID_KEY, Part, describe_part, from_parquet, get_row_ids
+from tlray.output.receipt import Receipt
+
+_THREADS = 8
+_PARTS_AHEAD = 16
+_PARTS_KEPT = 4
+_PARTS_CHECKED = 64
+
+
+class LabelsReader:
+    """The labels of a finished run.
+
+    Args:
+        output: its address.
+        names: of its parts, or of some of them.
+
+    Attributes:
+        names: the parts, in the order of their rows.
+    """
+
+    def __init__(self, output: str, names: Sequence[str]) -> None:
+        self.names = sorted(names)
+        self._output = output
+        self._firsts = np.array([get_row_ids(name).start for name in self.names])
+        self._read_or_recall = lru_cache(maxsize=_PARTS_KEPT)(self._read)
+
+    @classmethod
+    def open(cls, output: str, receipt: Receipt) -> LabelsReader:
+        """All parts that a receipt names."""
+        return cls(output, [part["name"] for part in receipt.parts])
+
+    @cached_property
+    def classes(self) -> list[str]:
+        """Class names by index, from the files' metadata.
+
+        Raises:
+            OutputError: the first part cannot be read.
+        """
+        classes: list[str] = json.loads(
+            self._read(self.names[0], ("row_id",), metadata=True).schema.metadata[CLASSES_KEY]
+        )
+        return classes
+
+    def read(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Some columns of every part, in order, a bounded number of parts ahead.
+
+        Raises:
+            OutputError: a part cannot be read.
+        """
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for start in range(0, len(self.names), _PARTS_AHEAD):
+                names = self.names[start : start + _PARTS_AHEAD]
+                yield from pool.map(lambda name: self._read(name, tuple(columns)), names)
+
+    def take(self, row_ids: npt.NDArray[np.int64], columns: Sequence[str] | None = None) -> pa.Table:
+        """Some rows in the order asked for, all columns or some.
+
+        Raises:
+            OutputError: a part cannot be read.
+        """
+        chosen = None if columns is None else tuple(columns)
+        numbers = np.searchsorted(self._firsts, row_ids, side="right") - 1
+        wanted = np.unique(numbers).tolist()
+        pieces = [] if wanted else [self._read_or_recall(self.names[0], chosen).slice(0, 0)]
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for start in range(0, len(wanted), _PARTS_AHEAD):
+                ahead = wanted[start : start + _PARTS_AHEAD]
+                tables = pool.map(lambda number: self._read_or_recall(self.names[number], chosen), ahead)
+                for number, table in zip(ahead, tables, strict=True):
+                    pieces.append(table.take(pa.array(row_ids[numbers == number] - self._firsts[number])))
+        order = np.argsort(numbers, kind="stable")
+        return pa.concat_tables(pieces).take(pa.array(np.argsort(order)))
+
+    def _read(self, name: str, columns: tuple[str, ...] | None, *, metadata: bool = False) -> pa.Table:
+        try:
+            # Arrow's own threads could outlive the call, see `parts.from_parquet`
+            with storage.open_arrow(storage.join(self._output, FOLDER, name)) as source:
+                table = pq.ParquetFile(source).read(columns, use_threads=False)
+        except (FetchError, pa.ArrowException, OSError) as error:
+            why = storage.redact(str(error))
+            raise OutputError(
+                f"{name} of {self._output} cannot be read: {why}; tlray verify tells what is wrong"
+            ) from None
+        return table if metadata else table.replace_schema_metadata(None)
+
+
+def read_part(output: str, name: str, columns: Sequence[str] | None = None) -> tuple[bytes, pa.Table]:
+    """A part's file and its table, all columns or some.
+
+    Raises:
+        OutputError: it cannot be read.
+    """
+    try:
+        data = storage.get(storage.join(output, FOLDER, name))
+        return data, from_parquet(data, columns)
+    except (FetchError, pa.ArrowException, OSError) as error:
+        raise OutputError(f"{name} cannot be read: {storage.redact(str(error))}") from None
+
+
+def find_parts(output: str, model_id: str) -> Iterator[tuple[Part, pa.Table]]:
+    """Every valid part that an earlier run of the same job left, with its `row_id` and `status` columns.
+
+    Others don't count and will be written again.
+    """
+    folder = storage.join(output, FOLDER)
+    if not storage.has_content(folder):
+        return
+    names = [entry.name for entry in storage.iter_files(folder) if get_row_ids(entry.name)]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for start in range(0, len(names), _PARTS_CHECKED):
+            for found in pool.map(
+                lambda name: _check_part(output, name, model_id), names[start : start + _PARTS_CHECKED]
+            ):
+                if found is not None:
+                    yield found
+
+
+def _check_part(output: str, name: str, model_id: str) -> tuple[Part, pa.Table] | None:
+    try:
+        data, table = read_part(output, name, ["row_id", "status", "needs_review"])
+    except OutputError:
+        return None
+    if (table.schema.metadata or {}).get(MODEL_ID_KEY) != model_id.encode():
+        return None
+    expected = get_row_ids(name)
+    if not np.array_equal(table["row_id"].to_numpy(), np.arange(expected.start, expected.stop)):
+        return None
+    return describe_part(name, data, table), table

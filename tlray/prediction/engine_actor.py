@@ -1,0 +1,201 @@
+"""The engine's process: batches of images -> answers by `ANSWER_FIELDS`; whatever goes wrong stays with its row."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import ray
+
+from tlray.errors import OK, Code, StoppedError
+from tlray.images.batch import ImageBatch
+from tlray.images.limits import Limits
+from tlray.model.bundle import MANIFEST, Bundle, unpack
+from tlray.model.precision import PrecisionName
+from tlray.model.tf_imports import import_tensorflow
+from tlray.output.schema import EMBEDDING, TOP_FIELDS, Wanted
+from tlray.prediction import batches
+from tlray.prediction.batches import Batch, open_images
+from tlray.prediction.dispatcher import MAX_TRIES
+
+if TYPE_CHECKING:
+    from tlray.model.engine import Answers
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Decoded images with what is wrong with some, and the engine's answers, NaN for those.
+
+    Attributes:
+        images: N of them.
+        probabilities: float32 `[N, C]`.
+        oddness: float32 `[N]`.
+        embeddings: float32 `[N, D]`; `[N, 0]` where they aren't wanted.
+    """
+
+    images: ImageBatch
+    probabilities: npt.NDArray[np.float32]
+    oddness: npt.NDArray[np.float32]
+    embeddings: npt.NDArray[np.float32]
+
+    def put(self, rows: npt.NDArray[np.int64], answers: Answers) -> None:
+        """Take the engine's answers to some rows."""
+        self.probabilities[rows] = answers.probabilities
+        if answers.oddness is not None:
+            self.oddness[rows] = answers.oddness
+        if self.embeddings.shape[1] and answers.embeddings is not None:
+            self.embeddings[rows] = answers.embeddings
+
+
+class Labeller:
+    """One engine in one process.
+
+    Args:
+        files: what inference needs of the bundle, by name; in a list, so that Ray doesn't tie restarts to it.
+        limits: of decoding.
+        batch_size: images in one step of the engine.
+        num_threads: TensorFlow's; None on GPUs.
+        precision: as `open_engine`.
+        num_engines: how many of these the run has.
+        wanted: what to answer.
+        dispatcher: the run's `Dispatcher`.
+    """
+
+    def __init__(
+        self,
+        files: list[ray.ObjectRef[dict[str, bytes]]],
+        limits: Limits,
+        batch_size: int,
+        num_threads: int | None,
+        precision: PrecisionName,
+        num_engines: int,
+        wanted: Wanted,
+        dispatcher: list[Any],
+    ) -> None:
+        self._dispatcher = dispatcher[0]
+        ray.get(self._dispatcher.start_engine.remote(num_engines))
+        import_tensorflow()
+        from tlray.model.engine import open_engine
+
+        self._limits = limits
+        self._wanted = wanted
+        self._fields = wanted.fields
+        with tempfile.TemporaryDirectory(prefix="tlray-") as folder:
+            contents: dict[str, bytes] = ray.get(files[0])
+            unpack(contents, Path(folder))
+            bundle = Bundle(Path(folder), "", json.loads(contents[MANIFEST]))
+            self._engine = open_engine(bundle, batch_size, num_threads=num_threads, precision=precision)
+        self._classes = np.array(bundle.classes, object)
+        self._image_size_px = bundle.image_size_px
+        self._dispatcher.note_engine.remote(str(self._engine.form))
+
+    def __call__(self, batch: Batch) -> pa.Table:
+        """Answer a batch as the reading stage made it."""
+        batch = batches.unpack(batch)
+        key = ("batch", int(batch["row_id"][0]))
+        tries: int | None = ray.get(self._dispatcher.start_batch.remote(key))
+        if tries is None:
+            return self._make_table({field.name: [] for field in self._fields})
+        answered = None if tries else self._answer_together(batch)
+        answered = answered or self._answer_one_by_one(key, batch)
+        self._dispatcher.leave.remote(key)
+        return self._make_answers(batch, answered)
+
+    def _expect(self, images: ImageBatch, count: int) -> Answered:
+        sizes = (count, len(self._classes)), (count,), (count, self._wanted.embedding_size)
+        return Answered(images, *(np.full(size, np.nan, np.float32) for size in sizes))
+
+    def _answer_together(self, batch: Batch) -> Answered | None:
+        """None where the engine fails on some image among these."""
+        images = open_images(batch, slice(None), self._image_size_px, self._limits)
+        answered = self._expect(images, len(images.status))
+        readable = np.flatnonzero(np.array(images.status, object) == OK)
+        if len(readable):
+            pixels = images.pixels if len(readable) == len(images.status) else images.pixels[readable]
+            try:
+                answered.put(readable, self._engine.predict(pixels))
+            except Exception:  # whatever TensorFlow raises: the rows are tried one by one
+                return None
+        return answered
+
+    def _answer_one_by_one(self, key: tuple[str, int], batch: Batch) -> Answered:
+        """The same for a batch that failed, or whose process died: a row that does so again says so in its status."""
+        row_ids = batch["row_id"]
+        side = self._image_size_px
+        images = ImageBatch(np.empty((0, side, side, 3), np.uint8), [], [], [], [])
+        answered = self._expect(images, len(row_ids))
+        failures: list[Exception] = []
+        num_tried = 0
+        for index, row_id in enumerate(row_ids):
+            if ray.get(self._dispatcher.suspect.remote(key, int(row_id))) >= MAX_TRIES:
+                images.append(Code.CRASHED.value, f"its process died on it {MAX_TRIES} times", None, None)
+                continue
+            one = open_images(batch, slice(index, index + 1), side, self._limits)
+            images.append(one.status[0], one.errors[0], one.widths[0], one.heights[0])
+            if one.status[0] != OK:
+                continue
+            num_tried += 1
+            try:
+                answered.put(np.array([index]), self._engine.predict(one.pixels))
+            except Exception as failure:
+                failures.append(failure)
+                images.status[-1] = Code.MODEL_ERROR.value
+                images.errors[-1] = f"the model failed: {type(failure).__name__}"
+        if len(failures) == num_tried > 1:
+            told = " ".join(str(failures[0]).split())[:200]
+            raise StoppedError(
+                f"the model fails on every image of a batch ({type(failures[0]).__name__}: {told}); "
+                "where memory is short, a smaller --batch-size takes less"
+            )
+        return answered
+
+    def _make_answers(self, batch: Batch, answered: Answered) -> pa.Table:
+        images, probabilities, top_k = answered.images, answered.probabilities, self._wanted.top_k
+        for row in np.flatnonzero(~np.isfinite(probabilities).all(axis=1)):
+            if images.status[row] == OK:
+                images.status[row] = Code.MODEL_ERROR.value
+                images.errors[row] = "the model answered with a number that is not finite"
+        unanswered = np.array(images.status, object) != OK
+        order = np.argsort(-probabilities, axis=1, kind="stable")[:, : max(1, top_k)]
+        chances = np.take_along_axis(probabilities, order, axis=1)
+        names = self._classes[order]
+        columns: dict[str, Any] = {
+            "row_id": batch["row_id"],
+            "status": images.status,
+            "error": images.errors,
+            "predicted_index": pa.array(order[:, 0], mask=unanswered),
+            "class_name": pa.array(names[:, 0], mask=unanswered),
+            "probability": pa.array(chances[:, 0], mask=unanswered),
+            "width": images.widths,
+            "height": images.heights,
+            "oddness": pa.array(answered.oddness, mask=unanswered | np.isnan(answered.oddness)),
+            "needs_review": pa.nulls(len(order), pa.bool_()),
+            "retries": batch["retries"],
+        }
+        if self._wanted.least is not None:
+            columns["needs_review"] = pa.array(chances[:, 0] < self._wanted.least[order[:, 0]], mask=unanswered)
+        if self._wanted.embedding_size:
+            values = pa.array(answered.embeddings.ravel())
+            columns[EMBEDDING] = pa.FixedSizeListArray.from_arrays(
+                values, self._wanted.embedding_size, mask=pa.array(unanswered)
+            )
+        if top_k:
+            tops: list[npt.NDArray[Any]] = [order, names, chances]
+            for field, values in zip(TOP_FIELDS, tops, strict=True):
+                rows = zip(values.tolist(), unanswered, strict=True)
+                columns[field.name] = [None if without else value for value, without in rows]
+        return self._make_table(columns)
+
+    def _make_table(self, columns: dict[str, Any]) -> pa.Table:
+        arrays = [_make_array(columns[field.name], field.type) for field in self._fields]
+        return pa.table(arrays, schema=pa.schema(self._fields))
+
+
+def _make_array(values: Any, kind: pa.DataType) -> pa.Array:
+    return values.cast(kind) if isinstance(values, pa.Array) else pa.array(values, kind)

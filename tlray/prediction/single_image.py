@@ -1,0 +1,76 @@
+"""The answer for one file, without Ray: the same decoder and the same engine as a labelling run."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+from tlray import storage
+from tlray.images.decode import decode
+from tlray.model.bundle import Bundle, load_bundle
+
+if TYPE_CHECKING:
+    from tlray.model.engine import Engine
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one image.
+
+    Attributes:
+        index: of the most probable class.
+        class_name: its name.
+        probability: in [0, 1].
+    """
+
+    index: int
+    class_name: str
+    probability: float
+
+
+def predict_image(path_or_uri: str, bundle: str | Bundle) -> Prediction:
+    """Label one file or s3:// object.
+
+    Args:
+        path_or_uri: the image.
+        bundle: a bundle's address, verified and loaded once a process; or an opened `Bundle`.
+
+    Raises:
+        FetchError: the image cannot be read.
+        ImageError: it cannot be decoded.
+        BundleError: the bundle cannot be used.
+    """
+    return rank_classes(path_or_uri, bundle, top_k=1)[0]
+
+
+def rank_classes(path_or_uri: str, bundle: str | Bundle, top_k: int) -> list[Prediction]:
+    """The `top_k` most probable classes of one image, the most probable first; errors as `predict_image`."""
+    opened = bundle if isinstance(bundle, Bundle) else _open_bundle(storage.resolve(str(bundle)))
+    pixels = decode(storage.get(storage.resolve(str(path_or_uri))), opened.image_size_px).pixels
+    engine = _open_engine(str(opened.path), opened.model_id, opened.image_size_px)
+    (probabilities,) = engine.predict(pixels[None]).probabilities
+    order = (-probabilities).argsort(kind="stable")[:top_k]
+    return [Prediction(int(index), opened.classes[index], float(probabilities[index])) for index in order]
+
+
+@cache
+def _open_bundle(uri: str) -> Bundle:
+    return load_bundle(uri)
+
+
+@cache
+def _open_engine(path: str, model_id: str, image_size_px: int) -> Engine:
+    """One engine a bundle and process; `model_id` tells apart what lay at the same path."""
+    from pathlib import Path
+
+    from tlray.console import silence_stderr
+    from tlray.model.tf_imports import enable_onednn
+
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    enable_onednn()
+    with silence_stderr():
+        from tlray.model.engine import Engine
+
+        return Engine(Path(path, "saved_model"), image_size_px, batch_size=1)

@@ -1,0 +1,219 @@
+"""Labelled images for training: class folders or a manifest -> a table of rows, numbered densely from 0."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import pyarrow as pa
+
+from tlray import storage
+from tlray.errors import DataError, FetchError
+from tlray.images.decode import EXTENSIONS
+from tlray.sources import archives, manifests
+from tlray.sources.candidates import has_image_name
+
+URI, LABEL = "uri", "label"
+"""Columns of a list of labelled images."""
+
+_MAX_NAMED = 5
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images sorted into classes.
+
+    Attributes:
+        classes: class names, sorted; a label is an index into them.
+        table: `row_id int64, uri string, name string, label int32, size int64`, in order of class, then name; `size`
+            is 0 for objects that a manifest names.
+    """
+
+    classes: tuple[str, ...]
+    table: pa.Table
+
+
+def scan(root: str, classes: Sequence[str] | None = None, *, option: str = "--data") -> LabelledImages:
+    """List labelled images: class folders, `root/CLASS/image`, or what a manifest names.
+
+    Args:
+        root: folder or s3:// prefix; or a .csv, .jsonl or .parquet with columns `uri` and `label`.
+        classes: class names that those found must be among; None for the first scan, which sets them.
+        option: the command-line option that `root` came from, for errors.
+
+    Raises:
+        DataError: one message naming all that is wrong.
+    """
+    if manifests.is_list(root):
+        by_class, faults = read_labels(root)
+        expected = f"{option} takes a manifest with the columns {URI} and {LABEL}, of at least two classes; got "
+    else:
+        by_class, faults = _list_folders(root)
+        expected = (
+            f"{option} takes a folder that holds one folder of images for each class ({root}/CLASS/image.jpg), "
+            "at least two; got "
+        )
+    faults += _find_class_faults(by_class, classes)
+    if faults:
+        raise DataError(expected + "; ".join(faults))
+    names = tuple(classes) if classes is not None else tuple(sorted(by_class))
+    labels = {name: index for index, name in enumerate(names)}
+    rows = [(entry, labels[name]) for name in sorted(by_class) for entry in by_class[name]]
+    table = pa.table(
+        {
+            "row_id": pa.array(range(len(rows)), pa.int64()),
+            "uri": pa.array([entry.uri for entry, _ in rows], pa.string()),
+            "name": pa.array([entry.name for entry, _ in rows], pa.string()),
+            "label": pa.array([label for _, label in rows], pa.int32()),
+            "size": pa.array([entry.size for entry, _ in rows], pa.int64()),
+        }
+    )
+    return LabelledImages(names, table)
+
+
+def _list_folders(root: str) -> tuple[dict[str, list[storage.Entry]], list[str]]:
+    """The images of class folders by class, and one phrase for each thing that is wrong with the tree."""
+    by_class: dict[str, list[storage.Entry]] = {}
+    beside, nested = [], []
+    for entry in storage.list_files(root):
+        parts = entry.name.split("/")
+        if len(parts) == 1:
+            if PurePosixPath(entry.name).suffix.lower() in EXTENSIONS:
+                beside.append(entry.name)
+        elif any(part.startswith(".") or part == "__MACOSX" for part in parts[:-1]):
+            continue
+        else:
+            images = by_class.setdefault(parts[0], [])
+            if not has_image_name(parts[-1]) or not parts[-1]:
+                continue
+            if len(parts) > 2:
+                nested.append(entry.name)
+            else:
+                images.append(entry)
+    if not storage.is_s3(root):
+        by_class.update({name: [] for name in _list_empty_folders(root) if name not in by_class})
+    faults = []
+    if not by_class:
+        faults.append("no class folders")
+    if beside:
+        faults.append(f"{len(beside):,} images beside the class folders ({name_some(beside)})")
+    empty = sorted(name for name, images in by_class.items() if not images)
+    if nested:
+        faults.append(f"{len(nested):,} images in folders below the class folders ({name_some(nested)})")
+    elif empty:
+        faults.append(f"class folders without images ({name_some(empty)})")
+    return by_class, faults
+
+
+def _list_empty_folders(root: str) -> list[str]:
+    if not Path(root).is_dir():
+        return []
+    return [path.name for path in Path(root).iterdir() if path.is_dir() and path.name[0] not in "._"]
+
+
+def _find_class_faults(by_class: dict[str, list[storage.Entry]], classes: Sequence[str] | None) -> list[str]:
+    """What is wrong with the classes that were found."""
+    faults = []
+    if len(by_class) == 1 and classes is None:
+        faults.append(f"one class only ({next(iter(by_class))})")
+    if classes is not None:
+        unknown = sorted(set(by_class) - set(classes))
+        if unknown:
+            theirs, ours = ", ".join(sorted(by_class)), ", ".join(classes)
+            faults.append(f"other classes than the training set's (here: {theirs}; trained: {ours})")
+    return faults
+
+
+def read_labels(manifest: str) -> tuple[dict[str, list[storage.Entry]], list[str]]:
+    """The images of a manifest by label, in the order of their addresses, and what is wrong with it.
+
+    A file that several lines name under one label is there once. An entry's name is `LABEL/` and the address as it was
+    typed; its size is 0 for an object, since asking for it would cost a request each.
+
+    Args:
+        manifest: its address; relative ones in it count from its folder.
+
+    Returns:
+        Entries by label, and one phrase for each kind of fault.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        schema, batches = manifests.open_batches(manifest)
+        faults = _check_columns(schema)
+        if faults:
+            return {}, faults
+        return _sort_lines(manifest.rpartition("/")[0], _iter_lines(batches))
+    except (pa.ArrowException, FetchError, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"the manifest {manifest} cannot be read: {storage.redact(str(error))}") from None
+
+
+def name_some(names: Sequence[str]) -> str:
+    """The first few of many names."""
+    shown = ", ".join(names[:_MAX_NAMED])
+    return shown if len(names) <= _MAX_NAMED else f"{shown}, ..."
+
+
+def _check_columns(schema: pa.Schema) -> list[str]:
+    faults = [f"no column {name}" for name in (URI, LABEL) if schema.names.count(name) == 0]
+    faults += [f"{schema.names.count(name)} columns {name}" for name in (URI, LABEL) if schema.names.count(name) > 1]
+    if faults:
+        return [f"{' and '.join(faults)} (its columns: {', '.join(schema.names)})"]
+    kinds = {URI: schema.field(URI).type, LABEL: schema.field(LABEL).type}
+    return [f"a column {name} of {kind}, not text" for name, kind in kinds.items() if not _holds_text(kind)]
+
+
+def _holds_text(kind: pa.DataType) -> bool:
+    """Whether values may be addresses or labels; whole numbers are labels too."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer)) or (
+        pa.types.is_null(kind)
+    )
+
+
+def _iter_lines(batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[str, str]]:
+    """Address and label of each line; an empty text where there is none."""
+    for batch in batches:
+        columns = [batch[batch.schema.names.index(name)].to_pylist() for name in (URI, LABEL)]
+        for values in zip(*columns, strict=True):
+            uri, label = ("" if value is None else str(value) for value in values)
+            yield uri, label
+
+
+def _sort_lines(base: str, lines: Iterator[tuple[str, str]]) -> tuple[dict[str, list[storage.Entry]], list[str]]:
+    labels: dict[str, str] = {}
+    typed: dict[str, str] = {}
+    faults: dict[str, list[str]] = {}
+    for number, (uri, label) in enumerate(lines, start=1):
+        if not uri.strip():
+            faults.setdefault(" without an address", []).append(f"row {number:,}")
+            continue
+        address, reason = manifests.check_address(uri, base, ())
+        address = address if storage.is_s3(address) else str(PurePosixPath(address))  # "a" and "./a" are one file
+        if reason is not None:
+            faults.setdefault(": " + reason.partition(";")[0], []).append(storage.redact(uri))
+        elif archives.split_member(address) is not None:
+            faults.setdefault(" in archives, which only predict looks into", []).append(uri)
+        elif not has_image_name(address):
+            faults.setdefault(" whose extension is not a known image extension", []).append(uri)
+        elif not label.strip():
+            faults.setdefault(" without a label", []).append(uri)
+        elif labels.setdefault(address, label) != label:
+            faults.setdefault(" under two labels", []).append(f"{uri}: {labels[address]}, {label}")
+        else:
+            typed.setdefault(address, uri)
+    by_label: dict[str, list[storage.Entry]] = {label: [] for label in sorted(set(labels.values()))}
+    for address in sorted(labels):
+        size = storage.find_size(address)
+        if size is None:
+            faults.setdefault(" naming no file", []).append(typed[address])
+        label = labels[address]
+        by_label[label].append(storage.Entry(address, f"{label}/{typed[address]}", size or 0, None, 0))
+    phrases = [
+        f"{len(names):,} line{'s' if len(names) > 1 else ''}{what} ({name_some(names)})"
+        for what, names in faults.items()
+    ]
+    return by_label, phrases if by_label or phrases else ["no lines"]

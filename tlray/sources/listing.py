@@ -1,0 +1,259 @@
+"""What the user typed behind --input -> candidates, one for every file, object, member, line or row that was seen."""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import hashlib
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+
+import pyarrow as pa
+
+from tlray import storage
+from tlray.errors import IN_THE_WAY, DataError, FetchError, StoppedError
+from tlray.sources import archives, manifests
+from tlray.sources import parquet as tables
+from tlray.sources.candidates import Candidate, Source, has_image_name
+
+_INDEX_THREADS = 16
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which inputs are taken, and how manifests and tables are read.
+
+    Attributes:
+        include, exclude: globs over names below an input, `*` matching slashes too.
+        limit: most rows; the rest is not listed.
+        sample: share of the inputs to take, by a hash of their addresses.
+        shard: `(i, n)`: the i-th of n shares by another hash, i from 1.
+        uri_column, id_column: of manifests.
+        image_column: of Parquet files that hold images; None takes them for manifests.
+        allow: prefixes that a manifest's addresses may have; empty for the default.
+    """
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    limit: int | None = None
+    sample: float = 1.0
+    shard: tuple[int, int] = (1, 1)
+    uri_column: str = "uri"
+    id_column: str | None = None
+    image_column: str | None = None
+    allow: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What was found.
+
+    Attributes:
+        fields: `input_*` columns that some of them carry.
+        rows: candidates in order; those with a reason are left out.
+    """
+
+    fields: list[pa.Field]
+    rows: Iterator[Candidate]
+
+
+def find_candidates(inputs: Sequence[str], selection: Selection) -> Candidates:
+    """Look into every input, in the order given; one that lies below another is only looked at once.
+
+    Raises:
+        DataError: an input does not exist or cannot be read.
+    """
+    fields: dict[str, pa.Field] = {}
+    parts: list[Callable[[], Iterator[Candidate]]] = []
+    for typed in _drop_covered(inputs):
+        found, rows = _open_input(typed, selection)
+        for field in found:
+            known = fields.setdefault(field.name, field)
+            if known.type != field.type:
+                raise DataError(
+                    f"{field.name.removeprefix('input_')} is {known.type} in one manifest and {field.type} in {typed}; "
+                    "give manifests whose columns agree"
+                )
+        parts.append(rows)
+    chained = (candidate for rows in parts for candidate in rows())
+    return Candidates(list(fields.values()), _select(chained, selection))
+
+
+def _drop_covered(inputs: Sequence[str]) -> list[str]:
+    """Inputs without repetitions and without those below another one; a manifest there is looked into all the same."""
+    unique = list(dict.fromkeys(map(archives.resolve, inputs)))
+    roots = [uri for uri in unique if not _opens(uri)]
+    return [
+        uri
+        for uri in unique
+        if manifests.is_manifest(uri) or not any(uri != root and uri.startswith(f"{root}/") for root in roots)
+    ]
+
+
+def _opens(uri: str) -> bool:
+    """Whether an input is looked into, rather than listed."""
+    return archives.split_member(uri) is not None or archives.is_archive(uri) or manifests.is_manifest(uri)
+
+
+def _open_input(uri: str, selection: Selection) -> tuple[list[pa.Field], Callable[[], Iterator[Candidate]]]:
+    parts = archives.split_member(uri)
+    if parts is not None:
+        return [], lambda: iter([_find_member(*parts)])
+    if selection.image_column is not None and tables.is_table(uri):
+        found = storage.list_files(uri)
+        if len(found) == 1 and tables.is_table(found[0].name):
+            fields, rows = tables.read_table(found[0], selection.image_column)
+            return fields, lambda: rows
+    if manifests.is_manifest(uri):
+        fields, lines = manifests.read_manifest(uri, selection.uri_column, selection.id_column, selection.allow)
+        return fields, lambda: map(_resolve_member, lines)
+    if selection.image_column is not None:
+        fields = _find_fields(storage.iter_files(uri), selection.image_column)
+        return fields, lambda: _expand(storage.iter_files(uri), selection.image_column)
+    return [], lambda: _expand(storage.iter_files(uri), None)
+
+
+def _find_fields(entries: Iterable[storage.Entry], image_column: str) -> list[pa.Field]:
+    """The `input_*` columns of the tables in a folder."""
+    fields: dict[str, pa.Field] = {}
+    for entry in entries:
+        if tables.is_table(entry.name):
+            with contextlib.suppress(tables.NotATableError):  # said where the table is listed
+                for field in tables.read_table(entry, image_column)[0]:
+                    if fields.setdefault(field.name, field).type != field.type:
+                        raise DataError(
+                            f"{field.name.removeprefix('input_')} is {fields[field.name].type} in one table and "
+                            f"{field.type} in {entry.uri}; give tables whose columns agree"
+                        )
+    return list(fields.values())
+
+
+def _expand(entries: Iterator[storage.Entry], image_column: str | None) -> Iterator[Candidate]:
+    """Files as candidates; archives among them are indexed side by side, in their place."""
+    waiting: deque[Future[list[Candidate]] | list[Candidate]] = deque()
+    with ThreadPoolExecutor(_INDEX_THREADS) as pool:
+        try:
+            for entry in entries:
+                if archives.is_archive(entry.name):
+                    waiting.append(pool.submit(_index, entry))
+                elif not waiting:
+                    yield from _describe(entry, image_column)
+                    continue
+                else:
+                    waiting.append(list(_describe(entry, image_column)))
+                while len(waiting) > 2 * _INDEX_THREADS:
+                    yield from _take(waiting.popleft())
+            while waiting:
+                yield from _take(waiting.popleft())
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _take(promised: Future[list[Candidate]] | list[Candidate]) -> list[Candidate]:
+    return promised if isinstance(promised, list) else promised.result()
+
+
+def _index(entry: storage.Entry) -> list[Candidate]:
+    """An archive's members; one that is gone or damaged is left out, one that cannot be reached stops the planning."""
+    try:
+        return archives.index(entry)
+    except FetchError as error:
+        if error.code in IN_THE_WAY:
+            raise StoppedError(f"{entry.uri} cannot be reached: {error}; the same command starts anew") from None
+        return [Candidate(entry.uri, entry.name, reason=f"the archive cannot be read: {error.code}")]
+
+
+def _describe(entry: storage.Entry, image_column: str | None) -> Iterator[Candidate]:
+    if image_column is not None and tables.is_table(entry.name):
+        try:
+            rows = tables.read_table(entry, image_column)[1]
+        except tables.NotATableError:
+            yield Candidate(entry.uri, entry.name, reason="not a table with such an --image-column")
+        else:
+            yield from rows
+        return
+    reason = entry.unreadable
+    if entry.uri.endswith("/"):
+        reason = "a folder marker"
+    elif manifests.is_manifest(entry.uri):
+        reason = "a manifest or table inside a folder; give it as an --input of its own"
+    yield Candidate(entry.uri, entry.name, size=entry.size, etag=entry.etag, mtime_ns=entry.mtime_ns, reason=reason)
+
+
+def _find_member(archive: str, member: str) -> Candidate:
+    found = _index_by_name(archive).get(member)
+    if found is None:
+        raise DataError(f"{archive} has no member {member}")
+    return found
+
+
+def _resolve_member(line: Candidate) -> Candidate:
+    """A manifest's line; where it names a member of an archive, how that is read."""
+    parts = archives.split_member(line.uri)
+    if line.reason is not None or parts is None:
+        return line
+    found = _index_by_name(parts[0]).get(parts[1])
+    if found is None:
+        return line._replace(reason="there is no such archive, or no such member in it")
+    return found._replace(name=line.name, inputs=line.inputs)
+
+
+@lru_cache(maxsize=64)
+def _index_by_name(archive: str) -> dict[str, Candidate]:
+    """The members of an archive by name, the first of each; none where there is no such archive."""
+    try:
+        entries = [entry for entry in storage.iter_files(archive) if entry.uri == archive]
+    except DataError:
+        return {}
+    members = [candidate for entry in entries for candidate in _index(entry)]
+    return {candidate.name: candidate for candidate in reversed(members) if candidate.member is not None}
+
+
+def _select(candidates: Iterator[Candidate], selection: Selection) -> Iterator[Candidate]:
+    """Give a reason to each candidate that is not taken; ends where --limit is reached."""
+    include, exclude = _compile(selection.include), _compile(selection.exclude)
+    shard, num_shards = selection.shard
+    left = selection.limit
+    for candidate in candidates:
+        reason = candidate.reason
+        if reason is None and not (candidate.source is Source.PARQUET or has_image_name(candidate.name)):
+            reason = "its extension is not a known image extension"
+        elif reason is None and include is not None and not include.match(candidate.name):
+            reason = "not matched by --include"
+        elif reason is None and exclude is not None and exclude.match(candidate.name):
+            reason = "matched by --exclude"
+        elif reason is None and not _is_utf8(candidate.uri):
+            reason = "its name is not UTF-8"
+        elif reason is None and num_shards > 1 and _hash(b"shard", candidate.uri) % num_shards != shard - 1:
+            reason = f"in another shard than {shard}/{num_shards}"
+        elif reason is None and selection.sample < 1 and _hash(b"sample", candidate.uri) >= selection.sample * 2**64:
+            reason = f"not in the sample of {selection.sample:g}"
+        if reason is not None:
+            yield candidate._replace(reason=reason)
+            continue
+        if left is not None:
+            if left == 0:
+                return
+            left -= 1
+        yield candidate
+
+
+def _compile(globs: Sequence[str]) -> re.Pattern[str] | None:
+    return re.compile("|".join(fnmatch.translate(glob) for glob in globs)) if globs else None
+
+
+def _hash(purpose: bytes, uri: str) -> int:
+    """The same 64 bits for an address in every run, independent between purposes."""
+    return int.from_bytes(hashlib.blake2b(uri.encode(), digest_size=8, person=purpose).digest(), "little")
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
