@@ -22,11 +22,11 @@ from tlray.errors import OutputError, StoppedError
 from tlray.metrics.classification import Measurement, measure
 from tlray.metrics.label_errors import (
     MAX_IMAGES,
-    NO_SUSPECTS,
-    find_suspects,
-    list_conflicts,
-    list_suspects,
-    write_conflicts,
+    NO_LABEL_ERRORS,
+    find_label_errors,
+    list_label_errors,
+    summarize_label_errors,
+    write_label_errors,
 )
 from tlray.metrics.thresholds import choose_thresholds
 from tlray.model.bundle import Bundle, load_bundle
@@ -34,7 +34,7 @@ from tlray.output.schema import EMBEDDING
 from tlray.sources.labelled import scan
 
 RESULT = "evaluation.json"
-CONFLICTS = "conflicts.csv"
+LABEL_ERRORS = "label_errors.csv"
 
 _LOOKED_AT = 16
 _MAX_WORST = 60
@@ -50,7 +50,7 @@ class EvaluateSummary:
         classes: class names by index.
         measurement: metrics over the images that could be decoded.
         failed: how many could not, by code.
-        output: where evaluation.json, report.html and conflicts.csv lie, or None.
+        output: where evaluation.json, report.html and label_errors.csv lie, or None.
         result: what evaluation.json holds.
     """
 
@@ -63,19 +63,19 @@ class EvaluateSummary:
 
 
 @dataclass(frozen=True)
-class _Answers:
+class _LabelledPredictions:
     """A bundle's answers to N labelled images, NaN where there are none.
 
     Attributes:
         probabilities: float32 `[N, C]`.
-        oddness: float32 `[N]`.
+        ood_score: float32 `[N]`.
         features: float32 `[K, D]`, of those images that are held against each other.
         places: `[N]`, an image's place among them, or -1.
         failed: images without an answer, by code.
     """
 
     probabilities: npt.NDArray[np.float32]
-    oddness: npt.NDArray[np.float32]
+    ood_score: npt.NDArray[np.float32]
     features: npt.NDArray[np.float32]
     places: npt.NDArray[np.int64]
     failed: dict[str, int]
@@ -94,7 +94,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateSummary:
     output = None if config.output is None else storage.resolve(config.output)
     if output is not None:
         if storage.has_content(output):
-            ours = {RESULT, CONFLICTS, report.NAME}  # also of one that was stopped
+            ours = {RESULT, LABEL_ERRORS, report.NAME}  # also of one that was stopped
             if any(entry.name not in ours for entry in storage.iter_files(output)):
                 raise OutputError(f"--output {output} already holds something else; give a new folder or prefix")
         storage.check_writable(output)
@@ -108,9 +108,9 @@ def evaluate(config: EvaluateConfig) -> EvaluateSummary:
         )
     uris = images.table["uri"].take(pa.array(measured)).to_pylist()
     labels = images.table["label"].to_numpy()[measured]
-    probabilities, oddness = answers.probabilities[measured], answers.oddness[measured]
+    probabilities, ood_score = answers.probabilities[measured], answers.ood_score[measured]
     measurement = measure(probabilities, labels, opened.classes)
-    suspects, conflicts = _find_suspects(answers, measured, uris, labels, opened.classes)
+    label_errors, listed = _find_label_errors(answers, measured, uris, labels, opened.classes)
     result = {
         "model_id": opened.model_id,
         "data": config.data,
@@ -121,14 +121,14 @@ def evaluate(config: EvaluateConfig) -> EvaluateSummary:
         "most_confused": list_confused(measurement.confusion, opened.classes),
         "thresholds": choose_thresholds(probabilities, labels, opened.classes, config.target_precision),
         "uncalibrated": None,
-        "oddness": None
-        if np.isnan(oddness).any()
-        else {"median": float(np.median(oddness)), "above_1": float((oddness > 1).mean())},
+        "ood_score": None
+        if np.isnan(ood_score).any()
+        else {"median": float(np.median(ood_score)), "above_1": float((ood_score > 1).mean())},
         "worst": _list_worst(probabilities, labels, uris, opened.classes),
-        "suspects": suspects,
+        "label_errors": label_errors,
     }
     if output is not None:
-        storage.put(storage.join(output, CONFLICTS), conflicts)
+        storage.put(storage.join(output, LABEL_ERRORS), listed)
         page = report.render_evaluation(result, report.read_files)
         storage.put(storage.join(output, report.NAME), page)
         storage.put(storage.join(output, RESULT), (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
@@ -148,35 +148,37 @@ def list_confused(confusion: Sequence[Sequence[int]], classes: Sequence[str]) ->
     return pairs[:_MAX_PAIRS]
 
 
-def _answer(config: EvaluateConfig, bundle: Bundle, table: pa.Table) -> _Answers:
+def _answer(config: EvaluateConfig, bundle: Bundle, table: pa.Table) -> _LabelledPredictions:
     """Label the images on Ray."""
     from tlray.cluster import connect as runtime
     from tlray.cluster.capacity import demand_engines, wait_for
     from tlray.cluster.checks import check_seen
     from tlray.cluster.resources import EngineBounds
     from tlray.errors import OK
-    from tlray.output.schema import Wanted
-    from tlray.prediction.pipeline import label_files
+    from tlray.output.schema import RequestedColumns
+    from tlray.prediction.pipeline import predict_files
 
     count, num_classes = table.num_rows, len(bundle.classes)
     chosen = np.random.default_rng(0).permutation(count)[:MAX_IMAGES]
     places = np.full(count, -1)
     places[chosen] = np.arange(len(chosen))
-    answers = _Answers(
+    answers = _LabelledPredictions(
         probabilities=np.full((count, num_classes), np.nan, np.float32),
-        oddness=np.full(count, np.nan, np.float32),
+        ood_score=np.full(count, np.nan, np.float32),
         features=np.zeros((len(chosen), bundle.num_features), np.float32),
         places=places,
         failed={},
     )
-    wanted = Wanted(top_k=num_classes, embedding_size=bundle.num_features)
+    columns = RequestedColumns(top_k=num_classes, embedding_size=bundle.num_features)
     uris = table["uri"].to_pylist()
     with runtime.connect(config.address, config.max_cpus, verbose=config.verbose) as cluster:
         cluster = wait_for(demand_engines(cluster, EngineBounds()), cluster, config.wait_for_resources)
         if not cluster.local:
             check_seen("--data", [(uri, None) for uri in uris[:_LOOKED_AT]])
         with Stage("evaluate", count) as stage:
-            for block in label_files(uris, bundle, cluster, config.limits, config.batch_size, config.precision, wanted):
+            for block in predict_files(
+                uris, bundle, cluster, config.limits, config.batch_size, config.precision, columns
+            ):
                 stage.advance(block.num_rows)
                 for code in block["status"].to_pylist():
                     if code != OK:
@@ -190,7 +192,7 @@ def _answer(config: EvaluateConfig, bundle: Bundle, table: pa.Table) -> _Answers
                     for name in ("top_indices", "top_probabilities")
                 )
                 answers.probabilities[rows[:, None], order] = chances
-                answers.oddness[rows] = good["oddness"].to_numpy()
+                answers.ood_score[rows] = good["ood_score"].to_numpy()
                 if bundle.num_features:
                     features = np.asarray(good[EMBEDDING].combine_chunks().flatten()).reshape(-1, bundle.num_features)
                     kept = places[rows] >= 0
@@ -198,20 +200,20 @@ def _answer(config: EvaluateConfig, bundle: Bundle, table: pa.Table) -> _Answers
     return answers
 
 
-def _find_suspects(
-    answers: _Answers,
+def _find_label_errors(
+    answers: _LabelledPredictions,
     measured: npt.NDArray[np.int64],
     uris: Sequence[str],
     labels: npt.NDArray[np.int64],
     classes: Sequence[str],
 ) -> tuple[dict[str, Any], bytes]:
-    """As `suspects.list_suspects`, and all conflicts as a CSV file, of the images whose features were kept."""
+    """As `summarize_label_errors`, and all of them as a CSV file, of the images whose features were kept."""
     kept = np.flatnonzero(answers.places[measured] >= 0)
     features = answers.features[answers.places[measured[kept]]]
-    found = find_suspects(features, labels[kept], len(classes)) if features.shape[1] else NO_SUSPECTS
+    found = find_label_errors(features, labels[kept], len(classes)) if features.shape[1] else NO_LABEL_ERRORS
     chosen = [uris[index] for index in kept.tolist()]
-    conflicts = write_conflicts(list_conflicts(found, chosen, labels[kept], classes))
-    return list_suspects(found, chosen, labels[kept], classes), conflicts
+    listed = write_label_errors(list_label_errors(found, chosen, labels[kept], classes))
+    return summarize_label_errors(found, chosen, labels[kept], classes), listed
 
 
 def _list_worst(

@@ -25,7 +25,7 @@ from tlray.console import Stage, say
 from tlray.errors import ConfigError, DataError, FetchError, OutputError, WeightsError
 from tlray.metrics.calibration import MIN_IMAGES, Calibration, apply_temperature, fit_temperature
 from tlray.metrics.classification import measure, measure_uncalibrated
-from tlray.metrics.ood import MAX_HELD, MAX_REFERENCES, fit_oddness
+from tlray.metrics.ood import MAX_HELD, MAX_REFERENCES, fit_ood_score
 from tlray.metrics.thresholds import choose_thresholds
 from tlray.model import bundle
 from tlray.model.safety import find_threats
@@ -79,7 +79,7 @@ def import_model(config: ImportConfig) -> ImportSummary:
     answers = None if labelled is None else _answer(network, labelled, size, config)
     calibration = _calibrate(answers, scalable=network.logits is not None)
     final = network.scale(calibration.temperature)
-    frozen = serving.freeze_classifier(final, network.pooled, size, calibration.oddness)
+    frozen = serving.freeze_classifier(final, network.pooled, size, calibration.ood_score)
     golden = serving.make_golden(frozen, _choose_golden(labelled, size, config), classes)
     with tempfile.TemporaryDirectory(prefix="tlray-") as folder:
         final.save(Path(folder, "model.keras"))
@@ -257,7 +257,7 @@ def _wrap(model: Any, size: int, config: ImportConfig, classes: Sequence[str]) -
 
 
 @dataclass(frozen=True)
-class _Answers:
+class _ValidationPredictions:
     """Answers to the validation images that could be used.
 
     Attributes:
@@ -273,7 +273,7 @@ class _Answers:
     failed: int
 
 
-def _answer(network: _Network, labelled: Any, size: int, config: ImportConfig) -> _Answers:
+def _answer(network: _Network, labelled: Any, size: int, config: ImportConfig) -> _ValidationPredictions:
     from tlray.errors import OK
     from tlray.images.batch import decode_images
 
@@ -293,7 +293,7 @@ def _answer(network: _Network, labelled: Any, size: int, config: ImportConfig) -
         raise DataError(f"--val-data {config.val_data}: none of {len(uris):,} images can be decoded")
     rows = np.concatenate(kept)
     probabilities, features = (np.concatenate(parts) for parts in zip(*answers, strict=True))
-    return _Answers(labels[rows].astype(np.int64), probabilities, features, len(uris) - len(rows))
+    return _ValidationPredictions(labels[rows].astype(np.int64), probabilities, features, len(uris) - len(rows))
 
 
 def _take(fetched: Iterator[bytes | FetchError], count: int) -> Iterator[bytes | FetchError]:
@@ -301,7 +301,7 @@ def _take(fetched: Iterator[bytes | FetchError], count: int) -> Iterator[bytes |
         yield next(fetched)
 
 
-def _calibrate(answers: _Answers | None, *, scalable: bool) -> Calibration:
+def _calibrate(answers: _ValidationPredictions | None, *, scalable: bool) -> Calibration:
     """Half of the images are what the others are compared with, since what the model was trained on isn't there."""
     if answers is None:
         return Calibration(1.0, 0, None)
@@ -313,21 +313,21 @@ def _calibrate(answers: _Answers | None, *, scalable: bool) -> Calibration:
     return Calibration(
         temperature=fit_temperature(answers.probabilities, answers.labels) if scalable else 1.0,
         images=len(order) if scalable else 0,
-        oddness=fit_oddness(answers.features[references], answers.features[held]) if has_features else None,
+        ood_score=fit_ood_score(answers.features[references], answers.features[held]) if has_features else None,
     )
 
 
 def _measure(
-    answers: _Answers | None, calibration: Calibration, classes: Sequence[str], target_precision: float
+    answers: _ValidationPredictions | None, calibration: Calibration, classes: Sequence[str], target_precision: float
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """`bundle.json`'s `metrics` and `thresholds`."""
     if answers is None:
-        return {"uncalibrated": None, "oddness": None}, {}
+        return {"uncalibrated": None, "ood_score": None}, {}
     calibrated = apply_temperature(answers.probabilities, calibration.temperature)
     metrics = {
         "validation": {**asdict(measure(calibrated, answers.labels, classes)), "loss": None},
         "uncalibrated": measure_uncalibrated(answers.probabilities, answers.labels),
-        "oddness": None if calibration.oddness is None else {"percentiles": calibration.oddness.percentiles},
+        "ood_score": None if calibration.ood_score is None else {"percentiles": calibration.ood_score.percentiles},
     }
     return metrics, choose_thresholds(calibrated, answers.labels, classes, target_precision)
 

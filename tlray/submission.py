@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tlray.cluster.ray_private import bound_requests
-from tlray.config import SubmitConfig, list_places
+from tlray.config import SubmitConfig, list_path_options
 from tlray.console import say
 from tlray.errors import ConfigError, StoppedError, UsageError, last_line
 from tlray.storage.addresses import is_s3, redact
@@ -119,7 +119,7 @@ def _check_places(config: SubmitConfig, job: Any) -> None:
     faults = []
     if sent is not None and not sent.is_dir():
         faults.append(f"--working-dir takes a folder; {config.working_dir} is none")
-    for place in list_places(job):
+    for place in list_path_options(job):
         if is_s3(place.uri) or Path(place.uri).is_absolute():
             continue
         if place.is_output:

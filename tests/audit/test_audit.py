@@ -28,7 +28,7 @@ from tlray.output.parts import PartWriter, make_schema
 from tlray.output.plan import write_plan
 from tlray.output.receipt import Receipt, summarize_parts, write_receipt
 from tlray.output.rowset import RowSet
-from tlray.output.schema import ANSWER_FIELDS
+from tlray.output.schema import PREDICTION_FIELDS
 from tlray.report.thumbnails import make_thumbnail
 from tlray.sources.labelled import scan
 from tlray.sources.listing import Selection, find_candidates
@@ -67,10 +67,10 @@ def label(folder, inputs, predict, classes=CLASSES, rows_per_part=64):
         "width": [None] * plan.num_rows,
         "height": [None] * plan.num_rows,
         "needs_review": [None] * plan.num_rows,
-        "oddness": [None] * plan.num_rows,
+        "ood_score": [None] * plan.num_rows,
         "retries": [0] * plan.num_rows,
     }
-    answers = pa.table({field.name: pa.array(columns[field.name], field.type) for field in ANSWER_FIELDS})
+    answers = pa.table({field.name: pa.array(columns[field.name], field.type) for field in PREDICTION_FIELDS})
     writer = PartWriter(output, plan, make_schema(bundle, "run", []), rows_per_part, RowSet(plan.num_rows))
     fields = dict.fromkeys(Receipt.__dataclass_fields__) | summarize_parts(list(writer.add(answers)))
     fields |= {"run_id": "run", "model_id": "m" * 64, "finished": "2025-01-01T00:00:00Z", "config": {}}

@@ -86,7 +86,7 @@ def measure_phase(strategy: Any, network: Any, shape: tuple[int, ...], config: d
     with strategy.scope():
         optimizer = make_optimizer("sgd", steps.RateTable(np.zeros(1, np.float32)))
         optimizer.build(variables)
-    trainer = steps.Trainer(strategy, network, optimizer, label_smoothing=0.0, clip_norm=None)
+    trainer = steps.TrainStep(strategy, network, optimizer, label_smoothing=0.0, clip_norm=None)
     size = config["batch_size"]
     ones = np.ones(size, np.float32)
     batch = {

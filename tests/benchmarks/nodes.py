@@ -1,4 +1,4 @@
-"""Labelling on more nodes: does the rate grow with them, and how much can one driver feed?
+"""Prediction on more nodes: does the rate grow with them, and how much can one driver feed?
 
 python tests/benchmarks/nodes.py --model BUNDLE [--nodes 1 2 3] [--cpus-per-node 2] [--claim-gpus]
 
@@ -115,7 +115,7 @@ def list_children(node: Any) -> dict[psutil.Process, str]:
 
 def count_engines(cluster: Cluster) -> list[int]:
     """On each node that takes work."""
-    return [sum("Labeller" in doing for doing in list_children(node).values()) for node in cluster.worker_nodes]
+    return [sum("EngineActor" in doing for doing in list_children(node).values()) for node in cluster.worker_nodes]
 
 
 def take_sample(cluster: Cluster, driver: int) -> Sample:

@@ -1,4 +1,4 @@
-"""Labelling through an S3 API with latency beside local files, the same images, in turn.
+"""Prediction through an S3 API with latency beside local files, the same images, in turn.
 
 python -m tests.benchmarks.remote --model BUNDLE --images DIR [--count 400] [--latency-ms 20] [--repetitions 3]
 

@@ -1,4 +1,4 @@
-"""Labelling more images, with more engines: does the rate hold, and does memory stay flat?
+"""Prediction of more images, with more engines: does the rate hold, and does memory stay flat?
 
 python tests/benchmarks/scale.py --model BUNDLE --images DIR [--counts 1000 2000 20000] [--cpus 1 2]
 

@@ -24,7 +24,7 @@ import tyro
 from tlray.model.backbones import BACKBONES
 from tlray.model.engine import limit_threads
 from tlray.model.network import Network, build_base, build_head, build_tail, cut_tail, make_optimizer
-from tlray.training.steps import Trainer
+from tlray.training.steps import TrainStep
 
 NUM_CLASSES = 6
 
@@ -61,7 +61,7 @@ def measure(backbone: str, options: Options) -> tuple[float, float]:
     variables = network.trainable_variables
     optimizer = make_optimizer("sgd", 1e-4)
     optimizer.build(variables)
-    trainer = Trainer(tf.distribute.get_strategy(), network, optimizer, label_smoothing=0.0, clip_norm=None)
+    trainer = TrainStep(tf.distribute.get_strategy(), network, optimizer, label_smoothing=0.0, clip_norm=None)
 
     @tf.function(jit_compile=True)
     def differentiate(inputs: Any, labels: Any) -> Any:

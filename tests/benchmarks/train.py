@@ -23,7 +23,7 @@ from typing import Any, Literal
 import tyro
 from job import Job
 
-STAGES = ("start-up", "frozen part", "phase 1", "phase 2", "saving")
+STAGES = ("start-up", "frozen base", "phase 1", "phase 2", "saving")
 
 RUN_TLRAY = """
 import json, sys

@@ -16,7 +16,7 @@ import yaml
 
 from tests.conftest import ROOT, find_test_data
 from tlray.cli import commands as cli
-from tlray.cluster.resources import Cluster, share_workers
+from tlray.cluster.resources import Cluster, plan_workers
 from tlray.config import TrainConfig
 
 MANIFESTS = sorted((ROOT / "cluster" / "k8s").glob("*.yaml"))
@@ -336,7 +336,7 @@ def test_the_training_job_has_the_workers_that_it_asks_for(monkeypatch):
         cpus += group["replicas"] * int(limits["cpu"])
         gpus += group["replicas"] * int(limits["nvidia.com/gpu"])
     assert gpus == config.num_workers
-    share_workers(Cluster(cpus, gpus, local=False), config.num_workers, config.gpus_per_worker)
+    plan_workers(Cluster(cpus, gpus, local=False), config.num_workers, config.gpus_per_worker)
 
 
 def list_commands() -> list[str]:

@@ -20,7 +20,7 @@ import tensorflow as tf  # noqa: E402
 from tlray.errors import StoppedError  # noqa: E402
 from tlray.model.engine import limit_threads  # noqa: E402
 from tlray.model.network import Network, build_base, build_head, build_tail, cut_tail, find_positions, make_optimizer  # noqa: E402
-from tlray.training.steps import Trainer, average_statistics, check_replicas, make_strategy  # noqa: E402
+from tlray.training.steps import TrainStep, average_statistics, check_replicas, make_strategy  # noqa: E402
 
 SIZE, GLOBAL_BATCH, STEPS = 48, 8, 3
 BOUNDARY = "block_12_add"
@@ -43,7 +43,7 @@ with strategy.scope():
     optimizer.build(network.trainable_variables)
 if mode == "cached":
     network.assign_weights(tail.weights)
-trainer = Trainer(
+trainer = TrainStep(
     strategy,
     network,
     optimizer,

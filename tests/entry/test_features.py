@@ -1,4 +1,4 @@
-"""The frozen part computed once: the same training, and features that later runs find."""
+"""The frozen base computed once: the same training, and features that later runs find."""
 
 import json
 
@@ -46,10 +46,10 @@ def test_cached_equals_online_where_every_epoch_has_its_own_view(cached, digits,
 
 def test_another_rate_reuses_it_and_an_interrupted_build_goes_on(cached, digits, tmp_path):
     root, history, first = cached
-    assert "frozen part:" in first
+    assert "frozen base:" in first
     output = train(digits, tmp_path / "other", "--cache-dir", str(root), "--lr-finetune", "2e-4")
     assert "are there from an earlier run" in output
-    assert "frozen part:" not in output
+    assert "frozen base:" not in output
     other = read_history(tmp_path / "other")
     assert [record["loss"] for record in other[:2]] == [record["loss"] for record in history[:2]]
 
@@ -58,12 +58,12 @@ def test_another_rate_reuses_it_and_an_interrupted_build_goes_on(cached, digits,
     shards[-1].write_bytes(shards[-1].read_bytes()[:-8])
     output = train(digits, tmp_path / "again", "--cache", "on", "--cache-dir", str(root))
     assert "are there already" in output
-    assert "frozen part:" in output
+    assert "frozen base:" in output
     check_equal(read_history(tmp_path / "again"), history)
 
 
 def test_features_of_another_seed_or_size_are_never_used(cached):
-    from tlray.features.cache import Prefix, find_missing, plan_cache
+    from tlray.features.cache import FrozenBase, find_missing, plan_cache
     from tlray.images.augment import Augmentation
     from tlray.images.limits import Limits
     from tlray.model.precision import Precision
@@ -72,11 +72,11 @@ def test_features_of_another_seed_or_size_are_never_used(cached):
         values = {"seed": 0, "zoom": 0.2, "size": 48, "precision": "float32", "digest": "a", "boundary": "block_12_add"}
         values |= changes
         precision = Precision(values["precision"], values["precision"])
-        prefix = Prefix("mobilenet_v2", values["size"], values["boundary"], None, "w", 0, precision, Limits())
+        frozen = FrozenBase("mobilenet_v2", values["size"], values["boundary"], None, "w", 0, precision, Limits())
         rows = {"train": np.arange(4), "val": np.arange(4, 6), "test": np.arange(0)}
         augmentation = Augmentation(10.0, values["zoom"], True, values["seed"])
         digests = [values["digest"] + str(row) for row in range(6)]
-        return plan_cache(str(cached[0]), prefix, rows, digests, augmentation, {0: ("pooled", "activations")})
+        return plan_cache(str(cached[0]), frozen, rows, digests, augmentation, {0: ("pooled", "activations")})
 
     reference = plan()
     assert find_missing(reference).images == 6

@@ -195,7 +195,8 @@ def test_an_engine_that_moves_a_golden_answer_is_not_used(bundle, monkeypatch):
 def test_a_frozen_part_that_a_cpu_refuses_in_bfloat16_is_computed_in_float32(precision, monkeypatch):
     import tensorflow as tf
 
-    from tlray.features import build as prefix
+    from tlray.features import build
+    from tlray.features.cache import FrozenBase
     from tlray.images.limits import Limits
     from tlray.model import engine
     from tlray.model.precision import Precision
@@ -214,11 +215,11 @@ def test_a_frozen_part_that_a_cpu_refuses_in_bfloat16_is_computed_in_float32(pre
 
         return run
 
-    monkeypatch.setattr(prefix, "_freeze_prefix", freeze)
-    frozen = prefix.Prefix("mobilenet_v2", 32, "block_12_add", None, "", 0, Precision(precision, precision), Limits())
+    monkeypatch.setattr(build, "_freeze_base", freeze)
+    frozen = FrozenBase("mobilenet_v2", 32, "block_12_add", None, "", 0, Precision(precision, precision), Limits())
     if precision == "float32":
         with pytest.raises(tf.errors.ResourceExhaustedError):
-            prefix._open_prefix(frozen, None, "", mixed=False)
+            build._open_frozen_base(frozen, None, "", mixed=False)
         return
-    assert prefix._open_prefix(frozen, None, "", mixed=False) is not None
+    assert build._open_frozen_base(frozen, None, "", mixed=False) is not None
     assert told == [False]

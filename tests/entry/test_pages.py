@@ -12,7 +12,7 @@ import pytest
 
 from tests.report import data
 from tests.report.test_report import gather, make_labels, read_jpegs
-from tlray.report import render_evaluation, render_labelling, render_training
+from tlray.report import render_evaluation, render_prediction, render_training
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -73,12 +73,12 @@ def pages(tmp_path_factory):
     labels = make_labels(0, 600, np.random.default_rng(0))
     timeline = [{"seconds": 10.0 * step, "fetched": 310.0 * step, "answered": 300.0 * step} for step in range(20)]
     _, facts = gather(folder / "labelled", [labels], timeline=timeline)
-    suspects = data.make_suspects(uris, data.CLASSES)
+    label_errors = data.make_suspects(uris, data.CLASSES)
     hostile = data.make_manifest(data.HOSTILE)
     pages = {
-        "training": render_training(data.make_manifest(), data.make_history(), suspects, read_jpegs),
+        "training": render_training(data.make_manifest(), data.make_history(), label_errors, read_jpegs),
         "evaluation": render_evaluation(data.make_evaluation(data.CLASSES, uris), read_jpegs),
-        "labelling": render_labelling(facts, read_jpegs),
+        "labelling": render_prediction(facts, read_jpegs),
         "hostile": render_training(hostile, data.make_history(), data.make_suspects(uris, data.HOSTILE), read_jpegs),
     }
     for name, page in pages.items():

@@ -51,10 +51,10 @@ def test_the_bundle_tells_what_its_probabilities_are_worth(bundle):
     assert calibration["temperature"] == 1.0  # fewer than 20 images say nothing
     assert calibration["images"] == 0
     assert metrics["validation"]["images"] == metrics["uncalibrated"]["images"] == validation
-    assert calibration["oddness"]["references"] == manifest["training"]["counts"]["train"]
-    assert 0 < metrics["oddness"]["percentiles"]["50"] <= metrics["oddness"]["percentiles"]["99"]
+    assert calibration["ood_score"]["references"] == manifest["training"]["counts"]["train"]
+    assert 0 < metrics["ood_score"]["percentiles"]["50"] <= metrics["ood_score"]["percentiles"]["99"]
     assert set(manifest["thresholds"]["by_class"]) == set(manifest["classes"])
-    with (bundle / "training" / "conflicts.csv").open(newline="") as file:
+    with (bundle / "training" / "label_errors.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len({row["uri"] for row in rows}) == len(rows) == 59
     assert [float(row["score"]) for row in rows] == sorted((float(row["score"]) for row in rows), reverse=True)

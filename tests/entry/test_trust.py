@@ -1,4 +1,4 @@
-"""What tells whether to trust a label, through the real commands: thresholds, oddness, audits, imported models."""
+"""What tells whether to trust a label, through the real commands: thresholds, ood_score, audits, imported models."""
 
 import csv
 import io
@@ -58,8 +58,8 @@ def test_features_and_oddness_stand_beside_the_labels(labelled, bundle):
     assert features.shape == (15, tlray.load_bundle(str(bundle)).num_features)
     assert np.isfinite(features).all()
     assert (np.linalg.norm(features, axis=1) > 0).all()
-    oddness = table["oddness"].to_numpy()
-    assert ((oddness > 0) & (oddness < 5)).all()
+    ood_score = table["ood_score"].to_numpy()
+    assert ((ood_score > 0) & (ood_score < 5)).all()
 
 
 def test_hostile_names_stay_text_in_the_report(labelled):
@@ -86,11 +86,11 @@ def test_evaluating_tells_what_to_trust(digits, bundle, tmp_path):
     result = json.loads((output / "evaluation.json").read_text())
     assert result["accuracy_low"] < result["accuracy"] <= result["accuracy_high"]
     assert sum(entry["images"] for entry in result["bins"]) == sum(result["confidences"]) == 15
-    assert result["suspects"]["checked"] == 15
-    assert result["oddness"]["median"] > 0
+    assert result["label_errors"]["checked"] == 15
+    assert result["ood_score"]["median"] > 0
     wrong = 15 - round(result["accuracy"] * 15)
     assert len(result["worst"]) == wrong
-    with (output / "conflicts.csv").open(newline="") as file:
+    with (output / "label_errors.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 15
     assert f"{result['accuracy']:.1%}" in (output / "report.html").read_text()
 

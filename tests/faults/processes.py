@@ -71,7 +71,7 @@ class Watched:
 
     def find_engines(self):
         """Process ids of the engines."""
-        return [pid for pid, command in self._list_family() if "Labeller" in command]
+        return [pid for pid, command in self._list_family() if "EngineActor" in command]
 
     def wait_until(self, condition, timeout_s=240):
         """Wait for a condition; False where the command ended before."""

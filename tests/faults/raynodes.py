@@ -173,7 +173,7 @@ class RayNodes:
         return self.run_tlray("submit", command, "--address", self.job_server, *more, "--", *options, expect=expect)
 
     def find(self, word):
-        """Names of the nodes that run a process with a word in its title, such as "Labeller"."""
+        """Names of the nodes that run a process with a word in its title, such as "EngineActor"."""
         return sorted(
             name for name in self._nodes if any(word in title for title in map(read_title, self._list_processes(name)))
         )

@@ -18,7 +18,7 @@ from tlray.config import PlanConfig
 from tlray.output import plan as plans
 from tlray.output.parts import PartWriter, make_schema
 from tlray.output.rowset import RowSet
-from tlray.output.schema import ANSWER_FIELDS
+from tlray.output.schema import PREDICTION_FIELDS
 from tlray.prediction import planning
 from tlray.sources import listing as inputs
 from tlray.storage import Entry
@@ -60,10 +60,10 @@ def make_parts(output: str, num_done: int, bundle: str) -> None:
             "width": np.full(len(rows), 640, np.int32),
             "height": np.full(len(rows), 480, np.int32),
             "needs_review": [None] * len(rows),
-            "oddness": [None] * len(rows),
+            "ood_score": [None] * len(rows),
             "retries": np.zeros(len(rows), np.int32),
         }
-        answers = pa.table({field.name: pa.array(columns[field.name], field.type) for field in ANSWER_FIELDS})
+        answers = pa.table({field.name: pa.array(columns[field.name], field.type) for field in PREDICTION_FIELDS})
         list(writer.add(answers))
 
 

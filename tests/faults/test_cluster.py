@@ -245,7 +245,7 @@ def test_52_21_a_node_is_lost_while_labelling(nodes, store, undisturbed, expecte
         "0",
     ]
     process = nodes.start_tlray(*command, "--rows-per-part", "64")
-    wait_until(lambda: nodes.find("Labeller") == sorted(WORKERS), process)
+    wait_until(lambda: nodes.find("EngineActor") == sorted(WORKERS), process)
     wait_until(lambda: client.list_objects_v2(Bucket=BUCKET, Prefix=f"{prefix}/labels/")["KeyCount"] >= 1, process)
     nodes.kill("three")
     output, _ = process.communicate(timeout=300)

@@ -9,7 +9,7 @@ import pytest
 from tlray import storage
 from tlray.config import TrainConfig
 from tlray.features.build import _dump_array
-from tlray.features.cache import PREFIX, TAIL, FeatureSet, Prefix, find_missing, plan_cache
+from tlray.features.cache import FROZEN_BASE, TAIL, FeatureSet, FrozenBase, find_missing, plan_cache
 from tlray.features.decide import Passes, decide, list_needs
 from tlray.images.augment import Augmentation
 from tlray.images.limits import Limits
@@ -61,23 +61,25 @@ def test_features_of_another_prefix_or_size_count_as_missing(tmp_path):
     path = Path(cache.sets["train"].uri, cache.sets["train"].name_shard("pooled", 0, 0))
     path.write_bytes(path.read_bytes()[:-1])
     assert find_missing(cache).images == 8
-    described = json.loads(Path(cache.uri, PREFIX).read_text())
-    Path(cache.uri, PREFIX).write_text(json.dumps({**described, "weights_sha256": "other"}))
+    described = json.loads(Path(cache.uri, FROZEN_BASE).read_text())
+    Path(cache.uri, FROZEN_BASE).write_text(json.dumps({**described, "weights_sha256": "other"}))
     assert find_missing(cache).images == 20
 
 
 def plan_views(root, num_views):
-    prefix = Prefix("mobilenet_v2", 48, "block_12_add", None, "w", 0, Precision("float32", "float32"), Limits())
+    frozen = FrozenBase("mobilenet_v2", 48, "block_12_add", None, "w", 0, Precision("float32", "float32"), Limits())
     rows = {"train": np.arange(20), "val": np.arange(0), "test": np.arange(0)}
     digests = [f"{row:064x}" for row in range(20)]
     needs = dict.fromkeys(range(num_views), ("pooled",))
-    return plan_cache(str(root), prefix, rows, digests, Augmentation(10.0, 0.2, True, 0), needs)
+    return plan_cache(str(root), frozen, rows, digests, Augmentation(10.0, 0.2, True, 0), needs)
 
 
 def store(cache):
     """What a build would: files of the right size."""
     shapes = {"pooled": [3], "activations": [1, 1, 2]}
-    storage.put(storage.join(cache.uri, PREFIX), json.dumps({**cache.prefix.describe(), "shapes": shapes}).encode())
+    storage.put(
+        storage.join(cache.uri, FROZEN_BASE), json.dumps({**cache.frozen.describe(), "shapes": shapes}).encode()
+    )
     storage.put(storage.join(cache.uri, TAIL), b"tail")
     features = cache.sets["train"]
     for view in features.needs:
@@ -103,7 +105,7 @@ def test_rows_are_read_by_offset_in_any_order(tmp_path, shape):
 def test_precision_is_chosen_by_what_the_machine_has():
     assert choose_precision("auto", "float32", gpus=False).storage_dtype == "float32"
     cpu = choose_precision("auto", "bfloat16", gpus=False)
-    assert (cpu.prefix, cpu.step, cpu.storage_dtype) == ("bfloat16", "float32", "float16")
+    assert (cpu.frozen, cpu.step, cpu.storage_dtype) == ("bfloat16", "float32", "float16")
     gpu = choose_precision("auto", "bfloat16", gpus=True)
-    assert (gpu.prefix, gpu.step) == ("bfloat16", "bfloat16")
+    assert (gpu.frozen, gpu.step) == ("bfloat16", "bfloat16")
     assert choose_precision("float32", "bfloat16", gpus=True).step == "float32"

@@ -1,4 +1,4 @@
-"""Calibration, thresholds, oddness and suspects: against values by hand and against made-up truth."""
+"""Calibration, thresholds, ood_score and label_errors: against values by hand and against made-up truth."""
 
 import csv
 import io
@@ -15,14 +15,14 @@ from tlray.metrics.calibration import (
 )
 from tlray.metrics.intervals import wilson
 from tlray.metrics.label_errors import (
-    NO_SUSPECTS,
+    NO_LABEL_ERRORS,
     add_copies,
-    find_suspects,
-    list_conflicts,
-    list_suspects,
-    write_conflicts,
+    find_label_errors,
+    list_label_errors,
+    summarize_label_errors,
+    write_label_errors,
 )
-from tlray.metrics.ood import fit_oddness, measure_distances, normalize
+from tlray.metrics.ood import fit_ood_score, measure_distances, normalize
 from tlray.metrics.thresholds import choose_thresholds, resolve_thresholds
 
 
@@ -98,16 +98,16 @@ def test_what_lies_elsewhere_is_odd():
     rng = np.random.default_rng(0)
     centre, elsewhere = rng.normal(size=(2, 32))
     inside = centre + rng.normal(size=(300, 32)) * 0.3
-    oddness = fit_oddness(inside[:200], inside[200:])
-    assert oddness is not None
+    ood_score = fit_ood_score(inside[:200], inside[200:])
+    assert ood_score is not None
 
     def score(features):
-        return measure_distances(features, oddness.references, oddness.neighbours) / oddness.scale
+        return measure_distances(features, ood_score.references, ood_score.neighbours) / ood_score.scale
 
     assert (score(inside[200:]) > 1).mean() == pytest.approx(0.01)
     assert score(elsewhere + rng.normal(size=(50, 32)) * 0.3).min() > 1
-    assert oddness.percentiles["99"] == pytest.approx(1.0)
-    np.testing.assert_allclose(np.linalg.norm(oddness.references, axis=1), 1, rtol=1e-5)
+    assert ood_score.percentiles["99"] == pytest.approx(1.0)
+    np.testing.assert_allclose(np.linalg.norm(ood_score.references, axis=1), 1, rtol=1e-5)
 
 
 def test_distances_by_hand():
@@ -117,7 +117,7 @@ def test_distances_by_hand():
 
 
 def test_too_few_references_give_no_oddness():
-    assert fit_oddness(np.ones((10, 4)), np.ones((3, 4))) is None
+    assert fit_ood_score(np.ones((10, 4)), np.ones((3, 4))) is None
 
 
 def make_clusters(seed=0, count=200, num_classes=4):
@@ -131,7 +131,7 @@ def test_wrong_labels_lead_the_list():
     wrong = rng.choice(len(labels), 20, replace=False)
     given = labels.copy()
     given[wrong] = (given[wrong] + 1) % 4
-    found = find_suspects(features, given, 4)
+    found = find_label_errors(features, given, 4)
     assert set(found.order[:20]) == set(wrong)
     np.testing.assert_array_equal(found.suggested[wrong], labels[wrong])
     assert ((found.scores >= 0) & (found.scores <= 1)).all()
@@ -141,9 +141,9 @@ def test_the_same_picture_under_two_labels_comes_first():
     features, labels, _ = make_clusters()
     features[1] = features[0]  # classes 0 and 1
     features[8] = features[4]  # both of class 0
-    found = find_suspects(features, labels, 4)
+    found = find_label_errors(features, labels, 4)
     assert [pair[:2] for pair in found.pairs] == [(0, 1), (4, 8)]
-    listed = list_suspects(found, [f"/{row}.jpg" for row in range(len(labels))], labels, "abcd")
+    listed = summarize_label_errors(found, [f"/{row}.jpg" for row in range(len(labels))], labels, "abcd")
     assert listed["duplicates"][0] == {
         "first": "/0.jpg",
         "second": "/1.jpg",
@@ -155,22 +155,24 @@ def test_the_same_picture_under_two_labels_comes_first():
 
 def test_copies_are_found_by_their_content_where_features_say_nothing():
     labels = np.array([0, 1, 1, 0])
-    found = add_copies(NO_SUSPECTS, ["x", "y", "x", "y"], labels)
+    found = add_copies(NO_LABEL_ERRORS, ["x", "y", "x", "y"], labels)
     assert found.pairs == [(0, 2, 1.0), (1, 3, 1.0)]
-    assert list_suspects(found, "pqrs", labels, "ab")["conflicts"] == []
+    assert summarize_label_errors(found, "pqrs", labels, "ab")["listed"] == []
 
 
 def test_all_conflicts_are_a_csv_file_whatever_names_hold():
     features, labels, _ = make_clusters(count=12)
     uris = [f'/a "{row}",\n<b>.jpg' for row in range(12)]
-    found = find_suspects(features, labels, 4)
+    found = find_label_errors(features, labels, 4)
     rows = list(
-        csv.DictReader(io.StringIO(write_conflicts(list_conflicts(found, uris, labels, "abcd")).decode(), newline=""))
+        csv.DictReader(
+            io.StringIO(write_label_errors(list_label_errors(found, uris, labels, "abcd")).decode(), newline="")
+        )
     )
     assert sorted(row["uri"] for row in rows) == sorted(uris)
 
 
 def test_one_image_has_no_neighbours():
-    found = find_suspects(np.ones((1, 3)), np.array([0]), 2)
+    found = find_label_errors(np.ones((1, 3)), np.array([0]), 2)
     assert found.pairs == []
     assert found.scores.tolist() == [0.0]

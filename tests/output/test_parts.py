@@ -11,7 +11,7 @@ from tlray.errors import StoppedError
 from tlray.output.parts import PartWriter, get_row_ids, make_schema
 from tlray.output.reader import find_parts
 from tlray.output.rowset import RowSet
-from tlray.output.schema import ANSWER_FIELDS
+from tlray.output.schema import PREDICTION_FIELDS
 from tlray.prediction.monitor import Failures, Reach
 
 BUNDLE = SimpleNamespace(model_id="m" * 64, classes=("a", "b"), preprocessing_fingerprint="f")
@@ -39,10 +39,10 @@ def make_answers(row_ids, status="ok", bad=3):
         "width": [1] * count,
         "height": [1] * count,
         "needs_review": [None] * count,
-        "oddness": [None] * count,
+        "ood_score": [None] * count,
         "retries": [0] * count,
     }
-    return pa.table({field.name: pa.array(columns[field.name], field.type) for field in ANSWER_FIELDS})
+    return pa.table({field.name: pa.array(columns[field.name], field.type) for field in PREDICTION_FIELDS})
 
 
 def make_writer(output, done=None, count=10, rows_per_part=4):
@@ -109,7 +109,7 @@ def test_rows_are_replaced_inside_a_whole_part(tmp_path):
     assert read_labels(tmp_path)["status"].to_pylist() == ["ok"] * 10
 
 
-class Earlier:
+class EarlierOutput:
     """Has an answer for every row, told by its status."""
 
     def __init__(self):
@@ -121,7 +121,7 @@ class Earlier:
 
 
 def test_kept_answers_are_fetched_when_their_part_is_written(tmp_path):
-    kept, done, earlier = RowSet(10), RowSet(10), Earlier()
+    kept, done, earlier = RowSet(10), RowSet(10), EarlierOutput()
     kept.add(np.array([0, 2, 3, 4, 5, 6, 7, 9]))
     writer = PartWriter(str(tmp_path), MemoryPlan(10), SCHEMA, 4, done, kept, earlier)
     (whole,) = writer.write_kept()
@@ -137,7 +137,7 @@ def test_kept_answers_are_fetched_when_their_part_is_written(tmp_path):
 def test_an_update_keeps_what_is_unchanged(tmp_path):
     from tlray.output.plan import write_plan
     from tlray.output.receipt import Receipt, summarize_parts, write_receipt
-    from tlray.prediction.update import Earlier as Real
+    from tlray.prediction.update import EarlierOutput as Real
     from tlray.sources.listing import Selection, find_candidates
 
     folder, old, new = tmp_path / "in", str(tmp_path / "old"), str(tmp_path / "new")

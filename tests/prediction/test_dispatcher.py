@@ -37,7 +37,7 @@ def test_rows_that_kill_their_process_are_given_up_after_their_own_tries(killers
     for _ in range(50):
         dispatcher.enter(KEY)
         for row in range(10):
-            if dispatcher.suspect(KEY, row) < MAX_TRIES and row in killers:
+            if dispatcher.isolate(KEY, row) < MAX_TRIES and row in killers:
                 killed += 1
                 break
         else:
@@ -50,7 +50,7 @@ def test_rows_whose_processes_are_killed_from_outside_are_not_given_up():
     for victim in (3, 5, 3, 8, 2, 5, 9):
         dispatcher.enter(KEY)
         for row in range(victim + 1):
-            assert dispatcher.suspect(KEY, row) < MAX_TRIES
+            assert dispatcher.isolate(KEY, row) < MAX_TRIES
 
 
 def test_engines_that_never_answer_end_the_run():

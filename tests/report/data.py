@@ -106,8 +106,8 @@ def make_thresholds(classes: list[str]) -> dict[str, Any]:
 
 
 def make_suspects(uris: list[str], classes: list[str]) -> dict[str, Any]:
-    """Half of the images as conflicts, all of them as pairs."""
-    conflicts = [
+    """Half of the images as listed, all of them as pairs."""
+    listed = [
         {
             "uri": uri,
             "label": classes[index % len(classes)],
@@ -126,7 +126,7 @@ def make_suspects(uris: list[str], classes: list[str]) -> dict[str, Any]:
         }
         for index, (first, second) in enumerate(zip(uris[::2], uris[1::2], strict=False))
     ]
-    return {"checked": 539, "contradicted": len(conflicts), "conflicts": conflicts, "duplicates": duplicates}
+    return {"checked": 539, "contradicted": len(listed), "listed": listed, "duplicates": duplicates}
 
 
 def make_manifest(classes: list[str] = CLASSES, *, validation: bool = True, test: bool = True) -> dict[str, Any]:
@@ -141,7 +141,7 @@ def make_manifest(classes: list[str] = CLASSES, *, validation: bool = True, test
             "finetune": {"epoch": 10, "loss": 0.19, "accuracy": 0.97, "val_loss": 0.29, "val_accuracy": 0.926},
         },
         "uncalibrated": {key: before[key] for key in ("images", "log_loss", "bins")} | {"ece": 0.094},
-        "oddness": {"percentiles": {"50": 0.6, "90": 0.8, "95": 0.9, "99": 1.0}},
+        "ood_score": {"percentiles": {"50": 0.6, "90": 0.8, "95": 0.9, "99": 1.0}},
     }
     if validation:
         metrics["validation"] = make_measurement(classes, 81, 0.92, seed=1) | {"loss": 0.29}
@@ -162,7 +162,7 @@ def make_manifest(classes: list[str] = CLASSES, *, validation: bool = True, test
         },
         "classes": classes,
         "preprocessing": {"image_size": 299},
-        "calibration": {"temperature": 1.3471, "images": 81 if validation else 0, "oddness": None},
+        "calibration": {"temperature": 1.3471, "images": 81 if validation else 0, "ood_score": None},
         "thresholds": make_thresholds(classes) if validation else {},
         "training": {
             "data": "s3://waste-photos/2026/train",
@@ -201,7 +201,7 @@ def make_evaluation(classes: list[str], uris: list[str], images: int = 179) -> d
         "most_confused": [{"true": classes[0], "predicted": classes[1], "images": 4}],
         "thresholds": make_thresholds(classes),
         "uncalibrated": None,
-        "oddness": {"median": 0.71, "above_1": 0.021},
+        "ood_score": {"median": 0.71, "above_1": 0.021},
         "worst": [
             {
                 "uri": uri,
@@ -212,7 +212,7 @@ def make_evaluation(classes: list[str], uris: list[str], images: int = 179) -> d
             }
             for index, uri in enumerate(uris[:24])
         ],
-        "suspects": make_suspects(uris[:16], classes),
+        "label_errors": make_suspects(uris[:16], classes),
     }
 
 

@@ -11,11 +11,11 @@ from PIL import Image
 from tests.report import data
 from tlray.output.receipt import Receipt
 from tlray.output.schema import LABEL_FIELDS
-from tlray.report import gather_labelling, render_evaluation, render_labelling, render_training
+from tlray.report import gather_prediction_facts, render_evaluation, render_prediction, render_training
 from tlray.report import prediction_facts as facts_module
 from tlray.report.charts import draw_class_bars, draw_learning_curve, draw_throughput
 from tlray.report.page import clean, format_percent, shorten
-from tlray.report.prediction_facts import LabellingFacts
+from tlray.report.prediction_facts import PredictionFacts
 from tlray.report.shift import Validation, read_validation
 from tlray.report.thumbnails import make_thumbnail, make_thumbnails
 
@@ -98,7 +98,7 @@ def write_labels(folder, tables):
 def make_labels(start, count, rng, classes=data.CLASSES, review=True, odd=True, uri="/a/{}.jpg"):
     guess = rng.integers(0, len(classes), count)
     probability = rng.random(count).astype(np.float32)
-    oddness = (rng.random(count) * 1.2).astype(np.float32)
+    ood_score = (rng.random(count) * 1.2).astype(np.float32)
     failed = rng.random(count) < 0.05
     columns = {
         "row_id": range(start, start + count),
@@ -110,7 +110,7 @@ def make_labels(start, count, rng, classes=data.CLASSES, review=True, odd=True, 
         "probability": pa.array(probability, mask=failed),
         "model_id": [data.MODEL_ID] * count,
         "needs_review": pa.array(probability < 0.5, mask=failed) if review else [None] * count,
-        "oddness": pa.array(oddness, mask=failed) if odd else [None] * count,
+        "ood_score": pa.array(ood_score, mask=failed) if odd else [None] * count,
     }
     nothing = [None] * count
     return pa.table({field.name: pa.array(columns.get(field.name, nothing), field.type) for field in LABEL_FIELDS})
@@ -121,7 +121,9 @@ def gather(folder, tables, manifest=None, timeline=()):
     rows = pa.concat_tables(tables)
     bad = sum(status != "ok" for status in rows["status"].to_pylist())
     receipt = Receipt(**data.make_receipt(rows.num_rows, {"CORRUPT": bad} if bad else {}, parts))
-    return rows.to_pylist(), gather_labelling(str(folder), receipt, manifest or data.make_manifest(), list(timeline))
+    return rows.to_pylist(), gather_prediction_facts(
+        str(folder), receipt, manifest or data.make_manifest(), list(timeline)
+    )
 
 
 def make_facts(shares, confidence, images, validation):
@@ -130,7 +132,7 @@ def make_facts(shares, confidence, images, validation):
     histogram[int(confidence * 20)] = images
     counts = {name: round(share * images) for name, share in shares.items()}
     receipt = data.make_receipt(images, {}, [])
-    return LabellingFacts(
+    return PredictionFacts(
         receipt, tuple(shares), counts, histogram, confidence, images, False, None, None, {}, {}, {}, [], [], validation
     )
 
@@ -138,14 +140,14 @@ def make_facts(shares, confidence, images, validation):
 def test_the_training_page_tells_what_counts():
     manifest = data.make_manifest()
     uris = [f"/photos/{index}.jpg" for index in range(100)]
-    suspects = data.make_suspects(uris, data.CLASSES)
+    label_errors = data.make_suspects(uris, data.CLASSES)
     asked = []
 
     def read(keys):
         asked.extend(keys)
         return read_jpegs(keys)
 
-    page = render_training(manifest, data.make_history(), suspects, read, finished="2026-11-23T06:03:35Z")
+    page = render_training(manifest, data.make_history(), label_errors, read, finished="2026-11-23T06:03:35Z")
     parser, text = parse(page)
     test = manifest["metrics"]["test"]
     assert f"{test['accuracy']:.1%} of 179 test images got the right class" in text
@@ -185,7 +187,7 @@ def test_hostile_names_stay_text(tmp_path):
     classes = [name.encode("utf-8", "replace").decode() for name in data.HOSTILE]  # Parquet holds no lone surrogates
     labels = make_labels(0, 400, np.random.default_rng(0), classes, uri=data.HOSTILE_URI + "{}")
     facts = gather(tmp_path, [labels], data.make_manifest(classes))[1]
-    pages.append(render_labelling(facts, read_nothing))
+    pages.append(render_prediction(facts, read_nothing))
     for page in pages:
         _, text = parse(page)
         assert "script>" in text
@@ -224,13 +226,13 @@ def test_labels_are_read_back(tmp_path):
     assert facts.labelled_read == len(good)
     assert facts.class_counts["metal"] == sum(row["class_name"] == "metal" for row in good)
     assert facts.needs_review == sum(row["needs_review"] for row in good)
-    assert facts.odd == sum(row["oddness"] > 1 for row in good)
+    assert facts.odd == sum(row["ood_score"] > 1 for row in good)
     assert facts.confidence == pytest.approx(np.mean([row["probability"] for row in good]))
     assert facts.confidences == np.histogram([row["probability"] for row in good], 20, (0, 1))[0].tolist()
     ranked = sorted((row for row in good if row["class_name"] == "glass"), key=lambda row: row["probability"])
     assert [row.row_id for row in facts.least_sure["glass"]] == [row["row_id"] for row in ranked[:6]]
     assert [row.row_id for row in facts.surest["glass"]] == [row["row_id"] for row in ranked[:-7:-1]]
-    odd = sorted(good, key=lambda row: -row["oddness"])[:12]
+    odd = sorted(good, key=lambda row: -row["ood_score"])[:12]
     assert [row.row_id for row in facts.oddest] == [row["row_id"] for row in odd]
     bad = [row["uri"] for row in rows if row["status"] == "CORRUPT"]
     assert [failure.uri for failure in facts.failures["CORRUPT"]] == bad[:8]
@@ -240,7 +242,7 @@ def test_labels_are_read_back(tmp_path):
         asked.extend(row_ids)
         return read_jpegs(row_ids)
 
-    parser, text = parse(render_labelling(facts, read))
+    parser, text = parse(render_prediction(facts, read))
     assert asked == sorted(asked)
     assert parser.tags.count("img") == 6 * 12 + 12
     assert f"{len(good):,}" in text
@@ -258,7 +260,7 @@ def test_of_many_parts_a_sample_is_read(tmp_path, monkeypatch):
     assert facts.needs_review is None
     assert facts.odd is None
     assert facts.oddest == []
-    _, text = parse(render_labelling(facts, read_nothing))
+    _, text = parse(render_prediction(facts, read_nothing))
     assert "of a sample: 200 of 500 rows" in text
     assert "need review" not in text
 
@@ -272,7 +274,7 @@ def test_a_run_without_a_label_has_a_page(tmp_path):
     _, facts = gather(tmp_path, [table])
     assert facts.confidence is None
     assert facts.verdict is None
-    _, text = parse(render_labelling(facts, read_nothing))
+    _, text = parse(render_prediction(facts, read_nothing))
     assert "Rows without a label" in text
 
 

@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from tlray.training.checkpoint import STATE, State, load_state, save_state
+from tlray.training.checkpoint import STATE, TrainingState, load_state, save_state
 
 
 def make_state(epoch):
-    return State(
+    return TrainingState(
         phase=1,
         history=[{"epoch": number + 1, "loss": 0.5} for number in range(epoch)],
         weights={"head/dense_0/kernel": np.full((2, 3), epoch, np.float32)},

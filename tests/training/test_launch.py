@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from tlray.cluster import capacity
-from tlray.cluster.capacity import Room
-from tlray.cluster.resources import Cluster, WorkerShares
+from tlray.cluster.capacity import NodeResources
+from tlray.cluster.resources import Cluster, WorkerResources
 from tlray.errors import StoppedError
 from tlray.training import launch
 from tlray.training.launch import Launch
@@ -15,14 +15,14 @@ from tlray.training.launch import Launch
 @pytest.fixture
 def lost(monkeypatch):
     """A training of 2 workers with 7 cores each, of which some live, on a cluster of some rooms."""
-    state = {"workers": 0, "rooms": [Room(8, 0, 8, 0)], "said": []}
+    state = {"workers": 0, "rooms": [NodeResources(8, 0, 8, 0)], "said": []}
     training = Launch.__new__(Launch)
     training._cluster = Cluster(16, 0, local=False, node_cpus=(8.0, 8.0))
     training._config = SimpleNamespace(num_workers=2, wait_for_resources=None)
-    training.shares = WorkerShares(0, 7.0, 1, 0.25)
+    training.resources = WorkerResources(0, 7.0, 1, 0.25)
     monkeypatch.setattr(launch, "count_training_workers", lambda: state["workers"])
     monkeypatch.setattr(launch, "say", state["said"].append)
-    monkeypatch.setattr(capacity, "list_rooms", lambda: state["rooms"])
+    monkeypatch.setattr(capacity, "list_node_resources", lambda: state["rooms"])
     monkeypatch.setattr(capacity, "is_growing", lambda: False)
     return training, state
 
@@ -36,7 +36,7 @@ def test_workers_that_are_only_quiet_are_left_alone(lost):
 
 def test_lost_ones_that_find_room_are_left_alone(lost):
     training, state = lost
-    state["rooms"] = [Room(8, 0, 8, 0), Room(8, 0, 8, 0)]
+    state["rooms"] = [NodeResources(8, 0, 8, 0), NodeResources(8, 0, 8, 0)]
     training._check_room(1000.0)
     assert state["said"] == []
 

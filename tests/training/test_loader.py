@@ -18,9 +18,9 @@ def test_objects_are_fetched_once_as_far_as_they_fit(tmp_path, monkeypatch):
     local = str(tmp_path / "local")
     kept = KeptBytes(tmp_path / "kept", max_bytes=len(a) * 2)
     for _ in range(2):
-        answers = list(kept.get_many([a, gone, local, b, a]))
-        assert [answers[0], *answers[2:]] == [uri.encode() * 2 for uri in (a, local, b, a)]
-        assert isinstance(answers[1], FetchError)
+        predictions = list(kept.get_many([a, gone, local, b, a]))
+        assert [predictions[0], *predictions[2:]] == [uri.encode() * 2 for uri in (a, local, b, a)]
+        assert isinstance(predictions[1], FetchError)
     assert asked.count(a) == 2  # twice in one batch, before the first was kept
     assert asked.count(b) == asked.count(local) == asked.count(gone) == 2
     assert len(list((tmp_path / "kept").iterdir())) == 1

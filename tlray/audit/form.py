@@ -17,7 +17,7 @@ import io
 import re
 from collections.abc import Sequence
 
-from tlray.audit.sample import Drawn, Sample
+from tlray.audit.sample import Drawn, ReviewedLabels, Sample
 from tlray.errors import DataError
 from tlray.sources.labelled import name_some
 
@@ -51,7 +51,7 @@ def rearm(cell: str) -> str:
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
-def read_form(data: bytes, name: str, sample: Sample) -> dict[int, str | None]:
+def read_form(data: bytes, name: str, sample: Sample) -> ReviewedLabels:
     """The reviewed rows of a filled CSV: their right class, or None where none is.
 
     Commas, semicolons or tabs part its columns, as spreadsheets like it; others than `row_id` and `correct_label` don't
@@ -86,10 +86,10 @@ def read_form(data: bytes, name: str, sample: Sample) -> dict[int, str | None]:
     return _sort_answers(cells, name, sample)
 
 
-def _sort_answers(cells: list[tuple[str, ...]], name: str, sample: Sample) -> dict[int, str | None]:
+def _sort_answers(cells: list[tuple[str, ...]], name: str, sample: Sample) -> ReviewedLabels:
     drawn = {row.row_id: row for row in sample.rows}
     known = set(sample.classes)
-    answers: dict[int, str | None] = {}
+    answers: ReviewedLabels = {}
     by_uri: dict[str, int] = {}
     unknown, wrong, contrary = [], [], []
     for typed_id, typed in cells:

@@ -14,7 +14,7 @@ from typing import Any
 from tlray import storage
 from tlray.audit import form
 from tlray.audit.draw import find_folder
-from tlray.audit.sample import Drawn, Sample, read_sample
+from tlray.audit.sample import Drawn, ReviewedLabels, Sample, read_sample
 from tlray.config import AuditConfig
 from tlray.console import now
 from tlray.errors import ConfigError, DataError, FetchError, OutputError
@@ -112,7 +112,7 @@ def measure(config: AuditConfig) -> AuditSummary:
     return summary
 
 
-def summarize(folder: str, sample: Sample, answers: dict[int, str | None]) -> AuditSummary:
+def summarize(folder: str, sample: Sample, answers: ReviewedLabels) -> AuditSummary:
     """Count answers.
 
     Args:
@@ -180,7 +180,7 @@ def estimate_share(strata: Sequence[tuple[int, int, int]]) -> tuple[float, float
     return share, *wilson(share * size, size)
 
 
-def find_corrections(rows: Sequence[Drawn], answers: dict[int, str | None]) -> dict[str, str]:
+def find_corrections(rows: Sequence[Drawn], answers: ReviewedLabels) -> dict[str, str]:
     """The right class of each reviewed file that has one."""
     files = [(row.uri, answers.get(row.row_id)) for row in rows if not row.inside]
     return {_straighten(uri): label for uri, label in files if label is not None}

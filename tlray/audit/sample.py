@@ -11,6 +11,9 @@ from tlray.errors import OutputError
 NAME = "sample.json"
 FORMAT = 1
 
+ReviewedLabels = dict[int, str | None]
+"""The right class of each reviewed row, by row id; None where none of the classes is right."""
+
 
 @dataclass(frozen=True)
 class Drawn:

@@ -70,20 +70,20 @@ def print_evaluate(summary: EvaluateSummary) -> None:
     if worst := summary.result["most_confused"][:3]:
         told = "; ".join(f"{pair['true']} taken for {pair['predicted']} {pair['images']:,}x" for pair in worst)
         facts.append(("most confused", told))
-    facts += describe_doubles(summary.result["suspects"])
+    facts += describe_doubles(summary.result["label_errors"])
     if summary.failed:
         facts.append(("not measured", ", ".join(f"{code} {count:,}" for code, count in summary.failed.items())))
     if summary.output:
-        facts.append(("written", f"{summary.output}/report.html, evaluation.json, conflicts.csv"))
+        facts.append(("written", f"{summary.output}/report.html, evaluation.json, label_errors.csv"))
     facts.append(("model id", summary.model_id))
     print_facts(facts)
 
 
-def describe_doubles(suspects: dict[str, Any] | None) -> list[tuple[str, str]]:
+def describe_doubles(label_errors: dict[str, Any] | None) -> list[tuple[str, str]]:
     """Pictures that are there twice."""
-    if suspects is None or not suspects["duplicates"]:
+    if label_errors is None or not label_errors["duplicates"]:
         return []
-    pairs = suspects["duplicates"]
+    pairs = label_errors["duplicates"]
     both = sum(pair["first_label"] != pair["second_label"] for pair in pairs)
     told = f"{len(pairs):,} pair{'s' * (len(pairs) > 1)} of pictures that look the same"
     where = "" if both == 0 else ", under two labels" if both == len(pairs) else f", {both:,} of them under two labels"

@@ -14,7 +14,7 @@ from tlray.console import console, say
 
 if TYPE_CHECKING:
     from tlray.doctor import DoctorSummary
-    from tlray.doctor.machines import Examined, Machine
+    from tlray.doctor.machines import ClusterReport, Machine
     from tlray.submission import SubmitSummary
 
 _DONE = {"SUCCEEDED", "FAILED", "STOPPED"}
@@ -53,7 +53,7 @@ def print_doctor(summary: DoctorSummary) -> None:
         console.print(grid, soft_wrap=False)
 
 
-def _describe_cluster(cluster: Examined) -> list[tuple[str, str]]:
+def _describe_cluster(cluster: ClusterReport) -> list[tuple[str, str]]:
     nodes = [machine.node for machine in cluster.machines]
     counts = {"machine": len(nodes), "core": sum(node.cpus for node in nodes), "GPU": sum(node.gpus for node in nodes)}
     has = ", ".join(f"{count:,g} {noun}{'s' * (count != 1)}" for noun, count in counts.items())
@@ -65,15 +65,15 @@ def _describe_cluster(cluster: Examined) -> list[tuple[str, str]]:
     return facts
 
 
-def _list_modes(cluster: Examined) -> set[bool]:
-    return {machine.answer.token for machine in cluster.machines if machine.answer is not None}
+def _list_modes(cluster: ClusterReport) -> set[bool]:
+    return {machine.report.token for machine in cluster.machines if machine.report is not None}
 
 
 def _measure(table: Table) -> int:
     return Measurement.get(console, console.options.update_width(_MOST_WIDTH), table).maximum
 
 
-def _make_table(cluster: Examined, fold: str) -> Table:
+def _make_table(cluster: ClusterReport, fold: str) -> Table:
     machines = cluster.machines
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("machine")
@@ -86,7 +86,7 @@ def _make_table(cluster: Examined, fold: str) -> Table:
     with_clocks = any(_describe_clock(machine) for machine in machines)
     if with_clocks:
         table.add_column("clock", justify="right")
-    if cluster.places:
+    if cluster.locations:
         table.add_column("reaches")
     for machine in machines:
         cells = [_describe_name(machine), f"{machine.node.cpus:g}", _describe_gpus(machine)]
@@ -96,7 +96,7 @@ def _make_table(cluster: Examined, fold: str) -> Table:
         cells.append(_describe_versions(machine, cluster))
         if with_clocks:
             cells.append(_describe_clock(machine))
-        if cluster.places:
+        if cluster.locations:
             cells.append(_describe_reach(machine, cluster))
         if fold:
             cells = [cell.replace(fold, f"{fold.rstrip()}\n") if len(cell) >= _FOLD_FROM else cell for cell in cells]
@@ -110,16 +110,16 @@ def _describe_name(machine: Machine) -> str:
 
 def _describe_gpus(machine: Machine) -> str:
     counted = f"{machine.node.gpus:g}"
-    if machine.answer is None or machine.answer.gpus == machine.node.gpus:
+    if machine.report is None or machine.report.gpus == machine.node.gpus:
         return counted
-    return f"{counted}, has {machine.answer.gpus}"
+    return f"{counted}, has {machine.report.gpus}"
 
 
 def _describe_space(machine: Machine) -> list[str]:
-    objects, answer = _describe_bytes(machine.node.object_store_bytes), machine.answer
-    if answer is None:
+    objects, report = _describe_bytes(machine.node.object_store_bytes), machine.report
+    if report is None:
         return [_UNKNOWN, objects, _UNKNOWN]
-    return [_describe_bytes(answer.memory_bytes), objects, _describe_bytes(answer.spill_free_bytes)]
+    return [_describe_bytes(report.memory_bytes), objects, _describe_bytes(report.spill_free_bytes)]
 
 
 def _describe_bytes(size: int) -> str:
@@ -128,13 +128,13 @@ def _describe_bytes(size: int) -> str:
 
 
 def _describe_token(machine: Machine) -> str:
-    return _UNKNOWN if machine.answer is None else "yes" if machine.answer.token else "no"
+    return _UNKNOWN if machine.report is None else "yes" if machine.report.token else "no"
 
 
-def _describe_versions(machine: Machine, cluster: Examined) -> str:
-    if machine.answer is None:
+def _describe_versions(machine: Machine, cluster: ClusterReport) -> str:
+    if machine.report is None:
         return _UNKNOWN
-    there = machine.answer.versions
+    there = machine.report.versions
     others = [
         f"{name} {there.get(name) or 'missing'}" for name, here in cluster.versions.items() if there.get(name) != here
     ]
@@ -145,13 +145,13 @@ def _describe_clock(machine: Machine) -> str:
     return f"{machine.clock_offset_s:+,.0f} s" if machine.clock_is_off else ""
 
 
-def _describe_reach(machine: Machine, cluster: Examined) -> str:
-    """That a machine reaches all places, or which it doesn't, and why."""
-    if machine.answer is None:
+def _describe_reach(machine: Machine, cluster: ClusterReport) -> str:
+    """That a machine reaches all locations, or which it doesn't, and why."""
+    if machine.report is None:
         return _UNKNOWN
     met = dict.fromkeys(
-        f"{place.option.removeprefix('--')} {trouble.code.lower().replace('_', ' ')}"
-        for place, trouble in zip(cluster.places, machine.answer.troubles, strict=True)
+        f"{location.option.removeprefix('--')} {trouble.code.lower().replace('_', ' ')}"
+        for location, trouble in zip(cluster.locations, machine.report.troubles, strict=True)
         if trouble is not None
     )
     return ", ".join(met) or "all"

@@ -39,7 +39,7 @@ def print_train(summary: TrainSummary) -> None:
     facts += [(f"phase {number}", text) for number, text in zip(numbers, _describe_phases(metrics), strict=True)]
     facts.append(("kept", f"epoch {kept['epoch']} (phase {'1' if kept['phase'] == 'head' else '2'}, {kept['phase']})"))
     facts += describe_accuracy(metrics)
-    facts += describe_doubles(summary.suspects)
+    facts += describe_doubles(summary.label_errors)
     facts += [("try next" if index == 0 else "", sentence) for index, sentence in enumerate(summary.advice)]
     print_facts(facts)
 

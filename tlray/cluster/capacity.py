@@ -13,12 +13,12 @@ from tlray.cluster.nodes import list_nodes
 from tlray.cluster.ray_private import list_node_types, read_free_resources
 from tlray.cluster.resources import (
     DATA_TASK_CPUS,
-    ENGINE_SHARE,
+    ENGINE_CPUS,
     WORKER_CPUS,
     Cluster,
     EngineBounds,
     choose_feeding_cpus,
-    count_gpu_shares,
+    count_gpu_slots,
 )
 from tlray.console import say
 from tlray.errors import StoppedError
@@ -54,7 +54,7 @@ class Demand:
 
 
 @dataclass(frozen=True)
-class Room:
+class NodeResources:
     """What is on one machine.
 
     Attributes:
@@ -70,13 +70,13 @@ class Room:
     def fits(self, demand: Demand) -> int:
         """How many of the processes could start there now."""
         by_cpu = self.free_cpus // demand.cpus if demand.cpus else demand.count
-        by_gpu = count_gpu_shares(self.free_gpus, demand.gpus) if demand.gpus else demand.count
+        by_gpu = count_gpu_slots(self.free_gpus, demand.gpus) if demand.gpus else demand.count
         return int(min(by_cpu, by_gpu))
 
 
 def measure(*, local: bool) -> Cluster:
     """What the cluster has that this process is connected to; of a joined one, what nobody has booked."""
-    rooms = list_rooms()
+    rooms = list_node_resources()
     if local:
         return Cluster(sum(room.cpus for room in rooms), sum(room.gpus for room in rooms), local=True)
     return Cluster(
@@ -88,7 +88,7 @@ def measure(*, local: bool) -> Cluster:
 
 
 def demand_workers(cluster: Cluster, num_workers: int, gpus_per_worker: int | None) -> Demand:
-    """What training cannot do without, a reader a worker included; arguments as `shares.share_workers`."""
+    """What training cannot do without, a reader a worker included; arguments as `shares.plan_workers`."""
     gpus = (cluster.gpus >= num_workers) if gpus_per_worker is None else gpus_per_worker
     all_cpus = num_workers * (WORKER_CPUS + DATA_TASK_CPUS)
     return Demand(f"--num-workers {num_workers}", num_workers, WORKER_CPUS, float(gpus), all_cpus)
@@ -97,9 +97,9 @@ def demand_workers(cluster: Cluster, num_workers: int, gpus_per_worker: int | No
 def demand_engines(cluster: Cluster, bounds: EngineBounds) -> Demand:
     """What labelling cannot do without, a reader included."""
     gpus = bounds.choose_gpus(cluster)
-    cpus = choose_feeding_cpus(cluster, gpus) if gpus else ENGINE_SHARE
-    option = f"--min-engines {bounds.least}"
-    return Demand(option, bounds.least, cpus, gpus, bounds.least * cpus + DATA_TASK_CPUS)
+    cpus = choose_feeding_cpus(cluster, gpus) if gpus else ENGINE_CPUS
+    option = f"--min-engines {bounds.min_engines}"
+    return Demand(option, bounds.min_engines, cpus, gpus, bounds.min_engines * cpus + DATA_TASK_CPUS)
 
 
 def wait_for(demand: Demand, cluster: Cluster, wait_s: float | None) -> Cluster:
@@ -114,13 +114,13 @@ def wait_for(demand: Demand, cluster: Cluster, wait_s: float | None) -> Cluster:
         StoppedError: there is still no room.
     """
     if cluster.local:
-        if demand.gpus and count_gpu_shares(cluster.gpus, demand.gpus) < demand.count:
+        if demand.gpus and count_gpu_slots(cluster.gpus, demand.gpus) < demand.count:
             raise StoppedError(f"{demand.option} needs {demand}; this machine has {cluster.gpus:g} GPUs")
         return cluster
-    if not has_room(list_rooms(), demand):
+    if not has_room(list_node_resources(), demand):
         growing = is_growing()
         wait_s = choose_wait(wait_s, growing=growing)
-        with _Asking(demand) if growing else contextlib.nullcontext() as asking:
+        with _RoomRequest(demand) if growing else contextlib.nullcontext() as asking:
             _wait(demand, wait_s, growing=growing, is_there=asking.is_there if asking is not None else None)
     _settle()
     return measure(local=False)
@@ -136,8 +136,8 @@ def choose_wait(wait_s: float | None, *, growing: bool) -> float:
 def _wait(demand: Demand, wait_s: float, *, growing: bool, is_there: Callable[[], bool] | None) -> None:
     began = time.monotonic()
     said = -_SAY_INTERVAL_S
-    while not (is_there() if is_there is not None else has_room(list_rooms(), demand)):
-        has = describe_rooms(list_rooms(), gpus=demand.gpus > 0)
+    while not (is_there() if is_there is not None else has_room(list_node_resources(), demand)):
+        has = describe_resources(list_node_resources(), gpus=demand.gpus > 0)
         waited = time.monotonic() - began
         if waited >= wait_s:
             raise StoppedError(
@@ -155,28 +155,28 @@ def _settle() -> None:
     """Give processes of a job that has just ended a moment to go: what they hold would be missing from the shares."""
     deadline = time.monotonic() + _SETTLE_S
     while time.monotonic() < deadline:
-        if all(room.free_cpus >= room.cpus and room.free_gpus >= room.gpus for room in list_rooms()):
+        if all(room.free_cpus >= room.cpus and room.free_gpus >= room.gpus for room in list_node_resources()):
             return
         time.sleep(_LOOK_INTERVAL_S)
 
 
-def list_rooms() -> list[Room]:
-    """A `Room` for each machine that is alive."""
+def list_node_resources() -> list[NodeResources]:
+    """A `NodeResources` for each machine that is alive."""
     free = read_free_resources()
     rooms = []
     for node in list_nodes():
         here = free.get(node.node_id, {})
-        rooms.append(Room(node.cpus, node.gpus, here.get("CPU", 0.0), here.get("GPU", 0.0)))
+        rooms.append(NodeResources(node.cpus, node.gpus, here.get("CPU", 0.0), here.get("GPU", 0.0)))
     return rooms
 
 
-def has_room(rooms: Sequence[Room], demand: Demand) -> bool:
+def has_room(rooms: Sequence[NodeResources], demand: Demand) -> bool:
     """Whether all of a job's processes could start now."""
     enough = sum(room.free_cpus for room in rooms) >= demand.all_cpus
     return enough and sum(room.fits(demand) for room in rooms) >= demand.count
 
 
-def describe_rooms(rooms: Sequence[Room], *, gpus: bool) -> str:
+def describe_resources(rooms: Sequence[NodeResources], *, gpus: bool) -> str:
     """Totals in words; of GPUs only where they matter."""
     totals = [("CPU", sum(room.cpus for room in rooms), sum(room.free_cpus for room in rooms))]
     if gpus:
@@ -193,7 +193,7 @@ def is_growing() -> bool:
     return any(name and not name.startswith("node_") for name in list_node_types())
 
 
-class _Asking:
+class _RoomRequest:
     """A placement group as large as the demand, which the autoscaler makes room for beside all that others use."""
 
     def __init__(self, demand: Demand) -> None:
@@ -205,7 +205,7 @@ class _Asking:
             more -= DATA_TASK_CPUS
         self._bundles = bundles
 
-    def __enter__(self) -> _Asking:
+    def __enter__(self) -> _RoomRequest:
         self._group = placement_group(self._bundles)
         return self
 

@@ -49,7 +49,7 @@ def _set_environment(verbose: bool) -> None:
             os.environ.setdefault(name, value)
 
 
-_KNOCK_S = 10.0
+_CONNECT_TIMEOUT_S = 10.0
 _OUR_ERROR = re.compile(r"^\s*tlray\.errors\.(\w+): (.+)", re.MULTILINE)
 _ERRORS_OF_ONE_TEXT: dict[str, type[TlrayError]] = {
     kind.__name__: kind for kind in (BundleError, DataError, DivergedError, OutputError, WeightsError)
@@ -85,7 +85,7 @@ def connect(address: str | None, max_cpus: int | None, *, verbose: bool, check: 
             _silence()
         say("starting Ray" if local else f"joining the Ray cluster at {target}")
         if target is not None and not local:
-            _knock(target)
+            _check_listening(target)
         try:
             with contextlib.nullcontext() if verbose else silence_stderr():
                 if local:
@@ -110,13 +110,13 @@ def connect(address: str | None, max_cpus: int | None, *, verbose: bool, check: 
             ray.shutdown()
 
 
-def _knock(address: str) -> None:
+def _check_listening(address: str) -> None:
     """Find at once that nobody listens at HOST:PORT; Ray itself tries for minutes."""
     host, _, port = address.rpartition(":")
     if "://" in address or not host or not port.isdigit():
         return  # auto, which Ray resolves
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
     except OSError as error:
         why = error.strerror or str(error)
         raise StoppedError(

@@ -14,14 +14,14 @@ from tlray.errors import StoppedError
 DATA_TASK_CPUS = 0.25
 """Share of a core that Ray books for one reading task: reading mostly waits, or decodes for a few milliseconds."""
 
-ENGINE_SHARE = 0.75
+ENGINE_CPUS = 0.75
 """Share of a core that Ray books at least for an engine of one thread; the rest is for reading tasks."""
 
 WORKER_CPUS = 1.0
 """Cores that Ray books at least for a training worker on a cluster."""
 
 _ROUNDING = 1e-9
-_ENGINE_SHARE_BESIDE_WORKERS = 0.25
+_ENGINE_CPUS_BESIDE_WORKERS = 0.25
 _ENGINE_IMAGES = 16
 _ENGINE_IMAGES_GPU = 128
 _MAX_READERS = 32
@@ -48,13 +48,13 @@ class Cluster:
         """Cores by node."""
         return self.node_cpus or (self.cpus,)
 
-    def count_places(self, cpus: float) -> int:
+    def count_slots(self, cpus: float) -> int:
         """How many processes of so many cores fit: none lies across two nodes."""
         return sum(int(node / cpus + _ROUNDING) for node in self.nodes)
 
 
 @dataclass(frozen=True)
-class WorkerShares:
+class WorkerResources:
     """What Ray books for one worker and its readers.
 
     Attributes:
@@ -70,7 +70,7 @@ class WorkerShares:
     reader_cpus: float
 
 
-def share_workers(cluster: Cluster, num_workers: int, gpus_per_worker: int | None) -> WorkerShares:
+def plan_workers(cluster: Cluster, num_workers: int, gpus_per_worker: int | None) -> WorkerResources:
     """Share a cluster out so that workers and readers fit beside each other; one that waited would wait for ever.
 
     Args:
@@ -93,8 +93,8 @@ def share_workers(cluster: Cluster, num_workers: int, gpus_per_worker: int | Non
     num_readers = max(1, min(_MAX_READERS, int(cpus / num_workers) - 1)) if gpus_per_worker else 1
     if cluster.local:
         reader_cpus = min(DATA_TASK_CPUS, cpus * _READING_SHARE / (num_workers * num_readers))
-        left = cpus * (1 - _ENGINE_SHARE_BESIDE_WORKERS) - reader_cpus * num_workers * num_readers
-        return WorkerShares(gpus_per_worker, _floor(left / num_workers), num_readers, _floor(reader_cpus))
+        left = cpus * (1 - _ENGINE_CPUS_BESIDE_WORKERS) - reader_cpus * num_workers * num_readers
+        return WorkerResources(gpus_per_worker, _floor(left / num_workers), num_readers, _floor(reader_cpus))
     needed = num_workers * (WORKER_CPUS + num_readers * DATA_TASK_CPUS)
     if needed > cpus:
         raise StoppedError(
@@ -104,8 +104,8 @@ def share_workers(cluster: Cluster, num_workers: int, gpus_per_worker: int | Non
     if not gpus_per_worker:
         most = int(cpus / num_workers - num_readers * DATA_TASK_CPUS)
         sizes = range(most, 1, -1)
-        worker_cpus = next((float(size) for size in sizes if cluster.count_places(size) >= num_workers), WORKER_CPUS)
-    return WorkerShares(gpus_per_worker, worker_cpus, num_readers, DATA_TASK_CPUS)
+        worker_cpus = next((float(size) for size in sizes if cluster.count_slots(size) >= num_workers), WORKER_CPUS)
+    return WorkerResources(gpus_per_worker, worker_cpus, num_readers, DATA_TASK_CPUS)
 
 
 def _floor(share: float) -> float:
@@ -119,13 +119,13 @@ class EngineBounds:
 
     Attributes:
         num_gpus: GPUs of each, a fraction for several on one GPU, 0 for none; None for 1 where there are GPUs.
-        least: that must find room before labelling begins.
-        most: None for what the cluster has then; where more, they start as it grows.
+        min_engines: that must find room before labelling begins.
+        max_engines: None for what the cluster has then; where more, they start as it grows.
     """
 
     num_gpus: float | None = None
-    least: int = 1
-    most: int | None = None
+    min_engines: int = 1
+    max_engines: int | None = None
 
     def choose_gpus(self, cluster: Cluster) -> float:
         """GPUs of each engine on this cluster."""
@@ -133,26 +133,26 @@ class EngineBounds:
 
 
 @dataclass(frozen=True)
-class EngineShares:
+class EngineResources:
     """How engines are spread over a cluster.
 
     Attributes:
         actors: engine processes.
-        most: to which their number may rise while the cluster grows.
+        max_actors: to which their number may rise while the cluster grows.
         num_cpus, num_gpus: what Ray books for each.
         num_threads: TensorFlow's threads in each; None on GPUs.
     """
 
     actors: int
-    most: int
+    max_actors: int
     num_cpus: float
     num_gpus: float
     num_threads: int | None
 
     def __str__(self) -> str:
         engines = f"{self.actors} engine{'s' * (self.actors > 1)}"
-        if self.most > self.actors:
-            engines += f" (up to {self.most} as the cluster grows)"
+        if self.max_actors > self.actors:
+            engines += f" (up to {self.max_actors} as the cluster grows)"
         if self.num_threads is None:
             share = "a GPU" if self.num_gpus == 1 else f"{self.num_gpus:g} GPU"
             return f"{engines}, {share} each; the cores fetch and decode for them"
@@ -168,14 +168,14 @@ def choose_batch_size(*, gpus: bool) -> int:
     return _ENGINE_IMAGES_GPU if gpus else _ENGINE_IMAGES
 
 
-def share_engines(
+def plan_engines(
     cluster: Cluster,
     num_rows: int,
     batch_size: int,
     bounds: EngineBounds = EngineBounds(),
     *,
     beside_workers: bool = False,
-) -> EngineShares:
+) -> EngineResources:
     """One engine a GPU; without GPUs one single-threaded engine a core, so that engines don't wait for each other.
 
     A quarter of the cores stays for the reading tasks, which mostly wait; a short job starts no more engines than it
@@ -185,38 +185,38 @@ def share_engines(
     batches = max(1, math.ceil(num_rows / batch_size))
     num_gpus = bounds.choose_gpus(cluster)
     cores = max(1, int(cluster.cpus))
-    room = count_gpu_shares(cluster.gpus, num_gpus) if num_gpus else cores
-    most = min(batches, room if bounds.most is None else bounds.most)
+    room = count_gpu_slots(cluster.gpus, num_gpus) if num_gpus else cores
+    most = min(batches, room if bounds.max_engines is None else bounds.max_engines)
     actors = max(1, min(room, most))
     if num_gpus:
-        return EngineShares(actors, max(actors, most), choose_feeding_cpus(cluster, num_gpus), num_gpus, None)
-    share = _ENGINE_SHARE_BESIDE_WORKERS if beside_workers and cluster.local else choose_engine_share(cluster.nodes)
+        return EngineResources(actors, max(actors, most), choose_feeding_cpus(cluster, num_gpus), num_gpus, None)
+    share = _ENGINE_CPUS_BESIDE_WORKERS if beside_workers and cluster.local else choose_engine_cpus(cluster.nodes)
     threads = max(1, min(cores // actors, int(max(cluster.nodes))))
-    while threads > 1 and cluster.count_places(share * threads) < actors:
+    while threads > 1 and cluster.count_slots(share * threads) < actors:
         threads -= 1
-    return EngineShares(actors, max(actors, most), _floor(share * min(threads, cluster.cpus)), 0.0, threads)
+    return EngineResources(actors, max(actors, most), _floor(share * min(threads, cluster.cpus)), 0.0, threads)
 
 
-def choose_engine_share(nodes: Sequence[float]) -> float:
+def choose_engine_cpus(nodes: Sequence[float]) -> float:
     """Share of a core that Ray books for an engine of one thread, so that a reader finds room on every full node.
 
     Engines are as many as there are cores, but those of a lost node start again on the others, as many as fit: where
     the share divides a node's cores, they would leave nothing to read with.
     """
-    for hundredths in range(int(ENGINE_SHARE * 100), 100):
+    for hundredths in range(int(ENGINE_CPUS * 100), 100):
         share = hundredths / 100
         if all(cores - int(cores / share + _ROUNDING) * share >= DATA_TASK_CPUS - _ROUNDING for cores in set(nodes)):
             return share
-    return ENGINE_SHARE
+    return ENGINE_CPUS
 
 
 def choose_feeding_cpus(cluster: Cluster, num_gpus: float) -> float:
     """Cores that Ray books for an engine on a GPU: one, or less where all engines together would take the readers'."""
-    engines = max(1, count_gpu_shares(cluster.gpus, num_gpus))
-    return min(1.0, _floor(ENGINE_SHARE * cluster.cpus / engines)) if cluster.cpus else 1.0
+    engines = max(1, count_gpu_slots(cluster.gpus, num_gpus))
+    return min(1.0, _floor(ENGINE_CPUS * cluster.cpus / engines)) if cluster.cpus else 1.0
 
 
-def count_gpu_shares(gpus: float, share: float) -> int:
+def count_gpu_slots(gpus: float, share: float) -> int:
     """How many processes of `share` of a GPU, or of whole GPUs, fit: none lies across two.
 
     What is left of a GPU that others use counts as one piece.

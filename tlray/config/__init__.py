@@ -6,7 +6,7 @@
 from tlray.config.cluster import DoctorConfig, SubmitConfig
 from tlray.config.evaluate import DemoConfig, EvaluateConfig, ImportConfig, ShowConfig
 from tlray.config.predict import AuditConfig, InputsConfig, PlanConfig, PredictConfig, VerifyConfig
-from tlray.config.shared import LimitsConfig, RunConfig, S3Config, describe, list_places
+from tlray.config.shared import LimitsConfig, RunConfig, S3Config, describe, list_path_options
 from tlray.config.train import DEFAULT_RATES, OptimizerName, TrainConfig, describe_run, resolve
 
 __all__ = [
@@ -29,6 +29,6 @@ __all__ = [
     "VerifyConfig",
     "describe",
     "describe_run",
-    "list_places",
+    "list_path_options",
     "resolve",
 ]

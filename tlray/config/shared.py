@@ -119,7 +119,7 @@ def describe(config: RunConfig) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Place:
+class PathOption:
     """An option that names a path or s3:// address.
 
     Attributes:
@@ -133,7 +133,7 @@ class Place:
     is_output: bool
 
 
-def list_places(config: Any) -> list[Place]:
+def list_path_options(config: Any) -> list[PathOption]:
     """Every path and s3:// address that a config names."""
     places = []
     for field in fields(config):
@@ -143,7 +143,7 @@ def list_places(config: Any) -> list[Place]:
         for uri in (value,) if isinstance(value, str) else value or ():
             if uri not in _NO_PLACES.get(field.name, ()):
                 option = ("" if "Positional" in str(field.type) else "--") + field.name.replace("_", "-")
-                places.append(Place(option, uri, field.name in _OUTPUTS))
+                places.append(PathOption(option, uri, field.name in _OUTPUTS))
     return places
 
 

@@ -137,7 +137,7 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
     """What convolutions and products take their inputs in; weights, sums and softmax stay float32."""
 
     cache: Literal["auto", "on", "off"] = "auto"
-    """Compute the frozen part of the base once and train on what it gives; 'off' computes it every epoch."""
+    """Compute the frozen base once and train on what it gives; 'off' computes it every epoch."""
 
     views: int | None = None
     """Augmented views of each training image in the cache, taken in turn; default 5, at most one an epoch."""

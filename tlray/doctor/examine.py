@@ -13,8 +13,8 @@ from tlray import storage
 from tlray.cluster.connect import connect
 from tlray.console import say
 from tlray.doctor.findings import Finding, Level, find_all
-from tlray.doctor.inspect_node import Place, find_targets, give_answer, read_versions, tell_time, try_places
-from tlray.doctor.machines import Examined, Machine, name_nodes
+from tlray.doctor.inspect_node import Location, find_targets, read_versions, report_node, tell_time, try_locations
+from tlray.doctor.machines import ClusterReport, Machine, name_nodes
 from tlray.errors import last_line
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class DoctorSummary:
         findings: the worst first.
     """
 
-    cluster: Examined
+    cluster: ClusterReport
     findings: tuple[Finding, ...]
 
     @property
@@ -59,34 +59,34 @@ def examine(config: DoctorConfig) -> DoctorSummary:
         from tlray.cluster.capacity import is_growing
         from tlray.cluster.nodes import list_nodes
 
-        places = _list_places(config)
+        locations = _list_locations(config)
         nodes = list_nodes()
         say(f"asking {len(nodes):,} machine{'s' * (len(nodes) != 1)}")
         context = ray.get_runtime_context()
-        cluster = Examined(
+        cluster = ClusterReport(
             address=context.gcs_address,
             is_own=joined.local,
-            machines=_ask(nodes, places, context.get_node_id()),
-            places=places,
+            machines=_ask(nodes, locations, context.get_node_id()),
+            locations=locations,
             versions=read_versions(),
-            troubles=try_places(places),
+            troubles=try_locations(locations),
             grows=not joined.local and is_growing(),
         )
     return DoctorSummary(cluster, tuple(find_all(cluster)))
 
 
-def _ask(nodes: Sequence[Node], places: Sequence[Place], driver_node: str) -> tuple[Machine, ...]:
+def _ask(nodes: Sequence[Node], locations: Sequence[Location], driver_node: str) -> tuple[Machine, ...]:
     from tlray.cluster.nodes import ask_nodes
 
     machines = []
-    answers = ask_nodes(nodes, give_answer, places, timeout_s=_ANSWER_S)
+    answers = ask_nodes(nodes, report_node, locations, timeout_s=_ANSWER_S)
     for name, node, answer in zip(name_nodes(nodes), nodes, answers, strict=True):
         machine = Machine(name, node, has_driver=node.node_id == driver_node)
         if isinstance(answer, Exception):
             machines.append(replace(machine, silence=storage.redact(last_line(answer))[:_MAX_SAID]))
         else:
-            machines.append(replace(machine, answer=answer))
-    awake = [machine for machine in machines if machine.answer is not None]
+            machines.append(replace(machine, report=answer))
+    awake = [machine for machine in machines if machine.report is not None]
     asked = time.time()
     times = ask_nodes([machine.node for machine in awake], tell_time, timeout_s=_TIME_S)
     answered = time.time()
@@ -103,7 +103,7 @@ def _bound_offset(told: float, asked: float, answered: float) -> float:
     return max(0.0, told - answered) + min(0.0, told - asked)
 
 
-def _list_places(config: DoctorConfig) -> tuple[Place, ...]:
+def _list_locations(config: DoctorConfig) -> tuple[Location, ...]:
     """What machines are to try; what the driver finds below an address is what the others are to read.
 
     A job does the same: its driver lists, its workers read by name, and may lack the right to list.
@@ -114,14 +114,14 @@ def _list_places(config: DoctorConfig) -> tuple[Place, ...]:
     read = []
     for uri in config.input:
         parts = archives.split_member(uri)
-        read.append(Place("--input", uri, storage.resolve(uri if parts is None else parts[0])))
+        read.append(Location("--input", uri, storage.resolve(uri if parts is None else parts[0])))
     if config.model is not None:
-        read.append(Place("--model", config.model, storage.join(storage.resolve(config.model), MANIFEST)))
-    places = list(find_targets(read))
+        read.append(Location("--model", config.model, storage.join(storage.resolve(config.model), MANIFEST)))
+    locations = list(find_targets(read))
     if config.output is not None:
         target = storage.resolve(config.output)
         if not storage.is_s3(target):
             while not os.path.exists(target):  # noqa: PTH110  (Path.exists raises where a folder may not be searched)
                 target = str(Path(target).parent)
-        places.append(Place("--output", config.output, target, writes=True))
-    return tuple(places)
+        locations.append(Location("--output", config.output, target, writes=True))
+    return tuple(locations)

@@ -14,8 +14,8 @@ from rich import filesize
 
 from tlray import storage
 from tlray.cluster.nodes import name_some
-from tlray.doctor.inspect_node import Answer, Place, Trouble
-from tlray.doctor.machines import Examined, Machine
+from tlray.doctor.inspect_node import Location, NodeReport, Trouble
+from tlray.doctor.machines import ClusterReport, Machine
 from tlray.errors import Code
 
 _SIGNATURE_S = 300.0
@@ -48,13 +48,13 @@ class Finding:
     sentence: str
 
 
-def find_all(cluster: Examined) -> list[Finding]:
+def find_all(cluster: ClusterReport) -> list[Finding]:
     """Everything that would go wrong, the worst first."""
     found = [finding for look in _LOOKS for finding in look(cluster)]
     return sorted(found, key=lambda finding: list(Level).index(finding.level))
 
 
-def find_no_workers(cluster: Examined) -> Iterator[Finding]:
+def find_no_workers(cluster: ClusterReport) -> Iterator[Finding]:
     """No machine takes work."""
     if any(machine.node.takes_work for machine in cluster.machines):
         return
@@ -66,9 +66,9 @@ def find_no_workers(cluster: Examined) -> Iterator[Finding]:
         )
 
 
-def find_silent(cluster: Examined) -> Iterator[Finding]:
+def find_unreported(cluster: ClusterReport) -> Iterator[Finding]:
     """Machines that told nothing."""
-    silent = [(machine.silence, machine) for machine in cluster.machines if machine.answer is None and machine.matters]
+    silent = [(machine.silence, machine) for machine in cluster.machines if machine.report is None and machine.matters]
     for why, names in _group(silent):
         if "No module named 'tlray" in why:
             install = f"install tlray {cluster.versions['tlray']}, the driver's, on every machine"
@@ -78,15 +78,15 @@ def find_silent(cluster: Examined) -> Iterator[Finding]:
             yield Finding(Level.ERROR, f"no answer from {names} ({why}): {what}")
 
 
-def find_gpus(cluster: Examined) -> Iterator[Finding]:
+def find_gpus(cluster: ClusterReport) -> Iterator[Finding]:
     """GPUs that Ray books but the machine doesn't have, and the other way round."""
     missing, idle = [], []
-    for machine, answer in _list_answers(cluster):
+    for machine, report in _list_reports(cluster):
         counted = machine.node.gpus
-        told = f"Ray counts {counted:g}, the machine shows {answer.gpus}"
-        if counted > answer.gpus:
+        told = f"Ray counts {counted:g}, the machine shows {report.gpus}"
+        if counted > report.gpus:
             missing.append((told, machine))
-        elif counted < answer.gpus and machine.node.takes_work:
+        elif counted < report.gpus and machine.node.takes_work:
             idle.append((told, machine))
     for told, names in _group(missing):
         what = "look at nvidia-smi there, and start the node again with the --num-gpus that it has"
@@ -96,13 +96,13 @@ def find_gpus(cluster: Examined) -> Iterator[Finding]:
         yield Finding(Level.WARNING, f"GPUs stay idle on {names} ({told}): {what}")
 
 
-def find_versions(cluster: Examined) -> Iterator[Finding]:
+def find_versions(cluster: ClusterReport) -> Iterator[Finding]:
     """Packages that are missing, or of another version than the driver's."""
     for package, here in cluster.versions.items():
         others = [
             (there, machine)
-            for machine, answer in _list_answers(cluster)
-            if machine.matters and ((there := answer.versions.get(package)) != here or there is None)
+            for machine, report in _list_reports(cluster)
+            if machine.matters and ((there := report.versions.get(package)) != here or there is None)
         ]
         for version, names in _group(others):
             if version is None:
@@ -117,11 +117,11 @@ def find_versions(cluster: Examined) -> Iterator[Finding]:
             )
 
 
-def find_out_of_reach(cluster: Examined) -> Iterator[Finding]:
+def find_out_of_reach(cluster: ClusterReport) -> Iterator[Finding]:
     """Places that machines, or the driver, can't read or write."""
     several = len(cluster.machines) > 1
-    for index, place in enumerate(cluster.places):
-        answers = [(machine, answer.troubles[index]) for machine, answer in _list_answers(cluster) if machine.matters]
+    for index, location in enumerate(cluster.locations):
+        answers = [(machine, report.troubles[index]) for machine, report in _list_reports(cluster) if machine.matters]
         met: list[tuple[Trouble, Machine | None]] = []
         own = cluster.troubles[index]
         if own is not None and not any(machine.has_driver and _is_same(trouble, own) for machine, trouble in answers):
@@ -131,7 +131,7 @@ def find_out_of_reach(cluster: Examined) -> Iterator[Finding]:
             first = met[0][0]
             alike = [machine for trouble, machine in met if _is_same(trouble, first)]
             met = [(trouble, machine) for trouble, machine in met if not _is_same(trouble, first)]
-            yield _describe_reach(place, first, alike, several=several)
+            yield _describe_reach(location, first, alike, several=several)
 
 
 def _is_same(one: Trouble | None, two: Trouble) -> bool:
@@ -139,18 +139,21 @@ def _is_same(one: Trouble | None, two: Trouble) -> bool:
     return one == two or (one is not None and one.code == two.code == Code.TIMEOUT)
 
 
-def _describe_reach(place: Place, trouble: Trouble, machines: Sequence[Machine | None], *, several: bool) -> Finding:
+def _describe_reach(
+    location: Location, trouble: Trouble, machines: Sequence[Machine | None], *, several: bool
+) -> Finding:
     on = f" from {_name(machines)}" if several else ""
     why = f"{trouble.code}: {trouble.said.rstrip('.')}"
-    verb = "written" if place.writes else "read"
-    told = f"{place.option} {storage.redact(place.uri)} cannot be {verb}{on} ({why}): "
-    is_local = not storage.is_s3(place.uri)
+    verb = "written" if location.writes else "read"
+    told = f"{location.option} {storage.redact(location.uri)} cannot be {verb}{on} ({why}): "
+    is_local = not storage.is_s3(location.uri)
     drives = any(machine is None or machine.has_driver or machine.node.is_head for machine in machines)
-    if place.option != "--input" and not drives:
-        if place.writes:
+    if location.option != "--input" and not drives:
+        if location.writes:
             level = Level.NOTE if is_local else Level.WARNING
             return Finding(
-                level, told + "labelling writes from the driver only; training needs a place that every machine reaches"
+                level,
+                told + "labelling writes from the driver only; training needs a location that every machine reaches",
             )
         return Finding(
             Level.NOTE, told + "only the driver reads it, and sends it along; run the command where it is in reach"
@@ -168,9 +171,9 @@ def _describe_reach(place: Place, trouble: Trouble, machines: Sequence[Machine |
     return Finding(Level.ERROR, told + what)
 
 
-def find_open(cluster: Examined) -> Iterator[Finding]:
+def find_open(cluster: ClusterReport) -> Iterator[Finding]:
     """A cluster that others reach and that wants no token."""
-    open_nodes = [(True, machine) for machine, answer in _list_answers(cluster) if not answer.token]
+    open_nodes = [(True, machine) for machine, report in _list_reports(cluster) if not report.token]
     if cluster.is_reachable and open_nodes:
         yield Finding(
             Level.WARNING,
@@ -180,12 +183,12 @@ def find_open(cluster: Examined) -> Iterator[Finding]:
         )
 
 
-def find_little_disk(cluster: Examined) -> Iterator[Finding]:
+def find_little_disk(cluster: ClusterReport) -> Iterator[Finding]:
     """Too little space to spill objects to."""
     little = []
-    for machine, answer in _list_answers(cluster):
-        if answer.spill_free_bytes < max(_SPILL_BYTES, machine.node.object_store_bytes):
-            little.append((answer.spill_free_bytes, machine))
+    for machine, report in _list_reports(cluster):
+        if report.spill_free_bytes < max(_SPILL_BYTES, machine.node.object_store_bytes):
+            little.append((report.spill_free_bytes, machine))
     if little:
         names = _name([machine for _, machine in little])
         yield Finding(
@@ -196,15 +199,15 @@ def find_little_disk(cluster: Examined) -> Iterator[Finding]:
         )
 
 
-def find_little_memory(cluster: Examined) -> Iterator[Finding]:
+def find_little_memory(cluster: ClusterReport) -> Iterator[Finding]:
     """An object store that is small, or doesn't fit in shared memory."""
     small, slow = [], []
-    for machine, answer in _list_answers(cluster):
+    for machine, report in _list_reports(cluster):
         size = machine.node.object_store_bytes
         if size < _STORE_BYTES and machine.node.takes_work:
             small.append((filesize.decimal(size), machine))
-        if answer.shm_bytes is not None and answer.shm_bytes < size:
-            slow.append((f"{filesize.decimal(answer.shm_bytes)} for {filesize.decimal(size)}", machine))
+        if report.shm_bytes is not None and report.shm_bytes < size:
+            slow.append((f"{filesize.decimal(report.shm_bytes)} for {filesize.decimal(size)}", machine))
     for told, names in _group(small):
         what = "images in flight would be spilled; start the node with --object-store-memory of 2 GB or more"
         yield Finding(Level.WARNING, f"the object store is small on {names} ({told}): {what}")
@@ -213,7 +216,7 @@ def find_little_memory(cluster: Examined) -> Iterator[Finding]:
         yield Finding(Level.WARNING, f"/dev/shm is smaller than the object store on {names} ({told}): {what}")
 
 
-def find_busy_head(cluster: Examined) -> Iterator[Finding]:
+def find_busy_head(cluster: ClusterReport) -> Iterator[Finding]:
     """A head that works beside many others."""
     heads = [machine for machine in cluster.machines if machine.node.is_head]
     if len(cluster.machines) >= _MANY_NODES and any(head.node.takes_work for head in heads):
@@ -224,7 +227,7 @@ def find_busy_head(cluster: Examined) -> Iterator[Finding]:
         )
 
 
-def find_wrong_clocks(cluster: Examined) -> Iterator[Finding]:
+def find_wrong_clocks(cluster: ClusterReport) -> Iterator[Finding]:
     """Clocks that are off."""
     off = [machine for machine in cluster.machines if machine.clock_is_off]
     bad = [machine for machine in off if abs(machine.clock_offset_s) > _SIGNATURE_S]
@@ -240,7 +243,7 @@ def find_wrong_clocks(cluster: Examined) -> Iterator[Finding]:
 
 _LOOKS = (
     find_no_workers,
-    find_silent,
+    find_unreported,
     find_open,
     find_out_of_reach,
     find_gpus,
@@ -252,10 +255,10 @@ _LOOKS = (
 )
 
 
-def _list_answers(cluster: Examined) -> Iterator[tuple[Machine, Answer]]:
+def _list_reports(cluster: ClusterReport) -> Iterator[tuple[Machine, NodeReport]]:
     for machine in cluster.machines:
-        if machine.answer is not None:
-            yield machine, machine.answer
+        if machine.report is not None:
+            yield machine, machine.report
 
 
 def _group(items: Iterable[tuple[T, Machine]]) -> list[tuple[T, str]]:

@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """An address that a job would use.
 
     Attributes:
@@ -53,14 +53,14 @@ class Place:
 
 @dataclass(frozen=True)
 class Trouble:
-    """Why a place is out of reach: a code, and what was said."""
+    """Why a location is out of reach: a code, and what was said."""
 
     code: str
     said: str
 
 
 @dataclass(frozen=True)
-class Answer:
+class NodeReport:
     """What a machine tells.
 
     Attributes:
@@ -70,7 +70,7 @@ class Answer:
         spill_free_bytes: free space of the disk that Ray spills objects to.
         versions: by package; None where it isn't installed.
         token: whether its Ray processes want a token.
-        troubles: one for each place, in order; None where it is in reach.
+        troubles: one for each location, in order; None where it is in reach.
     """
 
     gpus: int
@@ -82,16 +82,16 @@ class Answer:
     troubles: tuple[Trouble | None, ...]
 
 
-def give_answer(places: Sequence[Place]) -> Answer:
+def report_node(locations: Sequence[Location]) -> NodeReport:
     """Tell of the machine that this process runs on, a worker of Ray."""
-    return Answer(
+    return NodeReport(
         gpus=_count_gpus(),
         memory_bytes=_measure_memory(),
         shm_bytes=shutil.disk_usage(_SHARED_MEMORY).total if _SHARED_MEMORY.is_dir() else None,
         spill_free_bytes=shutil.disk_usage(get_session_folder()).free,
         versions=read_versions(),
         token=is_token_required(),
-        troubles=try_places(places),
+        troubles=try_locations(locations),
     )
 
 
@@ -107,26 +107,26 @@ def read_versions() -> dict[str, str | None]:
     return {**versions, "keras": _find_version("keras"), "tlray": __version__}
 
 
-def find_targets(places: Sequence[Place]) -> tuple[Place, ...]:
-    """Put a file that is there in the place of what it lies below, where there is one."""
-    return _call_all(_find_target, places, list(places))
+def find_targets(locations: Sequence[Location]) -> tuple[Location, ...]:
+    """Put a file that is there in the location of what it lies below, where there is one."""
+    return _call_all(_find_target, locations, list(locations))
 
 
-def try_places(places: Sequence[Place]) -> tuple[Trouble | None, ...]:
-    """What keeps this machine from each place."""
+def try_locations(locations: Sequence[Location]) -> tuple[Trouble | None, ...]:
+    """What keeps this machine from each location."""
     late = Trouble(Code.TIMEOUT, f"no answer in {PATIENCE_S:g} s")
-    return _call_all(_try, places, [late] * len(places))
+    return _call_all(_try, locations, [late] * len(locations))
 
 
-def _call_all(function: Callable[[Place], T], places: Sequence[Place], late: Sequence[T]) -> tuple[T, ...]:
-    """Call it for all places at the same time; for one that doesn't answer, what is said of late ones."""
+def _call_all(function: Callable[[Location], T], locations: Sequence[Location], late: Sequence[T]) -> tuple[T, ...]:
+    """Call it for all locations at the same time; for one that doesn't answer, what is said of late ones."""
     told = list(late)
 
     def note(index: int) -> None:
-        told[index] = function(places[index])
+        told[index] = function(locations[index])
 
     # daemon threads: one that hangs (a dead network disk, a lost packet) must not keep its process
-    threads = [threading.Thread(target=note, args=(index,), daemon=True) for index in range(len(places))]
+    threads = [threading.Thread(target=note, args=(index,), daemon=True) for index in range(len(locations))]
     for thread in threads:
         thread.start()
     deadline = time.monotonic() + PATIENCE_S
@@ -135,22 +135,22 @@ def _call_all(function: Callable[[Place], T], places: Sequence[Place], late: Seq
     return tuple(told)
 
 
-def _find_target(place: Place) -> Place:
-    if not place.writes:
+def _find_target(location: Location) -> Location:
+    if not location.writes:
         with contextlib.suppress(FetchError):  # the machines try for themselves
-            entry = storage.find_any(place.target)
-            return replace(place, target=entry.uri, found=entry.size > 0)
-    return place
+            entry = storage.find_any(location.target)
+            return replace(location, target=entry.uri, found=entry.size > 0)
+    return location
 
 
-def _try(place: Place) -> Trouble | None:
+def _try(location: Location) -> Trouble | None:
     try:
-        if place.writes:
-            storage.try_writing(place.target)
-        elif place.found and storage.is_s3(place.target):
-            _read_byte(place.target)
+        if location.writes:
+            storage.try_writing(location.target)
+        elif location.found and storage.is_s3(location.target):
+            _read_byte(location.target)
         else:
-            entry = storage.find_any(place.target)
+            entry = storage.find_any(location.target)
             if entry.size:
                 _read_byte(entry.uri)
     except FetchError as error:

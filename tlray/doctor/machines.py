@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from tlray.cluster.nodes import Node, is_loopback
 
 if TYPE_CHECKING:
-    from tlray.doctor.inspect_node import Answer, Place, Trouble
+    from tlray.doctor.inspect_node import Location, NodeReport, Trouble
 
 CLOCK_S = 5.0
 """A clock that is off by less is taken for right."""
@@ -23,7 +23,7 @@ class Machine:
     Attributes:
         name: its address, made unique.
         node: what Ray says of it.
-        answer: what it told; None where it told nothing.
+        report: what it told; None where it told nothing.
         silence: why it told nothing.
         clock_offset_s: how far its clock is ahead of the driver's, at the least.
         has_driver: whether the driver runs there.
@@ -31,7 +31,7 @@ class Machine:
 
     name: str
     node: Node
-    answer: Answer | None = None
+    report: NodeReport | None = None
     silence: str = ""
     clock_offset_s: float = 0.0
     has_driver: bool = False
@@ -48,23 +48,23 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Examined:
+class ClusterReport:
     """A cluster, told by its machines.
 
     Attributes:
         address: host and port of the head.
         is_own: whether it is a local one that was started to be examined.
         machines: the head first.
-        places: what the machines tried to reach.
+        locations: what the machines tried to reach.
         versions: of the driver's packages.
-        troubles: what the driver itself met, one for each place.
+        troubles: what the driver itself met, one for each location.
         grows: whether an autoscaler adds machines.
     """
 
     address: str
     is_own: bool
     machines: tuple[Machine, ...]
-    places: tuple[Place, ...]
+    locations: tuple[Location, ...]
     versions: dict[str, str | None]
     troubles: tuple[Trouble | None, ...]
     grows: bool = False

@@ -1,4 +1,4 @@
-"""The frozen part of the network at work: a Ray Data stage that computes what a feature cache lacks.
+"""The frozen base at work: a Ray Data stage that computes what a feature cache lacks.
 
 Engines decode a shard's images, make its views, run the base up to its end as one graph of constants, and store what
 comes out. On GPUs separate processes decode ahead of them.
@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tlray import storage
-from tlray.cluster.resources import EngineShares
+from tlray.cluster.resources import EngineResources
 from tlray.errors import StoppedError
-from tlray.features.cache import PREFIX, TAIL, Cache, FeatureSet, Missing, Prefix, Work
+from tlray.features.cache import FROZEN_BASE, TAIL, Cache, FeatureSet, FrozenBase, Missing, Work
 from tlray.model.backbones import BACKBONES
 from tlray.model.tf_imports import import_keras
 
@@ -32,7 +32,7 @@ class Done(NamedTuple):
     """A shard that has been stored.
 
     Attributes:
-        images: that went through the prefix.
+        images: that went through the frozen.
         ready: when its engine was ready to work, seconds since the epoch.
     """
 
@@ -41,7 +41,7 @@ class Done(NamedTuple):
 
 
 def build(
-    cache: Cache, missing: Missing, uris: Any, shares: EngineShares, num_readers: int, reader_cpus: float
+    cache: Cache, missing: Missing, uris: Any, resources: EngineResources, num_readers: int, reader_cpus: float
 ) -> Iterator[Done]:
     """Compute what is missing, as one Ray Data stage, and store it.
 
@@ -49,7 +49,7 @@ def build(
         cache: where it goes.
         missing: what `find_missing` found.
         uris: Ray reference to every address, by row id.
-        shares: engines that run the prefix.
+        resources: engines that run the frozen.
         num_readers, reader_cpus: processes that read ahead of GPU engines; on CPUs each engine reads for itself.
 
     Yields:
@@ -66,11 +66,11 @@ def build(
 
     from tlray.cluster.connect import explain_failure
 
-    # an empty list of works still builds the prefix's own files
+    # an empty list of works still builds the frozen base's own files
     indices = list(range(len(missing.works))) or [-1]
     dataset = ray.data.from_blocks([pa.table({"work": [index]}) for index in indices])
     shared = ray.put((cache, missing.works))
-    if shares.num_gpus:
+    if resources.num_gpus:
         dataset = dataset.map_batches(
             _ReadWork,
             fn_constructor_kwargs={"shared": [shared], "uris": [uris]},
@@ -80,18 +80,18 @@ def build(
         )
     dataset = dataset.map_batches(
         _RunWork,
-        fn_constructor_kwargs={"shared": [shared], "uris": [uris], "num_threads": shares.num_threads},
+        fn_constructor_kwargs={"shared": [shared], "uris": [uris], "num_threads": resources.num_threads},
         batch_size=1,
-        num_cpus=shares.num_cpus,
-        num_gpus=shares.num_gpus or None,
-        compute=ray.data.ActorPoolStrategy(size=min(shares.actors, len(indices))),
+        num_cpus=resources.num_cpus,
+        num_gpus=resources.num_gpus or None,
+        compute=ray.data.ActorPoolStrategy(size=min(resources.actors, len(indices))),
     )
     try:
         for block in dataset.iter_batches(batch_size=None, batch_format="numpy"):
             for images, ready in zip(block["images"], block["ready"], strict=True):
                 yield Done(int(images), float(ready))
     except ray.exceptions.RayError as error:
-        raise explain_failure(error, "computing the frozen part") from error
+        raise explain_failure(error, "computing the frozen base") from error
 
 
 class _ReadWork:
@@ -111,7 +111,7 @@ class _ReadWork:
 
 
 class _RunWork:
-    """One engine: makes the views of a shard's images, runs the prefix, stores what comes out."""
+    """One engine: makes the views of a shard's images, runs the frozen, stores what comes out."""
 
     def __init__(self, shared: list[Any], uris: list[Any], num_threads: int | None) -> None:
         import ray
@@ -121,14 +121,14 @@ class _RunWork:
 
         self._cache, self._works = ray.get(shared[0])
         self._uris = ray.get(uris[0])
-        prefix: Prefix = self._cache.prefix
+        frozen: FrozenBase = self._cache.frozen
         self._on_gpu = num_threads is None
         if num_threads is not None:
             limit_threads(num_threads)
-            if prefix.precision.prefix == "bfloat16":
+            if frozen.precision.frozen == "bfloat16":
                 allow_bfloat16()
-        weights = ray.get(prefix.weights) if prefix.weights is not None else None
-        self._run = _open_prefix(prefix, weights, self._cache.uri, mixed=self._on_gpu)
+        weights = ray.get(frozen.weights) if frozen.weights is not None else None
+        self._run = _open_frozen_base(frozen, weights, self._cache.uri, mixed=self._on_gpu)
         self._ready = time.time()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, npt.NDArray[Any]]:
@@ -141,7 +141,7 @@ class _RunWork:
         rows = feature_set.slice_shard(work.shard)
         views = [(view, place) for view in work.needs for place in range(len(rows))]
         transforms = np.concatenate([self._draw(feature_set, rows, view) for view in work.needs])
-        outputs: dict[str, list[npt.NDArray[Any]]] = {kind: [] for kind in self._cache.prefix.kinds}
+        outputs: dict[str, list[npt.NDArray[Any]]] = {kind: [] for kind in self._cache.frozen.kinds}
         at_once = _RUN_IMAGES_GPU if self._on_gpu else _RUN_IMAGES
         for start in range(0, len(views), at_once):
             places = np.array([place for _, place in views[start : start + at_once]], np.int32)
@@ -153,7 +153,7 @@ class _RunWork:
                 values = joined[kind][number * len(rows) : (number + 1) * len(rows)]
                 if not np.isfinite(values).all():
                     raise StoppedError(
-                        f"the frozen part answers with numbers that are not finite as {values.dtype}; "
+                        f"the frozen base answers with numbers that are not finite as {values.dtype}; "
                         "give --precision float32"
                     )
                 name = feature_set.name_shard(kind, view, work.shard)
@@ -163,30 +163,30 @@ class _RunWork:
     def _draw(self, feature_set: FeatureSet, rows: npt.NDArray[np.int64], view: int) -> npt.NDArray[np.float32]:
         if feature_set.augmentation is None:
             return np.tile(_IDENTITY, (len(rows), 1))
-        return feature_set.augmentation.draw(rows, view, self._cache.prefix.image_size_px)
+        return feature_set.augmentation.draw(rows, view, self._cache.frozen.image_size_px)
 
 
-def _open_prefix(prefix: Prefix, weights: bytes | None, uri: str, *, mixed: bool) -> Any:
-    """The prefix as one graph that has run once; in float32 where a CPU refuses the bfloat16 that its flags promise."""
+def _open_frozen_base(frozen: FrozenBase, weights: bytes | None, uri: str, *, mixed: bool) -> Any:
+    """The frozen as one graph that has run once; in float32 where a CPU refuses the bfloat16 that its flags promise."""
     import tensorflow as tf
 
     from tlray.model.engine import allow_bfloat16
 
-    run = _freeze_prefix(prefix, weights, uri, mixed=mixed)
-    side = prefix.image_size_px
+    run = _freeze_base(frozen, weights, uri, mixed=mixed)
+    side = frozen.image_size_px
     black, first, unmoved = np.zeros((1, side, side, 3), np.uint8), np.zeros(1, np.int32), _IDENTITY[None]
     try:
         run(black, first, unmoved)
     except tf.errors.OpError:
-        if mixed or prefix.precision.prefix != "bfloat16":
+        if mixed or frozen.precision.frozen != "bfloat16":
             raise
         allow_bfloat16(allowed=False)
-        run = _freeze_prefix(prefix, weights, uri, mixed=mixed)
+        run = _freeze_base(frozen, weights, uri, mixed=mixed)
         run(black, first, unmoved)
     return run
 
 
-def _freeze_prefix(prefix: Prefix, weights: bytes | None, uri: str, *, mixed: bool) -> Any:
+def _freeze_base(frozen: FrozenBase, weights: bytes | None, uri: str, *, mixed: bool) -> Any:
     """Build the base, store what a worker needs of it, and fold the rest into one fast graph."""
     import keras
     import tensorflow as tf
@@ -195,32 +195,32 @@ def _freeze_prefix(prefix: Prefix, weights: bytes | None, uri: str, *, mixed: bo
     from tlray.model.engine import freeze
     from tlray.model.network import build_base, cut_tail
 
-    entry = BACKBONES[prefix.backbone]
-    base = build_base(prefix.backbone, prefix.image_size_px, weights=weights, seed=prefix.weights_seed)
+    entry = BACKBONES[frozen.backbone]
+    base = build_base(frozen.backbone, frozen.image_size_px, weights=weights, seed=frozen.weights_seed)
     outputs = {"pooled": keras.layers.GlobalAveragePooling2D()(base.output)}
-    if "activations" in prefix.kinds:
-        outputs["activations"] = base.get_layer(prefix.boundary).output
+    if "activations" in frozen.kinds:
+        outputs["activations"] = base.get_layer(frozen.boundary).output
         if not storage.exists(storage.join(uri, TAIL)):
-            storage.put(storage.join(uri, TAIL), _dump_tail(cut_tail(base, prefix.boundary)))
+            storage.put(storage.join(uri, TAIL), _dump_tail(cut_tail(base, frozen.boundary)))
     kinds = list(outputs)
     shapes = {kind: list(tensor.shape[1:]) for kind, tensor in outputs.items()}
-    record = json.dumps({**prefix.describe(), "shapes": shapes}, indent=2).encode()
-    if mixed and prefix.precision.prefix != "float32":  # a GPU's types come by Keras's policy, a CPU's by oneDNN
-        keras.config.set_dtype_policy(f"mixed_{prefix.precision.prefix}")
-        base = build_base(prefix.backbone, prefix.image_size_px, weights=weights, seed=prefix.weights_seed)
+    record = json.dumps({**frozen.describe(), "shapes": shapes}, indent=2).encode()
+    if mixed and frozen.precision.frozen != "float32":  # a GPU's types come by Keras's policy, a CPU's by oneDNN
+        keras.config.set_dtype_policy(f"mixed_{frozen.precision.frozen}")
+        base = build_base(frozen.backbone, frozen.image_size_px, weights=weights, seed=frozen.weights_seed)
         outputs["pooled"] = keras.layers.GlobalAveragePooling2D()(base.output)
         if "activations" in outputs:
-            outputs["activations"] = base.get_layer(prefix.boundary).output
+            outputs["activations"] = base.get_layer(frozen.boundary).output
     model = keras.Model(base.input, [outputs[kind] for kind in kinds])
-    dtype = np.dtype(prefix.precision.storage_dtype)
-    storage.put(storage.join(uri, PREFIX), record)
-    side = prefix.image_size_px
+    dtype = np.dtype(frozen.precision.storage_dtype)
+    storage.put(storage.join(uri, FROZEN_BASE), record)
+    side = frozen.image_size_px
 
     def call(pixels: Any, places: Any, transforms: Any) -> Any:
         images = warp(tf.gather(pixels, places), transforms) * entry.scale + entry.offset
         return [tf.cast(value, dtype) for value in model(images, training=False)]
 
-    frozen = freeze(
+    graph = freeze(
         call,
         model.variables,
         tf.TensorSpec((None, side, side, 3), tf.uint8),
@@ -231,7 +231,7 @@ def _freeze_prefix(prefix: Prefix, weights: bytes | None, uri: str, *, mixed: bo
     def run(
         pixels: npt.NDArray[np.uint8], places: npt.NDArray[np.int32], transforms: npt.NDArray[np.float32]
     ) -> dict[str, npt.NDArray[Any]]:
-        values = frozen(tf.constant(pixels), tf.constant(places), tf.constant(transforms))
+        values = graph(tf.constant(pixels), tf.constant(places), tf.constant(transforms))
         return {kind: value.numpy() for kind, value in zip(kinds, values, strict=True)}
 
     return run
@@ -242,7 +242,7 @@ def _read_work(cache: Cache, work: Work, uris: Sequence[str]) -> npt.NDArray[np.
     from tlray.images.batch import read_images
 
     names = [uris[int(row)] for row in cache.sets[work.role].slice_shard(work.shard)]
-    images = read_images(names, cache.prefix.image_size_px, cache.prefix.limits)
+    images = read_images(names, cache.frozen.image_size_px, cache.frozen.limits)
     for name, status, error in zip(names, images.status, images.errors, strict=True):
         if status != OK:
             raise StoppedError(

@@ -1,14 +1,14 @@
-"""The frozen part of the network, computed once: what enters each phase, stored by row and view in a cache folder.
+"""The frozen base, computed once: what enters each phase, stored by row and view in a cache folder.
 
     CACHE/BACKBONE-FINGERPRINT/            one network, boundary, input size and precision
-        prefix.json                        what the fingerprint stands for, shapes, dtype
+        frozen.json                        what the fingerprint stands for, shapes, dtype
         tail.npz                           the base after the boundary, so that a worker need not build the rest
         FINGERPRINT/                       one set of images (and its augmentation and seed)
             view-000/pooled-00000.npy      float `[rows, F]`, uncompressed: rows are read by offset
             view-000/activations-00000.npy float `[rows, h, w, c]`
 
 A file appears whole or not at all, so what is there is done, and an interrupted build goes on from it. Views are stored
-one by one: a training that wants more of them, or fewer, uses those that are there. `prefix.build` computes what
+one by one: a training that wants more of them, or fewer, uses those that are there. `build.build` computes what
 is missing.
 """
 
@@ -38,7 +38,7 @@ from tlray.model.precision import Precision
 Kind = Literal["pooled", "activations"]
 
 FORMAT = 1
-PREFIX = "prefix.json"
+FROZEN_BASE = "frozen_base.json"
 TAIL = "tail.npz"
 
 _FINGERPRINT_DIGITS = 16
@@ -49,8 +49,8 @@ _NPY_HEADER_BYTES = 128  # what NumPy writes before the data of arrays like thes
 
 
 @dataclass(frozen=True)
-class Prefix:
-    """The frozen part: everything that decides its values.
+class FrozenBase:
+    """The frozen base: everything that decides its values.
 
     Attributes:
         backbone, image_size_px, boundary: up to where it reaches.
@@ -85,7 +85,7 @@ class Prefix:
             "weights_sha256": self.weights_sha256,
             "weights_seed": None if self.weights_sha256 else self.weights_seed,
             "preprocessing": make_preprocessing(self.image_size_px, entry.scale, entry.offset),
-            "precision": self.precision.prefix,
+            "precision": self.precision.frozen,
             "dtype": self.precision.storage_dtype,
         }
 
@@ -160,18 +160,18 @@ class Cache:
     """All the features of one training.
 
     Attributes:
-        uri: the folder of the prefix.
-        prefix: what was frozen.
+        uri: the folder of the frozen.
+        frozen: what was frozen.
         sets: by role, "train", "val", "test"; without those that hold no rows.
     """
 
     uri: str
-    prefix: Prefix
+    frozen: FrozenBase
     sets: dict[str, FeatureSet]
 
     def open(self) -> OpenCache:
         """Read what a worker needs to use it."""
-        described = json.loads(storage.get(storage.join(self.uri, PREFIX)))
+        described = json.loads(storage.get(storage.join(self.uri, FROZEN_BASE)))
         shapes = {kind: tuple(shape) for kind, shape in described["shapes"].items()}
         return OpenCache(self, shapes, described["dtype"])
 
@@ -219,8 +219,8 @@ class Missing:
 
     Attributes:
         works: shard by shard.
-        tail: whether the prefix's own files are missing.
-        images: passes through the prefix.
+        tail: whether the frozen base's own files are missing.
+        images: passes through the frozen.
         total_images: passes, were nothing there.
     """
 
@@ -237,7 +237,7 @@ class Missing:
 
 def plan_cache(
     root: str,
-    prefix: Prefix,
+    frozen: FrozenBase,
     roles: Mapping[str, npt.NDArray[np.int64]],
     digests: Sequence[str],
     augmentation: Augmentation,
@@ -247,15 +247,15 @@ def plan_cache(
 
     Args:
         root: `--cache-dir`.
-        prefix: what is frozen.
+        frozen: what is frozen.
         roles: row ids of "train", "val" and "test".
         digests: sha256 of every row's encoded image.
         augmentation: of training images.
         needs: kinds by view of the training images; the others have one view with every kind that any phase uses.
     """
-    described = prefix.describe()
-    uri = storage.join(root, f"{prefix.backbone}-{hash_json(described)[:_FINGERPRINT_DIGITS]}")
-    plain = tuple(kind for kind in prefix.kinds if any(kind in kinds for kinds in needs.values()))
+    described = frozen.describe()
+    uri = storage.join(root, f"{frozen.backbone}-{hash_json(described)[:_FINGERPRINT_DIGITS]}")
+    plain = tuple(kind for kind in frozen.kinds if any(kind in kinds for kinds in needs.values()))
     sets = {}
     for role, rows in roles.items():
         if len(rows) == 0:
@@ -269,16 +269,16 @@ def plan_cache(
             augmentation=augmented,
             rows_per_shard=_choose_rows_per_shard(len(rows)),
         )
-    return Cache(uri, prefix, sets)
+    return Cache(uri, frozen, sets)
 
 
 def find_missing(cache: Cache) -> Missing:
     """Compare with what is in the folder; files of a wrong size count as missing."""
     present = {entry.name: entry.size for entry in _list_folder(cache.uri)}
     shapes: dict[str, list[int]] = {}
-    if PREFIX in present:
-        described = json.loads(storage.get(storage.join(cache.uri, PREFIX)))
-        if {key: value for key, value in described.items() if key != "shapes"} == cache.prefix.describe():
+    if FROZEN_BASE in present:
+        described = json.loads(storage.get(storage.join(cache.uri, FROZEN_BASE)))
+        if {key: value for key, value in described.items() if key != "shapes"} == cache.frozen.describe():
             shapes = described["shapes"]
     works = []
     images = total = 0
@@ -293,23 +293,23 @@ def find_missing(cache: Cache) -> Missing:
                     kind
                     for kind in kinds
                     if present.get(f"{below}/{feature_set.name_shard(kind, view, shard)}")
-                    != _measure_shard(shapes.get(kind), count, cache.prefix.precision.storage_dtype)
+                    != _measure_shard(shapes.get(kind), count, cache.frozen.precision.storage_dtype)
                 )
                 if lacking:
                     needs[view] = lacking
                     images += count
             if needs:
                 works.append(Work(role, shard, needs))
-    return Missing(works, not shapes or (TAIL not in present and cache.prefix.boundary != INPUT), images, total)
+    return Missing(works, not shapes or (TAIL not in present and cache.frozen.boundary != INPUT), images, total)
 
 
 def estimate_bytes(cache: Cache) -> int:
     """About how many bytes the features of a training take."""
-    entry = BACKBONES[cache.prefix.backbone]
-    bytes_each = np.dtype(cache.prefix.precision.storage_dtype).itemsize
+    entry = BACKBONES[cache.frozen.backbone]
+    bytes_each = np.dtype(cache.frozen.precision.storage_dtype).itemsize
     each = {
         "pooled": entry.num_features * bytes_each,
-        "activations": entry.estimate_activation_bytes(cache.prefix.boundary, cache.prefix.image_size_px, bytes_each),
+        "activations": entry.estimate_activation_bytes(cache.frozen.boundary, cache.frozen.image_size_px, bytes_each),
     }
     return sum(
         len(feature_set.rows) * sum(each[kind] for kinds in feature_set.needs.values() for kind in kinds)

@@ -1,4 +1,4 @@
-"""Whether a training computes the frozen part of the base once or every epoch, and the computing."""
+"""Whether a training computes the frozen base once or every epoch, and the computing."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from tlray import storage
-from tlray.cluster.resources import Cluster, EngineBounds, share_engines, share_workers
+from tlray.cluster.resources import Cluster, EngineBounds, plan_engines, plan_workers
 from tlray.config import TrainConfig
 from tlray.console import Stage, say
 from tlray.errors import StoppedError
 from tlray.features import cache as features
 from tlray.features.build import build
-from tlray.features.cache import Cache, Kind, Missing, Prefix
+from tlray.features.cache import Cache, FrozenBase, Kind, Missing
 from tlray.images.augment import Augmentation
 from tlray.model.backbones import BACKBONES, INPUT
 
@@ -45,7 +45,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Passes:
-    """What a training sends through the frozen part, in passes of one image through the whole base.
+    """What a training sends through the frozen base, in passes of one image through the whole base.
 
     Attributes:
         online: without a cache.
@@ -61,7 +61,7 @@ def prepare_cache(
     cluster: Cluster,
     rows: Rows,
     digests: Sequence[str],
-    prefix: Prefix,
+    frozen: FrozenBase,
     uris: Any,
     augmentation: Augmentation,
 ) -> tuple[Cache | None, float]:
@@ -72,7 +72,7 @@ def prepare_cache(
         cluster: where it is built.
         rows: row ids by role.
         digests: sha256 of every row's encoded image.
-        prefix: what is frozen.
+        frozen: what is frozen.
         uris: Ray reference to every address, by row id.
         augmentation: of training images.
 
@@ -87,7 +87,7 @@ def prepare_cache(
             raise StoppedError(f"--cache on is not possible: {decision.reason}")
         say(f"feature cache: off, {decision.reason}")
         return None, 0.0
-    cache = features.plan_cache(root, prefix, rows, digests, augmentation, needs)
+    cache = features.plan_cache(root, frozen, rows, digests, augmentation, needs)
     missing = features.find_missing(cache)
     num_bytes = features.estimate_bytes(cache)
     passes = Passes(count_online(config, rows), missing.images)
@@ -126,8 +126,8 @@ def list_needs(config: TrainConfig) -> dict[int, tuple[Kind, ...]]:
 
 
 def count_online(config: TrainConfig, rows: Rows) -> float:
-    """Passes through the frozen part that the online road takes: in phase 2 only up to the boundary."""
-    share = BACKBONES[config.backbone].boundaries[config.resolved_finetune_from].prefix_share
+    """Passes through the frozen base that the online road takes: in phase 2 only up to the boundary."""
+    share = BACKBONES[config.backbone].boundaries[config.resolved_finetune_from].frozen_share
     an_epoch = len(rows["train"]) + len(rows["val"])
     return (config.head_epochs + config.finetune_epochs * share) * an_epoch + len(rows["test"]) * share
 
@@ -177,12 +177,12 @@ def _explain_absence(config: TrainConfig, needs: dict[int, tuple[Kind, ...]]) ->
 def _build(config: TrainConfig, cluster: Cluster, cache: Cache, missing: Missing, uris: Any) -> float:
     """Run the engines; returns the seconds from the first one's being ready."""
     bounds = EngineBounds(0.0 if config.gpus_per_worker == 0 else None)
-    shares = share_engines(cluster, max(1, len(missing.works)), 1, bounds, beside_workers=True)
-    workers = share_workers(cluster, config.num_workers, config.gpus_per_worker)
+    resources = plan_engines(cluster, max(1, len(missing.works)), 1, bounds, beside_workers=True)
+    workers = plan_workers(cluster, config.num_workers, config.gpus_per_worker)
     storage.check_writable(cache.uri, "--cache-dir")
     first_ready = time.time()
-    with Stage("frozen part", missing.images) as stage:
-        for index, done in enumerate(build(cache, missing, uris, shares, workers.num_readers, workers.reader_cpus)):
+    with Stage("frozen base", missing.images) as stage:
+        for index, done in enumerate(build(cache, missing, uris, resources, workers.num_readers, workers.reader_cpus)):
             first_ready = done.ready if index == 0 else min(first_ready, done.ready)
             stage.advance(done.images)
     return time.time() - first_ready

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tlray.metrics.ood import Oddness
+from tlray.metrics.ood import OodScore
 
 NUM_BINS = 15
 """Of equal width, as in the paper."""
@@ -37,19 +37,19 @@ class Calibration:
     Attributes:
         temperature: that its logits are divided by.
         images: that it was fitted on; 0 where it was not.
-        oddness: None without enough training images.
+        ood_score: None without enough training images.
     """
 
     temperature: float
     images: int
-    oddness: Oddness | None
+    ood_score: OodScore | None
 
     def describe(self) -> dict[str, Any]:
         """`bundle.json`'s `calibration`."""
         return {
             "temperature": self.temperature,
             "images": self.images,
-            "oddness": None if self.oddness is None else self.oddness.describe(),
+            "ood_score": None if self.ood_score is None else self.ood_score.describe(),
         }
 
 

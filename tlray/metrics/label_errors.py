@@ -27,7 +27,7 @@ _SAME = 0.98
 _SAME_SHARE = 0.1
 """Pictures look the same that are as alike as `_SAME`, at this share of the distance of ordinary nearest neighbours."""
 
-CONTRADICTED = 0.7
+LIKELY_ERROR = 0.7
 """From this score on, most of what an image is like speaks for another class."""
 
 _ROUNDING = 1e-5
@@ -36,7 +36,7 @@ _MAX_LISTED = 200
 
 
 @dataclass(frozen=True)
-class Suspects:
+class LabelErrors:
     """What was found among some labelled images.
 
     Attributes:
@@ -54,11 +54,11 @@ class Suspects:
     pairs: list[tuple[int, int, float]]
 
 
-NO_SUSPECTS = Suspects(0, np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0), [])
+NO_LABEL_ERRORS = LabelErrors(0, np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0), [])
 """Where no features tell anything."""
 
 
-def find_suspects(features: Features, labels: npt.NDArray[np.integer[Any]], num_classes: int) -> Suspects:
+def find_label_errors(features: Features, labels: npt.NDArray[np.integer[Any]], num_classes: int) -> LabelErrors:
     """Hold every label against those of the nearest images.
 
     Args:
@@ -96,25 +96,25 @@ def find_suspects(features: Features, labels: npt.NDArray[np.integer[Any]], num_
     others[np.arange(count), labels] = -1.0
     suggested = others.argmax(axis=1)
     scores = (others.max(axis=1) - own + 1) / 2 if neighbours > 0 else np.zeros(count)
-    return Suspects(count, np.argsort(-scores, kind="stable"), suggested, scores, _sort_pairs(pairs, labels))
+    return LabelErrors(count, np.argsort(-scores, kind="stable"), suggested, scores, _sort_pairs(pairs, labels))
 
 
-def add_copies(suspects: Suspects, digests: Sequence[str], labels: npt.NDArray[np.integer[Any]]) -> Suspects:
+def add_copies(label_errors: LabelErrors, digests: Sequence[str], labels: npt.NDArray[np.integer[Any]]) -> LabelErrors:
     """Also name files of the same content, which features of augmented views don't show.
 
     Args:
-        suspects: of the same images.
+        label_errors: of the same images.
         digests: of each image's file.
         labels: `[N]`.
     """
-    pairs = {(first, second): similarity for first, second, similarity in suspects.pairs}
+    pairs = {(first, second): similarity for first, second, similarity in label_errors.pairs}
     latest: dict[str, int] = {}
     for row, digest in enumerate(digests):
         if digest in latest:
             pairs[latest[digest], row] = 1.0
         latest[digest] = row
     listed = [(first, second, similarity) for (first, second), similarity in pairs.items()]
-    return replace(suspects, pairs=_sort_pairs(listed, labels))
+    return replace(label_errors, pairs=_sort_pairs(listed, labels))
 
 
 def _sort_pairs(
@@ -123,23 +123,23 @@ def _sort_pairs(
     return sorted(pairs, key=lambda pair: (bool(labels[pair[0]] == labels[pair[1]]), -pair[2], pair[:2]))
 
 
-def write_conflicts(conflicts: Sequence[dict[str, Any]]) -> bytes:
-    """`list_conflicts` as a CSV file."""
+def write_label_errors(listed: Sequence[dict[str, Any]]) -> bytes:
+    """`list_label_errors` as a CSV file."""
     file = io.StringIO()
     writer = csv.DictWriter(file, ["uri", "label", "suggested", "score"], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(conflicts)
+    writer.writerows(listed)
     return file.getvalue().encode()
 
 
-def list_suspects(
-    suspects: Suspects, uris: Sequence[str], labels: npt.NDArray[np.integer[Any]], classes: Sequence[str]
+def summarize_label_errors(
+    label_errors: LabelErrors, uris: Sequence[str], labels: npt.NDArray[np.integer[Any]], classes: Sequence[str]
 ) -> dict[str, Any]:
     """The first of each list as plain JSON values."""
     return {
-        "checked": suspects.checked,
-        "contradicted": int((suspects.scores >= CONTRADICTED).sum()),
-        "conflicts": list_conflicts(suspects, uris, labels, classes)[:_MAX_LISTED],
+        "checked": label_errors.checked,
+        "contradicted": int((label_errors.scores >= LIKELY_ERROR).sum()),
+        "listed": list_label_errors(label_errors, uris, labels, classes)[:_MAX_LISTED],
         "duplicates": [
             {
                 "first": uris[first],
@@ -148,21 +148,21 @@ def list_suspects(
                 "second_label": classes[labels[second]],
                 "similarity": round(similarity, 4),
             }
-            for first, second, similarity in suspects.pairs[:_MAX_LISTED]
+            for first, second, similarity in label_errors.pairs[:_MAX_LISTED]
         ],
     }
 
 
-def list_conflicts(
-    suspects: Suspects, uris: Sequence[str], labels: npt.NDArray[np.integer[Any]], classes: Sequence[str]
+def list_label_errors(
+    label_errors: LabelErrors, uris: Sequence[str], labels: npt.NDArray[np.integer[Any]], classes: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Every image that was checked with its label and the one that its neighbours speak for, the worst first."""
     return [
         {
             "uri": uris[row],
             "label": classes[labels[row]],
-            "suggested": classes[suspects.suggested[row]],
-            "score": round(float(suspects.scores[row]), 4),
+            "suggested": classes[label_errors.suggested[row]],
+            "score": round(float(label_errors.scores[row]), 4),
         }
-        for row in suspects.order
+        for row in label_errors.order
     ]

@@ -28,14 +28,14 @@ _LEAST_SCALE = 1e-6
 
 
 @dataclass(frozen=True)
-class Oddness:
+class OodScore:
     """What an image is compared with.
 
     Attributes:
         references: float32 `[R, D]`, of unit length.
         neighbours: the k of the k-th nearest.
         scale: the distance that counts as 1.
-        percentiles: of the oddness of the images that set the scale, by name.
+        percentiles: of the ood_score of the images that set the scale, by name.
     """
 
     references: npt.NDArray[np.float32]
@@ -44,7 +44,7 @@ class Oddness:
     percentiles: dict[str, float]
 
     def describe(self) -> dict[str, Any]:
-        """`bundle.json`'s `calibration.oddness`."""
+        """`bundle.json`'s `calibration.ood_score`."""
         return {
             "method": "knn",
             "k": self.neighbours,
@@ -54,7 +54,7 @@ class Oddness:
         }
 
 
-def fit_oddness(references: Features, held_out: Features) -> Oddness | None:
+def fit_ood_score(references: Features, held_out: Features) -> OodScore | None:
     """Take training images' features as references, and the scale from images that weren't trained on.
 
     Without any of those the references measure each other, which makes the scale a little too small. None where there
@@ -69,7 +69,7 @@ def fit_oddness(references: Features, held_out: Features) -> Oddness | None:
         distances = measure_distances(unit, unit, NEIGHBOURS + 1)  # each is its own nearest
     scale = max(float(np.percentile(distances, SCALE_PERCENTILE)), _LEAST_SCALE)
     percentiles = {str(share): float(np.percentile(distances, share)) / scale for share in _PERCENTILES}
-    return Oddness(unit, NEIGHBOURS, scale, percentiles)
+    return OodScore(unit, NEIGHBOURS, scale, percentiles)
 
 
 def normalize(features: Features) -> npt.NDArray[np.float32]:

@@ -24,12 +24,12 @@ class Boundary:
 
     Attributes:
         side_px, channels: of its output, `[side, side, channels]`, at the published input size.
-        prefix_share: share of the base's multiply-adds that lies up to and including it, 0 to 1.
+        frozen_share: share of the base's multiply-adds that lies up to and including it, 0 to 1.
     """
 
     side_px: int
     channels: int
-    prefix_share: float
+    frozen_share: float
 
 
 @dataclass(frozen=True)

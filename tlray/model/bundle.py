@@ -4,7 +4,7 @@ bundle.json      what it is: model id, classes, preprocessing, metrics, checksum
 model.keras      the Keras model: float32 pixels in [0, 255] in, probabilities out
 saved_model/     the same for plain `tf.saved_model.load`: uint8 [N, S, S, 3] in, float32 [N, C] out
 golden/          encoded images and the float32 probabilities that a CPU gave for them
-training/        history.json, config.yaml, conflicts.csv, tensorboard/
+training/        history.json, config.yaml, label_errors.csv, tensorboard/
 report.html      what was trained and how good it is, as one page
 README.md        the model card
 """

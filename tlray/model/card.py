@@ -24,7 +24,8 @@ def write_card(manifest: dict[str, Any]) -> str:
         _describe(manifest),
         "## Uses\n\n"
         "Sorting images into the classes below, and into no others: an image of something else gets one of them too. "
-        "`oddness` above 1 says that an image is less like the training images than 99% of the validation images were. "
+        "`ood_score` above 1 says that an image is less like the training images than 99% of the validation images "
+        "were. "
         "It has not been tried on other sources of images than those named here.",
         _show_use(manifest),
         _describe_training(training, metrics),

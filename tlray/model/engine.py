@@ -51,22 +51,22 @@ class Form:
         return f"{self.precision}{', XLA' * self.xla}{threads}{f' ({self.note})' if self.note else ''}"
 
 
-class Answers(NamedTuple):
+class Predictions(NamedTuple):
     """What an engine says about N images, all float32.
 
     Attributes:
         probabilities: `[N, C]`, calibrated.
-        oddness: `[N]`; None from a bundle that has nothing to compare with.
+        ood_score: `[N]`; None from a bundle that has nothing to compare with.
         embeddings: `[N, D]`, pooled features; None from a bundle that was made before there were any.
     """
 
     probabilities: npt.NDArray[np.float32]
-    oddness: npt.NDArray[np.float32] | None
+    ood_score: npt.NDArray[np.float32] | None
     embeddings: npt.NDArray[np.float32] | None
 
 
 class Engine:
-    """Answers for batches of decoded images.
+    """Predictions for batches of decoded images.
 
     The ragged end of the work is padded to the batch shape, so that TensorFlow traces and tunes once.
 
@@ -97,8 +97,8 @@ class Engine:
         self._run = tf.saved_model.load(str(saved_model)).signatures["serving_default"]
         self._pixels = np.zeros((batch_size, image_size_px, image_size_px, 3), np.uint8)
 
-    def predict(self, pixels: npt.NDArray[np.uint8]) -> Answers:
-        """Answers to uint8 images `[N, S, S, 3]`; N is 1 or more."""
+    def predict(self, pixels: npt.NDArray[np.uint8]) -> Predictions:
+        """Predictions to uint8 images `[N, S, S, 3]`; N is 1 or more."""
         parts = [
             _take(self._run_padded(pixels[start : start + self._batch_size]), len(pixels) - start)
             for start in range(0, len(pixels), self._batch_size)
@@ -113,33 +113,35 @@ class Engine:
         """Seconds that a batch takes, the best of a few runs."""
         return min(_time(self._run_padded, self._pixels) for _ in range(_TIMED_RUNS))
 
-    def _run_padded(self, pixels: npt.NDArray[np.uint8]) -> Answers:
+    def _run_padded(self, pixels: npt.NDArray[np.uint8]) -> Predictions:
         if len(pixels) < self._batch_size:
             self._pixels[: len(pixels)] = pixels
             pixels = self._pixels
         return self._run_all(pixels)
 
-    def _run_all(self, pixels: npt.NDArray[np.uint8]) -> Answers:
+    def _run_all(self, pixels: npt.NDArray[np.uint8]) -> Predictions:
         result = self._run(tf.constant(pixels))
-        oddness, embeddings = (result[name].numpy() if name in result else None for name in ("oddness", "embedding"))
-        return Answers(result["probabilities"].numpy(), oddness, embeddings)
+        ood_score, embeddings = (
+            result[name].numpy() if name in result else None for name in ("ood_score", "embedding")
+        )
+        return Predictions(result["probabilities"].numpy(), ood_score, embeddings)
 
 
-def _take(answers: Answers, count: int) -> Answers:
-    probabilities, oddness, embeddings = answers
-    return Answers(
+def _take(predictions: Predictions, count: int) -> Predictions:
+    probabilities, ood_score, embeddings = predictions
+    return Predictions(
         probabilities[:count],
-        None if oddness is None else oddness[:count],
+        None if ood_score is None else ood_score[:count],
         None if embeddings is None else embeddings[:count],
     )
 
 
-def _join(parts: Sequence[Answers]) -> Answers:
-    oddness = [part.oddness for part in parts if part.oddness is not None]
+def _join(parts: Sequence[Predictions]) -> Predictions:
+    ood_score = [part.ood_score for part in parts if part.ood_score is not None]
     embeddings = [part.embeddings for part in parts if part.embeddings is not None]
-    return Answers(
+    return Predictions(
         np.concatenate([part.probabilities for part in parts]),
-        np.concatenate(oddness) if oddness else None,
+        np.concatenate(ood_score) if ood_score else None,
         np.concatenate(embeddings) if embeddings else None,
     )
 

@@ -30,19 +30,19 @@ class Precision:
     """What a training computes in.
 
     Attributes:
-        prefix: for the frozen part, run once as inference.
+        frozen: for the frozen base, run once as inference.
         step: for training steps.
         reason: where `auto` chose, why.
     """
 
-    prefix: FloatName
+    frozen: FloatName
     step: FloatName
     reason: str = ""
 
     @property
     def storage_dtype(self) -> str:
         """What cached features are stored in: float32 under float32, else float16."""
-        return "float32" if self.prefix == self.step == "float32" else "float16"
+        return "float32" if self.frozen == self.step == "float32" else "float16"
 
 
 def choose_precision(asked: PrecisionName, fastest: FloatName, *, gpus: bool) -> Precision:
@@ -51,7 +51,7 @@ def choose_precision(asked: PrecisionName, fastest: FloatName, *, gpus: bool) ->
     Args:
         asked: what the user said.
         fastest: what `detect_fastest` found where the work will run.
-        gpus: whether it runs on GPUs. On a CPU `auto` keeps the steps in float32: past the frozen part they are few.
+        gpus: whether it runs on GPUs. On a CPU `auto` keeps the steps in float32: past the frozen base they are few.
     """
     if asked != "auto":
         return Precision(asked, asked)
@@ -60,7 +60,7 @@ def choose_precision(asked: PrecisionName, fastest: FloatName, *, gpus: bool) ->
         return Precision("float32", "float32", f"this {where} has no faster type")
     if gpus:
         return Precision(fastest, fastest, f"this {where} has {fastest}")
-    return Precision(fastest, "float32", f"this {where} has {fastest}: the frozen part uses it")
+    return Precision(fastest, "float32", f"this {where} has {fastest}: the frozen base uses it")
 
 
 def detect_fastest(*, gpus: bool) -> FloatName:

@@ -16,7 +16,7 @@ from tlray import storage
 from tlray.errors import FetchError, ImageError
 from tlray.images.decode import decode
 from tlray.images.limits import Limits
-from tlray.metrics.ood import Oddness
+from tlray.metrics.ood import OodScore
 from tlray.model.bundle import GOLDEN
 from tlray.model.engine import freeze
 
@@ -26,18 +26,18 @@ GOLDEN_MARGIN = 0.1
 _GOLDEN_MAX_BYTES = 4 * 2**20
 
 
-def freeze_classifier(model: keras.Model, pooled: Any | None, image_size_px: int, oddness: Oddness | None) -> Any:
+def freeze_classifier(model: keras.Model, pooled: Any | None, image_size_px: int, ood_score: OodScore | None) -> Any:
     """The network as one graph of constants.
 
     Args:
         model: float32 pixels in [0, 255], `[N, S, S, 3]` -> probabilities `[N, C]`.
         pooled: its tensor of pooled features, `[N, D]`; None where it has none.
         image_size_px: side S.
-        oddness: what features are compared with; None without that.
+        ood_score: what features are compared with; None without that.
 
     Returns:
         a function of uint8 `[N, S, S, 3]` that gives float32 `probabilities` `[N, C]` and, where there are such,
-        `embedding` `[N, D]` and `oddness` `[N]`.
+        `embedding` `[N, D]` and `ood_score` `[N]`.
     """
     outputs = {"probabilities": model.outputs[0]}
     if pooled is not None:
@@ -47,20 +47,20 @@ def freeze_classifier(model: keras.Model, pooled: Any | None, image_size_px: int
 
     def call(image: Any) -> dict[str, Any]:
         answers: dict[str, Any] = whole(tf.cast(image, tf.float32), training=False)
-        if oddness is not None:
-            answers = {**answers, "oddness": _measure_oddness(answers["embedding"], oddness)}
+        if ood_score is not None:
+            answers = {**answers, "ood_score": _score_ood(answers["embedding"], ood_score)}
         return answers
 
     return freeze(call, model.variables, spec)
 
 
-def _measure_oddness(embedding: Any, oddness: Oddness) -> Any:
-    """As `tlray.oddness.measure_distances`, in the graph."""
+def _score_ood(embedding: Any, ood_score: OodScore) -> Any:
+    """As `tlray.ood_score.measure_distances`, in the graph."""
     # in a type that no engine halves: near 1, a cosine in bfloat16 comes in steps of 0.004
     unit = tf.math.l2_normalize(tf.cast(embedding, tf.float64), axis=1)
-    alike = tf.linalg.matmul(unit, tf.constant(oddness.references, tf.float64), transpose_b=True)
-    nearest = tf.math.top_k(alike, oddness.neighbours).values[:, -1]
-    return tf.cast((1 - nearest) / oddness.scale, tf.float32)
+    alike = tf.linalg.matmul(unit, tf.constant(ood_score.references, tf.float64), transpose_b=True)
+    nearest = tf.math.top_k(alike, ood_score.neighbours).values[:, -1]
+    return tf.cast((1 - nearest) / ood_score.scale, tf.float32)
 
 
 def save_for_serving(frozen: Any, path: Path) -> None:

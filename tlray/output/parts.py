@@ -24,7 +24,7 @@ from tlray import storage
 from tlray.errors import IN_THE_WAY, OK, FetchError
 from tlray.model.bundle import Bundle
 from tlray.output.rowset import RowSet
-from tlray.output.schema import KEPT_ANSWERS, LABEL_FIELDS
+from tlray.output.schema import LABEL_FIELDS, PREDICTED_COLUMNS
 
 FOLDER = "labels"
 WAITING = "_waiting.parquet"
@@ -35,7 +35,7 @@ CLASSES_KEY = b"tlray.classes"
 _NAME = re.compile(r"part-(\d{12})-(\d{12})\.parquet")
 
 
-class Plan(Protocol):
+class PlannedRows(Protocol):
     """Where the planned columns of a part come from."""
 
     @property
@@ -46,11 +46,11 @@ class Plan(Protocol):
         """Rows by `planning.PLAN_SCHEMA`, and `input_*`."""
 
 
-class Kept(Protocol):
+class EarlierPredictions(Protocol):
     """Answers that an earlier output has for some rows."""
 
     def take(self, rows: pa.Table) -> pa.Table:
-        """The answers of planned rows."""
+        """The predictions of planned rows."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class _Open:
 
 
 class PartWriter:
-    """Collects answers in any order and writes each part when its last row has arrived.
+    """Collects predictions in any order and writes each part when its last row has arrived.
 
     Args:
         output: where the parts go.
@@ -113,19 +113,19 @@ class PartWriter:
         schema: of the parts, by `make_schema`.
         rows_per_part: rows in one part.
         done: rows that their parts hold already; a part with some of them is written anew around them.
-        kept: rows whose answers `earlier` has; they are fetched when the rest of their part is there.
+        kept: rows whose predictions `earlier` has; they are fetched when the rest of their part is there.
         earlier: an earlier output, None without `kept`.
     """
 
     def __init__(
         self,
         output: str,
-        plan: Plan,
+        plan: PlannedRows,
         schema: pa.Schema,
         rows_per_part: int,
         done: RowSet,
         kept: RowSet | None = None,
-        earlier: Kept | None = None,
+        earlier: EarlierPredictions | None = None,
     ) -> None:
         self._output = output
         self._plan = plan
@@ -135,13 +135,13 @@ class PartWriter:
         self._kept = kept
         self._earlier = earlier
         self._open: dict[int, _Open] = {}
-        self._answer_schema = pa.schema([entry for entry in schema if entry.name in KEPT_ANSWERS])
-        self._answer_names = self._answer_schema.names
+        self._prediction_schema = pa.schema([entry for entry in schema if entry.name in PREDICTED_COLUMNS])
+        self._prediction_names = self._prediction_schema.names
 
-    def add(self, answers: pa.Table) -> Iterator[Part]:
-        """Take answers; yields every part that they complete, once it is written. A row's second answer is dropped."""
-        answers = answers.select(self._answer_names).cast(self._answer_schema)
-        row_ids = answers["row_id"].to_numpy()
+    def add(self, predictions: pa.Table) -> Iterator[Part]:
+        """Take predictions and yield every part that they complete, once it is written; a row's second one is dropped."""
+        predictions = predictions.select(self._prediction_names).cast(self._prediction_schema)
+        row_ids = predictions["row_id"].to_numpy()
         _, positions = np.unique(row_ids, return_index=True)  # a row's first answer here
         numbers = row_ids[positions] // self._rows_per_part
         for number in np.unique(numbers).tolist():
@@ -152,7 +152,7 @@ class PartWriter:
             here = positions[numbers == number]
             fresh = here[part.awaited[row_ids[here] - first]]
             part.awaited[row_ids[fresh] - first] = False
-            part.pieces.append(answers.take(pa.array(fresh)))
+            part.pieces.append(predictions.take(pa.array(fresh)))
             if not part.awaited.any():
                 del self._open[number]
                 if sum(piece.num_rows for piece in part.pieces):
@@ -179,7 +179,7 @@ class PartWriter:
         return table.filter(pc.invert(pc.is_in(table["status"], value_set=pa.array([*IN_THE_WAY], pa.string()))))
 
     def save_waiting(self) -> None:
-        """Keep the answers whose parts are not full yet, in place of those kept before.
+        """Keep the predictions whose parts are not full yet, in place of those kept before.
 
         Where there are none, older ones stay: their parts are full, so that they are dropped when they are loaded.
         """
@@ -198,7 +198,7 @@ class PartWriter:
         except (FetchError, pa.ArrowException, OSError):
             return None
         same = (table.schema.metadata or {}).get(MODEL_ID_KEY) == self._schema.metadata[MODEL_ID_KEY]
-        return table if same and table.column_names == self._answer_names else None
+        return table if same and table.column_names == self._prediction_names else None
 
     def _get_range(self, number: int) -> tuple[int, int]:
         """First row id and number of rows of a part."""
@@ -206,26 +206,26 @@ class PartWriter:
         return first, min(self._rows_per_part, self._plan.num_rows - first)
 
     def _add_kept(self, first: int, count: int, planned: pa.Table, fresh: pa.Table | None) -> pa.Table:
-        """Fresh answers, and those that an earlier output has for rows of the part that are not done."""
+        """Fresh predictions, and those that an earlier output has for rows of the part that are not done."""
         pieces = [] if fresh is None else [fresh]
         if self._earlier is not None and self._kept is not None:
             copied = self._done.mask_missing(first, count) & ~self._kept.mask_missing(first, count)
-            kept = self._earlier.take(planned.filter(pa.array(copied))).select(self._answer_names)
-            pieces.append(kept.cast(self._answer_schema))
+            kept = self._earlier.take(planned.filter(pa.array(copied))).select(self._prediction_names)
+            pieces.append(kept.cast(self._prediction_schema))
         return pa.concat_tables(pieces)
 
     def _write(self, first: int, count: int, fresh: pa.Table | None) -> Part:
         name = make_name(first, count)
         address = storage.join(self._output, FOLDER, name)
         planned = self._plan.read(first, count)
-        answers = self._add_kept(first, count, planned, fresh)
-        if answers.num_rows < count:
-            kept = from_parquet(storage.get(address)).select(self._answer_names)
-            others = pc.invert(pc.is_in(kept["row_id"], value_set=answers["row_id"]))
-            answers = pa.concat_tables([answers, kept.filter(others).cast(answers.schema)])
-        answers = answers.sort_by("row_id")
+        predictions = self._add_kept(first, count, planned, fresh)
+        if predictions.num_rows < count:
+            kept = from_parquet(storage.get(address)).select(self._prediction_names)
+            others = pc.invert(pc.is_in(kept["row_id"], value_set=predictions["row_id"]))
+            predictions = pa.concat_tables([predictions, kept.filter(others).cast(predictions.schema)])
+        predictions = predictions.sort_by("row_id")
         model_id = self._schema.metadata[MODEL_ID_KEY].decode()
-        columns = {name: answers[name] for name in answers.column_names}
+        columns = {name: predictions[name] for name in predictions.column_names}
         columns |= {name: planned[name] for name in planned.column_names if name.startswith("input_")}
         columns |= {
             "uri": planned["uri"],

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tlray import storage
-from tlray.sources.candidates import REFUSED, Source
+from tlray.sources.candidates import REFUSED, SourceKind
 from tlray.sources.listing import Candidates
 
 FOLDER = "_plan"
@@ -44,7 +44,7 @@ PLAN_SCHEMA = pa.schema(
         pa.field("mtime_ns", pa.int64()),
     ]
 )
-"""`source` is how the row is read (`Source`); `member`, `offset` and `length` say where inside an archive it lies."""
+"""`source` is a `SourceKind`; `member`, `offset` and `length` say where inside an archive the row lies."""
 
 EXCLUDED_SCHEMA = pa.schema([pa.field("uri", pa.string(), nullable=False), pa.field("reason", pa.string())])
 
@@ -152,7 +152,7 @@ def write_plan(output: str, found: Candidates, selection: dict[str, Any], image_
             by_reason[reason] = by_reason.get(reason, 0) + 1
             excluded.add((storage.redact(_make_text(candidate.uri)), reason))
             continue
-        if candidate.source is Source.TAR_GZ:
+        if candidate.source is SourceKind.TAR_GZ:
             place = (candidate.uri[: -len(candidate.member or "")], candidate.offset or 0)
             if place[0] != stream[0] or place[1] < stream[1]:
                 streams.append((rows.count, 0))

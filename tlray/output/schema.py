@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-ANSWER_FIELDS = [
+PREDICTION_FIELDS = [
     pa.field("row_id", pa.int64(), nullable=False),
     pa.field("status", pa.string(), nullable=False),
     pa.field("error", pa.string()),
@@ -18,13 +18,13 @@ ANSWER_FIELDS = [
     pa.field("width", pa.int32()),
     pa.field("height", pa.int32()),
     pa.field("needs_review", pa.bool_()),
-    pa.field("oddness", pa.float32()),
+    pa.field("ood_score", pa.float32()),
     pa.field("retries", pa.int32(), nullable=False),
 ]
 """What the engine answers for a row; null where `status` is not "ok", but for width and height.
 
-`needs_review` is null too where no `--min-probability` was asked for, `oddness` where the bundle has nothing to compare
-with. `retries`, how often its bytes were asked for again, goes into the receipt alone.
+`needs_review` is null too where no `--min-probability` was asked for, `ood_score` where the bundle has nothing to
+compare with. `retries`, how often its bytes were asked for again, goes into the receipt alone.
 """
 
 TOP_FIELDS = [
@@ -37,9 +37,9 @@ TOP_FIELDS = [
 LABEL_FIELDS = [
     pa.field("row_id", pa.int64(), nullable=False),
     pa.field("uri", pa.string(), nullable=False),
-    *ANSWER_FIELDS[1:-3],
+    *PREDICTION_FIELDS[1:-3],
     pa.field("model_id", pa.string(), nullable=False),
-    *ANSWER_FIELDS[-3:-1],
+    *PREDICTION_FIELDS[-3:-1],
 ]
 """Columns of every output's labels; the answers are null where `status` is not "ok"."""
 
@@ -52,23 +52,23 @@ def list_extra_fields(top_k: int, embedding_size: int) -> list[pa.Field]:
     return [*(TOP_FIELDS if top_k else []), *([embedding] if embedding_size else [])]
 
 
-KEPT_ANSWERS = {field.name for field in [*ANSWER_FIELDS[:-1], *TOP_FIELDS]} | {EMBEDDING}
+PREDICTED_COLUMNS = {field.name for field in [*PREDICTION_FIELDS[:-1], *TOP_FIELDS]} | {EMBEDDING}
 """Columns of the labels that come from engines."""
 
 
 @dataclass(frozen=True)
-class Wanted:
+class RequestedColumns:
     """What is to be answered beside the most probable class.
 
     Attributes:
         top_k: how many classes to list beside the first; 0 for none.
         embedding_size: D, to have pooled features too; 0 for none.
-        least: float32 `[C]`, by class: labels below this probability need a review; None to mark none.
+        min_probabilities: float32 `[C]`, by class: labels below this probability need a review; None to mark none.
     """
 
     top_k: int = 0
     embedding_size: int = 0
-    least: npt.NDArray[np.float32] | None = None
+    min_probabilities: npt.NDArray[np.float32] | None = None
 
     @property
     def extra_fields(self) -> list[pa.Field]:
@@ -78,4 +78,4 @@ class Wanted:
     @property
     def fields(self) -> list[pa.Field]:
         """Of the answers."""
-        return ANSWER_FIELDS + self.extra_fields
+        return PREDICTION_FIELDS + self.extra_fields

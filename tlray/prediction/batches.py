@@ -19,7 +19,7 @@ from tlray.images.batch import ImageBatch, decode_images
 from tlray.images.limits import Limits
 from tlray.storage import Fetched
 
-Batch = dict[str, npt.NDArray[Any]]
+Columns = dict[str, npt.NDArray[Any]]
 """Columns by name: row_id, status, error ("" for none), retries; data, or image, width, height; or packed."""
 
 UNKNOWN = -1
@@ -47,7 +47,7 @@ def cut(rows: pa.Table, first_size: int, batch_size: int, *, encoded: bool) -> I
         yield rows.slice(first)
 
 
-def make_encoded(row_ids: npt.NDArray[np.int64], fetched: Iterable[Fetched]) -> Batch:
+def make_encoded(row_ids: npt.NDArray[np.int64], fetched: Iterable[Fetched]) -> Columns:
     """Rows as they were fetched."""
     answers = list(fetched)
     errors = [answer.data if isinstance(answer.data, FetchError) else None for answer in answers]
@@ -60,7 +60,7 @@ def make_encoded(row_ids: npt.NDArray[np.int64], fetched: Iterable[Fetched]) -> 
     }
 
 
-def pack(batch: Batch, block_bytes: int) -> Batch:
+def pack(batch: Columns, block_bytes: int) -> Columns:
     """One row that holds a batch: Ray Data joins and splits rows by their bytes, and a batch is to stay one.
 
     Args:
@@ -72,17 +72,17 @@ def pack(batch: Batch, block_bytes: int) -> Batch:
     return {"packed": np.array([data], object)}
 
 
-def unpack(batch: Batch) -> Batch:
+def unpack(batch: Columns) -> Columns:
     """What was packed; what was not stays as it is."""
     if "packed" not in batch:
         return batch
-    unpacked: Batch = pickle.loads(batch["packed"][0])
+    unpacked: Columns = pickle.loads(batch["packed"][0])
     return unpacked
 
 
 def make_decoded(
     row_ids: npt.NDArray[np.int64], fetched: Iterable[Fetched], image_size_px: int, limits: Limits
-) -> Batch:
+) -> Columns:
     """Rows decoded one by one as they are fetched."""
     retries: list[int] = []
 
@@ -103,7 +103,7 @@ def make_decoded(
     }
 
 
-def open_images(batch: Batch, rows: slice, image_size_px: int, limits: Limits) -> ImageBatch:
+def open_images(batch: Columns, rows: slice, image_size_px: int, limits: Limits) -> ImageBatch:
     """The decoded images of some rows of a batch."""
     statuses, errors = batch["status"][rows].tolist(), batch["error"][rows].tolist()
     if "data" in batch:

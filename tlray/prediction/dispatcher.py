@@ -18,7 +18,7 @@ from tlray.cluster.nodes import stay_here
 from tlray.errors import StoppedError
 from tlray.output.plan import PLAN_SCHEMA
 from tlray.output.rowset import RowSet
-from tlray.sources.candidates import Source
+from tlray.sources.candidates import SourceKind
 
 MAX_TRIES = 3
 """How many processes one row may kill."""
@@ -45,7 +45,7 @@ class Rows(Protocol):
 
 
 @dataclass
-class _Suspects:
+class _Isolated:
     """Rows of a window or batch that were alone in hand when its process died.
 
     Attributes:
@@ -70,7 +70,7 @@ class Dispatcher:
         self._done = done if isinstance(done, RowSet) else ray.get(done[0])
         self._draining = False
         self._entered: dict[Key, int] = {}
-        self._suspects: dict[Key, _Suspects] = {}
+        self._isolated: dict[Key, _Isolated] = {}
         self._starts = 0
         self._engines: list[str] = []
         self._fetched = 0
@@ -91,26 +91,26 @@ class Dispatcher:
         """Take a window or batch in hand; how often that was said before without `leave`."""
         tries = self._entered.get(key, 0)
         self._entered[key] = tries + 1
-        if key in self._suspects:
-            self._suspects[key].in_hand = None  # its process died on it, rather than going on to another row
+        if key in self._isolated:
+            self._isolated[key].in_hand = None  # its process died on it, rather than going on to another row
         return tries
 
     def leave(self, key: Key, fetched: int = 0) -> None:
         """A window or batch is through, with so many rows fetched since the last `look`."""
         self._fetched += fetched
         self._entered.pop(key, None)
-        self._suspects.pop(key, None)
+        self._isolated.pop(key, None)
         self._starts = 0
 
-    def suspect(self, key: Key, row_id: int) -> int:
+    def isolate(self, key: Key, row_id: int) -> int:
         """Take one row of it in hand, the one before having gone well; how often this row was in hand before."""
-        suspects = self._suspects.setdefault(key, _Suspects())
-        if suspects.in_hand is not None and suspects.tries[suspects.in_hand] <= MAX_TRIES:
-            del suspects.tries[suspects.in_hand]  # one that was given up stays so
+        isolated = self._isolated.setdefault(key, _Isolated())
+        if isolated.in_hand is not None and isolated.tries[isolated.in_hand] <= MAX_TRIES:
+            del isolated.tries[isolated.in_hand]  # one that was given up stays so
             self._starts = 0
-        suspects.in_hand = row_id
-        before = suspects.tries.get(row_id, 0)
-        suspects.tries[row_id] = before + 1
+        isolated.in_hand = row_id
+        before = isolated.tries.get(row_id, 0)
+        isolated.tries[row_id] = before + 1
         return before
 
     def start_engine(self, num_engines: int) -> None:
@@ -174,6 +174,6 @@ class MemoryRows:
         columns |= {
             "row_id": pa.array(range(first, first + len(uris)), pa.int64()),
             "uri": pa.array(uris, pa.string()),
-            "source": pa.array([Source.FILE.value] * len(uris), pa.string()),
+            "source": pa.array([SourceKind.FILE.value] * len(uris), pa.string()),
         }
         return pa.table(columns, schema=PLAN_SCHEMA)

@@ -1,4 +1,4 @@
-"""The engine's process: batches of images -> answers by `ANSWER_FIELDS`; whatever goes wrong stays with its row."""
+"""The engine's process: batches of images -> answers by `PREDICTION_FIELDS`; whatever goes wrong stays with its row."""
 
 from __future__ import annotations
 
@@ -19,41 +19,41 @@ from tlray.images.limits import Limits
 from tlray.model.bundle import MANIFEST, Bundle, unpack
 from tlray.model.precision import PrecisionName
 from tlray.model.tf_imports import import_tensorflow
-from tlray.output.schema import EMBEDDING, TOP_FIELDS, Wanted
+from tlray.output.schema import EMBEDDING, TOP_FIELDS, RequestedColumns
 from tlray.prediction import batches
-from tlray.prediction.batches import Batch, open_images
+from tlray.prediction.batches import Columns, open_images
 from tlray.prediction.dispatcher import MAX_TRIES
 
 if TYPE_CHECKING:
-    from tlray.model.engine import Answers
+    from tlray.model.engine import Predictions
 
 
 @dataclass(frozen=True)
-class Answered:
+class BatchPredictions:
     """Decoded images with what is wrong with some, and the engine's answers, NaN for those.
 
     Attributes:
         images: N of them.
         probabilities: float32 `[N, C]`.
-        oddness: float32 `[N]`.
+        ood_score: float32 `[N]`.
         embeddings: float32 `[N, D]`; `[N, 0]` where they aren't wanted.
     """
 
     images: ImageBatch
     probabilities: npt.NDArray[np.float32]
-    oddness: npt.NDArray[np.float32]
+    ood_score: npt.NDArray[np.float32]
     embeddings: npt.NDArray[np.float32]
 
-    def put(self, rows: npt.NDArray[np.int64], answers: Answers) -> None:
+    def put(self, rows: npt.NDArray[np.int64], predictions: Predictions) -> None:
         """Take the engine's answers to some rows."""
-        self.probabilities[rows] = answers.probabilities
-        if answers.oddness is not None:
-            self.oddness[rows] = answers.oddness
-        if self.embeddings.shape[1] and answers.embeddings is not None:
-            self.embeddings[rows] = answers.embeddings
+        self.probabilities[rows] = predictions.probabilities
+        if predictions.ood_score is not None:
+            self.ood_score[rows] = predictions.ood_score
+        if self.embeddings.shape[1] and predictions.embeddings is not None:
+            self.embeddings[rows] = predictions.embeddings
 
 
-class Labeller:
+class EngineActor:
     """One engine in one process.
 
     Args:
@@ -63,7 +63,7 @@ class Labeller:
         num_threads: TensorFlow's; None on GPUs.
         precision: as `open_engine`.
         num_engines: how many of these the run has.
-        wanted: what to answer.
+        columns: what to answer.
         dispatcher: the run's `Dispatcher`.
     """
 
@@ -75,7 +75,7 @@ class Labeller:
         num_threads: int | None,
         precision: PrecisionName,
         num_engines: int,
-        wanted: Wanted,
+        columns: RequestedColumns,
         dispatcher: list[Any],
     ) -> None:
         self._dispatcher = dispatcher[0]
@@ -84,8 +84,8 @@ class Labeller:
         from tlray.model.engine import open_engine
 
         self._limits = limits
-        self._wanted = wanted
-        self._fields = wanted.fields
+        self._columns = columns
+        self._fields = columns.fields
         with tempfile.TemporaryDirectory(prefix="tlray-") as folder:
             contents: dict[str, bytes] = ray.get(files[0])
             unpack(contents, Path(folder))
@@ -95,45 +95,45 @@ class Labeller:
         self._image_size_px = bundle.image_size_px
         self._dispatcher.note_engine.remote(str(self._engine.form))
 
-    def __call__(self, batch: Batch) -> pa.Table:
-        """Answer a batch as the reading stage made it."""
+    def __call__(self, batch: Columns) -> pa.Table:
+        """Predict a batch as the reading stage made it."""
         batch = batches.unpack(batch)
         key = ("batch", int(batch["row_id"][0]))
         tries: int | None = ray.get(self._dispatcher.start_batch.remote(key))
         if tries is None:
             return self._make_table({field.name: [] for field in self._fields})
-        answered = None if tries else self._answer_together(batch)
-        answered = answered or self._answer_one_by_one(key, batch)
+        predicted = None if tries else self._predict_together(batch)
+        predicted = predicted or self._predict_one_by_one(key, batch)
         self._dispatcher.leave.remote(key)
-        return self._make_answers(batch, answered)
+        return self._make_labels(batch, predicted)
 
-    def _expect(self, images: ImageBatch, count: int) -> Answered:
-        sizes = (count, len(self._classes)), (count,), (count, self._wanted.embedding_size)
-        return Answered(images, *(np.full(size, np.nan, np.float32) for size in sizes))
+    def _expect(self, images: ImageBatch, count: int) -> BatchPredictions:
+        sizes = (count, len(self._classes)), (count,), (count, self._columns.embedding_size)
+        return BatchPredictions(images, *(np.full(size, np.nan, np.float32) for size in sizes))
 
-    def _answer_together(self, batch: Batch) -> Answered | None:
+    def _predict_together(self, batch: Columns) -> BatchPredictions | None:
         """None where the engine fails on some image among these."""
         images = open_images(batch, slice(None), self._image_size_px, self._limits)
-        answered = self._expect(images, len(images.status))
+        predicted = self._expect(images, len(images.status))
         readable = np.flatnonzero(np.array(images.status, object) == OK)
         if len(readable):
             pixels = images.pixels if len(readable) == len(images.status) else images.pixels[readable]
             try:
-                answered.put(readable, self._engine.predict(pixels))
+                predicted.put(readable, self._engine.predict(pixels))
             except Exception:  # whatever TensorFlow raises: the rows are tried one by one
                 return None
-        return answered
+        return predicted
 
-    def _answer_one_by_one(self, key: tuple[str, int], batch: Batch) -> Answered:
+    def _predict_one_by_one(self, key: tuple[str, int], batch: Columns) -> BatchPredictions:
         """The same for a batch that failed, or whose process died: a row that does so again says so in its status."""
         row_ids = batch["row_id"]
         side = self._image_size_px
         images = ImageBatch(np.empty((0, side, side, 3), np.uint8), [], [], [], [])
-        answered = self._expect(images, len(row_ids))
+        predicted = self._expect(images, len(row_ids))
         failures: list[Exception] = []
         num_tried = 0
         for index, row_id in enumerate(row_ids):
-            if ray.get(self._dispatcher.suspect.remote(key, int(row_id))) >= MAX_TRIES:
+            if ray.get(self._dispatcher.isolate.remote(key, int(row_id))) >= MAX_TRIES:
                 images.append(Code.CRASHED.value, f"its process died on it {MAX_TRIES} times", None, None)
                 continue
             one = open_images(batch, slice(index, index + 1), side, self._limits)
@@ -142,7 +142,7 @@ class Labeller:
                 continue
             num_tried += 1
             try:
-                answered.put(np.array([index]), self._engine.predict(one.pixels))
+                predicted.put(np.array([index]), self._engine.predict(one.pixels))
             except Exception as failure:
                 failures.append(failure)
                 images.status[-1] = Code.MODEL_ERROR.value
@@ -153,15 +153,15 @@ class Labeller:
                 f"the model fails on every image of a batch ({type(failures[0]).__name__}: {told}); "
                 "where memory is short, a smaller --batch-size takes less"
             )
-        return answered
+        return predicted
 
-    def _make_answers(self, batch: Batch, answered: Answered) -> pa.Table:
-        images, probabilities, top_k = answered.images, answered.probabilities, self._wanted.top_k
+    def _make_labels(self, batch: Columns, predicted: BatchPredictions) -> pa.Table:
+        images, probabilities, top_k = predicted.images, predicted.probabilities, self._columns.top_k
         for row in np.flatnonzero(~np.isfinite(probabilities).all(axis=1)):
             if images.status[row] == OK:
                 images.status[row] = Code.MODEL_ERROR.value
-                images.errors[row] = "the model answered with a number that is not finite"
-        unanswered = np.array(images.status, object) != OK
+                images.errors[row] = "the model predicted with a number that is not finite"
+        failed = np.array(images.status, object) != OK
         order = np.argsort(-probabilities, axis=1, kind="stable")[:, : max(1, top_k)]
         chances = np.take_along_axis(probabilities, order, axis=1)
         names = self._classes[order]
@@ -169,26 +169,28 @@ class Labeller:
             "row_id": batch["row_id"],
             "status": images.status,
             "error": images.errors,
-            "predicted_index": pa.array(order[:, 0], mask=unanswered),
-            "class_name": pa.array(names[:, 0], mask=unanswered),
-            "probability": pa.array(chances[:, 0], mask=unanswered),
+            "predicted_index": pa.array(order[:, 0], mask=failed),
+            "class_name": pa.array(names[:, 0], mask=failed),
+            "probability": pa.array(chances[:, 0], mask=failed),
             "width": images.widths,
             "height": images.heights,
-            "oddness": pa.array(answered.oddness, mask=unanswered | np.isnan(answered.oddness)),
+            "ood_score": pa.array(predicted.ood_score, mask=failed | np.isnan(predicted.ood_score)),
             "needs_review": pa.nulls(len(order), pa.bool_()),
             "retries": batch["retries"],
         }
-        if self._wanted.least is not None:
-            columns["needs_review"] = pa.array(chances[:, 0] < self._wanted.least[order[:, 0]], mask=unanswered)
-        if self._wanted.embedding_size:
-            values = pa.array(answered.embeddings.ravel())
+        if self._columns.min_probabilities is not None:
+            columns["needs_review"] = pa.array(
+                chances[:, 0] < self._columns.min_probabilities[order[:, 0]], mask=failed
+            )
+        if self._columns.embedding_size:
+            values = pa.array(predicted.embeddings.ravel())
             columns[EMBEDDING] = pa.FixedSizeListArray.from_arrays(
-                values, self._wanted.embedding_size, mask=pa.array(unanswered)
+                values, self._columns.embedding_size, mask=pa.array(failed)
             )
         if top_k:
             tops: list[npt.NDArray[Any]] = [order, names, chances]
             for field, values in zip(TOP_FIELDS, tops, strict=True):
-                rows = zip(values.tolist(), unanswered, strict=True)
+                rows = zip(values.tolist(), failed, strict=True)
                 columns[field.name] = [None if without else value for value, without in rows]
         return self._make_table(columns)
 

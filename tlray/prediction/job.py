@@ -18,7 +18,7 @@ from tlray.metrics.thresholds import resolve_thresholds
 from tlray.model.bundle import Bundle, hash_json
 from tlray.output import plan as planning
 from tlray.output.plan import Plan
-from tlray.output.schema import Wanted
+from tlray.output.schema import RequestedColumns
 from tlray.sources import archives
 from tlray.sources.listing import Selection, find_candidates
 from tlray.storage.lock import NAME as LOCK
@@ -64,7 +64,7 @@ def describe_job(config: PredictConfig, bundle: Bundle) -> dict[str, Any]:
     return {**describe_selection(config), **deciding, "min_probability": least, "model_id": bundle.model_id}
 
 
-def list_wanted(config: PredictConfig, bundle: Bundle) -> Wanted:
+def choose_columns(config: PredictConfig, bundle: Bundle) -> RequestedColumns:
     """What engines are to answer.
 
     Raises:
@@ -78,7 +78,7 @@ def list_wanted(config: PredictConfig, bundle: Bundle) -> Wanted:
         least = resolve_thresholds(_find_thresholds(bundle), bundle.classes)
     elif config.min_probability is not None:
         least = np.full(len(bundle.classes), float(config.min_probability), np.float32)
-    return Wanted(min(config.top_k, len(bundle.classes)), size, least)
+    return RequestedColumns(min(config.top_k, len(bundle.classes)), size, least)
 
 
 def _find_thresholds(bundle: Bundle) -> dict[str, Any]:

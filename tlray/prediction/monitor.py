@@ -105,7 +105,7 @@ class ProgressFile:
         self._done += len(statuses)
         self._failed += sum(status != OK for status in statuses)
         if time.monotonic() - self._last >= _PROGRESS_INTERVAL_S:
-            self.write("labelling")
+            self.write("predicting")
 
     def write(self, state: str) -> None:
         """Write it now."""

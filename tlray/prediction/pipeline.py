@@ -23,17 +23,17 @@ import ray.exceptions
 
 from tlray.cluster.connect import explain_failure
 from tlray.cluster.ray_private import map_blocks
-from tlray.cluster.resources import DATA_TASK_CPUS, Cluster, EngineBounds, choose_batch_size, share_engines
+from tlray.cluster.resources import DATA_TASK_CPUS, Cluster, EngineBounds, choose_batch_size, plan_engines
 from tlray.errors import Code, FetchError
 from tlray.images.limits import Limits
 from tlray.model.bundle import Bundle
 from tlray.model.precision import PrecisionName
 from tlray.output.rowset import RowSet
-from tlray.output.schema import Wanted
+from tlray.output.schema import RequestedColumns
 from tlray.prediction import dispatcher as dispatchers
-from tlray.prediction.batches import Batch, cut, make_decoded, make_encoded, pack
+from tlray.prediction.batches import Columns, cut, make_decoded, make_encoded, pack
 from tlray.prediction.dispatcher import MAX_TRIES, Key, MemoryRows, Rows
-from tlray.prediction.engine_actor import Labeller
+from tlray.prediction.engine_actor import EngineActor
 from tlray.sources.reading import read_rows
 from tlray.storage import Fetched
 
@@ -49,7 +49,7 @@ _TOP_BYTES = 64
 
 
 @dataclass(frozen=True)
-class Task:
+class PredictionTask:
     """What to label, and how.
 
     Attributes:
@@ -60,7 +60,7 @@ class Task:
         limits: of decoding.
         batch_size: images in one step of the engine; None for what suits it.
         precision: as `engine.open_engine`.
-        wanted: what to answer beside the most probable class.
+        columns: what to answer beside the most probable class.
         bounds: of engines.
     """
 
@@ -71,7 +71,7 @@ class Task:
     limits: Limits
     batch_size: int | None
     precision: PrecisionName
-    wanted: Wanted
+    columns: RequestedColumns
     bounds: EngineBounds = EngineBounds()  # noqa: RUF009  # frozen
 
 
@@ -110,40 +110,40 @@ def make_windows(
     return [(first, count) for first, count in windows if len(done.find_missing(first, count))]
 
 
-def label_files(
+def predict_files(
     uris: list[str],
     bundle: Bundle,
     cluster: Cluster,
     limits: Limits,
     batch_size: int | None,
     precision: PrecisionName,
-    wanted: Wanted,
+    columns: RequestedColumns,
 ) -> Iterator[pa.Table]:
-    """Label a list of files; row ids are their positions. As `Labelling`."""
+    """Label a list of files; row ids are their positions. As `PredictionPipeline`."""
     done = RowSet(len(uris))
     batch_rows = choose_batch_rows(batch_size, cluster.cpus, gpus=EngineBounds().choose_gpus(cluster) > 0)
     windows = make_windows(done, cluster.cpus, batch_rows)
-    task = Task(MemoryRows(uris), done, windows, bundle, limits, batch_size, precision, wanted)
-    return iter(Labelling(task, cluster))
+    task = PredictionTask(MemoryRows(uris), done, windows, bundle, limits, batch_size, precision, columns)
+    return iter(PredictionPipeline(task, cluster))
 
 
-class Labelling:
-    """A pipeline at work: iterate for tables by `Wanted.fields`.
+class PredictionPipeline:
+    """A pipeline at work: iterate for tables by `RequestedColumns.fields`.
 
     There is one answer for each row, whatever happens to its image.
 
     Attributes:
-        shares: how its engines are spread over the cluster.
+        resources: how its engines are spread over the cluster.
         engines: how those that were ready with the first answers compute, in the end all; and how many do so.
 
     Raises:
         StoppedError: Ray gave up on a task or an engine.
     """
 
-    def __init__(self, task: Task, cluster: Cluster) -> None:
+    def __init__(self, task: PredictionTask, cluster: Cluster) -> None:
         num_rows = sum(count for _, count in task.windows)
         self._batch_rows = choose_batch_rows(task.batch_size, cluster.cpus, gpus=task.bounds.choose_gpus(cluster) > 0)
-        self.shares = share_engines(cluster, num_rows, self._batch_rows, task.bounds)
+        self.resources = plan_engines(cluster, num_rows, self._batch_rows, task.bounds)
         self._done = ray.put(task.done)
         self._dispatcher = dispatchers.start(task.rows, self._done)
         self._dataset = self._make_dataset(task)
@@ -165,21 +165,21 @@ class Labelling:
                 yield answers
             self.engines = self._count_engines()
         except ray.exceptions.RayError as error:
-            raise explain_failure(error, "labelling") from error
+            raise explain_failure(error, "prediction") from error
         finally:
             ray.kill(self._dispatcher)
 
     def _count_engines(self) -> dict[str, int]:
         return dict(Counter(ray.get(self._dispatcher.get_engines.remote())))
 
-    def _make_dataset(self, task: Task) -> Any:
-        bundle, shares = task.bundle, self.shares
-        batch_size = task.batch_size or choose_batch_size(gpus=shares.num_gpus > 0)
+    def _make_dataset(self, task: PredictionTask) -> Any:
+        bundle, resources = task.bundle, self.resources
+        batch_size = task.batch_size or choose_batch_size(gpus=resources.num_gpus > 0)
         # so that a batch of the reading stage becomes a block at once, and one of answers isn't split
         answer_bytes = self._batch_rows * (
-            _ANSWER_BYTES + 4 * task.wanted.embedding_size + _TOP_BYTES * task.wanted.top_k
+            _ANSWER_BYTES + 4 * task.columns.embedding_size + _TOP_BYTES * task.columns.top_k
         )
-        block_bytes = max(answer_bytes, batch_size * bundle.image_size_px**2 * 3 if shares.num_gpus else 0)
+        block_bytes = max(answer_bytes, batch_size * bundle.image_size_px**2 * 3 if resources.num_gpus else 0)
         windows = [pa.table({"first": [first], "count": [count]}) for first, count in task.windows]
         batches = ray.data.from_blocks(windows).map_batches(
             _read_window,
@@ -189,7 +189,7 @@ class Labelling:
                 "first_rows": batch_size,
                 "batch_rows": self._batch_rows,
                 "image_column": task.rows.image_column,
-                "image_size_px": bundle.image_size_px if shares.num_gpus else None,
+                "image_size_px": bundle.image_size_px if resources.num_gpus else None,
                 "block_bytes": block_bytes,
             },
             batch_size=None,
@@ -197,28 +197,28 @@ class Labelling:
         )
         dataset = map_blocks(
             batches,
-            Labeller,
+            EngineActor,
             fn_constructor_kwargs={
                 "files": [ray.put(bundle.read_inference_files())],
                 "limits": task.limits,
                 "batch_size": batch_size,
-                "num_threads": shares.num_threads,
+                "num_threads": resources.num_threads,
                 "precision": task.precision,
-                "num_engines": shares.most,
-                "wanted": task.wanted,
+                "num_engines": resources.max_actors,
+                "columns": task.columns,
                 "dispatcher": [self._dispatcher],
             },
-            batch_size=None if shares.num_gpus else 1,
-            compute=ray.data.ActorPoolStrategy(min_size=shares.actors, max_size=shares.most),
-            num_cpus=shares.num_cpus,
-            num_gpus=shares.num_gpus or None,
+            batch_size=None if resources.num_gpus else 1,
+            compute=ray.data.ActorPoolStrategy(min_size=resources.actors, max_size=resources.max_actors),
+            num_cpus=resources.num_cpus,
+            num_gpus=resources.num_gpus or None,
         )
         dataset.context.target_max_block_size = block_bytes
         return dataset
 
 
 def _read_window(
-    window: Batch,
+    window: Columns,
     dispatcher: list[Any],
     limits: Limits,
     first_rows: int,
@@ -226,7 +226,7 @@ def _read_window(
     image_column: str | None,
     image_size_px: int | None,
     block_bytes: int,
-) -> Iterator[Batch]:
+) -> Iterator[Columns]:
     """Lease a window's rows and fetch them, a batch at a time; decode them where `image_size_px` is given."""
     (handle,) = dispatcher
     first, count = int(window["first"][0]), int(window["count"][0])
@@ -242,7 +242,7 @@ def _read_window(
         row_ids = batch["row_id"].to_numpy()
         answers: Iterator[Fetched] = islice(fetched, len(row_ids))
         if tries:
-            answers = _suspect_each(handle, ("window", first), row_ids, answers)
+            answers = _isolate_each(handle, ("window", first), row_ids, answers)
         if image_size_px is None:
             yield pack(make_encoded(row_ids, answers), block_bytes)
         else:
@@ -251,12 +251,12 @@ def _read_window(
     handle.leave.remote(("window", first), unseen)
 
 
-def _suspect_each(
+def _isolate_each(
     handle: Any, key: Key, row_ids: npt.NDArray[np.int64], fetched: Iterator[Fetched]
 ) -> Iterator[Fetched]:
     """Rows of a window whose process died: each is said to be in hand before it is fetched and decoded."""
     for row_id in row_ids:
-        if ray.get(handle.suspect.remote(key, int(row_id))) >= MAX_TRIES:
+        if ray.get(handle.isolate.remote(key, int(row_id))) >= MAX_TRIES:
             next(fetched)
             yield Fetched(FetchError(Code.CRASHED, f"its process died on it {MAX_TRIES} times"), 0)
         else:

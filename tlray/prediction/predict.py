@@ -23,19 +23,19 @@ from tlray.output.parts import WAITING, Part, PartWriter, get_row_ids, make_name
 from tlray.output.plan import Plan
 from tlray.output.reader import find_parts
 from tlray.output.rowset import RowSet
-from tlray.output.schema import Wanted
+from tlray.output.schema import RequestedColumns
 from tlray.prediction import job as jobs
 from tlray.prediction.job import Job
 from tlray.prediction.monitor import PROGRESS, Failures, ProgressFile, Reach, TermSignal
 from tlray.prediction.probe import read_probe
-from tlray.prediction.update import Comparison, Earlier, find_finished
-from tlray.sources.candidates import Source
+from tlray.prediction.update import Comparison, EarlierOutput, find_finished
+from tlray.sources.candidates import SourceKind
 from tlray.sources.reading import list_files, read_rows
 from tlray.storage.lock import Lock
 
 if TYPE_CHECKING:
     from tlray.cluster.resources import Cluster
-    from tlray.prediction.pipeline import Labelling
+    from tlray.prediction.pipeline import PredictionPipeline
 
 _SAVE_INTERVAL_S = 10.0
 _SAVE_SHARE = 1 / 64
@@ -83,7 +83,7 @@ def predict(config: PredictConfig) -> PredictSummary:
     storage.configure(config.s3_options)
     output = storage.resolve(config.output)
     bundle = load_bundle(config.model)
-    asked, wanted = jobs.describe_job(config, bundle), jobs.list_wanted(config, bundle)
+    asked, columns = jobs.describe_job(config, bundle), jobs.choose_columns(config, bundle)
     if (finished := _find_finished(output, config, asked)) is not None:
         return finished
     update_from = None if config.update_from is None else storage.resolve(config.update_from)
@@ -96,7 +96,7 @@ def predict(config: PredictConfig) -> PredictSummary:
         runtime.import_ahead(verbose=config.verbose)
         plan = jobs.open_plan(output, config)
         job = jobs.open_job(output, asked, update_from)
-        run = _Run(config, output, bundle, wanted, plan, job, lock, began)
+        run = _Run(config, output, bundle, columns, plan, job, lock, began)
         try:
             return run.go()
         except OutputError as error:
@@ -124,7 +124,7 @@ class _Run:
         config: PredictConfig,
         output: str,
         bundle: Bundle,
-        wanted: Wanted,
+        columns: RequestedColumns,
         plan: Plan,
         job: Job,
         lock: Lock,
@@ -137,8 +137,8 @@ class _Run:
         self._job = job
         self._lock = lock
         self._began = began
-        self._wanted = wanted
-        self._schema = make_schema(bundle, job.run_id, plan.input_fields, wanted.extra_fields)
+        self._columns = columns
+        self._schema = make_schema(bundle, job.run_id, plan.input_fields, columns.extra_fields)
         self._stages = {"planning": time.monotonic() - began}
         self._parts: dict[str, Part] = {}
         retry = config.retry_failed
@@ -163,7 +163,7 @@ class _Run:
         resumed = len(done)
         writer = self._make_writer(done)
         if self._job.update_from is not None:
-            earlier = Earlier(self._job.update_from, self._job.asked)
+            earlier = EarlierOutput(self._job.update_from, self._job.asked)
             kept = earlier.compare(self._plan, self._again)
             self._comparison = earlier.comparison
             writer = self._make_writer(done, kept, earlier)
@@ -211,7 +211,9 @@ class _Run:
     def _name_at(self, first: int) -> str:
         return make_name(first, min(self._config.rows_per_part, self._plan.num_rows - first))
 
-    def _make_writer(self, done: RowSet, kept: RowSet | None = None, earlier: Earlier | None = None) -> PartWriter:
+    def _make_writer(
+        self, done: RowSet, kept: RowSet | None = None, earlier: EarlierOutput | None = None
+    ) -> PartWriter:
         rows_per_part = self._config.rows_per_part
         return PartWriter(self._output, self._plan, self._schema, rows_per_part, done, kept, earlier)
 
@@ -236,7 +238,7 @@ class _Run:
                 settled.add(missed)
                 settled.invert()
                 self._label(self._make_writer(settled), settled, cluster, failures, None)
-        self._spend("labelling")
+        self._spend("predicting")
 
     def _prepare(self, cluster: Cluster) -> Cluster:
         """Wait for room on a cluster, and see that its machines reach what is to be read."""
@@ -258,26 +260,26 @@ class _Run:
         Raises:
             StoppedError: a signal came, too much fails, or another driver took over.
         """
-        from tlray.prediction.pipeline import Labelling, Task, choose_batch_rows, make_windows
+        from tlray.prediction.pipeline import PredictionPipeline, PredictionTask, choose_batch_rows, make_windows
 
         bounds = self._config.engine_bounds
         batch_rows = choose_batch_rows(self._config.batch_size, cluster.cpus, gpus=bounds.choose_gpus(cluster) > 0)
-        task = Task(
+        task = PredictionTask(
             rows=self._plan,
             done=settled,
-            windows=make_windows(settled, max(cluster.cpus, bounds.most or 0), batch_rows, self._plan.streams),
+            windows=make_windows(settled, max(cluster.cpus, bounds.max_engines or 0), batch_rows, self._plan.streams),
             bundle=self._bundle,
             limits=self._config.limits,
             batch_size=self._config.batch_size,
             precision=self._config.precision,
-            wanted=self._wanted,
+            columns=self._columns,
             bounds=bounds,
         )
-        labelling = Labelling(task, cluster)
-        say(str(labelling.shares))
+        labelling = PredictionPipeline(task, cluster)
+        say(str(labelling.resources))
         left = self._plan.num_rows - len(settled)
         notice = ProgressFile(self._output, self._plan.num_rows, len(settled))
-        with TermSignal(labelling.drain) as term, Stage("label", left) as stage:
+        with TermSignal(labelling.drain) as term, Stage("predict", left) as stage:
             try:
                 for answers in self._save_now_and_then(labelling, writer):
                     self._lock.check()
@@ -313,7 +315,7 @@ class _Run:
                     "the same command goes on"
                 )
 
-    def _save_now_and_then(self, labelling: Labelling, writer: PartWriter) -> Iterator[pa.Table]:
+    def _save_now_and_then(self, labelling: PredictionPipeline, writer: PartWriter) -> Iterator[pa.Table]:
         """Keep answers whose parts aren't full every few seconds, and often in a short job."""
         last, unsaved, took_s = time.monotonic(), 0, 0.0
         for answers in labelling:
@@ -337,7 +339,7 @@ class _Run:
         """Charge the time since the last stage to this one."""
         self._stages[stage] = time.monotonic() - self._began - sum(self._stages.values())
 
-    def _note_time(self, labelling: Labelling) -> None:
+    def _note_time(self, labelling: PredictionPipeline) -> None:
         """A sample of how far each stage is, about every second and at most so many of a run."""
         seconds = time.monotonic() - self._began
         if not self._timeline or seconds - self._timeline[-1]["seconds"] >= self._timeline_step_s:
@@ -353,7 +355,9 @@ class _Run:
 
         def read(row_ids: Sequence[int]) -> Iterator[bytes | None]:
             rows = self._plan.take(np.array(row_ids))
-            gzipped = pc.equal(rows["source"], Source.TAR_GZ.value).to_pylist()  # found by reading all that is before
+            gzipped = pc.equal(
+                rows["source"], SourceKind.TAR_GZ.value
+            ).to_pylist()  # found by reading all that is before
             others = rows.filter(pc.invert(pa.array(gzipped)))
             fetched = read_rows(others, self._config.max_bytes, self._plan.image_column)
             for inside in gzipped:
@@ -361,8 +365,8 @@ class _Run:
                 yield data if isinstance(data, bytes) else None
 
         try:
-            facts = report.gather_labelling(self._output, receipt, self._bundle.manifest, self._timeline)
-            storage.put(storage.join(self._output, report.NAME), report.render_labelling(facts, read))
+            facts = report.gather_prediction_facts(self._output, receipt, self._bundle.manifest, self._timeline)
+            storage.put(storage.join(self._output, report.NAME), report.render_prediction(facts, read))
         except Exception as error:  # the labels are whole, whatever a page stumbles over
             say(f"the report could not be written: {type(error).__name__}: {error}")
             return None
@@ -386,7 +390,7 @@ class _Run:
             planned=self._plan.num_rows,
             excluded=self._plan.num_excluded,
             needs_review=None
-            if self._wanted.least is None
+            if self._columns.min_probabilities is None
             else sum(part.needs_review for part in self._parts.values()),
             retries=self._retries,
             update=None if self._comparison is None else {"from": self._job.update_from, **asdict(self._comparison)},

@@ -17,7 +17,7 @@ from tlray.output.plan import Plan, open_plan
 from tlray.output.reader import LabelsReader
 from tlray.output.receipt import Receipt, read_receipt
 from tlray.output.rowset import RowSet
-from tlray.output.schema import ANSWER_FIELDS, KEPT_ANSWERS
+from tlray.output.schema import PREDICTED_COLUMNS, PREDICTION_FIELDS
 
 _IDENTITY = ("uri", "size", "etag", "mtime_ns")
 _MUST_AGREE = (
@@ -54,7 +54,7 @@ def find_finished(output: str) -> tuple[Receipt, Plan]:
     return receipt, plan
 
 
-class Earlier:
+class EarlierOutput:
     """A finished output to copy from.
 
     Args:
@@ -104,12 +104,12 @@ class Earlier:
         return kept
 
     def take(self, rows: pa.Table) -> pa.Table:
-        """The earlier answers of rows that `compare` kept, under their new row ids, by `ANSWER_FIELDS`."""
+        """The earlier predictions of rows that `compare` kept, under their new row ids, by `PREDICTION_FIELDS`."""
         _, old = self._find(rows)
         labels = self._labels.take(old)
-        answers = labels.select([name for name in labels.column_names if name in KEPT_ANSWERS])
-        answers = answers.set_column(0, ANSWER_FIELDS[0], rows["row_id"])
-        return answers.append_column(ANSWER_FIELDS[-1], pa.array(np.zeros(len(old), np.int32)))
+        predictions = labels.select([name for name in labels.column_names if name in PREDICTED_COLUMNS])
+        predictions = predictions.set_column(0, PREDICTION_FIELDS[0], rows["row_id"])
+        return predictions.append_column(PREDICTION_FIELDS[-1], pa.array(np.zeros(len(old), np.int32)))
 
     def _find_settled(self, row_ids: npt.NDArray[np.int64], codes: Collection[str]) -> npt.NDArray[np.bool_]:
         """Which rows have another status than these."""

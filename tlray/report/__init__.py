@@ -2,20 +2,20 @@
 
 from tlray.report.evaluation import render_evaluation
 from tlray.report.page import NAME
-from tlray.report.prediction import render_labelling
-from tlray.report.prediction_facts import LabellingFacts, gather_labelling
+from tlray.report.prediction import render_prediction
+from tlray.report.prediction_facts import PredictionFacts, gather_prediction_facts
 from tlray.report.shift import compare_with_validation
 from tlray.report.thumbnails import Reader, read_files
 from tlray.report.training import render_training
 
 __all__ = [
     "NAME",
-    "LabellingFacts",
+    "PredictionFacts",
     "Reader",
     "compare_with_validation",
-    "gather_labelling",
+    "gather_prediction_facts",
     "read_files",
     "render_evaluation",
-    "render_labelling",
+    "render_prediction",
     "render_training",
 ]

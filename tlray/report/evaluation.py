@@ -30,11 +30,11 @@ def render_evaluation(result: dict[str, Any], read: Reader[str]) -> bytes:
 
     Args:
         result: `evaluation.json`.
-        read: brings the images of mistakes and suspects by uri.
+        read: brings the images of mistakes and label_errors by uri.
     """
-    shown = measurement.pick_suspects(result["suspects"])
+    shown = measurement.pick_label_errors(result["label_errors"])
     worst = result["worst"][:_MAX_MISTAKES]
-    uris = [mistake["uri"] for mistake in worst] + measurement.list_suspect_uris(shown)
+    uris = [mistake["uri"] for mistake in worst] + measurement.list_label_error_uris(shown)
     thumbnails = make_thumbnails(uris, read)
     headline = measurement.describe_accuracy(result, "labelled")
     before = result["uncalibrated"]
@@ -56,7 +56,7 @@ def render_evaluation(result: dict[str, Any], read: Reader[str]) -> bytes:
         more_classes=max(0, len(counts) - MAX_CLASSES),
         failed=result["failed_by_code"],
         worst=worst,
-        suspects=shown,
+        label_errors=shown,
         picture=thumbnails.get,
         thumbnails_full=thumbnails.full,
         facts=_list_facts(result),
@@ -66,8 +66,8 @@ def render_evaluation(result: dict[str, Any], read: Reader[str]) -> bytes:
 def _list_points(result: Mapping[str, Any]) -> list[dict[str, str]]:
     """How far to trust the number above them."""
     points = measurement.point_at_threshold(result["thresholds"])
-    points += measurement.list_points(result, result["suspects"])
-    odd = result["oddness"]
+    points += measurement.list_points(result, result["label_errors"])
+    odd = result["ood_score"]
     if odd is not None and odd["above_1"] > _ODD_SHARE:
         text = (
             f"{format_percent(odd['above_1'])} of the images look like nothing the model was trained on; "
@@ -92,10 +92,10 @@ def _list_facts(result: Mapping[str, Any]) -> list[tuple[str, Any]]:
     if result["failed_by_code"]:
         failed = ", ".join(f"{code} {count:,}" for code, count in result["failed_by_code"].items())
         facts.append(("Not measured", clean(failed)))
-    if result["oddness"] is not None:
-        odd = result["oddness"]
+    if result["ood_score"] is not None:
+        odd = result["ood_score"]
         text = f"median {format_decimal(odd['median'], 2)}; {format_percent(odd['above_1'])} of the images above 1"
-        facts.append(("Oddness", text))
+        facts.append(("Out-of-distribution score", text))
     facts.append(("Measured", format_moment(result["measured"])))
     facts.append(("Model id", Markup("<code>{}</code>").format(result["model_id"])))
     return facts

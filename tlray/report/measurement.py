@@ -1,4 +1,4 @@
-"""What the training page and the evaluation page share: measurements and suspects, ready for their templates."""
+"""What the training page and the evaluation page share: measurements and label_errors, ready for their templates."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tlray.metrics.label_errors import CONTRADICTED
+from tlray.metrics.label_errors import LIKELY_ERROR
 from tlray.report.page import MAX_CLASSES, clean, format_decimal, format_percent, keep_frequent, shorten
 
-MAX_CONFLICTS = 40
+MAX_LABEL_ERRORS = 40
 MAX_DUPLICATES = 20
 
 _MAX_PAIRS = 20
@@ -40,7 +40,7 @@ def describe_accuracy(measurement: Mapping[str, Any], which: str) -> dict[str, A
     }
 
 
-def list_points(measurement: Mapping[str, Any], suspects: Mapping[str, Any] | None) -> list[dict[str, str]]:
+def list_points(measurement: Mapping[str, Any], label_errors: Mapping[str, Any] | None) -> list[dict[str, str]]:
     """Sentences on how far to trust a measurement, each with its tone: "good", "bad" or ""."""
     points = []
     ece = measurement["ece"]
@@ -65,24 +65,24 @@ def list_points(measurement: Mapping[str, Any], suspects: Mapping[str, Any] | No
     if missing:
         text = f"{_count(missing, 'class', 'classes')} without images here: nothing is known about them."
         points.append({"tone": "bad", "text": text})
-    if suspects is not None:
-        conflicts, duplicates = suspects["contradicted"], len(suspects["duplicates"])
-        if conflicts or duplicates:
+    if label_errors is not None:
+        listed, duplicates = label_errors["contradicted"], len(label_errors["duplicates"])
+        if listed or duplicates:
             found = []
-            if conflicts:
+            if listed:
                 found.append(
-                    _count(conflicts, "label is contradicted", "labels are contradicted")
+                    _count(listed, "label is contradicted", "labels are contradicted")
                     + " by the images most like "
-                    + ("it" if conflicts == 1 else "them")
+                    + ("it" if listed == 1 else "them")
                 )
             if duplicates:
                 found.append(
                     _count(duplicates, "pair of images is nearly the same", "pairs of images are nearly the same")
                 )
             text = f"{' and '.join(found)}; they are shown below."
-            points.append({"tone": "bad" if conflicts else "", "text": text})
-        elif suspects["checked"]:
-            text = f"No label of {suspects['checked']:,} checked images is contradicted by those most like it."
+            points.append({"tone": "bad" if listed else "", "text": text})
+        elif label_errors["checked"]:
+            text = f"No label of {label_errors['checked']:,} checked images is contradicted by those most like it."
             points.append({"tone": "good", "text": text})
     return points
 
@@ -179,26 +179,26 @@ def list_thresholds(thresholds: Mapping[str, Any], measurement: Mapping[str, Any
     }
 
 
-def pick_suspects(suspects: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """What of the suspects is shown; None without a look for them."""
-    if suspects is None:
+def pick_label_errors(label_errors: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What of the label_errors is shown; None without a look for them."""
+    if label_errors is None:
         return None
-    duplicates = suspects["duplicates"]
-    conflicts = [conflict for conflict in suspects["conflicts"] if conflict["score"] >= CONTRADICTED]
+    duplicates = label_errors["duplicates"]
+    listed = [error for error in label_errors["listed"] if error["score"] >= LIKELY_ERROR]
     return {
-        "checked": suspects["checked"],
-        "conflicts": conflicts[:MAX_CONFLICTS],
-        "more_conflicts": max(0, suspects["contradicted"] - MAX_CONFLICTS),
+        "checked": label_errors["checked"],
+        "listed": listed[:MAX_LABEL_ERRORS],
+        "more_listed": max(0, label_errors["contradicted"] - MAX_LABEL_ERRORS),
         "duplicates": duplicates[:MAX_DUPLICATES],
         "more_duplicates": max(0, len(duplicates) - MAX_DUPLICATES),
     }
 
 
-def list_suspect_uris(shown: Mapping[str, Any] | None) -> list[str]:
-    """The images of what `pick_suspects` gave."""
+def list_label_error_uris(shown: Mapping[str, Any] | None) -> list[str]:
+    """The images of what `pick_label_errors` gave."""
     if shown is None:
         return []
-    uris = [conflict["uri"] for conflict in shown["conflicts"]]
+    uris = [error["uri"] for error in shown["listed"]]
     for pair in shown["duplicates"]:
         uris += [pair["first"], pair["second"]]
     return uris

@@ -20,7 +20,7 @@ from tlray.report.page import (
     render,
     shorten,
 )
-from tlray.report.prediction_facts import MAX_FAILURES, LabellingFacts
+from tlray.report.prediction_facts import MAX_FAILURES, PredictionFacts
 from tlray.report.thumbnails import Reader, make_thumbnails
 
 _USUAL_ODD_SHARE = 0.01  # of validation images, by construction
@@ -28,11 +28,11 @@ _MANY_ODD = 0.05
 _MANY_FAILED = 0.01
 
 
-def render_labelling(facts: LabellingFacts, read: Reader[int]) -> bytes:
+def render_prediction(facts: PredictionFacts, read: Reader[int]) -> bytes:
     """The page as UTF-8.
 
     Args:
-        facts: by `gather_labelling`.
+        facts: by `gather_prediction_facts`.
         read: brings images by row id; asked once, for ascending ids.
     """
     names = sorted(facts.class_counts, key=lambda name: -facts.class_counts[name])
@@ -44,8 +44,8 @@ def render_labelling(facts: LabellingFacts, read: Reader[int]) -> bytes:
     reference = facts.validation
     counts = {name: facts.class_counts.get(name, 0) for name in facts.classes}
     return render(
-        "labelling.html",
-        title=f"Labelling report: {shorten(clean(_name_input(facts.receipt)), 80)}",
+        "prediction.html",
+        title=f"Prediction report: {shorten(clean(_name_input(facts.receipt)), 80)}",
         version=facts.receipt["versions"].get("tlray", ""),
         input=_name_input(facts.receipt),
         receipt=facts.receipt,
@@ -78,7 +78,7 @@ def _name_input(receipt: Mapping[str, Any]) -> str:
     return given if isinstance(given, str) else ", ".join(given)
 
 
-def _describe_sample(facts: LabellingFacts) -> str:
+def _describe_sample(facts: PredictionFacts) -> str:
     if not facts.is_sample:
         return ""
     return (
@@ -87,7 +87,7 @@ def _describe_sample(facts: LabellingFacts) -> str:
     )
 
 
-def _list_figures(facts: LabellingFacts) -> list[tuple[str, str]]:
+def _list_figures(facts: PredictionFacts) -> list[tuple[str, str]]:
     """The first screen's numbers."""
     receipt = facts.receipt
     figures = [("labelled", format_count(receipt["labelled"])), ("failed", format_count(receipt["failed"]))]
@@ -98,7 +98,7 @@ def _list_figures(facts: LabellingFacts) -> list[tuple[str, str]]:
     return figures
 
 
-def _list_points(facts: LabellingFacts) -> list[dict[str, str]]:
+def _list_points(facts: PredictionFacts) -> list[dict[str, str]]:
     """How far to trust the labels."""
     receipt, points = facts.receipt, []
     share = receipt["failed"] / max(receipt["planned"], 1)
@@ -124,7 +124,7 @@ def _list_points(facts: LabellingFacts) -> list[dict[str, str]]:
     return points
 
 
-def _list_facts(facts: LabellingFacts) -> list[tuple[str, Any]]:
+def _list_facts(facts: PredictionFacts) -> list[tuple[str, Any]]:
     """What was done, with what."""
     receipt = facts.receipt
     listed: list[tuple[str, Any]] = [

@@ -25,7 +25,7 @@ MAX_PARTS = 512
 MAX_FAILURES = 8
 """Rows that are kept of each code."""
 
-_COLUMNS = ["row_id", "uri", "status", "error", "class_name", "probability", "needs_review", "oddness"]
+_COLUMNS = ["row_id", "uri", "status", "error", "class_name", "probability", "needs_review", "ood_score"]
 _BINS = 20
 _MAX_EXAMPLES = 6
 _MAX_ODD = 12
@@ -41,14 +41,14 @@ class Example:
         uri: where it lies.
         class_name: what it was taken for.
         probability: of that class.
-        oddness: above 1 it is odder than 99% of the validation images; None where that isn't known.
+        ood_score: above 1 it is odder than 99% of the validation images; None where that isn't known.
     """
 
     row_id: int
     uri: str
     class_name: str
     probability: float
-    oddness: float | None
+    ood_score: float | None
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class LabellingFacts:
+class PredictionFacts:
     """What the page says of a labelling run; all but the receipt is of the rows that were read back.
 
     Attributes:
@@ -72,7 +72,7 @@ class LabellingFacts:
         rows_read: how many rows were read back.
         is_sample: whether there are more.
         needs_review: rows below the asked probability, None where none was asked.
-        odd: rows with an oddness above 1, None where it isn't known.
+        odd: rows with an ood_score above 1, None where it isn't known.
         failures: up to 8 rows of each code.
         surest, least_sure: up to 6 rows of each class, in that order.
         oddest: up to 12 rows, the oddest first.
@@ -112,9 +112,9 @@ class LabellingFacts:
         return measure_shift(self.class_counts, self.confidences, self.confidence, self.validation)
 
 
-def gather_labelling(
+def gather_prediction_facts(
     output: str, receipt: Receipt, manifest: dict[str, Any], timeline: list[dict[str, float]]
-) -> LabellingFacts:
+) -> PredictionFacts:
     """Read the labels of a finished run back, at most `MAX_PARTS` parts; memory holds a few parts and the examples.
 
     Args:
@@ -130,7 +130,7 @@ def gather_labelling(
     tally = _Tally()
     for table in LabelsReader(output, names).read(_COLUMNS):
         tally.add(table)
-    return LabellingFacts(
+    return PredictionFacts(
         receipt=asdict(receipt),
         classes=tuple(manifest["classes"]),
         class_counts={name: tally.counts[name] for name in manifest["classes"] if tally.counts[name]},
@@ -179,11 +179,11 @@ class _Tally:
         table = table.filter(labelled)
         if not table.num_rows:
             return
-        review, oddness = table["needs_review"], table["oddness"]
+        review, ood_score = table["needs_review"], table["ood_score"]
         if review.null_count < len(review):
             self.needs_review = (self.needs_review or 0) + (pc.sum(review).as_py() or 0)
-        odd = np.nan_to_num(oddness.to_numpy(), nan=-math.inf)
-        if oddness.null_count < len(oddness):
+        odd = np.nan_to_num(ood_score.to_numpy(), nan=-math.inf)
+        if ood_score.null_count < len(ood_score):
             self.odd = (self.odd or 0) + int((odd > _ODD).sum())
             best = _find_largest(odd, _MAX_ODD)
             self._merge_oddest(_make_examples(table, best[np.isfinite(odd[best])]))
@@ -218,7 +218,7 @@ class _Tally:
                 del have[_MAX_EXAMPLES:]
 
     def _merge_oddest(self, more: Sequence[Example]) -> None:
-        self.oddest = sorted([*self.oddest, *more], key=lambda row: -(row.oddness or 0.0))[:_MAX_ODD]
+        self.oddest = sorted([*self.oddest, *more], key=lambda row: -(row.ood_score or 0.0))[:_MAX_ODD]
 
 
 def _find_largest(values: npt.NDArray[np.floating[Any]], most: int) -> npt.NDArray[np.intp]:
@@ -226,5 +226,5 @@ def _find_largest(values: npt.NDArray[np.floating[Any]], most: int) -> npt.NDArr
 
 
 def _make_examples(table: pa.Table, rows: Iterable[int]) -> list[Example]:
-    names = ["row_id", "uri", "class_name", "probability", "oddness"]
+    names = ["row_id", "uri", "class_name", "probability", "ood_score"]
     return [Example(*(table[name][int(row)].as_py() for name in names)) for row in rows]

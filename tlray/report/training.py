@@ -26,7 +26,7 @@ _PHASES = {"head": "the head phase", "finetune": "fine-tuning"}
 def render_training(
     manifest: dict[str, Any],
     history: list[dict[str, Any]],
-    suspects: dict[str, Any] | None,
+    label_errors: dict[str, Any] | None,
     read: Reader[str],
     finished: str | None = None,
 ) -> bytes:
@@ -35,15 +35,15 @@ def render_training(
     Args:
         manifest: `bundle.json`.
         history: one record an epoch.
-        suspects: what was found among the labels, None where nobody looked.
-        read: brings the images of the suspects by uri.
+        label_errors: what was found among the labels, None where nobody looked.
+        read: brings the images of the label_errors by uri.
         finished: when, in UTC, ISO 8601.
     """
     metrics, training = manifest["metrics"], manifest["training"]
     roles = [role for role in ("test", "validation") if role in metrics]
     best = metrics[roles[0]] if roles else None
-    shown = measurement.pick_suspects(suspects)
-    thumbnails = make_thumbnails(measurement.list_suspect_uris(shown), read)
+    shown = measurement.pick_label_errors(label_errors)
+    thumbnails = make_thumbnails(measurement.list_label_error_uris(shown), read)
     validated = any(record["val_loss"] is not None for record in history)
     before = metrics.get("uncalibrated")
     values: dict[str, Any] = {
@@ -51,7 +51,7 @@ def render_training(
         "version": manifest["versions"].get("tlray", ""),
         "data": training["data"],
         "headline": measurement.describe_accuracy(best, roles[0]) if best else None,
-        "points": _list_points(manifest, roles, suspects),
+        "points": _list_points(manifest, roles, label_errors),
         "curves": [(name, _draw_curve(history, name, metrics)) for name in ("accuracy", "loss")] if history else [],
         "kept": _describe_kept(metrics),
         "validated": validated,
@@ -59,7 +59,7 @@ def render_training(
         "thresholds": measurement.list_thresholds(manifest["thresholds"], metrics["validation"])
         if "validation" in metrics
         else None,
-        "suspects": shown,
+        "label_errors": shown,
         "picture": thumbnails.get,
         "thumbnails_full": thumbnails.full,
         "distribution": None,
@@ -90,7 +90,7 @@ def _draw_curve(history: Sequence[dict[str, Any]], name: str, metrics: Mapping[s
 
 
 def _list_points(
-    manifest: Mapping[str, Any], roles: Sequence[str], suspects: Mapping[str, Any] | None
+    manifest: Mapping[str, Any], roles: Sequence[str], label_errors: Mapping[str, Any] | None
 ) -> list[dict[str, str]]:
     """How far to trust the number above them."""
     points = []
@@ -108,7 +108,7 @@ def _list_points(
         points.append({"tone": "bad", "text": text})
     if "validation" in roles:
         points += measurement.point_at_threshold(manifest["thresholds"])
-    points += measurement.list_points(manifest["metrics"][roles[0]], suspects)
+    points += measurement.list_points(manifest["metrics"][roles[0]], label_errors)
     left_out = manifest["training"]["left_out"]
     if left_out:
         points.append(

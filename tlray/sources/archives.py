@@ -11,7 +11,7 @@ from typing import BinaryIO, cast
 
 from tlray import storage
 from tlray.sources import zips
-from tlray.sources.candidates import Candidate, Source, leads_outside, make_printable
+from tlray.sources.candidates import Candidate, SourceKind, leads_outside, make_printable
 from tlray.storage.files import ReadOnlyFile
 
 _CHUNK_BYTES = 2**20
@@ -51,11 +51,11 @@ def index(archive: storage.Entry) -> list[Candidate]:
     """
     kind = _get_kind(archive.uri)
     with storage.open_file(archive.uri) as file:
-        if kind is Source.ZIP:
+        if kind is SourceKind.ZIP:
             return list(zips.index(archive, file))
-        if kind is Source.TAR:
-            return list(_index_tar(archive, file, Source.TAR))
-        return list(_index_tar(archive, open_unpacked(file), Source.TAR_GZ))
+        if kind is SourceKind.TAR:
+            return list(_index_tar(archive, file, SourceKind.TAR))
+        return list(_index_tar(archive, open_unpacked(file), SourceKind.TAR_GZ))
 
 
 def open_unpacked(file: BinaryIO) -> BinaryIO:
@@ -63,12 +63,12 @@ def open_unpacked(file: BinaryIO) -> BinaryIO:
     return io.BufferedReader(cast("io.FileIO", Unpacked(file)), _BUFFER_BYTES)
 
 
-def _get_kind(uri: str) -> Source:
+def _get_kind(uri: str) -> SourceKind:
     name = uri.lower()
-    return Source.ZIP if name.endswith(".zip") else Source.TAR if name.endswith(".tar") else Source.TAR_GZ
+    return SourceKind.ZIP if name.endswith(".zip") else SourceKind.TAR if name.endswith(".tar") else SourceKind.TAR_GZ
 
 
-def _index_tar(archive: storage.Entry, file: BinaryIO, kind: Source) -> Iterator[Candidate]:
+def _index_tar(archive: storage.Entry, file: BinaryIO, kind: SourceKind) -> Iterator[Candidate]:
     headers = _Headers(file)
     reached = -1
     try:
@@ -115,19 +115,19 @@ class _Headers:
         return self._file.tell()
 
 
-def _describe(archive: storage.Entry, member: tarfile.TarInfo, kind: Source) -> Candidate:
+def _describe(archive: storage.Entry, member: tarfile.TarInfo, kind: SourceKind) -> Candidate:
     name = make_printable(member.name)
     source, reason = kind, None
     if member.isdir():
         reason = "a folder"
     elif leads_outside(name):
-        source = Source.OUTSIDE
+        source = SourceKind.OUTSIDE
     elif member.issym() or member.islnk():
-        source = Source.LINK
+        source = SourceKind.LINK
     elif not member.isreg() or member.issparse():
-        source = Source.SPECIAL
-    elif kind is Source.TAR and member.offset_data + member.size > archive.size:
-        source = Source.CUT
+        source = SourceKind.SPECIAL
+    elif kind is SourceKind.TAR and member.offset_data + member.size > archive.size:
+        source = SourceKind.CUT
     return Candidate(
         uri=f"{archive.uri}#{name}",
         name=name,

@@ -10,7 +10,7 @@ from tlray.errors import Code
 from tlray.images.decode import EXTENSIONS
 
 
-class Source(StrEnum):
+class SourceKind(StrEnum):
     """How the bytes of a row are read; the last ones are never read, since their archive tells what is wrong."""
 
     FILE = "file"
@@ -26,11 +26,11 @@ class Source(StrEnum):
 
 
 REFUSED = {
-    Source.LINK: (Code.UNSUPPORTED, "a link inside an archive; links are not followed"),
-    Source.SPECIAL: (Code.UNSUPPORTED, "not a plain file inside its archive"),
-    Source.OUTSIDE: (Code.UNSUPPORTED, "its name leads out of its archive"),
-    Source.ENCRYPTED: (Code.UNSUPPORTED, "encrypted inside its archive"),
-    Source.CUT: (Code.TRUNCATED, "its archive ends before it does"),
+    SourceKind.LINK: (Code.UNSUPPORTED, "a link inside an archive; links are not followed"),
+    SourceKind.SPECIAL: (Code.UNSUPPORTED, "not a plain file inside its archive"),
+    SourceKind.OUTSIDE: (Code.UNSUPPORTED, "its name leads out of its archive"),
+    SourceKind.ENCRYPTED: (Code.UNSUPPORTED, "encrypted inside its archive"),
+    SourceKind.CUT: (Code.TRUNCATED, "its archive ends before it does"),
 }
 """Status and sentence of the rows that are never read."""
 
@@ -54,7 +54,7 @@ class Candidate(NamedTuple):
 
     uri: str
     name: str
-    source: Source = Source.FILE
+    source: SourceKind = SourceKind.FILE
     member: str | None = None
     offset: int | None = None
     length: int | None = None

@@ -18,7 +18,7 @@ from tlray import storage
 from tlray.errors import IN_THE_WAY, DataError, FetchError, StoppedError
 from tlray.sources import archives, manifests
 from tlray.sources import parquet as tables
-from tlray.sources.candidates import Candidate, Source, has_image_name
+from tlray.sources.candidates import Candidate, SourceKind, has_image_name
 
 _INDEX_THREADS = 16
 
@@ -220,7 +220,7 @@ def _select(candidates: Iterator[Candidate], selection: Selection) -> Iterator[C
     left = selection.limit
     for candidate in candidates:
         reason = candidate.reason
-        if reason is None and not (candidate.source is Source.PARQUET or has_image_name(candidate.name)):
+        if reason is None and not (candidate.source is SourceKind.PARQUET or has_image_name(candidate.name)):
             reason = "its extension is not a known image extension"
         elif reason is None and include is not None and not include.match(candidate.name):
             reason = "not matched by --include"

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from tlray import storage
 from tlray.errors import IN_THE_WAY, DataError, FetchError, StoppedError
-from tlray.sources.candidates import Candidate, Source
+from tlray.sources.candidates import Candidate, SourceKind
 
 _ROWS = 8192
 
@@ -67,7 +67,7 @@ def _describe(entry: storage.Entry, row: int, inputs: dict[str, object] | None) 
     return Candidate(
         uri=f"{entry.uri}#{row}",
         name=f"{entry.name}#{row}",
-        source=Source.PARQUET,
+        source=SourceKind.PARQUET,
         member=str(row),
         offset=row,
         etag=entry.etag,

@@ -14,7 +14,7 @@ from tlray import storage
 from tlray.errors import Code, FetchError
 from tlray.sources import archives, zips
 from tlray.sources import parquet as tables
-from tlray.sources.candidates import REFUSED, Source
+from tlray.sources.candidates import REFUSED, SourceKind
 from tlray.storage import Fetched, Request
 
 Row = dict[str, Any]
@@ -28,14 +28,14 @@ def read_rows(rows: pa.Table, max_bytes: int, image_column: str | None) -> Itera
         max_bytes: a larger image is TOO_LARGE, and is not read.
         image_column: of Parquet rows.
     """
-    for source, run in groupby(rows.to_pylist(), key=lambda row: Source(row["source"])):
+    for source, run in groupby(rows.to_pylist(), key=lambda row: SourceKind(row["source"])):
         if source in REFUSED:
             yield from (Fetched(FetchError(*REFUSED[source]), 0) for _ in run)
-        elif source in (Source.FILE, Source.TAR, Source.ZIP):
+        elif source in (SourceKind.FILE, SourceKind.TAR, SourceKind.ZIP):
             yield from _read_ranges(source, list(run), max_bytes)
         else:
             for archive, members in groupby(run, key=_get_archive):
-                if source is Source.TAR_GZ:
+                if source is SourceKind.TAR_GZ:
                     yield from _read_stream(archive, list(members), max_bytes)
                 else:
                     yield from _read_table(archive, list(members), max_bytes, image_column or "")
@@ -55,7 +55,7 @@ def _get_archive(row: Row) -> str:
     return uri if row["member"] is None else uri[: -len(row["member"]) - 1]
 
 
-def _read_ranges(source: Source, rows: list[Row], max_bytes: int) -> Iterator[Fetched]:
+def _read_ranges(source: SourceKind, rows: list[Row], max_bytes: int) -> Iterator[Fetched]:
     """Files and members that one request each brings."""
     early = [_answer_early(row, max_bytes) for row in rows]
     wanted = [row for row, answer in zip(rows, early, strict=True) if answer is None]
@@ -64,9 +64,9 @@ def _read_ranges(source: Source, rows: list[Row], max_bytes: int) -> Iterator[Fe
         answer = answered or next(fetched)
         data = answer.data
         if answered is None and isinstance(data, bytes):
-            if source is Source.ZIP:
+            if source is SourceKind.ZIP:
                 answer = _unpack_zip(row, data, answer.retries)
-            elif source is Source.TAR and len(data) < row["length"]:
+            elif source is SourceKind.TAR and len(data) < row["length"]:
                 answer = answer._replace(data=FetchError(Code.TRUNCATED, "its archive ends before it does"))
         yield answer
 
@@ -80,10 +80,10 @@ def _answer_early(row: Row, max_bytes: int) -> Fetched | None:
     return Fetched(b"", 0) if row["size"] == 0 and row["member"] is not None else None
 
 
-def _request(source: Source, row: Row, max_bytes: int) -> Request:
-    if source is Source.FILE:
+def _request(source: SourceKind, row: Row, max_bytes: int) -> Request:
+    if source is SourceKind.FILE:
         return Request(row["uri"], size=row["size"], etag=row["etag"], mtime_ns=row["mtime_ns"], max_bytes=max_bytes)
-    length = row["length"] if source is Source.TAR else zips.get_span(row["length"])
+    length = row["length"] if source is SourceKind.TAR else zips.get_span(row["length"])
     return Request(_get_archive(row), row["offset"], length, None, row["etag"], row["mtime_ns"])
 
 

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from tlray import storage
 from tlray.errors import Code, FetchError
-from tlray.sources.candidates import Candidate, Source, leads_outside, make_printable
+from tlray.sources.candidates import Candidate, SourceKind, leads_outside, make_printable
 
 _LOCAL = struct.Struct("<4s5H3I2H")
 _LOCAL_SIGNATURE = b"PK\x03\x04"
@@ -37,17 +37,17 @@ def index(archive: storage.Entry, file: BinaryIO) -> Iterator[Candidate]:
         return
     for member in members:
         name = make_printable(member.filename)
-        source, reason = Source.ZIP, None
+        source, reason = SourceKind.ZIP, None
         if member.is_dir():
             reason = "a folder"
         elif leads_outside(name):
-            source = Source.OUTSIDE
+            source = SourceKind.OUTSIDE
         elif stat.S_ISLNK(member.external_attr >> 16):
-            source = Source.LINK
+            source = SourceKind.LINK
         elif member.flag_bits & _ENCRYPTED:
-            source = Source.ENCRYPTED
+            source = SourceKind.ENCRYPTED
         elif member.header_offset + member.compress_size > archive.size:
-            source = Source.CUT
+            source = SourceKind.CUT
         yield _make(archive, name, source, member.header_offset, member.compress_size, member.file_size, reason)
 
 
@@ -63,12 +63,12 @@ def _recover(archive: storage.Entry, file: BinaryIO) -> Iterator[Candidate]:
         raw = file.read(name_length)
         name = make_printable(raw.decode("utf-8" if flags & _UTF8 else "cp437", "backslashreplace"))
         data = offset + _LOCAL.size + name_length + extra_length
-        source = Source.ENCRYPTED if flags & _ENCRYPTED else Source.ZIP
+        source = SourceKind.ENCRYPTED if flags & _ENCRYPTED else SourceKind.ZIP
         if flags & _SIZES_FOLLOW:
             file.seek(data)
             sizes = _measure(file, method)
             if sizes is None:
-                yield _make(archive, name, Source.CUT, offset, None, None, None)
+                yield _make(archive, name, SourceKind.CUT, offset, None, None, None)
                 break
             packed, unpacked = sizes
             file.seek(data + packed)
@@ -77,9 +77,9 @@ def _recover(archive: storage.Entry, file: BinaryIO) -> Iterator[Candidate]:
         else:
             end = data + packed
             if end > archive.size:
-                source = Source.CUT
+                source = SourceKind.CUT
         if leads_outside(name):
-            source = Source.OUTSIDE
+            source = SourceKind.OUTSIDE
         reason = "a folder" if name.endswith("/") else None
         yield _make(archive, name, source, offset, packed, unpacked, reason)
         offset = end
@@ -108,7 +108,7 @@ def _measure(file: BinaryIO, method: int) -> tuple[int, int] | None:
 def _make(
     archive: storage.Entry,
     name: str,
-    source: Source,
+    source: SourceKind,
     offset: int,
     length: int | None,
     size: int | None,

@@ -30,7 +30,7 @@ class Channel:
         self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._closed = False
         self._task: Any = None
-        self._shares: dict[int, Any] = {}
+        self._predictions: dict[int, Any] = {}
         self._controller: Any = None
 
     def send(self, message: Message) -> None:
@@ -60,17 +60,17 @@ class Channel:
         """Its handle; None before it has started."""
         return self._controller
 
-    def put_share(self, rank: int, share: Any) -> None:
+    def put_predictions(self, rank: int, share: Any) -> None:
         """Keep what a worker found out, for rank 0; a worker that took its place finds out the same."""
-        self._shares[rank] = share
+        self._predictions[rank] = share
 
-    def count_shares(self) -> int:
+    def count_predicted(self) -> int:
         """How many workers have found out what is theirs."""
-        return len(self._shares)
+        return len(self._predictions)
 
-    def get_shares(self) -> dict[int, Any]:
+    def get_predictions(self) -> dict[int, Any]:
         """What workers found out so far, by rank."""
-        return self._shares
+        return self._predictions
 
     def close(self) -> None:
         """Tell workers that nothing more is needed of them, also those that Ray Train starts from now on."""

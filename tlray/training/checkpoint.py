@@ -30,7 +30,7 @@ _META = "_meta"
 
 
 @dataclass
-class State:
+class TrainingState:
     """Training after some epochs.
 
     Attributes:
@@ -57,7 +57,7 @@ class State:
         return len(self.history)
 
 
-def save_state(uri: str, state: State) -> str:
+def save_state(uri: str, state: TrainingState) -> str:
     """Write a run's state after an epoch and forget all but the last two; returns the checkpoint's folder."""
     meta = {
         "phase": state.phase,
@@ -79,7 +79,7 @@ def save_state(uri: str, state: State) -> str:
     return folder
 
 
-def load_state(uri: str) -> State:
+def load_state(uri: str) -> TrainingState:
     """A run's latest state; an empty one where there is none.
 
     Raises:
@@ -87,7 +87,7 @@ def load_state(uri: str) -> State:
     """
     epochs = _list_states(uri)
     if not epochs:
-        return State()
+        return TrainingState()
     data = next(storage.get_many([storage.join(uri, f"epoch-{epochs[-1]:04d}", STATE)]))
     if isinstance(data, FetchError):
         raise StoppedError(f"the checkpoint of epoch {epochs[-1]} in {uri} cannot be read ({data})")
@@ -97,7 +97,7 @@ def load_state(uri: str) -> State:
         def take(group: str) -> Weights:
             return {name.partition("/")[2]: stored[name] for name in stored.files if name.startswith(f"{group}/")}
 
-        return State(
+        return TrainingState(
             phase=meta["phase"],
             history=meta["history"],
             weights=take("weights"),

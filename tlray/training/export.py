@@ -29,7 +29,7 @@ from tlray.model.network import (
 from tlray.model.serving import freeze_classifier, make_golden, read_images, save_for_serving
 
 if TYPE_CHECKING:
-    from tlray.training.task import Task
+    from tlray.training.task import TrainingTask
 
 
 _SCALAR = tf.compat.v1.SummaryMetadata(
@@ -38,7 +38,7 @@ _SCALAR = tf.compat.v1.SummaryMetadata(
 
 
 def export_model(
-    task: Task, weights: Weights, history: Sequence[dict[str, Any]], calibration: Calibration
+    task: TrainingTask, weights: Weights, history: Sequence[dict[str, Any]], calibration: Calibration
 ) -> tuple[dict[str, npt.NDArray[np.uint8]], dict[str, Any]]:
     """Build the whole network outside of any strategy, on the CPU, in float32, and save it.
 
@@ -46,7 +46,7 @@ def export_model(
         task: what was trained.
         weights: of what was trained, by name; the rest is as it began.
         history: one record an epoch.
-        calibration: its temperature goes into the last layer, its oddness beside the network.
+        calibration: its temperature goes into the last layer, its ood_score beside the network.
 
     Returns:
         `model.keras`, `saved_model/...`, `golden/...` and `training/tensorboard/...` by name, as bytes that Ray
@@ -55,7 +55,7 @@ def export_model(
     keras.config.set_dtype_policy("float32")
     with tf.device("/CPU:0"):
         model = _assemble(task, weights, calibration.temperature)
-        frozen = freeze_classifier(model, model.get_layer(POOL).output, task.image_size_px, calibration.oddness)
+        frozen = freeze_classifier(model, model.get_layer(POOL).output, task.image_size_px, calibration.ood_score)
         # TensorFlow's first run works for seconds outside of Python's lock, saving inside of it
         with ThreadPoolExecutor(1) as pool, tempfile.TemporaryDirectory(prefix="tlray-") as folder:
             golden = pool.submit(_make_golden, frozen, task)
@@ -78,7 +78,7 @@ def export_model(
     return files, architecture
 
 
-def _assemble(task: Task, weights: Weights, temperature: float) -> keras.Model:
+def _assemble(task: TrainingTask, weights: Weights, temperature: float) -> keras.Model:
     """The whole network; a softmax of logits divided by the temperature is one of weights divided by it."""
     base_weights = ray.get(task.base_weights) if task.base_weights is not None else None
     base = build_base(task.backbone, task.image_size_px, weights=base_weights, seed=task.seed)
@@ -105,7 +105,7 @@ def _write_tensorboard(history: Sequence[dict[str, Any]], path: Path) -> None:
                     tf.summary.write(name, np.float32(value), record["epoch"], _SCALAR)
 
 
-def _make_golden(frozen: Any, task: Task) -> dict[str, bytes]:
+def _make_golden(frozen: Any, task: TrainingTask) -> dict[str, bytes]:
     addresses = ray.get(task.images.uris)
     uris = [addresses[int(row)] for row in task.golden_rows]
     read = read_images(uris, task.image_size_px, task.images.limits)

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from tlray import storage
 from tlray.cluster.ray_private import count_training_workers, get_train_snapshot_name, make_controller_callback
-from tlray.cluster.resources import Cluster, share_workers
+from tlray.cluster.resources import Cluster, plan_workers
 from tlray.config import TrainConfig, describe_run
 from tlray.console import Stage, say
 from tlray.errors import StoppedError, TlrayError
 from tlray.training.dataset import Images
 
 if TYPE_CHECKING:
-    from tlray.training.task import Task
+    from tlray.training.task import TrainingTask
 
 _POLL_S = 0.25
 _END_S = 60.0
@@ -49,7 +49,7 @@ class Launch:
     """The workers of one training: started, told what to do, watched.
 
     On a local cluster without GPUs they may start before their task is known: they import TensorFlow and connect while
-    the driver reads images and engines compute the frozen part. Elsewhere they would hold what the engines need.
+    the driver reads images and engines compute the frozen base. Elsewhere they would hold what the engines need.
     """
 
     def __init__(self, config: TrainConfig, cluster: Cluster, checkpoints: str) -> None:
@@ -68,8 +68,8 @@ class Launch:
         self._channel = Channel.options(scheduling_strategy=stay_here()).remote()  # type: ignore[attr-defined]
         self._thread: threading.Thread | None = None
         self._failures: list[BaseException] = []
-        self.shares = share_workers(cluster, config.num_workers, config.gpus_per_worker)
-        self.may_start_early = cluster.local and not self.shares.gpus
+        self.resources = plan_workers(cluster, config.num_workers, config.gpus_per_worker)
+        self.may_start_early = cluster.local and not self.resources.gpus
 
     def start(self) -> None:
         """Let Ray Train start the workers."""
@@ -101,7 +101,7 @@ class Launch:
                     ray.kill(controller)
                 self._thread.join(_POLL_S)
 
-    def run(self, task: Task) -> Outcome:
+    def run(self, task: TrainingTask) -> Outcome:
         """Give the workers their task and watch until the model is there.
 
         Raises:
@@ -115,10 +115,10 @@ class Launch:
         counts = [len(rows) for rows in (task.train_rows, task.val_rows)]
         say(
             f"training on {counts[0]:,} images, validating on {counts[1]:,}; {self._config.num_workers} workers of "
-            f"{task.batch_size} images a step, on {'GPUs' if self.shares.gpus else 'CPUs'} in {task.precision.step}"
+            f"{task.batch_size} images a step, on {'GPUs' if self.resources.gpus else 'CPUs'} in {task.precision.step}"
         )
         assert self._thread is not None
-        watch = _Watch(sum(phase.epochs for phase in task.phases), sum(counts), self._check_room)
+        watch = _TrainingMonitor(sum(phase.epochs for phase in task.phases), sum(counts), self._check_room)
         outcome = watch.run(self._thread, self._failures, self._channel)
         self.close()
         return outcome
@@ -132,19 +132,26 @@ class Launch:
         Raises:
             StoppedError: they found none for as long as a job waits for room.
         """
-        from tlray.cluster.capacity import Demand, choose_wait, describe_rooms, has_room, is_growing, list_rooms
+        from tlray.cluster.capacity import (
+            Demand,
+            choose_wait,
+            describe_resources,
+            has_room,
+            is_growing,
+            list_node_resources,
+        )
 
         if self._cluster.local or count_training_workers() >= self._config.num_workers:
             return
-        workers, shares = self._config.num_workers, self.shares
-        readers = workers * shares.num_readers * shares.reader_cpus
-        all_cpus = workers * shares.worker_cpus + readers
-        demand = Demand(f"--num-workers {workers}", workers, shares.worker_cpus, shares.gpus, all_cpus)
-        rooms = list_rooms()
+        workers, resources = self._config.num_workers, self.resources
+        readers = workers * resources.num_readers * resources.reader_cpus
+        all_cpus = workers * resources.worker_cpus + readers
+        demand = Demand(f"--num-workers {workers}", workers, resources.worker_cpus, resources.gpus, all_cpus)
+        rooms = list_node_resources()
         if has_room(rooms, demand):
             return
         wait_s = choose_wait(self._config.wait_for_resources, growing=is_growing())
-        has = describe_rooms(rooms, gpus=shares.gpus > 0)
+        has = describe_resources(rooms, gpus=resources.gpus > 0)
         if silent_s > wait_s:
             raise StoppedError(
                 f"workers were lost, and there is no room for new ones: {demand.option} needs {demand}; {has}; the "
@@ -160,16 +167,16 @@ class Launch:
         from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
         from tlray.training.ray_train import MultiWorkerConfig, run_worker
-        from tlray.training.task import Setting
+        from tlray.training.task import WorkerSettings
 
-        config, shares = self._config, self.shares
+        config, resources = self._config, self.resources
         filesystem, path = storage.make_arrow_filesystem(self._checkpoints)
         # Ray Train's own notes, which a kill may have left half written; workers find their state without them
         storage.delete(storage.join(self._checkpoints, get_train_snapshot_name()))
-        setting = Setting(
+        setting = WorkerSettings(
             channel=self._channel,
             checkpoints=self._checkpoints,
-            num_threads=int(self._cluster.cpus) if self._cluster.local else max(1, int(shares.worker_cpus)),
+            num_threads=int(self._cluster.cpus) if self._cluster.local else max(1, int(resources.worker_cpus)),
             collective_timeout_s=config.collective_timeout,
         )
         return DataParallelTrainer(
@@ -178,10 +185,13 @@ class Launch:
             backend_config=MultiWorkerConfig(),
             scaling_config=ScalingConfig(
                 num_workers=config.num_workers,
-                use_gpu=shares.gpus > 0,
+                use_gpu=resources.gpus > 0,
                 # GPUs of one machine sum fastest; cores of one machine share its memory's bandwidth
-                placement_strategy="PACK" if shares.gpus else "SPREAD",
-                resources_per_worker={"CPU": shares.worker_cpus, **({"GPU": shares.gpus} if shares.gpus else {})},
+                placement_strategy="PACK" if resources.gpus else "SPREAD",
+                resources_per_worker={
+                    "CPU": resources.worker_cpus,
+                    **({"GPU": resources.gpus} if resources.gpus else {}),
+                },
             ),
             run_config=RunConfig(
                 name=path.rpartition("/")[2],
@@ -201,7 +211,7 @@ def name_run(config: TrainConfig, images: Images) -> str:
     return storage.join(storage.resolve(config.resolved_storage_path), f"run-{fingerprint[:16]}")
 
 
-class _Watch:
+class _TrainingMonitor:
     """Shows what the workers send while Ray Train runs in its thread."""
 
     def __init__(self, epochs: int, images_an_epoch: int, check_room: Callable[[float], None]) -> None:
@@ -268,10 +278,10 @@ class _Watch:
         import ray.exceptions
 
         try:
-            files, answers = ray.get([body["files"][0], body["answers"][0]])
+            files, predictions = ray.get([body["files"][0], body["predictions"][0]])
         except ray.exceptions.RayError:
             return None
-        return {**body, "answers": answers, "files": {name: data.tobytes() for name, data in files.items()}}
+        return {**body, "predictions": predictions, "files": {name: data.tobytes() for name, data in files.items()}}
 
     def _say_start(self, epochs: int, num_workers: int, stage: Stage) -> None:
         behind = f"behind epoch {epochs}" if epochs else "from the beginning"

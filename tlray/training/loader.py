@@ -34,7 +34,7 @@ FEATURE_PREFETCH_BATCHES = 2
 """Batches of features that wait for the step."""
 
 
-class Batch(NamedTuple):
+class RowBatch(NamedTuple):
     """What one worker takes in one step.
 
     Attributes:
@@ -48,10 +48,10 @@ class Batch(NamedTuple):
     rows: npt.NDArray[np.int64]
 
 
-class Source(Protocol):
+class BatchSource(Protocol):
     """Where a phase's batches come from."""
 
-    def stream(self, batches: Sequence[Batch]) -> Generator[npt.NDArray[Any]]:
+    def stream(self, batches: Sequence[RowBatch]) -> Generator[npt.NDArray[Any]]:
         """The batches' inputs in order, `[B, ...]` each, read ahead; closing the iterator ends the reading."""
 
 
@@ -75,7 +75,7 @@ class ImageSource:
     keep_in: str
     keep_bytes: int
 
-    def stream(self, batches: Sequence[Batch]) -> Generator[npt.NDArray[Any]]:
+    def stream(self, batches: Sequence[RowBatch]) -> Generator[npt.NDArray[Any]]:
         """Read ahead in actors.
 
         Raises:
@@ -121,7 +121,7 @@ class FeatureSource:
     cache: OpenCache
     kind: Kind
 
-    def stream(self, batches: Sequence[Batch]) -> Generator[npt.NDArray[Any]]:
+    def stream(self, batches: Sequence[RowBatch]) -> Generator[npt.NDArray[Any]]:
         """Read ahead in a thread.
 
         Raises:

@@ -21,7 +21,7 @@ from ray.train.backend import Backend, BackendConfig
 from tlray.errors import TlrayError
 from tlray.model.tf_imports import import_keras
 from tlray.training.channel import Message
-from tlray.training.task import Setting, Task
+from tlray.training.task import TrainingTask, WorkerSettings
 
 _TASK_POLL_S = 0.2
 
@@ -70,7 +70,7 @@ def run_worker(config: dict[str, Any]) -> None:
         WeightsError: the weights are of another network.
         StoppedError: something that a second try would not mend.
     """
-    setting: Setting = config["setting"]
+    setting: WorkerSettings = config["setting"]
     if ray.get(setting.channel.is_closed.remote()):
         return  # the driver has given up; Ray Train tried again only because it does not know
     import_keras()
@@ -89,10 +89,10 @@ def run_worker(config: dict[str, Any]) -> None:
         shutil.rmtree(task.images.keep_in, ignore_errors=True)
 
 
-def _await_task(channel: Any) -> Task | None:
+def _await_task(channel: Any) -> TrainingTask | None:
     """The task, as soon as the driver knows it; None where the driver has given up."""
     while not ray.get(channel.is_closed.remote()):
-        task: Task | None = ray.get(channel.get_task.remote())
+        task: TrainingTask | None = ray.get(channel.get_task.remote())
         if task is not None:
             return task
         time.sleep(_TASK_POLL_S)

@@ -15,12 +15,12 @@ from tlray.metrics.classification import measure, measure_uncalibrated
 from tlray.metrics.label_errors import (
     MAX_IMAGES,
     add_copies,
-    find_suspects,
-    list_conflicts,
-    list_suspects,
-    write_conflicts,
+    find_label_errors,
+    list_label_errors,
+    summarize_label_errors,
+    write_label_errors,
 )
-from tlray.metrics.ood import fit_oddness
+from tlray.metrics.ood import fit_ood_score
 from tlray.metrics.thresholds import choose_thresholds
 from tlray.training.dataset import Images, Roles
 from tlray.training.schedule import draw_rows, score_epoch
@@ -30,58 +30,58 @@ _GAP = 0.12
 _IMBALANCE = 3.0
 _STILL_FALLING = 0.03
 
-CONFLICTS = "training/conflicts.csv"
+LABEL_ERRORS = "training/label_errors.csv"
 
 
 def collect_metrics(model: dict[str, Any], history: Sequence[dict[str, Any]], images: Images) -> dict[str, Any]:
     """`bundle.json`'s `metrics`.
 
     Args:
-        model: what rank 0 sent: `kept`, `calibration`, `answers`.
+        model: what rank 0 sent: `kept`, `calibration`, `predictions`.
         history: one record an epoch.
         images: with the true labels.
     """
     kept, calibration = model["kept"], model["calibration"]
-    answers: dict[str, Answers] = model["answers"]
+    predictions: dict[str, RowPredictions] = model["predictions"]
     metrics: dict[str, Any] = {"kept": {"phase": kept["phase"], "epoch": kept["epoch"]}, "phases": {}}
     for phase in dict.fromkeys(record["phase"] for record in history):
         best = max((record for record in history if record["phase"] == phase), key=score_epoch)
         names = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy")
         metrics["phases"][phase] = {name: best[name] for name in names}
-    metrics["uncalibrated"] = metrics["oddness"] = None
+    metrics["uncalibrated"] = metrics["ood_score"] = None
     for role, name in (("val", "validation"), ("test", "test")):
-        if role in answers:
-            labels = images.labels[answers[role].rows]
-            calibrated = apply_temperature(answers[role].probabilities, calibration.temperature)
+        if role in predictions:
+            labels = images.labels[predictions[role].rows]
+            calibrated = apply_temperature(predictions[role].probabilities, calibration.temperature)
             metrics[name] = asdict(measure(calibrated, labels, images.classes))
-    if "val" in answers:
-        labels = images.labels[answers["val"].rows]
+    if "val" in predictions:
+        labels = images.labels[predictions["val"].rows]
         metrics["validation"]["loss"] = kept["val_loss"]
-        metrics["uncalibrated"] = measure_uncalibrated(answers["val"].probabilities, labels)
-        if calibration.oddness is not None:
-            metrics["oddness"] = {"percentiles": calibration.oddness.percentiles}
+        metrics["uncalibrated"] = measure_uncalibrated(predictions["val"].probabilities, labels)
+        if calibration.ood_score is not None:
+            metrics["ood_score"] = {"percentiles": calibration.ood_score.percentiles}
     return metrics
 
 
 def collect_thresholds(
-    answers: dict[str, Answers], calibration: Calibration, images: Images, target_precision: float
+    predictions: dict[str, RowPredictions], calibration: Calibration, images: Images, target_precision: float
 ) -> dict[str, Any]:
     """`bundle.json`'s `thresholds`; empty without validation images."""
-    if "val" not in answers:
+    if "val" not in predictions:
         return {}
-    calibrated = apply_temperature(answers["val"].probabilities, calibration.temperature)
-    return choose_thresholds(calibrated, images.labels[answers["val"].rows], images.classes, target_precision)
+    calibrated = apply_temperature(predictions["val"].probabilities, calibration.temperature)
+    return choose_thresholds(calibrated, images.labels[predictions["val"].rows], images.classes, target_precision)
 
 
-def collect_suspects(
-    cache: Any, answers: dict[str, Answers], roles: Roles, images: Images, view: int, seed: int
+def collect_label_errors(
+    cache: Any, predictions: dict[str, RowPredictions], roles: Roles, images: Images, view: int, seed: int
 ) -> tuple[dict[str, Any], bytes]:
     """Training and validation images whose labels their neighbours contradict, or that are there twice.
 
     Args:
         cache: with pooled features of the frozen base, which know no labels; None where there are none, and those of
             the finished network must do.
-        answers: of the finished network.
+        predictions: of the finished network.
         roles, images: the rows.
         view: of training images that the cache holds.
         seed: chooses the rows of a large set.
@@ -89,18 +89,18 @@ def collect_suspects(
     Returns:
         the first of them as plain values, and all as a CSV file.
     """
-    rows, features = _gather_answered(answers) if cache is None else _read_cached(cache, roles, view, seed)
+    rows, features = _gather_answered(predictions) if cache is None else _read_cached(cache, roles, view, seed)
     labels = images.labels[rows]
-    found = find_suspects(features, labels, len(images.classes))
+    found = find_label_errors(features, labels, len(images.classes))
     everything = np.concatenate([rows, np.setdiff1d(np.concatenate([roles.rows["train"], roles.rows["val"]]), rows)])
     found = add_copies(found, [roles.digests[row] for row in everything], images.labels[everything])
     uris = [images.uris[row] for row in everything]
-    conflicts = write_conflicts(list_conflicts(found, uris, images.labels[everything], images.classes))
-    return list_suspects(found, uris, images.labels[everything], images.classes), conflicts
+    listed = write_label_errors(list_label_errors(found, uris, images.labels[everything], images.classes))
+    return summarize_label_errors(found, uris, images.labels[everything], images.classes), listed
 
 
-def _gather_answered(answers: dict[str, Answers]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    parts = [answers[role] for role in ("reference", "val") if role in answers]
+def _gather_answered(predictions: dict[str, RowPredictions]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    parts = [predictions[role] for role in ("reference", "val") if role in predictions]
     return np.concatenate([part.feature_rows for part in parts]), np.concatenate([part.features for part in parts])
 
 
@@ -119,8 +119,8 @@ def _read_cached(
 
 
 @dataclass(frozen=True)
-class Answers:
-    """Answers to some rows of one role.
+class RowPredictions:
+    """RowPredictions to some rows of one role.
 
     Attributes:
         rows: int64 `[N]`, row ids.
@@ -135,18 +135,20 @@ class Answers:
     features: npt.NDArray[np.float32]
 
 
-def join_answers(parts: Iterable[Answers]) -> Answers:
-    """The answers of several batches or workers as one, ordered by row."""
+def join_predictions(parts: Iterable[RowPredictions]) -> RowPredictions:
+    """The predictions of several batches or workers as one, ordered by row."""
     given = list(parts)
     rows, probabilities, feature_rows, features = (
-        np.concatenate([getattr(part, field.name) for part in given]) for field in fields(Answers)
+        np.concatenate([getattr(part, field.name) for part in given]) for field in fields(RowPredictions)
     )
     order, feature_order = np.argsort(rows), np.argsort(feature_rows)
-    return Answers(rows[order], probabilities[order], feature_rows[feature_order], features[feature_order])
+    return RowPredictions(rows[order], probabilities[order], feature_rows[feature_order], features[feature_order])
 
 
-def fit_calibration(references: Answers, validation: Answers | None, labels: npt.NDArray[np.int32]) -> Calibration:
-    """Temperature and oddness from what was held out; without that, no temperature.
+def fit_calibration(
+    references: RowPredictions, validation: RowPredictions | None, labels: npt.NDArray[np.int32]
+) -> Calibration:
+    """Temperature and ood_score from what was held out; without that, no temperature.
 
     Args:
         references: of training images.
@@ -154,12 +156,12 @@ def fit_calibration(references: Answers, validation: Answers | None, labels: npt
         labels: by row id.
     """
     if validation is None:
-        return Calibration(1.0, 0, fit_oddness(references.features, references.features[:0]))
+        return Calibration(1.0, 0, fit_ood_score(references.features, references.features[:0]))
     num_images = len(validation.rows)
     return Calibration(
         temperature=fit_temperature(validation.probabilities, labels[validation.rows]),
         images=num_images if num_images >= MIN_IMAGES else 0,
-        oddness=fit_oddness(references.features, validation.features),
+        ood_score=fit_ood_score(references.features, validation.features),
     )
 
 
@@ -224,7 +226,7 @@ class TrainSummary:
         history: one record an epoch.
         metrics: what the bundle records: which epoch was kept, accuracy by phase, on validation and test data.
         seconds: wall time by stage.
-        suspects: labels that look wrong and pictures there are twice, as `suspects.list_suspects`; None where the
+        label_errors: as `summarize_label_errors`; None where the
             bundle was there before.
         advice: what to try next.
         already_done: whether the bundle was there before and nothing was trained.
@@ -238,6 +240,6 @@ class TrainSummary:
     history: list[dict[str, Any]]
     metrics: dict[str, Any]
     seconds: dict[str, float]
-    suspects: dict[str, Any] | None
+    label_errors: dict[str, Any] | None
     advice: list[str]
     already_done: bool

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 
 @dataclass(frozen=True)
-class Steps:
+class StepRows:
     """The rows of one worker, step by step.
 
     Attributes:
@@ -35,7 +35,7 @@ def permute(rows: npt.NDArray[np.int64], seed: int, epoch: int) -> npt.NDArray[n
     return random.permutation(rows)
 
 
-def cut_steps(rows: npt.NDArray[np.int64], rank: int, num_workers: int, batch_size: int) -> Steps:
+def cut_steps(rows: npt.NDArray[np.int64], rank: int, num_workers: int, batch_size: int) -> StepRows:
     """Cut ordered rows into global steps and take one worker's share of each."""
     global_batch = num_workers * batch_size
     num_steps = -(-len(rows) // global_batch)
@@ -43,7 +43,7 @@ def cut_steps(rows: npt.NDArray[np.int64], rank: int, num_workers: int, batch_si
     padded = np.concatenate([rows, np.resize(rows, padding) if padding else rows[:0]])
     weights = np.concatenate([np.ones(len(rows), np.float32), np.zeros(padding, np.float32)])
     shape = (num_steps, num_workers, batch_size)
-    return Steps(
+    return StepRows(
         rows=padded.reshape(shape)[:, rank],
         weights=weights.reshape(shape)[:, rank],
         totals=weights.reshape(shape).sum(axis=(1, 2), dtype=np.float32),

@@ -55,7 +55,7 @@ class RateTable(keras.optimizers.schedules.LearningRateSchedule):  # type: ignor
         return tf.gather(self._rates, tf.minimum(tf.cast(step, tf.int32), len(self._rates) - 1))
 
 
-class Trainer:
+class TrainStep:
     """Training steps of one phase.
 
     Attributes:

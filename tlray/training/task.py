@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import ray
 
-from tlray.cluster.resources import WorkerShares
+from tlray.cluster.resources import WorkerResources
 from tlray.config import TrainConfig
 from tlray.features.cache import Cache
 from tlray.images.augment import Augmentation
@@ -52,7 +52,7 @@ class PhasePlan:
 
 
 @dataclass(frozen=True)
-class Task:
+class TrainingTask:
     """All that a worker is told.
 
     Attributes:
@@ -68,7 +68,7 @@ class Task:
         label_smoothing, dropout, clip_norm, early_stopping: as in the config.
         labels: int32 by row id.
         train_rows, val_rows, test_rows: row ids by role.
-        reference_rows: training rows that images are compared with for their oddness.
+        reference_rows: training rows that images are compared with for their ood_score.
         calibration_rows: validation rows that the finished network is calibrated and measured on.
         held_rows: those of them that tell how odd an ordinary image is.
         golden_rows: candidates for golden images.
@@ -108,11 +108,11 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Setting:
+class WorkerSettings:
     """Where a worker works, known before its task is.
 
     Attributes:
-        channel: the driver's ear, which also gives the task.
+        channel: where the driver listens, and where the task comes from.
         checkpoints: folder of this run's states.
         num_threads: of one machine, shared by its workers.
         collective_timeout_s: how long a worker waits for the others.
@@ -124,9 +124,9 @@ class Setting:
     collective_timeout_s: float
 
 
-def make_task(
+def make_training_task(
     config: TrainConfig,
-    shares: WorkerShares,
+    resources: WorkerResources,
     images: Images,
     roles: Roles,
     *,
@@ -135,12 +135,12 @@ def make_task(
     cache: Cache | None,
     uris: Any,
     base_weights: Any,
-) -> Task:
+) -> TrainingTask:
     """Resolve what workers are told.
 
     Args:
         config, images, roles: what is trained, and on what.
-        shares: readers for the online road.
+        resources: readers for the online road.
         precision: of steps.
         augmentation: of training images.
         cache: the built feature cache; None for the online road.
@@ -149,7 +149,7 @@ def make_task(
     train_rows, val_rows = roles.rows["train"], roles.rows["val"]
     num_classes = len(images.classes)
     balanced = config.class_weights == "balanced"
-    return Task(
+    return TrainingTask(
         backbone=config.backbone,
         image_size_px=config.resolved_image_size,
         head_units=config.head_units,
@@ -182,8 +182,8 @@ def make_task(
             uris,
             config.resolved_image_size,
             config.limits,
-            shares.num_readers,
-            shares.reader_cpus,
+            resources.num_readers,
+            resources.reader_cpus,
             keep_in=str(Path(tempfile.gettempdir(), f"tlray-images-{secrets.token_hex(4)}")),
             keep_bytes=_KEEP_BYTES,
         ),
@@ -192,7 +192,7 @@ def make_task(
 
 
 def _plan_phases(config: TrainConfig, cache: Cache | None) -> tuple[PhasePlan, ...]:
-    kinds = cache.prefix.kinds if cache is not None else ()
+    kinds = cache.frozen.kinds if cache is not None else ()
     phases = (
         ("head", config.head_epochs, config.head_optimizer, config.resolved_lr_head, "pooled"),
         ("finetune", config.finetune_epochs, config.finetune_optimizer, config.resolved_lr_finetune, "activations"),

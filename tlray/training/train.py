@@ -1,4 +1,4 @@
-"""The driver of training: check, list, look at every image once, compute the frozen part, run the workers, save.
+"""The driver of training: check, list, look at every image once, compute the frozen base, run the workers, save.
 
 tlray train --data photos/ --output bundle/
 """
@@ -21,11 +21,11 @@ from tlray.model.backbones import BACKBONES
 from tlray.model.weights import load_weights
 from tlray.training.dataset import Images, Roles, assign_roles, list_images
 from tlray.training.results import (
-    CONFLICTS,
-    Answers,
+    LABEL_ERRORS,
+    RowPredictions,
     TrainSummary,
+    collect_label_errors,
     collect_metrics,
-    collect_suspects,
     collect_thresholds,
 )
 
@@ -68,11 +68,11 @@ def train(config: TrainConfig) -> TrainSummary:
         cluster = _prepare(config, cluster, images, checkpoints)
         if roles is None:
             roles = assign_roles(config, images, spread=True)
-        outcome, prefix_s, cache = _run(config, cluster, images, roles, base_weights, checkpoints)
+        outcome, frozen_s, cache = _run(config, cluster, images, roles, base_weights, checkpoints)
     model = outcome.model
     assert model is not None
     metrics = collect_metrics(model, outcome.history, images)
-    suspects, conflicts = _find_suspects(config, cache, model["answers"], roles, images)
+    label_errors, listed = _find_label_errors(config, cache, model["predictions"], roles, images)
     counts = {"train": len(roles.rows["train"]), "validation": len(roles.rows["val"]), "test": len(roles.rows["test"])}
 
     from tlray import report
@@ -84,14 +84,16 @@ def train(config: TrainConfig) -> TrainSummary:
         make_reports=lambda manifest: {
             **{name: data for name, data in model["files"].items() if name.startswith("training/")},
             CONFIG: _dump_config(config),
-            CONFLICTS: conflicts,
-            report.NAME: report.render_training(manifest, outcome.history, suspects, report.read_files, finished=now()),
+            LABEL_ERRORS: listed,
+            report.NAME: report.render_training(
+                manifest, outcome.history, label_errors, report.read_files, finished=now()
+            ),
         },
         architecture=model["architecture"],
         classes=images.classes,
         preprocessing=_describe_preprocessing(config),
         calibration=model["calibration"].describe(),
-        thresholds=collect_thresholds(model["answers"], model["calibration"], images, config.target_precision),
+        thresholds=collect_thresholds(model["predictions"], model["calibration"], images, config.target_precision),
         training={**asked, "counts": counts, "left_out": len(roles.left_out), "resolved": resolve(config)},
         metrics=metrics,
         history=outcome.history,
@@ -107,8 +109,8 @@ def train(config: TrainConfig) -> TrainSummary:
         left_out=roles.left_out,
         history=outcome.history,
         metrics=metrics,
-        seconds=_measure_stages(outcome.stages, started, prefix_s, time.time()),
-        suspects=suspects,
+        seconds=_measure_stages(outcome.stages, started, frozen_s, time.time()),
+        label_errors=label_errors,
         advice=advise(config, outcome.history, metrics, images.labels[roles.rows["train"]], len(roles.left_out)),
         already_done=False,
     )
@@ -142,22 +144,22 @@ def _prepare(config: TrainConfig, cluster: Any, images: Images, checkpoints: str
 def _run(
     config: TrainConfig, cluster: Any, images: Images, roles: Roles, base_weights: bytes | None, checkpoints: str
 ) -> tuple[Any, float, Any]:
-    """What needs the cluster; returns what the workers sent, the seconds of the frozen part, and the feature cache."""
+    """What needs the cluster; returns what the workers sent, the seconds of the frozen base, and the feature cache."""
     import ray
 
-    from tlray.features.cache import Prefix
+    from tlray.features.cache import FrozenBase
     from tlray.features.decide import prepare_cache
     from tlray.training.launch import Launch
-    from tlray.training.task import make_task
+    from tlray.training.task import make_training_task
 
     launch = Launch(config, cluster, checkpoints)
     if launch.may_start_early:
         launch.start()
-    precision = _choose_precision(config, cluster, gpus=launch.shares.gpus > 0)
+    precision = _choose_precision(config, cluster, gpus=launch.resources.gpus > 0)
     augmentation = Augmentation(config.shear, config.zoom, config.horizontal_flip, config.seed)
     uris = ray.put(images.uris)
     weights = ray.put(base_weights) if base_weights is not None else None
-    prefix = Prefix(
+    frozen = FrozenBase(
         backbone=config.backbone,
         image_size_px=config.resolved_image_size,
         boundary=config.resolved_finetune_from,
@@ -168,10 +170,10 @@ def _run(
         limits=config.limits,
     )
     try:
-        cache, prefix_s = prepare_cache(config, cluster, roles.rows, roles.digests, prefix, uris, augmentation)
-        task = make_task(
+        cache, frozen_s = prepare_cache(config, cluster, roles.rows, roles.digests, frozen, uris, augmentation)
+        task = make_training_task(
             config,
-            launch.shares,
+            launch.resources,
             images,
             roles,
             precision=precision,
@@ -184,16 +186,16 @@ def _run(
     except BaseException:
         launch.close()
         raise
-    return outcome, prefix_s, cache
+    return outcome, frozen_s, cache
 
 
-def _find_suspects(
-    config: TrainConfig, cache: Any, answers: dict[str, Answers], roles: Roles, images: Images
+def _find_label_errors(
+    config: TrainConfig, cache: Any, predictions: dict[str, RowPredictions], roles: Roles, images: Images
 ) -> tuple[dict[str, Any], bytes]:
-    """As `collect_suspects`, from pooled features where phase 1 left some."""
-    has_pooled = cache is not None and "pooled" in cache.prefix.kinds and config.head_epochs > 0
+    """As `collect_label_errors`, from pooled features where phase 1 left some."""
+    has_pooled = cache is not None and "pooled" in cache.frozen.kinds and config.head_epochs > 0
     view = (config.head_epochs - 1) % config.resolved_views if has_pooled else 0
-    return collect_suspects(cache if has_pooled else None, answers, roles, images, view, config.seed)
+    return collect_label_errors(cache if has_pooled else None, predictions, roles, images, view, config.seed)
 
 
 def _choose_precision(config: TrainConfig, cluster: Any, *, gpus: bool) -> Any:
@@ -215,7 +217,7 @@ def _choose_precision(config: TrainConfig, cluster: Any, *, gpus: bool) -> Any:
             fastest = ray.get(probe.remote(gpus=gpus))
     precision = choose_precision(config.precision, fastest, gpus=gpus)
     if precision.reason:
-        say(f"precision: {precision.step} steps, {precision.prefix} frozen part; {precision.reason}")
+        say(f"precision: {precision.step} steps, {precision.frozen} frozen base; {precision.reason}")
     return precision
 
 
@@ -248,7 +250,7 @@ def _summarize_existing(output: str, manifest: dict[str, Any], asked: dict[str, 
         history=loaded.load_history(),
         metrics=manifest["metrics"],
         seconds={},
-        suspects=None,
+        label_errors=None,
         advice=[],
         already_done=True,
     )
@@ -258,13 +260,13 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _measure_stages(stages: dict[str, float], started: float, prefix_s: float, ended: float) -> dict[str, float]:
-    """Seconds by stage: what is neither the frozen part, a phase nor saving is start-up."""
+def _measure_stages(stages: dict[str, float], started: float, frozen_s: float, ended: float) -> dict[str, float]:
+    """Seconds by stage: what is neither the frozen base, a phase nor saving is start-up."""
     names = ["phase 1", "phase 2", "saving"]
     begun = [name for name in names if name in stages]
     ends = [*(stages[name] for name in begun[1:]), ended]
     spent = {name: end - stages[name] for name, end in zip(begun, ends, strict=True)}
-    seconds = {"start-up": ended - started - prefix_s - sum(spent.values()), "frozen part": prefix_s, **spent}
+    seconds = {"start-up": ended - started - frozen_s - sum(spent.values()), "frozen base": frozen_s, **spent}
     return {name: round(value, 1) for name, value in seconds.items() if value > 0}
 
 

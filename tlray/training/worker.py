@@ -34,11 +34,11 @@ from tlray.model.network import (
 )
 from tlray.training import steps
 from tlray.training.channel import Message
-from tlray.training.checkpoint import State, load_state, save_state
-from tlray.training.loader import Batch, FeatureSource, Source
-from tlray.training.results import Answers, fit_calibration, join_answers
+from tlray.training.checkpoint import TrainingState, load_state, save_state
+from tlray.training.loader import BatchSource, FeatureSource, RowBatch
+from tlray.training.results import RowPredictions, fit_calibration, join_predictions
 from tlray.training.schedule import (
-    Steps,
+    StepRows,
     cut_steps,
     draw_dropout,
     is_exhausted,
@@ -46,7 +46,7 @@ from tlray.training.schedule import (
     permute,
     score_epoch,
 )
-from tlray.training.task import PhasePlan, Setting, Task
+from tlray.training.task import PhasePlan, TrainingTask, WorkerSettings
 
 _PROGRESS_INTERVAL_S = 0.5
 _POLL_S = 0.2
@@ -55,17 +55,17 @@ _POLL_S = 0.2
 class Worker:
     """One rank, with the state that all ranks share."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: WorkerSettings) -> None:
         """Find the other workers."""
         context = ray.train.get_context()
         self.rank, self.num_workers = context.get_world_rank(), context.get_world_size()
         self.checkpoints = setting.checkpoints
         self.channel = setting.channel
-        self.speaker = _Speaker(self.channel, self.rank)
+        self.reporter = _WorkerReporter(self.channel, self.rank)
         limit_threads(max(1, setting.num_threads // context.get_local_world_size()))
         self.strategy = steps.make_strategy(setting.collective_timeout_s)
 
-    def run(self, task: Task) -> None:
+    def run(self, task: TrainingTask) -> None:
         """All phases that are left, then the test data, then the model's files."""
         self.task = task
         if task.precision.step != "float32":
@@ -83,13 +83,13 @@ class Worker:
             network = self._open_network(task.phases[-1], None)
         assert state.best is not None
         weights = state.best_weights or state.weights
-        self.speaker.say("stage", {"name": "saving"})
-        ray.get(self.channel.put_share.remote(self.rank, self._answer(network, weights)))
+        self.reporter.say("stage", {"name": "saving"})
+        ray.get(self.channel.put_predictions.remote(self.rank, self._predict(network, weights)))
         if self.rank == 0:
             from tlray.training.export import export_model
 
-            answers = self._collect_answers()
-            calibration = fit_calibration(answers["reference"], answers.get("val"), task.labels)
+            predictions = self._collect_predictions()
+            calibration = fit_calibration(predictions["reference"], predictions.get("val"), task.labels)
             files, architecture = export_model(task, weights, state.history, calibration)
             # behind a reference: the driver reads a few hundred MB where they lie, while this process lives
             body = {
@@ -97,18 +97,18 @@ class Worker:
                 "architecture": architecture,
                 "kept": state.best,
                 "calibration": calibration,
-                "answers": [ray.put(answers)],
+                "predictions": [ray.put(predictions)],
             }
-            self.speaker.say("model", body)
-            self.speaker.wait_for_end()
+            self.reporter.say("model", body)
+            self.reporter.wait_for_end()
 
-    def _find_state(self) -> State:
+    def _find_state(self) -> TrainingState:
         """The run's latest state; rank 0 decides which, so that all go on from the same."""
         state = load_state(self.checkpoints)
         epoch = ray.train.collective.broadcast_from_rank_zero(state.epoch)
         if state.epoch != epoch:
             raise RuntimeError(f"rank {self.rank} finds the state of epoch {state.epoch}, rank 0 that of {epoch}")
-        self.speaker.say("resumed", {"history": state.history, "num_workers": self.num_workers})
+        self.reporter.say("resumed", {"history": state.history, "num_workers": self.num_workers})
         return state
 
     def _open_network(self, phase: PhasePlan, before: Network | None) -> Network:
@@ -164,7 +164,7 @@ class Worker:
                     variable.assign(value)
             # with another number of workers an epoch has another number of steps
             optimizer.iterations.assign(len(done) * num_steps)
-        trainer = steps.Trainer(
+        trainer = steps.TrainStep(
             self.strategy,
             network,
             optimizer,
@@ -174,7 +174,7 @@ class Worker:
         if state.slots:
             trainer.loss_scale = state.loss_scale
         batches = self._list_batches(phase, state.epoch, phase.epochs - len(done))
-        self.speaker.say("stage", {"name": "phase 1" if phase.name == "head" else "phase 2"})
+        self.reporter.say("stage", {"name": "phase 1" if phase.name == "head" else "phase 2"})
         with contextlib.closing(self._find_source(phase).stream(batches)) as inputs:
             while not self._is_over(phase, done):
                 rate = float(rates[(len(done) + 1) * num_steps - 1])
@@ -227,7 +227,7 @@ class Worker:
                     "lower the learning rate; the checkpoint of the last finished epoch stays"
                 )
             sums += result
-            self.speaker.count(int(plan.totals[index]))
+            self.reporter.count(int(plan.totals[index]))
         loss, accuracy = steps.sum_over_workers(self.strategy, sums) / len(task.train_rows)
         if task.train_batchnorm:
             steps.average_statistics(self.strategy, network)
@@ -274,28 +274,28 @@ class Worker:
         if self.rank == 0:
             filesystem, path = storage.make_arrow_filesystem(save_state(self.checkpoints, self.state))
             checkpoint = ray.train.Checkpoint(path, filesystem)
-        self.speaker.say("epoch", record)
+        self.reporter.say("epoch", record)
         ray.train.report(record, checkpoint, checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD)
 
-    def _find_source(self, phase: PhasePlan) -> Source:
+    def _find_source(self, phase: PhasePlan) -> BatchSource:
         if not phase.cached:
             return self.task.images
         assert self.cache is not None
         return FeatureSource(self.cache, "pooled" if phase.name == "head" else "activations")
 
-    def _list_batches(self, phase: PhasePlan, first_epoch: int, num_epochs: int) -> list[Batch]:
+    def _list_batches(self, phase: PhasePlan, first_epoch: int, num_epochs: int) -> list[RowBatch]:
         """This worker's batches of some epochs, in the order in which the loop takes them."""
-        val = [Batch("val", 0, rows) for rows in self._cut(self.task.val_rows).rows]
+        val = [RowBatch("val", 0, rows) for rows in self._cut(self.task.val_rows).rows]
         batches = []
         for epoch in range(first_epoch, first_epoch + num_epochs):
             view = epoch % self.task.num_views if phase.cached else epoch
-            batches += [Batch("train", view, rows) for rows in self._cut_epoch(epoch).rows] + val
+            batches += [RowBatch("train", view, rows) for rows in self._cut_epoch(epoch).rows] + val
         return batches
 
-    def _cut_epoch(self, epoch: int) -> Steps:
+    def _cut_epoch(self, epoch: int) -> StepRows:
         return self._cut(permute(self.task.train_rows, self.task.seed, epoch))
 
-    def _cut(self, rows: npt.NDArray[np.int64]) -> Steps:
+    def _cut(self, rows: npt.NDArray[np.int64]) -> StepRows:
         return cut_steps(rows, self.rank, self.num_workers, self.task.batch_size)
 
     def _validate(self, inputs: Iterator[npt.NDArray[Any]]) -> tuple[float | None, float | None]:
@@ -313,46 +313,44 @@ class Worker:
                 -(np.log(np.maximum(chances, 1e-7)) * weights).sum(),
                 ((probabilities.argmax(1) == labels) * weights).sum(),
             ]
-            self.speaker.count(int(plan.totals[index]))
+            self.reporter.count(int(plan.totals[index]))
         loss, accuracy = steps.sum_over_workers(self.strategy, sums) / len(task.val_rows)
         return float(loss), float(accuracy)
 
-    def _answer(self, network: Network, weights: Weights) -> dict[str, Answers]:
+    def _predict(self, network: Network, weights: Weights) -> dict[str, RowPredictions]:
         """This worker's share of what the kept weights answer, by role; a role without rows is left out."""
         task = self.task
         network.assign_weights({**self.initial, **weights})  # where phase 1 won, the base as it was
         phase = task.phases[-1]
         # a view that the last phase has trained on is in the cache, and so is its kind of features
         view = (sum(phase.epochs for phase in task.phases) - 1) % task.num_views if phase.cached else 0
-        given: dict[str, list[Answers]] = {}
+        given: dict[str, list[RowPredictions]] = {}
         roles = [
             ("reference", "train", view, task.reference_rows),
             ("val", "val", 0, task.calibration_rows),
             ("test", "test", 0, task.test_rows),
         ]
         plans = [(role, kind, seen, self._cut(rows)) for role, kind, seen, rows in roles if len(rows)]
-        batches = [Batch(kind, seen, rows) for _, kind, seen, plan in plans for rows in plan.rows]
+        batches = [RowBatch(kind, seen, rows) for _, kind, seen, plan in plans for rows in plan.rows]
         with contextlib.closing(self._find_source(phase).stream(batches)) as inputs:
             for role, _, _, plan in plans:
                 for rows, counts in zip(plan.rows, plan.weights, strict=True):
-                    probabilities, features = (answer.numpy() for answer in self.evaluate(next(inputs)))
-                    wanted = (counts > 0) & np.isin(
-                        rows, task.reference_rows if role == "reference" else task.held_rows
-                    )
-                    own = Answers(rows[counts > 0], probabilities[counts > 0], rows[wanted], features[wanted])
+                    probabilities, features = (output.numpy() for output in self.evaluate(next(inputs)))
+                    kept = (counts > 0) & np.isin(rows, task.reference_rows if role == "reference" else task.held_rows)
+                    own = RowPredictions(rows[counts > 0], probabilities[counts > 0], rows[kept], features[kept])
                     given.setdefault(role, []).append(own)
-        return {role: join_answers(parts) for role, parts in given.items()}
+        return {role: join_predictions(parts) for role, parts in given.items()}
 
-    def _collect_answers(self) -> dict[str, Answers]:
+    def _collect_predictions(self) -> dict[str, RowPredictions]:
         """What all workers answered."""
-        while ray.get(self.channel.count_shares.remote()) < self.num_workers:
+        while ray.get(self.channel.count_predicted.remote()) < self.num_workers:
             time.sleep(_POLL_S)
-        shares: dict[int, dict[str, Answers]] = ray.get(self.channel.get_shares.remote())
-        roles = dict.fromkeys(role for rank in sorted(shares) for role in shares[rank])
-        return {role: join_answers(share[role] for share in shares.values() if role in share) for role in roles}
+        predicted: dict[int, dict[str, RowPredictions]] = ray.get(self.channel.get_predictions.remote())
+        roles = dict.fromkeys(role for rank in sorted(predicted) for role in predicted[rank])
+        return {role: join_predictions(one[role] for one in predicted.values() if role in one) for role in roles}
 
 
-class _Speaker:
+class _WorkerReporter:
     """Rank 0's voice; the other ranks only send what is theirs alone."""
 
     def __init__(self, channel: Any, rank: int) -> None:

@@ -10,11 +10,11 @@ from typing import NamedTuple
 import numpy as np
 
 
-class Answers(NamedTuple):
-    """As `tlray.model.engine.Answers`."""
+class Predictions(NamedTuple):
+    """As `tlray.model.engine.Predictions`."""
 
     probabilities: np.ndarray
-    oddness: np.ndarray | None
+    ood_score: np.ndarray | None
     embeddings: np.ndarray | None
 
 
@@ -30,7 +30,7 @@ class Engine:
         if self._rate:
             time.sleep(len(pixels) / self._rate)
         chances = self._random.dirichlet(np.ones(self._num_classes), len(pixels))
-        return Answers(chances.astype(np.float32), None, None)
+        return Predictions(chances.astype(np.float32), None, None)
 
 
 def open_engine(bundle, batch_size, *, num_threads=None, precision="auto"):

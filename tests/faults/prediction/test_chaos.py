@@ -38,7 +38,7 @@ def test_labelling_killed_at_twenty_random_moments_is_whole(undisturbed, tmp_pat
         driver = Watched(*options, env=environment)
         pause_s = moments.uniform(0, 3)
         before = count.stat().st_size if count.exists() else 0
-        line = moments.choice(["starting Ray", "label:", "", ""])
+        line = moments.choice(["starting Ray", "predict:", "", ""])
         if line:
             running = driver.wait_for_any([line, "Whole", "labelled"], pause_s)
         else:  # some time behind the first new answers
@@ -84,7 +84,7 @@ def test_ten_million_rows_are_planned_and_resumed_in_bounded_memory(undisturbed,
         measure(output, rows, "--done", rows - 10_000, "--bundle", undisturbed) if rows > 10_000 else None
         began = time.monotonic()
         driver = Watched(*make_options(undisturbed, output, scale.INPUT), "--max-failed", "0")
-        driver.wait_for("label:", timeout_s=600)
+        driver.wait_for("predict:", timeout_s=600)
         start_s = time.monotonic() - began
         peak_mib = driver.read_peak_bytes(driver.pid) / 2**20
         driver.finish(expect=1)

@@ -131,9 +131,9 @@ def test_42_driver_killed(tmp_path, small, undisturbed):
 
 WRITE_STATES = """
 import sys, numpy as np
-from tlray.training.state import State, save_state
+from tlray.training.state import TrainingState, save_state
 for epoch in range(1, 1000):
-    state = State(history=[{"epoch": number} for number in range(epoch)])
+    state = TrainingState(history=[{"epoch": number} for number in range(epoch)])
     state.weights = {"head/a/kernel": np.full(6_000_000, epoch, np.float32)}
     save_state(sys.argv[1], state)
     print(epoch, flush=True)
