@@ -10,8 +10,7 @@ from rich.console import Console
 from tlray.cli import print_cluster, tables
 from tlray.cluster.nodes import Node
 from tlray.config import DoctorConfig
-from tlray.doctor import DoctorSummary, Level
-from tlray.doctor import inspect_node
+from tlray.doctor import DoctorSummary, Level, inspect_node
 from tlray.doctor.examine import _bound_offset as bound_offset
 from tlray.doctor.examine import _list_locations as list_path_options
 from tlray.doctor.findings import find_all

@@ -139,7 +139,7 @@ class PartWriter:
         self._prediction_names = self._prediction_schema.names
 
     def add(self, predictions: pa.Table) -> Iterator[Part]:
-        """Take predictions and yield every part that they complete, once it is written; a row's second one is dropped."""
+        """Take predictions and yield every part that they complete, once it is written; repeated rows are dropped."""
         predictions = predictions.select(self._prediction_names).cast(self._prediction_schema)
         row_ids = predictions["row_id"].to_numpy()
         _, positions = np.unique(row_ids, return_index=True)  # a row's first answer here
