@@ -170,7 +170,7 @@ def test_bounds_hold():
     assert plan_engines(cluster, 10**6, 128, EngineBounds(max_engines=3)).actors == 3
     assert plan_engines(cluster, 10**6, 32, EngineBounds(0.0)).num_gpus == 0
     growing = plan_engines(cluster, 10**6, 128, EngineBounds(min_engines=2, max_engines=64))
-    assert (growing.actors, growing.most) == (8, 64)
+    assert (growing.actors, growing.max_actors) == (8, 64)
     assert str(growing) == "8 engines (up to 64 as the cluster grows), a GPU each; the cores fetch and decode for them"
     assert "0.5 GPU each" in str(plan_engines(cluster, 10**6, 128, EngineBounds(0.5)))
 
