@@ -42,6 +42,12 @@ def test_the_patched_functions_are_there():
     assert "def import_tensorflow(" in read(importlib.util.find_spec("tlray.model.tf_imports").origin)
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=lambda path: path.name)
+def test_a_script_in_a_string_imports_what_exists(path):
+    for module in set(re.findall(r"^from (tlray[\w.]*) import ", path.read_text(), re.M)):
+        assert importlib.util.find_spec(module) is not None, module
+
+
 def read(path):
     with open(path) as file:  # noqa: PTH123
         return file.read()

@@ -1,6 +1,6 @@
 """tlray: train an image classifier on your own folders, label an archive of any size with it, on Ray.
 
-The names below load on first use, so that `import tlray` costs nothing.
+The public names are imported on first use, so that `import tlray` loads neither Ray nor TensorFlow.
 """
 
 from __future__ import annotations

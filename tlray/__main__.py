@@ -1,4 +1,4 @@
-"""`python -m tlray` is the `tlray` command."""
+"""Run `python -m tlray` as the `tlray` command."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What a person sees while a job runs: a bar with rate and time left on a terminal, a line now and then elsewhere."""
+"""Print messages and progress: a bar with rate and time left on a terminal, else a line every 15 s."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from rich.text import Text
 _LINE_INTERVAL_S = 15.0
 
 console = Console(highlight=False, soft_wrap=True)
-"""Where every command prints to; styles vanish where there is no terminal."""
+"""Console of all commands; prints no styles unless stdout is a terminal."""
 
 
 def now() -> str:
-    """UTC, ISO 8601."""
+    """Return the UTC time in ISO 8601."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def say(text: str) -> None:
-    """Print one line; with the time of day in front where a log is being kept."""
+    """Print one line, after the time of day unless on a terminal."""
     stamp = "" if console.is_terminal else f"{time.strftime('%H:%M:%S')}  "
     console.print(f"{stamp}{text}", markup=False)
 
 
 class Stage:
-    """One stage of a job, as a context manager: `with Stage("label", 1_399) as stage: stage.advance(32)`."""
+    """One stage of a job, as a context manager: `with Stage("predict", 1_399) as stage: stage.advance(32)`."""
 
     def __init__(self, name: str, total: int, *, unit: str = "images") -> None:
         self._name = name
@@ -68,7 +68,7 @@ class Stage:
             self._print_line(time.monotonic())
 
     def advance(self, count: int) -> None:
-        """Count finished units."""
+        """Add to the number of finished units."""
         self._done = min(self._total, self._done + count)
         now = time.monotonic()
         if self._bar is not None:
@@ -77,12 +77,12 @@ class Stage:
             self._print_line(now)
 
     def move_to(self, done: int) -> None:
-        """Set how many units are finished, where a job goes back to what it had kept."""
+        """Set the number of finished units, as when a job goes back to its last checkpoint."""
         self._done = 0
         self.advance(done)
 
     def note(self, text: str) -> None:
-        """Show a few words behind the bar."""
+        """Show a note after the progress."""
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], note=text)
         self._note = text
@@ -112,7 +112,7 @@ class _RateColumn(ProgressColumn):
 
 @contextlib.contextmanager
 def silence_stderr() -> Iterator[None]:
-    """Drop what native code writes to stderr meanwhile: TensorFlow logs before it reads its own log level."""
+    """Discard what native code writes to stderr meanwhile: TensorFlow logs before it reads its log level."""
     sys.stderr.flush()
     kept = os.dup(2)
     nothing = os.open(os.devnull, os.O_WRONLY)

@@ -1,22 +1,26 @@
-"""The whole job with nothing to set up: real images that a dependency ships, trained on, labelled, compared.
+"""Run the whole job without any setup: train on real images that a dependency ships, and predict held-out ones.
 
 scikit-learn carries 1,797 handwritten digits of 8 x 8 pixels (Alpaydin and Kaynak, UCI, 1998). A third is held out.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import numpy as np
+from PIL import Image
+
+from tlray.cluster.connect import connect
 from tlray.config import DemoConfig, PredictConfig, TrainConfig
 from tlray.console import say
 from tlray.errors import OutputError, WeightsError
 from tlray.model.weights import load_weights
 
 IMAGE_SIZE_PX = 75
-"""The smallest input that InceptionV3 takes; the digits hold no more detail."""
+"""InceptionV3's smallest input; the digits have no more detail."""
 
 _SHOWN_EXAMPLES = 10
 _STORED_SIZE_PX = 64
@@ -24,15 +28,24 @@ _TEST_EVERY = 3
 
 
 @dataclass(frozen=True)
+class Example:
+    """A held-out image with its true class, its predicted class, and that class's probability."""
+
+    image: str
+    true: str
+    predicted: str
+    probability: float
+
+
+@dataclass(frozen=True)
 class DemoSummary:
-    """What the demo found.
+    """The result of the demo.
 
     Attributes:
-        output: the folder that holds train, test, bundle and labels.
-        accuracy: on the held-out images.
-        images: how many were held out.
-        weights: what training started from.
-        examples: image, true, predicted, probability of a few held-out images.
+        output: folder of train, test, bundle and labels.
+        accuracy, images: accuracy on the held-out images, and their number.
+        weights: description of the initial weights.
+        examples: a few held-out images.
         seconds: wall time.
     """
 
@@ -40,12 +53,12 @@ class DemoSummary:
     accuracy: float
     images: int
     weights: str
-    examples: list[dict[str, Any]]
+    examples: list[Example]
     seconds: float
 
 
 def run_demo(config: DemoConfig) -> DemoSummary:
-    """Write the digits, train, label the held-out ones, compare; run again, it only shows the result.
+    """Write the digits, train, predict the held-out ones, and compare; a second run only reads the result.
 
     Raises:
         OutputError: the folder holds something else.
@@ -63,20 +76,17 @@ def run_demo(config: DemoConfig) -> DemoSummary:
         max_cpus=config.max_cpus,
         verbose=config.verbose,
     )
-    # imported late: a wrong option must not cost the import
-    from tlray.cluster import connect as runtime
+    # these imports take a second, which a wrong option need not wait for
     from tlray.prediction.predict import predict
     from tlray.training.train import train
 
-    if (root / "labels" / "_receipt.json").is_file():
+    done = (root / "labels" / "_receipt.json").is_file()
+    # one cluster for both
+    with contextlib.nullcontext() if done else connect("local", config.max_cpus, verbose=config.verbose):
         train(training)
         predict(labelling)
-    else:
-        with runtime.connect("local", config.max_cpus, verbose=config.verbose):  # one cluster for both
-            train(training)
-            predict(labelling)
     rows = _read_labels(root)
-    right = sum(row["true"] == row["predicted"] for row in rows)
+    right = sum(row.true == row.predicted for row in rows)
     step = max(1, len(rows) // _SHOWN_EXAMPLES)
     return DemoSummary(
         output=config.output,
@@ -98,8 +108,6 @@ def write_digits(root: Path) -> None:
         return
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise OutputError(f"--output {root} already holds something that is not a demo; give a new folder")
-    import numpy as np
-    from PIL import Image
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -117,7 +125,7 @@ def write_digits(root: Path) -> None:
 
 
 def _choose_weights(asked: str) -> str:
-    """ImageNet's weights where they can be had, else none, said in one line."""
+    """Return "imagenet" if its weights can be fetched, else "none" after a message."""
     if asked != "imagenet":
         return asked
     try:
@@ -130,7 +138,7 @@ def _choose_weights(asked: str) -> str:
 
 
 def _configure_training(config: DemoConfig, root: Path, weights: str) -> TrainConfig:
-    """From pre-trained weights most of the base is fine-tuned; from random ones all of it, with live BatchNorm."""
+    """Fine-tune most of the base from pre-trained weights, or all of it from random ones."""
     scratch = weights == "none"
     return TrainConfig(
         data=str(root / "train"),
@@ -157,17 +165,13 @@ def _configure_training(config: DemoConfig, root: Path, weights: str) -> TrainCo
     )
 
 
-def _read_labels(root: Path) -> list[dict[str, Any]]:
-    """Every label beside the truth, which is the image's folder."""
+def _read_labels(root: Path) -> list[Example]:
+    """Read the labels table; the true class is the name of an image's folder."""
     import pyarrow.parquet as pq
 
     table = pq.read_table(root / "labels" / "labels", columns=["uri", "class_name", "probability"])
-    return [
-        {
-            "image": f"{Path(row['uri']).parent.name}/{Path(row['uri']).name}",
-            "true": Path(row["uri"]).parent.name,
-            "predicted": row["class_name"],
-            "probability": row["probability"],
-        }
-        for row in table.to_pylist()
-    ]
+    examples = []
+    for uri, predicted, probability in zip(*(table[name].to_pylist() for name in table.column_names), strict=True):
+        path = Path(uri)
+        examples.append(Example(f"{path.parent.name}/{path.name}", path.parent.name, predicted, probability))
+    return examples

@@ -1,17 +1,17 @@
-"""Every error tlray raises on purpose, in one tree; all of them pickle, so they cross Ray unharmed.
+"""All errors that tlray raises on purpose; they pickle, so they pass through Ray unchanged.
 
 TlrayError                 exit 1
-├── UsageError             exit 2: found before any cluster starts, and the user can mend it
-│   ├── ConfigError        values that are not allowed, all of them together
-│   ├── DataError          labelled folders or inputs that cannot be used
-│   ├── WeightsError       pre-trained weights that are missing or of another network
+├── UsageError             exit 2: the user can fix it; mostly found before a cluster starts
+│   ├── ConfigError        option values that are not allowed, all of them together
+│   ├── DataError          labelled images or inputs that cannot be used
+│   ├── WeightsError       pre-trained weights that are missing, damaged or of another network
 │   ├── BundleError        a bundle that is missing, changed or of another format
-│   └── OutputError        an output location that holds something else
-├── StoppedError           exit 1: a job that ended early; what it finished stays
-│   └── DivergedError      a loss that is not finite
+│   └── OutputError        an output location that holds something else or cannot be written
+├── StoppedError           exit 1: a job that ended early; what it finished is kept
+│   └── DivergedError      a training loss that is not finite
 └── InputError             one input that cannot be used; carries a Code
-    ├── ImageError         its bytes are at fault: becomes a row
-    └── FetchError         the way to it is at fault, or it is gone
+    ├── ImageError         its bytes cannot be decoded: becomes a failed row
+    └── FetchError         its bytes cannot be fetched, or have changed
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from collections.abc import Iterable
 from enum import StrEnum
 
 OK = "ok"
-"""Status of a row without error."""
+"""Status of a row without an error."""
 
 
 class Code(StrEnum):
-    """What is wrong with one input; written to the `status` column of its row."""
+    """Reason why an input failed; written to the `status` column of its row."""
 
     NOT_FOUND = "NOT_FOUND"
     DENIED = "DENIED"
@@ -43,23 +43,23 @@ class Code(StrEnum):
 
 
 IN_THE_WAY = frozenset({Code.DENIED, Code.THROTTLED, Code.TIMEOUT})
-"""What lies in the way to an image, rather than in the image: worth another try."""
+"""Codes of errors in reaching an image, not in the image itself: worth a retry."""
 
 
 class TlrayError(Exception):
-    """Base of every error that tlray raises on purpose."""
+    """Base of all errors that tlray raises on purpose."""
 
     exit_code = 1
 
 
 class UsageError(TlrayError):
-    """Something the user typed or pointed at cannot be used."""
+    """An option, a file or a location of the user's that cannot be used."""
 
     exit_code = 2
 
 
 class ConfigError(UsageError):
-    """Values that are not allowed; `faults` holds one sentence for each."""
+    """Option values that are not allowed; `faults` holds one sentence per value."""
 
     def __init__(self, faults: Iterable[str]) -> None:
         self.faults = tuple(faults)
@@ -70,7 +70,7 @@ class ConfigError(UsageError):
 
 
 class DataError(UsageError):
-    """Labelled folders or inputs that cannot be used."""
+    """Labelled images or inputs that cannot be used."""
 
 
 class WeightsError(UsageError):
@@ -86,7 +86,7 @@ class OutputError(UsageError):
 
 
 class StoppedError(TlrayError):
-    """A job that ended before its end; what it finished stays and the same command goes on."""
+    """A job that ended early; what it finished is kept, and the same command resumes it."""
 
 
 class DivergedError(StoppedError):
@@ -106,9 +106,9 @@ class InputError(TlrayError):
 
 
 class ImageError(InputError):
-    """The bytes of one image are at fault.
+    """An image whose bytes cannot be decoded.
 
-    `width` and `height` are its upright size in pixels where the header told, else None.
+    `width` and `height` are its upright size in pixels, None where the header could not be read.
     """
 
     def __init__(self, code: Code, message: str, width: int | None = None, height: int | None = None) -> None:
@@ -119,7 +119,7 @@ class ImageError(InputError):
 
 
 class FetchError(InputError):
-    """The bytes of one input could not be had, or are not those that were planned."""
+    """An input whose bytes could not be fetched, or have changed since it was planned."""
 
 
 _CHAINED = re.compile(r"\n\s*\n(?:The above exception was|During handling of the above)")
@@ -129,10 +129,9 @@ _NOT_THE_CAUSE = re.compile(
 
 
 def last_line(error: object) -> str:
-    """What an error says at its end, where Ray and TensorFlow put the cause; its type where it says nothing.
+    """Return the last line of an error's message, where Ray and TensorFlow put the cause, or its type if it is empty.
 
-    Of errors that led to one another the first counts. Ray's advice on its own settings, and the node of TensorFlow's
-    graph, are no causes.
+    Of chained errors the first counts. Ray's advice on its settings and TensorFlow's graph nodes are skipped.
     """
     lines = [line.strip() for line in _CHAINED.split(str(error))[0].splitlines() if not _NOT_THE_CAUSE.match(line)]
     return lines[-1] if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""A Keras classifier that was trained elsewhere, made into a bundle.
+"""Make a bundle of a Keras classifier that was trained elsewhere.
 
 tlray import model.keras --classes classes.txt --scale 0.00784313725 --offset -1 --output bundle/
 """
@@ -10,48 +10,54 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from PIL import Image
 
 from tlray import storage
 from tlray.config import ImportConfig
-from tlray.console import Stage, say
-from tlray.errors import ConfigError, DataError, FetchError, OutputError, WeightsError
+from tlray.console import Stage, say, silence_stderr
+from tlray.errors import OK, ConfigError, DataError, FetchError, OutputError, WeightsError
+from tlray.images.batch import decode_images
 from tlray.metrics.calibration import MIN_IMAGES, Calibration, apply_temperature, fit_temperature
 from tlray.metrics.classification import measure, measure_uncalibrated
 from tlray.metrics.ood import MAX_HELD, MAX_REFERENCES, fit_ood_score
-from tlray.metrics.thresholds import choose_thresholds
+from tlray.metrics.thresholds import Thresholds, choose_thresholds
 from tlray.model import bundle
+from tlray.model.manifest import Architecture, Manifest, Metrics, OodPercentiles, Preprocessing
 from tlray.model.safety import find_threats
+from tlray.model.tf_imports import import_keras
+from tlray.sources.labelled import scan
+
+if TYPE_CHECKING:
+    import keras
 
 _BATCH_SIZE = 32
 _SYNTHETIC_IMAGES = 16
 _SUM_TOLERANCE = 1e-3
 
+_GoldenCandidate: TypeAlias = tuple[str, bytes, npt.NDArray[np.uint8]]
+"""Name, encoded file, and pixels `[S, S, 3]` of an image."""
+
 
 @dataclass(frozen=True)
 class ImportSummary:
-    """What an import made.
-
-    Attributes:
-        output: where the bundle lies.
-        manifest: its `bundle.json`.
-        failed: validation images that could not be used.
-    """
+    """The result of an import; `failed` is the number of unusable validation images."""
 
     output: str
-    manifest: dict[str, Any]
+    manifest: Manifest
     failed: int
 
 
 def import_model(config: ImportConfig) -> ImportSummary:
-    """Make a bundle of `config.model`, with golden answers, and calibrated where there are validation images.
+    """Make a bundle of `config.model`, with golden images, calibrated if there are validation images.
 
     Raises:
         UsageError: the model, the class names, the images or the output cannot be used.
@@ -66,18 +72,15 @@ def import_model(config: ImportConfig) -> ImportSummary:
     data = _read("the model", config.model)
     labelled = None
     if config.val_data is not None:
-        from tlray.sources.labelled import scan
-
         labelled = scan(storage.resolve(config.val_data), classes, option="--val-data").table
-
     _start_keras()
     from tlray.model import serving
 
     model = _load(config.model, data)
     size = _find_image_size(config, model)
     network = _wrap(model, size, config, classes)
-    answers = None if labelled is None else _answer(network, labelled, size, config)
-    calibration = _calibrate(answers, scalable=network.logits is not None)
+    predictions = None if labelled is None else _predict(network, labelled, size, config)
+    calibration = _calibrate(predictions, scalable=network.logits is not None)
     final = network.scale(calibration.temperature)
     frozen = serving.freeze_classifier(final, network.pooled, size, calibration.ood_score)
     golden = serving.make_golden(frozen, _choose_golden(labelled, size, config), classes)
@@ -91,34 +94,31 @@ def import_model(config: ImportConfig) -> ImportSummary:
             for path in sorted(Path(folder).rglob("*"))
             if path.is_file()
         }
-    metrics, thresholds = _measure(answers, calibration, classes, config.target_precision)
+    metrics, thresholds = _measure(predictions, calibration, classes, config.target_precision)
     manifest = bundle.save_bundle(
         output,
         {**files, **golden},
         make_reports=lambda _: {},
-        architecture={
-            "backbone": model.name,
-            "head_units": [],
-            "num_classes": len(classes),
-            "num_features": 0 if network.pooled is None else int(network.pooled.shape[-1]),
-            "weights_sha256": hashlib.sha256(data).hexdigest(),
-        },
+        architecture=Architecture(
+            backbone=model.name,
+            head_units=(),
+            num_classes=len(classes),
+            num_features=0 if network.pooled is None else int(network.pooled.shape[-1]),
+            weights_sha256=hashlib.sha256(data).hexdigest(),
+        ),
         classes=classes,
-        preprocessing=bundle.make_preprocessing(size, config.scale, config.offset),
+        preprocessing=Preprocessing(size, float(config.scale), float(config.offset)),
         calibration=calibration.describe(),
         thresholds=thresholds,
-        training={},
+        training=None,
         metrics=metrics,
         history=[],
     )
-    return ImportSummary(output, manifest, 0 if answers is None else answers.failed)
+    return ImportSummary(output, manifest, 0 if predictions is None else predictions.failed)
 
 
 def _start_keras() -> None:
-    """Import it and have TensorFlow look for devices, which it talks of before it reads its own log level."""
-    from tlray.console import silence_stderr
-    from tlray.model.tf_imports import import_keras
-
+    """Import Keras and initialize TensorFlow's devices, which logs before TensorFlow reads its log level."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with silence_stderr():
         import_keras()
@@ -128,10 +128,10 @@ def _start_keras() -> None:
 
 
 def read_classes(uri: str) -> list[str]:
-    """Class names in the order of a network's outputs.
+    """Read class names, in the order of a network's outputs.
 
     Raises:
-        ConfigError: the file holds no names, or one twice.
+        ConfigError: the file has fewer than two names, or a name twice.
     """
     text = _read("--classes", uri).decode(errors="replace")
     try:
@@ -153,8 +153,8 @@ def _read(what: str, uri: str) -> bytes:
         raise ConfigError([f"{what} {storage.redact(uri)} cannot be read: {error}"]) from None
 
 
-def _load(uri: str, data: bytes) -> Any:
-    """The model; code inside it is refused."""
+def _load(uri: str, data: bytes) -> keras.Model:
+    """Load the model; code inside it is an error."""
     import keras
 
     with tempfile.TemporaryDirectory(prefix="tlray-") as folder:
@@ -162,7 +162,7 @@ def _load(uri: str, data: bytes) -> Any:
         path.write_bytes(data)
         try:
             model = keras.saving.load_model(path, compile=False, safe_mode=True)
-        except Exception as error:  # Keras raises whatever its layers raise
+        except Exception as error:  # Keras passes on whatever its layers raise
             reason = " ".join(str(error).split()).partition(". ")[0][:300]
             raise WeightsError(
                 f"{uri} cannot be loaded safely ({reason}); save it with Keras 3, without lambdas and custom layers"
@@ -175,7 +175,7 @@ def _load(uri: str, data: bytes) -> Any:
     return model
 
 
-def _find_image_size(config: ImportConfig, model: Any) -> int:
+def _find_image_size(config: ImportConfig, model: keras.Model) -> int:
     height, width = model.inputs[0].shape[1:3]
     size = config.image_size or height or width
     if size is None:
@@ -187,22 +187,22 @@ def _find_image_size(config: ImportConfig, model: Any) -> int:
 
 @dataclass(frozen=True)
 class _Network:
-    """A model with its preprocessing, from pixels in [0, 255] on.
+    """A model with its preprocessing, as symbolic tensors.
 
     Attributes:
-        inputs: float32 `[N, S, S, 3]`.
+        inputs: float32 pixels in [0, 255], `[N, S, S, 3]`.
         probabilities: `[N, C]`, not calibrated.
-        logits: what the softmax behind them takes; None where nobody can tell.
-        pooled: what its last dense layer takes, `[N, D]`; None where there is no such layer.
+        logits: `[N, C]`, the softmax's inputs; None if unknown.
+        pooled: `[N, D]`, the last dense layer's inputs; None without such a layer.
     """
 
-    inputs: Any
-    probabilities: Any
-    logits: Any | None
-    pooled: Any | None
+    inputs: keras.KerasTensor
+    probabilities: keras.KerasTensor
+    logits: keras.KerasTensor | None
+    pooled: keras.KerasTensor | None
 
-    def scale(self, temperature: float) -> Any:
-        """The model with its logits divided by a temperature."""
+    def scale(self, temperature: float) -> keras.Model:
+        """Return the model with its logits divided by a temperature."""
         import keras
 
         outputs = self.probabilities
@@ -212,16 +212,16 @@ class _Network:
         return keras.Model(self.inputs, outputs, name="tlray")
 
     def run(self, pixels: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Probabilities `[N, C]` and features `[N, D]`, `[N, 0]` without any."""
+        """Return probabilities `[N, C]` and features `[N, D]`, with D = 0 if the model has none."""
         import keras
 
         outputs = [self.probabilities, *([] if self.pooled is None else [self.pooled])]
-        answers = keras.Model(self.inputs, outputs).predict_on_batch(pixels.astype(np.float32))
-        probabilities, *features = answers if isinstance(answers, list) else [answers]
+        predictions = keras.Model(self.inputs, outputs).predict_on_batch(pixels.astype(np.float32))
+        probabilities, *features = predictions if isinstance(predictions, list) else [predictions]
         return probabilities, features[0] if features else np.zeros((len(pixels), 0), np.float32)
 
 
-def _wrap(model: Any, size: int, config: ImportConfig, classes: Sequence[str]) -> _Network:
+def _wrap(model: keras.Model, size: int, config: ImportConfig, classes: Sequence[str]) -> _Network:
     import keras
 
     num_outputs = model.outputs[0].shape[-1]
@@ -242,29 +242,29 @@ def _wrap(model: Any, size: int, config: ImportConfig, classes: Sequence[str]) -
     inner = keras.Model(model.inputs, [end, *([] if pooled is None else [pooled])])
     inputs = keras.Input((size, size, 3), dtype="float32", name="image")
     outputs = inner(keras.layers.Rescaling(config.scale, config.offset, name="rescale")(inputs), training=False)
-    answers, *features = (
-        keras.layers.Activation("linear", dtype="float32")(tensor)  # a mixed policy would leave them in half precision
+    predictions, *features = (
+        keras.layers.Activation("linear", dtype="float32")(tensor)  # under a mixed policy they would be half precision
         for tensor in (outputs if isinstance(outputs, list | tuple) else [outputs])
     )
-    plain = _Network(inputs, answers, None, features[0] if features else None)
+    plain = _Network(inputs, predictions, None, features[0] if features else None)
     sums = plain.run(np.stack([pixels for _, _, pixels in _draw_images(size)]))[0]
     if not softmax and (sums >= 0).all() and np.abs(sums.sum(axis=1) - 1).max() <= _SUM_TOLERANCE:
         say("the model's softmax is not its last layer: its probabilities stay as they are")
         return plain
     if not softmax:
         say("the model gives logits: a softmax is added")
-    return replace(plain, probabilities=keras.layers.Softmax()(answers), logits=answers)
+    return replace(plain, probabilities=keras.layers.Softmax()(predictions), logits=predictions)
 
 
 @dataclass(frozen=True)
 class _ValidationPredictions:
-    """Answers to the validation images that could be used.
+    """Predictions of the usable validation images.
 
     Attributes:
         labels: `[N]`.
         probabilities: `[N, C]`, not calibrated.
         features: `[N, D]`.
-        failed: how many could not.
+        failed: number of unusable images.
     """
 
     labels: npt.NDArray[np.int64]
@@ -273,67 +273,62 @@ class _ValidationPredictions:
     failed: int
 
 
-def _answer(network: _Network, labelled: Any, size: int, config: ImportConfig) -> _ValidationPredictions:
-    from tlray.errors import OK
-    from tlray.images.batch import decode_images
-
+def _predict(network: _Network, labelled: pa.Table, size: int, config: ImportConfig) -> _ValidationPredictions:
     uris, labels = labelled["uri"].to_pylist(), labelled["label"].to_numpy()
-    kept, answers = [], []
+    kept, predictions = [], []
     fetched = storage.get_many(uris)
     with Stage("validate", len(uris)) as stage:
         for start in range(0, len(uris), _BATCH_SIZE):
             count = min(_BATCH_SIZE, len(uris) - start)
-            images = decode_images(_take(fetched, count), count, size, config.limits)
+            images = decode_images(islice(fetched, count), count, size, config.limits)
             good = np.flatnonzero(np.array(images.status, object) == OK)
             if len(good):
                 kept.append(good + start)
-                answers.append(network.run(images.pixels[good]))
+                predictions.append(network.run(images.pixels[good]))
             stage.advance(count)
     if not kept:
         raise DataError(f"--val-data {config.val_data}: none of {len(uris):,} images can be decoded")
     rows = np.concatenate(kept)
-    probabilities, features = (np.concatenate(parts) for parts in zip(*answers, strict=True))
+    probabilities, features = (np.concatenate(parts) for parts in zip(*predictions, strict=True))
     return _ValidationPredictions(labels[rows].astype(np.int64), probabilities, features, len(uris) - len(rows))
 
 
-def _take(fetched: Iterator[bytes | FetchError], count: int) -> Iterator[bytes | FetchError]:
-    for _ in range(count):
-        yield next(fetched)
-
-
-def _calibrate(answers: _ValidationPredictions | None, *, scalable: bool) -> Calibration:
-    """Half of the images are what the others are compared with, since what the model was trained on isn't there."""
-    if answers is None:
+def _calibrate(predictions: _ValidationPredictions | None, *, scalable: bool) -> Calibration:
+    """Fit temperature and out-of-distribution score; half of the images stand in for the unknown training images."""
+    if predictions is None:
         return Calibration(1.0, 0, None)
-    order = np.random.default_rng(0).permutation(len(answers.labels))
+    order = np.random.default_rng(0).permutation(len(predictions.labels))
     references, held = np.array_split(order, 2)
     references, held = references[:MAX_REFERENCES], held[:MAX_HELD]
-    has_features = answers.features.shape[1] > 0
+    has_features = predictions.features.shape[1] > 0
     scalable = scalable and len(order) >= MIN_IMAGES
     return Calibration(
-        temperature=fit_temperature(answers.probabilities, answers.labels) if scalable else 1.0,
+        temperature=fit_temperature(predictions.probabilities, predictions.labels) if scalable else 1.0,
         images=len(order) if scalable else 0,
-        ood_score=fit_ood_score(answers.features[references], answers.features[held]) if has_features else None,
+        ood_score=fit_ood_score(predictions.features[references], predictions.features[held]) if has_features else None,
     )
 
 
 def _measure(
-    answers: _ValidationPredictions | None, calibration: Calibration, classes: Sequence[str], target_precision: float
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`bundle.json`'s `metrics` and `thresholds`."""
-    if answers is None:
-        return {"uncalibrated": None, "ood_score": None}, {}
-    calibrated = apply_temperature(answers.probabilities, calibration.temperature)
-    metrics = {
-        "validation": {**asdict(measure(calibrated, answers.labels, classes)), "loss": None},
-        "uncalibrated": measure_uncalibrated(answers.probabilities, answers.labels),
-        "ood_score": None if calibration.ood_score is None else {"percentiles": calibration.ood_score.percentiles},
-    }
-    return metrics, choose_thresholds(calibrated, answers.labels, classes, target_precision)
+    predictions: _ValidationPredictions | None,
+    calibration: Calibration,
+    classes: Sequence[str],
+    target_precision: float,
+) -> tuple[Metrics, Thresholds | None]:
+    """Return `bundle.json`'s `metrics` and `thresholds`."""
+    if predictions is None:
+        return Metrics(), None
+    calibrated = apply_temperature(predictions.probabilities, calibration.temperature)
+    ood_score = calibration.ood_score
+    metrics = Metrics(
+        validation=measure(calibrated, predictions.labels, classes),
+        uncalibrated=measure_uncalibrated(predictions.probabilities, predictions.labels),
+        ood_score=None if ood_score is None else OodPercentiles(ood_score.percentiles),
+    )
+    return metrics, choose_thresholds(calibrated, predictions.labels, classes, target_precision)
 
 
-def _choose_golden(labelled: Any, size: int, config: ImportConfig) -> list[tuple[str, bytes, Any]]:
-    """Candidates for golden images: the user's, else drawn ones."""
+def _choose_golden(labelled: pa.Table | None, size: int, config: ImportConfig) -> list[_GoldenCandidate]:
     if labelled is None:
         return _draw_images(size)
     from tlray.model.serving import read_images
@@ -343,8 +338,8 @@ def _choose_golden(labelled: Any, size: int, config: ImportConfig) -> list[tuple
     return read_images(uris, size, config.limits) or _draw_images(size)
 
 
-def _draw_images(size: int) -> list[tuple[str, bytes, Any]]:
-    """Patches of colour, as PNG: name, file and pixels `[S, S, 3]`."""
+def _draw_images(size: int) -> list[_GoldenCandidate]:
+    """Draw patches of colour."""
     rng = np.random.default_rng(0)
     drawn = []
     for index in range(_SYNTHETIC_IMAGES):

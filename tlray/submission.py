@@ -1,4 +1,4 @@
-"""Running a command as a job of a Ray cluster: checked here, carried there with this tlray, followed to its end.
+"""Run a command as a job of a Ray cluster: check it here, send it along with this tlray, follow it to its end.
 
 tlray submit predict --address http://127.0.0.1:8265 -- --model s3://models/first --input s3://archive --output s3://labels
 """
@@ -41,13 +41,13 @@ _INTERRUPTED = 130
 
 @dataclass(frozen=True)
 class SubmitSummary:
-    """What became of a job.
+    """The outcome of a submitted job.
 
     Attributes:
-        job_id: Ray's name for it.
+        job_id: Ray's submission id.
         address: of the job server.
-        status: Ray's: PENDING and RUNNING where it was not followed to its end.
-        exit_code: the job's own; 0 where it was not to be followed, 130 where Ctrl-C ended that.
+        status: Ray's job status; PENDING or RUNNING if the job was not followed to its end.
+        exit_code: the job's own; 0 with --detach, 130 after Ctrl-C.
     """
 
     job_id: str
@@ -57,12 +57,12 @@ class SubmitSummary:
 
     @property
     def follow_command(self) -> str:
-        """Shows the job's log from its beginning, and goes on with it."""
+        """Shell command that prints the job's log from its beginning and follows it."""
         return f"ray job logs --address {self.address} --follow {self.job_id}"
 
     @property
     def stop_command(self) -> str:
-        """Ends the job."""
+        """Shell command that ends the job."""
         return f"ray job stop --address {self.address} {self.job_id}"
 
 
@@ -70,16 +70,16 @@ def submit(config: SubmitConfig, job: Any, options: Sequence[str]) -> SubmitSumm
     """Start a job on a cluster, and follow it.
 
     Args:
-        config: where, and how.
-        job: the checked config of `config.command`.
-        options: the flags that it came from, none of them a file of this machine's.
+        config: cluster and command.
+        job: checked config of the command.
+        options: flags that `job` was parsed from, with --config expanded.
 
     Raises:
-        UsageError: a path that the cluster cannot see, no job client here, no token.
-        StoppedError: the job server does not answer.
+        UsageError: the cluster cannot see a path, Ray's job client is not installed, or the token is missing or wrong.
+        StoppedError: the job server does not answer, or refuses the job.
     """
     config.check()
-    _check_places(config, job)
+    _check_paths(config, job)
     address = _find_address(config.address)
     client = _connect(address)
     job_id = f"tlray-{config.command}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
@@ -96,7 +96,7 @@ def submit(config: SubmitConfig, job: Any, options: Sequence[str]) -> SubmitSumm
     try:
         _start(client, submitted, request)
     except KeyboardInterrupt:
-        if not _is_there(client, job_id):
+        if not _job_exists(client, job_id):
             raise
         return replace(submitted, exit_code=_INTERRUPTED)
     say(f"submitted {job_id} to {submitted.address}")
@@ -109,45 +109,45 @@ def submit(config: SubmitConfig, job: Any, options: Sequence[str]) -> SubmitSumm
     return replace(submitted, status=status, exit_code=exit_code)
 
 
-def _check_places(config: SubmitConfig, job: Any) -> None:
-    """Refuse what only this machine can see, and what would show a password to everybody on the cluster.
+def _check_paths(config: SubmitConfig, job: Any) -> None:
+    """Check that the cluster can use every option, and that none would expose a password.
 
     Raises:
-        ConfigError: all such options, in one.
+        ConfigError: all options that fail.
     """
     sent = None if config.working_dir is None else Path(config.working_dir).expanduser()
     faults = []
     if sent is not None and not sent.is_dir():
-        faults.append(f"--working-dir takes a folder; {config.working_dir} is none")
-    for place in list_path_options(job):
-        if is_s3(place.uri) or Path(place.uri).is_absolute():
+        faults.append(f"--working-dir takes a folder; got {config.working_dir}")
+    for path in list_path_options(job):
+        if is_s3(path.uri) or Path(path.uri).is_absolute():
             continue
-        if place.is_output:
+        if path.is_output:
             faults.append(
-                f"{place.option} takes s3://, or an absolute path that the cluster's machines share; got {place.uri}, "
+                f"{path.option} takes s3://, or an absolute path that the cluster's machines share; got {path.uri}, "
                 "which would be lost with its machine"
             )
         elif sent is None:
             faults.append(
-                f"{place.option} {place.uri} lies on this machine, which the cluster cannot see; give s3://, an "
-                "absolute path that all its machines share, or send the folder around it with --working-dir"
+                f"{path.option} {path.uri} is on this machine, which the cluster cannot see; give s3://, an "
+                "absolute path that all its machines share, or send its folder with --working-dir"
             )
-        elif not (sent / place.uri.partition("#")[0]).exists() and not (sent / place.uri).exists():
-            faults.append(f"{place.option} {place.uri} is not in --working-dir {config.working_dir}")
+        elif not (sent / path.uri.partition("#")[0]).exists() and not (sent / path.uri).exists():
+            faults.append(f"{path.option} {path.uri} is not in --working-dir {config.working_dir}")
     if (uri := getattr(job, "mlflow_uri", None)) is not None and (urlsplit(uri).username or redact(uri) != uri):
         faults.append(
-            "--mlflow-uri: its user, password or token would stand in the job's record; set MLFLOW_TRACKING_TOKEN, or "
-            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, on the cluster's machines instead"
+            "--mlflow-uri: its user, password or token would be visible in the job's record; instead set "
+            "MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, on the cluster's machines"
         )
     if getattr(job, "address", None) is not None:
-        faults.append("--address stands before --; the job itself joins the cluster that it runs in")
+        faults.append("--address goes before --; the job itself joins the cluster that it runs in")
     if getattr(job, "max_cpus", None) is not None:
-        faults.append("--max-cpus bounds a run on one's own machine; on a cluster give --max-engines or --num-workers")
+        faults.append("--max-cpus limits a local run; on a cluster use --max-engines or --num-workers")
     if config.command == "predict" and job.output is None:
-        faults.append("--output is needed in a job; a single file is answered on this machine without one")
+        faults.append("--output is needed in a job; only a local run can print the prediction for a single file")
     if config.command == "plan" and job.probe is not None:
         faults.append(
-            "--probe measures the machine that it runs on, here the cluster's head; run it on a worker's kind"
+            "--probe measures the machine that it runs on, here the cluster's head; run it on a machine like a worker"
         )
     if faults:
         raise ConfigError(faults)
@@ -163,16 +163,16 @@ def _find_address(address: str | None) -> str:
 
 
 def _connect(address: str) -> Any:
-    """Ray's job client; it has seen an answer.
+    """Return Ray's job client after a first successful request.
 
     Raises:
-        UsageError: it is not installed, or the server wants a token that is not there.
-        StoppedError: nobody answers.
+        UsageError: the client is not installed, or the server requires another token.
+        StoppedError: the server does not answer.
     """
     if "RAY_AUTH_MODE" not in os.environ and _has_token():
         os.environ["RAY_AUTH_MODE"] = "token"  # read when Ray is imported
     try:
-        import aiohttp  # noqa: F401  # Ray's client leaves it out quietly
+        import aiohttp  # noqa: F401  # Ray's client would silently go without it
         import requests
         from ray.exceptions import AuthenticationError
         from ray.job_submission import JobSubmissionClient
@@ -183,31 +183,31 @@ def _connect(address: str) -> Any:
     for name in ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ["RAY_RUNTIME_ENV_IGNORE_GITIGNORE"] = "1"  # weights and bundles are often named there
-    os.environ[_ADDRESS_VARIABLE] = address  # which the client would otherwise prefer
+    os.environ[_ADDRESS_VARIABLE] = address  # the client prefers it to its argument
     try:
         client: Any = JobSubmissionClient(address)
         bound_requests(client, _REQUEST_S)
-        client.list_jobs()  # the first that asks for the token
+        client.list_jobs()  # the first request that needs the token
     except AuthenticationError:
         raise UsageError(
-            f"the job server at {redact(address)} asks for a token, and the one here is missing or another; put the "
-            "cluster's into RAY_AUTH_TOKEN or ~/.ray/auth_token, and set RAY_AUTH_MODE=token"
+            f"the job server at {redact(address)} asks for a token, and the one here is missing or wrong; put the "
+            "cluster's token into RAY_AUTH_TOKEN or ~/.ray/auth_token, and set RAY_AUTH_MODE=token"
         ) from None
     except (OSError, RuntimeError) as error:
         raise StoppedError(f"no job server answers at {redact(address)}: {_last_line(error)}") from None
     if _is_open(address, requests):
         say(
-            f"WARNING: the job server at {redact(address)} takes jobs from anyone who reaches it; start the cluster "
+            f"WARNING: the job server at {redact(address)} accepts jobs from anyone who reaches it; start the cluster "
             "with RAY_AUTH_MODE=token and a token"
         )
     return client
 
 
 def _start(client: Any, submitted: SubmitSummary, request: dict[str, Any]) -> None:
-    """Hand a job in; a server that has just come up says for a while that it isn't ready.
+    """Submit a job; a server that has just started refuses for a while and is retried.
 
     Raises:
-        StoppedError: it does not take the job, or nobody knows.
+        StoppedError: the server refuses the job, or is lost before it is known whether it took it.
     """
     deadline = time.monotonic() + _START_S
     while True:
@@ -217,23 +217,23 @@ def _start(client: Any, submitted: SubmitSummary, request: dict[str, Any]) -> No
         except (RuntimeError, ValueError, OSError) as error:
             reason = _last_line(error)
             try:
-                if _is_there(client, submitted.job_id):  # only the answer was lost
+                if _job_exists(client, submitted.job_id):  # only the response was lost
                     return
             except OSError:
                 raise StoppedError(
-                    f"the job server at {submitted.address} was lost while it took the job ({reason}); whether it did "
-                    f"says: {submitted.follow_command}"
+                    f"the job server at {submitted.address} was lost while it took the job ({reason}); to see whether "
+                    f"it did, run: {submitted.follow_command}"
                 ) from None
             if _NOT_READY not in str(error) or time.monotonic() > deadline:
                 raise StoppedError(f"the job server at {submitted.address} did not take the job: {reason}") from None
         time.sleep(_PAUSE_S)
 
 
-def _is_there(client: Any, job_id: str) -> bool:
-    """Whether the server knows a job.
+def _job_exists(client: Any, job_id: str) -> bool:
+    """Return whether the server knows a job.
 
     Raises:
-        OSError: it does not answer.
+        OSError: the server does not answer.
     """
     try:
         client.get_job_info(job_id)
@@ -248,7 +248,7 @@ def _has_token() -> bool:
 
 
 def _is_open(address: str, requests: Any) -> bool:
-    """Whether it answers without a token."""
+    """Return whether the server answers without a token."""
     try:
         return bool(requests.get(f"{address}/api/jobs/", timeout=_ANSWER_S).ok)
     except requests.RequestException:
@@ -256,7 +256,7 @@ def _is_open(address: str, requests: Any) -> bool:
 
 
 class _Follower:
-    """Shows a job's log, also over a connection that breaks, until the job has ended."""
+    """Prints a job's log until the job has ended, across broken connections."""
 
     def __init__(self, client: Any, job_id: str, submitted: SubmitSummary) -> None:
         self._client = client
@@ -265,16 +265,16 @@ class _Follower:
         self._shown = 0
 
     async def go(self) -> tuple[str, int]:
-        """Returns the job's status and exit code.
+        """Follow the job; return its status and exit code.
 
         Raises:
-            StoppedError: the server was silent for long.
+            StoppedError: the server has stopped answering.
         """
         from aiohttp import ClientError
 
         silent_since: float | None = None
         while True:
-            # a log that cannot be had is no reason not to ask how the job is
+            # the status counts even if the log is unavailable
             with contextlib.suppress(OSError, RuntimeError, ClientError, TimeoutError):
                 await self._show_log()
             try:
@@ -283,8 +283,8 @@ class _Follower:
                 silent_since = silent_since or time.monotonic()
                 if time.monotonic() - silent_since > _MAX_SILENCE_S:
                     raise StoppedError(
-                        f"the job server at {self._submitted.address} does not answer any more ({_last_line(error)}); "
-                        f"{self._job_id} may go on without it; look with: {self._submitted.follow_command}"
+                        f"the job server at {self._submitted.address} no longer answers ({_last_line(error)}); "
+                        f"{self._job_id} may still be running; to follow it, run: {self._submitted.follow_command}"
                     ) from None
             else:
                 silent_since = None
@@ -293,10 +293,10 @@ class _Follower:
             await asyncio.sleep(_PAUSE_S)
 
     async def _show_log(self) -> None:
-        """Print what is new of it; each connection begins at the log's beginning.
+        """Print the new part of the log; each connection starts at the log's beginning.
 
         Raises:
-            TimeoutError: nothing came for a while: the log may be quiet, or the connection dead.
+            TimeoutError: nothing came for a while: the job prints nothing, or the connection is dead.
         """
         seen = 0
         async with aclosing(self._client.tail_job_logs(self._job_id)) as chunks:
@@ -312,7 +312,7 @@ class _Follower:
                 sys.stdout.flush()
 
     def _judge(self, info: Any) -> int:
-        """The job's exit code; 1 where it has none of its own."""
+        """Return the job's exit code, 1 if it failed without one."""
         status, code = str(info.status.value), info.driver_exit_code
         if status == "SUCCEEDED":
             return 0

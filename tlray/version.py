@@ -1,3 +1,3 @@
-"""The version of this tlray, alone in its file so that nothing else has to be imported for it."""
+"""The version of tlray, in a module that imports nothing."""
 
 __version__ = "0.1.0"

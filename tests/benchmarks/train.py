@@ -29,8 +29,8 @@ RUN_TLRAY = """
 import json, sys
 import tlray
 summary = tlray.train(tlray.TrainConfig(**json.loads(sys.argv[1])))
-test = summary.metrics["test"]["accuracy"]
-print(json.dumps({"seconds": summary.seconds, "test": test, "loss": [record["loss"] for record in summary.history]}))
+test = summary.metrics.test.accuracy
+print(json.dumps({"seconds": summary.seconds, "test": test, "loss": [record.loss for record in summary.history]}))
 """
 
 

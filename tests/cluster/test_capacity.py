@@ -1,27 +1,22 @@
-"""What finds room where, and how long it is waited for."""
+"""Measuring a cluster, and waiting for what a job needs."""
 
 import pytest
 
 from tlray.cluster import capacity
-from tlray.cluster.capacity import Demand, NodeResources, demand_engines, demand_workers, wait_for
-from tlray.cluster.resources import (
-    DATA_TASK_CPUS,
-    Cluster,
-    EngineBounds,
-    choose_engine_cpus,
-    count_gpu_slots,
-    plan_engines,
-    plan_workers,
+from tlray.cluster.capacity import (
+    Demand,
+    NodeResources,
+    demand_engines,
+    demand_workers,
+    describe_resources,
+    has_room,
+    list_node_resources,
+    measure,
+    wait_for,
 )
+from tlray.cluster.nodes import Node
+from tlray.cluster.resources import Cluster, EngineBounds
 from tlray.errors import StoppedError
-
-
-@pytest.mark.parametrize(
-    ("gpus", "share", "expected"),
-    [(2, 1.0, 2), (2, 0.5, 4), (1, 0.3, 3), (3, 0.4, 6), (0, 1.0, 0), (1, 0.1, 10), (0.5, 0.5, 1), (1.4, 0.5, 2)],
-)
-def test_no_process_lies_across_two_gpus(gpus, share, expected):
-    assert count_gpu_slots(gpus, share) == expected
 
 
 def test_a_process_needs_its_cores_and_gpus_on_one_machine():
@@ -31,7 +26,7 @@ def test_a_process_needs_its_cores_and_gpus_on_one_machine():
     assert NodeResources(16, 4, 16, 0).fits(demand) == 0
 
 
-def test_demands_are_told_in_words():
+def test_demands_are_phrased_in_words():
     workers = demand_workers(Cluster(16, 4, local=False), 4, None)
     assert str(workers) == "4 GPUs and 5 CPUs"
     assert str(demand_workers(Cluster(16, 1, local=False), 4, None)) == "5 CPUs"
@@ -39,11 +34,83 @@ def test_demands_are_told_in_words():
     assert str(demand_engines(Cluster(16, 1, local=False), EngineBounds(0.0, min_engines=4))) == "3.25 CPUs"
 
 
+def test_all_processes_and_what_serves_them_must_fit():
+    demand = Demand("--num-workers 2", 2, cpus=1.0, gpus=0.0, all_cpus=2.5)
+    assert not has_room([NodeResources(2, 0, 2, 0)], demand)  # no core for the readers
+    assert not has_room([NodeResources(4, 0, 0.75, 0), NodeResources(4, 0, 1.75, 0)], demand)
+    assert has_room([NodeResources(4, 0, 1, 0), NodeResources(4, 0, 1.5, 0)], demand)
+    assert not has_room([], demand)
+
+
+def test_resources_are_phrased_in_words():
+    resources = [NodeResources(4, 1, 2.5, 0), NodeResources(4, 0, 4, 0)]
+    assert describe_resources(resources, gpus=False) == "the cluster has 8 CPUs (6.5 free)"
+    assert describe_resources(resources, gpus=True) == "the cluster has 1 GPU (0 free) and 8 CPUs (6.5 free)"
+
+
+@pytest.fixture
+def _nodes(monkeypatch):
+    """A head that takes no work, a partly booked worker, and one that has just joined, with no free resources yet."""
+    names = ("head", "one", "new")
+    cpus = {"head": 0.0, "one": 8.0, "new": 4.0}
+    nodes = [Node(name, "10.0.0.1", name == "head", cpus[name], float(name == "one"), 0) for name in names]
+    monkeypatch.setattr(capacity, "list_nodes", lambda: nodes)
+    monkeypatch.setattr(capacity, "read_free_resources", lambda: {"head": {"memory": 1e9}, "one": {"CPU": 6.5}})
+
+
+@pytest.mark.usefixtures("_nodes")
+def test_a_resource_that_ray_does_not_report_as_free_is_booked():
+    assert list_node_resources() == [
+        NodeResources(0, 0, 0, 0),
+        NodeResources(8, 1, 6.5, 0),
+        NodeResources(4, 0, 0, 0),
+    ]
+
+
+@pytest.mark.usefixtures("_nodes")
+def test_a_joined_cluster_is_measured_by_its_free_resources_and_a_local_one_by_all():
+    assert measure(local=False) == Cluster(6.5, 0, local=False, node_cpus=(6.5,))
+    assert measure(local=True) == Cluster(12, 1, local=True)
+
+
+@pytest.mark.parametrize(
+    ("types", "growing"), [([], False), (["node_1a2b", ""], False), (["node_1a2b", "head_group", "gpu_workers"], True)]
+)
+def test_node_types_with_a_name_are_an_autoscalers(monkeypatch, types, growing):
+    monkeypatch.setattr(capacity, "list_node_types", lambda: types)
+    assert capacity.is_growing() is growing
+
+
+@pytest.mark.parametrize(
+    ("demand", "bundles"),
+    [
+        (Demand("--num-workers 2", 2, 1.0, 1.0, 2.5), [{"CPU": 1.0, "GPU": 1.0}] * 2 + [{"CPU": 0.25}] * 2),
+        (Demand("--min-engines 1", 1, 0.75, 0.0, 1.0), [{"CPU": 0.75}, {"CPU": 0.25}]),
+        (Demand("--min-engines 1", 1, 1.0, 0.5), [{"CPU": 1.0, "GPU": 0.5}]),
+    ],
+)
+def test_the_autoscaler_is_asked_for_bundles_that_fit_on_one_machine(monkeypatch, demand, bundles):
+    log = []
+
+    class Group:
+        def wait(self, seconds):
+            assert seconds == 0
+            return len(log) > 1
+
+    monkeypatch.setattr(capacity, "placement_group", lambda bundles: log.append(bundles) or Group())
+    monkeypatch.setattr(capacity, "remove_placement_group", lambda group: log.append("removed"))
+    with capacity._ScalingRequest(demand) as request:
+        assert not request.is_met()
+        assert log == [bundles]
+    assert log == [bundles, "removed"]
+    assert request.is_met()
+
+
 @pytest.fixture
 def watched(monkeypatch):
-    """A cluster that is looked at without Ray: what it says, how time goes, what the autoscaler is asked for."""
+    """A simulated cluster and clock: its nodes, messages, and requests to the autoscaler."""
     state = {
-        "rooms": [NodeResources(2, 0, 2, 0)],
+        "nodes": [NodeResources(2, 0, 2, 0)],
         "said": [],
         "now": 0.0,
         "asked": [],
@@ -54,30 +121,29 @@ def watched(monkeypatch):
     def sleep(seconds):
         state["now"] += seconds
         if state["grows_at"] is not None and state["now"] >= state["grows_at"]:
-            state["rooms"] = [NodeResources(8, 4, 8, 4)]
+            state["nodes"] = [NodeResources(8, 4, 8, 4)]
 
     class Clock:
         monotonic = staticmethod(lambda: state["now"])
 
     Clock.sleep = staticmethod(sleep)
 
-    class Asking:
+    class Request:
         def __enter__(self):
             state["asked"].append("for")
-
             return self
 
         def __exit__(self, *_):
             state["asked"].append("no more")
 
-        def is_there(self):
+        def is_met(self):
             return state["grows_at"] is not None and state["now"] >= state["grows_at"]
 
     monkeypatch.setattr(capacity, "time", Clock)
-    monkeypatch.setattr(capacity, "list_node_resources", lambda: state["rooms"])
+    monkeypatch.setattr(capacity, "list_node_resources", lambda: state["nodes"])
     monkeypatch.setattr(capacity, "say", state["said"].append)
     monkeypatch.setattr(capacity, "is_growing", lambda: state["growing"])
-    monkeypatch.setattr(capacity, "_RoomRequest", lambda demand: Asking())
+    monkeypatch.setattr(capacity, "_ScalingRequest", lambda demand: Request())
     monkeypatch.setattr(capacity, "measure", lambda local: "measured")
     return state
 
@@ -86,13 +152,13 @@ GPUS = Demand("--num-workers 4", 4, 1.0, 1.0, 5.0)
 JOINED = Cluster(2, 0, local=False)
 
 
-def test_what_finds_room_does_not_wait(watched):
+def test_a_job_that_fits_does_not_wait(watched):
     assert wait_for(Demand("--num-workers 1", 1, 1.0, 0.0, 1.25), JOINED, None) == "measured"
     assert watched["now"] == 0
     assert watched["said"] == []
 
 
-def test_a_fixed_cluster_is_waited_for_a_minute(watched):
+def test_a_job_waits_a_minute_for_a_fixed_cluster(watched):
     with pytest.raises(
         StoppedError, match=r"--num-workers 4 needs 4 GPUs and 5 CPUs; the cluster has 0 GPUs \(0 free\)"
     ):
@@ -102,7 +168,7 @@ def test_a_fixed_cluster_is_waited_for_a_minute(watched):
     assert watched["asked"] == []
 
 
-def test_a_growing_cluster_is_asked_and_waited_for_longer(watched):
+def test_a_job_asks_a_growing_cluster_and_waits_longer(watched):
     watched |= {"growing": True}
     with pytest.raises(StoppedError, match="after waiting for 900 s"):
         wait_for(GPUS, JOINED, None)
@@ -110,84 +176,27 @@ def test_a_growing_cluster_is_asked_and_waited_for_longer(watched):
     assert len(watched["said"]) == 30
 
 
-def test_machines_that_come_are_measured(watched):
+def test_machines_that_join_meanwhile_are_measured(watched):
     watched |= {"growing": True, "grows_at": 70.0}
     assert wait_for(GPUS, JOINED, None) == "measured"
     assert watched["now"] == 70
     assert watched["asked"] == ["for", "no more"]
 
 
-def test_what_others_have_booked_is_no_room(watched):
-    watched["rooms"] = [NodeResources(8, 4, 8, 3)]
+def test_resources_that_others_have_booked_do_not_count(watched):
+    watched["nodes"] = [NodeResources(8, 4, 8, 3)]
     with pytest.raises(StoppedError, match=r"has 4 GPUs \(3 free\)"):
         wait_for(GPUS, JOINED, 1.0)
 
 
-def test_what_a_job_leaves_behind_is_given_a_moment_to_go(watched):
-    watched["rooms"] = [NodeResources(8, 0, 6, 0)]
+def test_processes_of_a_job_that_has_just_ended_get_a_moment_to_go(watched):
+    watched["nodes"] = [NodeResources(8, 0, 6, 0)]
     assert wait_for(Demand("--num-workers 1", 1, 1.0, 0.0, 1.25), JOINED, None) == "measured"
     assert watched["now"] == 10
 
 
-def test_this_machine_gets_no_more_gpus(watched):
+def test_a_local_cluster_without_enough_gpus_is_refused_at_once(watched):
     with pytest.raises(StoppedError, match="this machine has 0 GPUs"):
         wait_for(GPUS, Cluster(2, 0, local=True), None)
     local = Cluster(2, 0, local=True)
     assert wait_for(Demand("--min-engines 9", 9, 0.75, 0.0, 7.0), local, None) is local
-
-
-# ---- engines and workers on several machines ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("rows", [1, 40, 100, 10_000])
-@pytest.mark.parametrize(("machines", "cores"), [(1, 4), (3, 1), (3, 2), (3, 4), (2, 5), (4, 16), (2, 12)])
-def test_engines_fit_on_machines_not_only_on_their_sum(machines, cores, rows):
-    shares = plan_engines(Cluster(machines * cores, 0, local=False, node_cpus=(cores,) * machines), rows, 32)
-    assert shares.num_cpus <= cores
-    assert shares.num_threads <= cores
-    assert machines * int(cores / shares.num_cpus) >= shares.actors
-
-
-@pytest.mark.parametrize("cores", [*range(1, 65), 96, 128, 192])
-def test_a_machine_full_of_engines_still_has_room_to_read(cores):
-    share = choose_engine_cpus([cores])
-    assert cores * (1 - share) >= DATA_TASK_CPUS - 1e-9  # as many as cores
-    assert cores - int(cores / share + 1e-9) * share >= DATA_TASK_CPUS - 1e-9  # with those of a lost machine
-
-
-@pytest.mark.parametrize(("cpus", "gpus", "share"), [(4, 1, 0.25), (2, 1, 0.5), (8, 8, 1.0), (1, 1, 1.0), (16, 1, 1.0)])
-def test_engines_on_gpus_leave_cores_to_read_with(cpus, gpus, share):
-    shares = plan_engines(Cluster(cpus, gpus, local=False), 10**6, 128, EngineBounds(share))
-    assert shares.actors == gpus / share
-    assert 0 < shares.num_cpus <= 1
-    assert shares.actors * shares.num_cpus + DATA_TASK_CPUS <= cpus
-
-
-def test_bounds_hold():
-    cluster = Cluster(64, 8, local=False, node_cpus=(16.0,) * 4)
-    assert plan_engines(cluster, 10**6, 128).actors == 8
-    assert plan_engines(cluster, 10**6, 128, EngineBounds(0.5)).actors == 16
-    assert plan_engines(cluster, 10**6, 128, EngineBounds(max_engines=3)).actors == 3
-    assert plan_engines(cluster, 10**6, 32, EngineBounds(0.0)).num_gpus == 0
-    growing = plan_engines(cluster, 10**6, 128, EngineBounds(min_engines=2, max_engines=64))
-    assert (growing.actors, growing.max_actors) == (8, 64)
-    assert str(growing) == "8 engines (up to 64 as the cluster grows), a GPU each; the cores fetch and decode for them"
-    assert "0.5 GPU each" in str(plan_engines(cluster, 10**6, 128, EngineBounds(0.5)))
-
-
-@pytest.mark.parametrize(
-    ("nodes", "workers", "expected"),
-    [
-        ((2, 2, 2), 2, 2), ((16, 16), 2, 15), ((8, 8), 3, 4), ((16, 16), 3, 8), ((16,) * 4, 6, 8), ((8,) * 3, 4, 4),
-        ((4, 16), 2, 8), ((1, 1, 1), 2, 1), ((1.5, 1.5), 2, 1),
-    ],
-)  # fmt: skip
-def test_workers_without_gpus_fit_on_machines_not_only_on_their_sum(nodes, workers, expected):
-    shares = plan_workers(Cluster(sum(nodes), 0, local=False, node_cpus=nodes), workers, 0)
-    assert shares.worker_cpus == expected
-    assert sum(int(node / shares.worker_cpus) for node in nodes) >= workers
-    assert workers * (shares.worker_cpus + shares.num_readers * shares.reader_cpus) <= sum(nodes)
-
-
-def test_a_worker_with_a_gpu_takes_one_core():
-    assert plan_workers(Cluster(32, 2, local=False, node_cpus=(16.0, 16.0)), 2, 1).worker_cpus == 1

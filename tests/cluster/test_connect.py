@@ -1,8 +1,44 @@
-from tlray.cluster.connect import explain_failure
-from tlray.errors import DataError, StoppedError, WeightsError
+import socket
+
+import pytest
+
+from tlray.cluster.connect import _check_listening, explain_failure, is_local
+from tlray.errors import DataError, DivergedError, StoppedError, WeightsError
 
 
-def test_the_reason_is_found_inside_what_was_wrapped_around_it():
+@pytest.mark.parametrize(
+    ("address", "variable", "expected"),
+    [
+        (None, None, True),
+        ("local", None, True),
+        ("local", "10.0.0.1:6379", True),
+        (None, "local", True),
+        (None, "10.0.0.1:6379", False),
+        ("auto", None, False),
+        ("10.0.0.1:6379", "local", False),
+    ],
+)
+def test_an_address_wins_over_the_variable_and_local_is_the_default(monkeypatch, address, variable, expected):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("RAY_ADDRESS", variable)
+    assert is_local(address) is expected
+
+
+def test_an_address_where_nothing_listens_is_refused_at_once():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        _check_listening(address)
+    with pytest.raises(StoppedError, match=f"no Ray cluster answers at {address}: Connection refused; check"):
+        _check_listening(address)
+
+
+@pytest.mark.parametrize("address", ["auto", "ray://127.0.0.1:1", "127.0.0.1", ":1"])
+def test_addresses_other_than_host_and_port_are_left_to_ray(address):
+    _check_listening(address)
+
+
+def test_our_error_is_found_inside_the_errors_around_it():
     try:
         try:
             raise DataError("the reason")
@@ -13,7 +49,7 @@ def test_the_reason_is_found_inside_what_was_wrapped_around_it():
     assert isinstance(told, DataError)
 
 
-def test_a_reason_that_came_as_text_is_said_without_its_class():
+def test_our_error_that_comes_as_text_loses_its_class_name():
     text = (
         "The actor died because of an error raised in its creation task\n  tlray.errors.StoppedError: give more memory"
     )
@@ -22,7 +58,7 @@ def test_a_reason_that_came_as_text_is_said_without_its_class():
     assert str(told) == "give more memory"
 
 
-def test_what_is_not_ours_is_told_by_its_last_line():
+def test_another_error_is_reported_by_its_last_line():
     assert str(explain_failure(RuntimeError("a\nb\n"), "labelling")) == "labelling stopped: b"
     assert str(explain_failure(RuntimeError(), "labelling")) == "labelling stopped: RuntimeError"
 
@@ -33,7 +69,7 @@ To change retry attempts, backoff, or which errors are retried, configure `ray.d
 
 
 def wrap(cause):
-    """As Ray Data 2.60 tells what a stage raised: the cause as text, then its own error with advice on its settings."""
+    """Return the error of a stage as Ray Data 2.60 raises it: the cause as text, then its own error and advice."""
     return RuntimeError(
         f"ray::MapWorker(MapBatches(_RunWork)).submit() (pid=1, ip=10.0.0.1)\n"
         f'  File "prefix.py", line 17, in __call__\n    raise\n{cause}\n\n'
@@ -43,7 +79,7 @@ def wrap(cause):
     )
 
 
-def test_the_cause_is_told_and_not_rays_advice():
+def test_the_cause_is_reported_and_not_rays_advice():
     told = explain_failure(wrap("ValueError: no such layer"), "computing")
     assert str(told) == "computing stopped: ValueError: no such layer"
     graph = (
@@ -56,7 +92,19 @@ def test_the_cause_is_told_and_not_rays_advice():
     )
 
 
-def test_an_error_of_ours_keeps_its_kind_where_it_comes_as_text():
+def test_our_error_that_comes_as_text_keeps_its_class():
     told = explain_failure(wrap("tlray.errors.WeightsError: the weights are of another network"), "computing")
     assert isinstance(told, WeightsError)
     assert str(told) == "the weights are of another network"
+
+
+def test_errors_that_cause_each_other_do_not_loop():
+    one, two = RuntimeError("one"), RuntimeError("two")
+    one.__cause__, two.__cause__ = two, one
+    assert str(explain_failure(one, "training")) == "training stopped: one"
+
+
+def test_the_cause_that_ray_keeps_as_an_attribute_is_found():
+    error = RuntimeError("a task failed")
+    error.cause = DivergedError("the loss is nan")
+    assert explain_failure(error, "training") is error.cause

@@ -58,7 +58,7 @@ def test_a_cluster_in_order_exits_0(cluster, client):
     assert all(line.rstrip().endswith(" all") for line in rows)
     assert "error" not in output
     assert "the object store is small" in output  # 150 MiB, as ray.cluster_utils starts them
-    is_open = "not wanted" in output and not cluster.address.startswith("127.")
+    is_open = "not required" in output and not cluster.address.startswith("127.")
     assert ("CAN RUN CODE" in output) == is_open
     assert client.list_objects_v2(Bucket=BUCKET, Prefix="labels").get("Contents", []) == []
 
@@ -87,7 +87,7 @@ def test_machines_that_lie_or_lack_tlray_are_named(cluster, tmp_path):
     assert "4 machines, 3 cores, 64 GPUs" in output
     errors = [line for line in output.splitlines() if line.startswith("error")]
     assert len(errors) == 2
-    assert "tlray is not there, or is another version, on" in errors[0]
+    assert "tlray is missing, or another version, on" in errors[0]
     assert "(Ray counts 64, the machine shows " in errors[1]
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from tests.report import data
-from tests.report.test_report import gather, make_labels, read_jpegs
+from tests.report.pages import read_jpegs
+from tlray.prediction.monitor import ThroughputSample
 from tlray.report import render_evaluation, render_prediction, render_training
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -70,16 +71,18 @@ def browser(tmp_path_factory):
 def pages(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
     uris = [f"/photos/{index}.jpg" for index in range(24)]
-    labels = make_labels(0, 600, np.random.default_rng(0))
-    timeline = [{"seconds": 10.0 * step, "fetched": 310.0 * step, "answered": 300.0 * step} for step in range(20)]
-    _, facts = gather(folder / "labelled", [labels], timeline=timeline)
-    label_errors = data.make_suspects(uris, data.CLASSES)
+    labels = data.make_labels(0, 600, np.random.default_rng(0))
+    timeline = [ThroughputSample(10.0 * step, 310 * step, 300 * step) for step in range(20)]
+    _, facts = data.gather(folder / "labelled", [labels], timeline=timeline)
+    label_errors = data.make_label_errors(uris, data.CLASSES)
     hostile = data.make_manifest(data.HOSTILE)
     pages = {
         "training": render_training(data.make_manifest(), data.make_history(), label_errors, read_jpegs),
         "evaluation": render_evaluation(data.make_evaluation(data.CLASSES, uris), read_jpegs),
-        "labelling": render_prediction(facts, read_jpegs),
-        "hostile": render_training(hostile, data.make_history(), data.make_suspects(uris, data.HOSTILE), read_jpegs),
+        "prediction": render_prediction(facts, read_jpegs),
+        "hostile": render_training(
+            hostile, data.make_history(), data.make_label_errors(uris, data.HOSTILE), read_jpegs
+        ),
     }
     for name, page in pages.items():
         (folder / f"{name}.html").write_bytes(page)
@@ -100,7 +103,7 @@ def measure(browser, page, *options):
 
 
 @pytest.mark.parametrize(
-    ("name", "pictures", "charts"), [("training", 12 + 24, 5), ("evaluation", 24 + 8 + 16, 3), ("labelling", 84, 3)]
+    ("name", "pictures", "charts"), [("training", 12 + 24, 5), ("evaluation", 24 + 8 + 16, 3), ("prediction", 84, 3)]
 )
 def test_a_page_is_laid_out(browser, pages, name, pictures, charts):
     document, said = browser(pages / f"{name}.html")
@@ -115,9 +118,9 @@ def test_a_page_is_laid_out(browser, pages, name, pictures, charts):
         assert found["charts"] == charts
         assert found["outside"] == []
         assert found["small"] == 0
-    trained = data.make_manifest()["metrics"]["test"]["accuracy"]
-    evaluated = data.make_evaluation(data.CLASSES, [])["accuracy"]
-    big = {"training": f"{trained:.1%}", "evaluation": f"{evaluated:.1%}", "labelling": "600"}
+    trained = data.make_manifest().metrics.test.accuracy
+    evaluated = data.make_evaluation(data.CLASSES, []).accuracy
+    big = {"training": f"{trained:.1%}", "evaluation": f"{evaluated:.1%}", "prediction": "600"}
     assert wide["big"] == big[name]
     assert (wide["width"], narrow["width"]) == (1000, 390)
     assert wide["background"] == "rgb(255, 255, 255)"

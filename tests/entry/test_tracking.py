@@ -9,14 +9,17 @@ from typing import ClassVar
 
 LOG = """
 import sys
+import numpy as np
+from tests.factories import make_epoch
 from tlray.config import TrainConfig
-from tlray.training.fit import TrainSummary
+from tlray.metrics.classification import measure
+from tlray.model.manifest import Metrics, RoleCounts
+from tlray.training.results import TrainSummary
 from tlray.training.tracking import log_run
-history = [
-    {"phase": "head", "epoch": epoch, "loss": 1 / epoch, "val_loss": None, "images": 9} for epoch in (1, 2)
-]
-metrics = {"test": {"accuracy": 0.5}}
-summary = TrainSummary("bundle", "f" * 64, ("a", "b"), {}, [], history, metrics, {"phase 1": 2.0}, None, [], False)
+history = [make_epoch(epoch, loss=1 / epoch, val_loss=None, val_accuracy=None, images=9) for epoch in (1, 2)]
+metrics = Metrics(test=measure(np.array([[0.9, 0.1], [0.8, 0.2]]), np.array([0, 1]), ("a", "b")))
+counts = RoleCounts(train=9, validation=0, test=2)
+summary = TrainSummary("bundle", "f" * 64, ("a", "b"), counts, [], history, metrics, {"phase 1": 2.0}, None, [], False)
 log_run(TrainConfig(data="photos", output="bundle", mlflow_uri=sys.argv[1]), summary)
 """
 

@@ -51,7 +51,7 @@ def test_labels_below_the_probability_need_a_review(labelled):
     assert f"needs review  {count:,}" in printed
 
 
-def test_features_and_oddness_stand_beside_the_labels(labelled, bundle):
+def test_features_and_ood_scores_stand_beside_the_labels(labelled, bundle):
     output, _ = labelled
     table = pq.read_table(output / "labels")
     features = np.asarray(table["embedding"].combine_chunks().flatten()).reshape(table.num_rows, -1)

@@ -7,12 +7,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.factories import make_receipt, make_table
 from tlray.errors import StoppedError
 from tlray.output.parts import PartWriter, get_row_ids, make_schema
+from tlray.output.plan import write_plan
 from tlray.output.reader import find_parts
+from tlray.output.receipt import UpdateRecord, write_receipt
 from tlray.output.rowset import RowSet
-from tlray.output.schema import PREDICTION_FIELDS
 from tlray.prediction.monitor import Failures, Reach
+from tlray.prediction.update import EarlierOutput
+from tlray.sources.listing import Selection, find_candidates
 
 BUNDLE = SimpleNamespace(model_id="m" * 64, classes=("a", "b"), preprocessing_fingerprint="f")
 SCHEMA = make_schema(BUNDLE, "run", [])
@@ -29,20 +33,9 @@ class MemoryPlan:
 
 def make_answers(row_ids, status="ok", bad=3):
     count = len(row_ids)
-    columns = {
-        "row_id": list(row_ids),
-        "status": ["EMPTY" if row == bad else status for row in row_ids],
-        "error": [None] * count,
-        "predicted_index": [0] * count,
-        "class_name": ["a"] * count,
-        "probability": [0.5] * count,
-        "width": [1] * count,
-        "height": [1] * count,
-        "needs_review": [None] * count,
-        "ood_score": [None] * count,
-        "retries": [0] * count,
-    }
-    return pa.table({field.name: pa.array(columns[field.name], field.type) for field in PREDICTION_FIELDS})
+    columns = {"class_name": ["a"] * count, "probability": [0.5] * count, "width": [1] * count, "height": [1] * count}
+    status = ["EMPTY" if row == bad else status for row in row_ids]
+    return make_table({"row_id": list(row_ids), "status": status, "predicted_index": [0] * count, **columns})
 
 
 def make_writer(output, done=None, count=10, rows_per_part=4):
@@ -109,7 +102,7 @@ def test_rows_are_replaced_inside_a_whole_part(tmp_path):
     assert read_labels(tmp_path)["status"].to_pylist() == ["ok"] * 10
 
 
-class EarlierOutput:
+class Kept:
     """Has an answer for every row, told by its status."""
 
     def __init__(self):
@@ -121,7 +114,7 @@ class EarlierOutput:
 
 
 def test_kept_answers_are_fetched_when_their_part_is_written(tmp_path):
-    kept, done, earlier = RowSet(10), RowSet(10), EarlierOutput()
+    kept, done, earlier = RowSet(10), RowSet(10), Kept()
     kept.add(np.array([0, 2, 3, 4, 5, 6, 7, 9]))
     writer = PartWriter(str(tmp_path), MemoryPlan(10), SCHEMA, 4, done, kept, earlier)
     (whole,) = writer.write_kept()
@@ -135,11 +128,6 @@ def test_kept_answers_are_fetched_when_their_part_is_written(tmp_path):
 
 
 def test_an_update_keeps_what_is_unchanged(tmp_path):
-    from tlray.output.plan import write_plan
-    from tlray.output.receipt import Receipt, summarize_parts, write_receipt
-    from tlray.prediction.update import EarlierOutput as Real
-    from tlray.sources.listing import Selection, find_candidates
-
     folder, old, new = tmp_path / "in", str(tmp_path / "old"), str(tmp_path / "new")
     folder.mkdir()
     for index in range(10):
@@ -148,25 +136,25 @@ def test_an_update_keeps_what_is_unchanged(tmp_path):
     plan = write_plan(old, find_candidates([str(folder)], Selection()), {}, None)
     writer = PartWriter(old, plan, SCHEMA, 4, RowSet(10))
     parts = list(writer.add(make_answers(range(9)))) + list(writer.add(make_answers([9], status="TIMEOUT")))
-    fields = dict.fromkeys(Receipt.__dataclass_fields__) | summarize_parts(parts) | {"config": asked}
-    write_receipt(old, Receipt(**fields))
+    write_receipt(old, make_receipt(parts, config=asked))
     (folder / "2.jpg").write_bytes(b"changed")
     (folder / "4.jpg").unlink()
     (folder / "a.jpg").write_bytes(b"new")
     plan = write_plan(new, find_candidates([str(folder)], Selection()), {}, None)
-    earlier = Real(old, asked)
+    earlier = EarlierOutput(old, asked)
     kept = earlier.compare(plan)
-    told = vars(earlier.comparison)
-    assert told == {"new": 1, "changed": 2, "kept": 7, "vanished": 1}  # 2.jpg, and 9.jpg, which was out of reach
+    assert earlier.comparison == UpdateRecord(
+        old, new=1, changed=2, kept=7, vanished=1
+    )  # 2.jpg, and 9.jpg, which was out of reach
     rows = plan.read(0, 10)
     assert [rows["uri"][row].as_py()[-5:] for row in kept.find_missing(0, 10)] == ["2.jpg", "9.jpg", "a.jpg"]
     answers = earlier.take(rows.take([6, 0, 3]))
     assert answers["row_id"].to_pylist() == [6, 0, 3]
     assert answers["status"].to_pylist() == ["ok", "ok", "EMPTY"]
-    retried = Real(old, asked).compare(plan, {"EMPTY"})  # row 3 there, 3.jpg
+    retried = EarlierOutput(old, asked).compare(plan, {"EMPTY"})  # row 3 there, 3.jpg
     assert len(kept) - len(retried) == 1
     assert rows["uri"][int(retried.find_missing(0, 10)[1])].as_py().endswith("3.jpg")
-    other = Real(old, {**asked, "model_id": "n"})
+    other = EarlierOutput(old, {**asked, "model_id": "n"})
     assert len(other.compare(plan)) == 0
     assert other.comparison.changed == 9
 

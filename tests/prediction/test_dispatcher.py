@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from tlray.errors import StoppedError
+from tlray.output.plan import Stream
 from tlray.output.rowset import RowSet
 from tlray.prediction.dispatcher import MAX_TRIES, Dispatcher, MemoryRows
 from tlray.prediction.pipeline import make_windows
@@ -60,19 +61,19 @@ def test_engines_that_never_answer_end_the_run():
     dispatcher.leave(("batch", 0))
     for _ in range(10):
         dispatcher.start_engine(1)
-    with pytest.raises(StoppedError, match="10 times without an answer"):
+    with pytest.raises(StoppedError, match="10 times without a prediction"):
         dispatcher.start_engine(1)
 
 
 def test_windows_cover_what_is_not_done_and_leave_streams_whole():
 
     done = RowSet(1000)
-    windows = make_windows(done, 2, 1, [(100, 300)])
+    windows = make_windows(done, 2, 1, [Stream(100, 300)])
     assert (100, 300) in windows
     assert sorted(row for first, count in windows for row in range(first, first + count)) == list(range(1000))
     assert len(windows) == 7
     done.add(np.arange(0, 400))
-    windows = make_windows(done, 2, 1, [(100, 300)])
+    windows = make_windows(done, 2, 1, [Stream(100, 300)])
     assert min(first for first, _ in windows) == 400
     done.add(np.arange(400, 1000))
     assert make_windows(done, 2, 1) == []

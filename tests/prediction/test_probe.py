@@ -37,7 +37,7 @@ def test_a_slow_store_is_told():
 
 
 def test_nothing_to_measure_by_is_said():
-    with pytest.raises(StoppedError, match="none of 10 sampled images can be labelled"):
+    with pytest.raises(StoppedError, match="none of 10 sampled images can be predicted"):
         _conclude([Measured(**{**vars(ONE), "failed": 10})], 2, 1e-6, 10, None)
 
 

@@ -113,9 +113,9 @@ def test_columns_must_hold_text(photos):
         scan(str(photos / "m.parquet"))
 
 
-@pytest.mark.parametrize("name", ["none.csv", "none.parquet", "odd.parquet", "ragged.csv", "empty.csv"])
+@pytest.mark.parametrize("name", ["none.csv", "none.parquet", "broken.parquet", "ragged.csv", "empty.csv"])
 def test_what_cannot_be_read_is_named(photos, name):
-    (photos / "odd.parquet").write_bytes(b"x")
+    (photos / "broken.parquet").write_bytes(b"x")
     (photos / "ragged.csv").write_text("uri,label\na.jpg,x,y\n")
     (photos / "empty.csv").write_text("")
     with pytest.raises(DataError, match=f"the manifest {photos}/{name} cannot be read"):

@@ -2,6 +2,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import tarfile
 import zipfile
 
@@ -12,7 +13,9 @@ import pytest
 
 from tlray import storage
 from tlray.errors import DataError, OutputError
-from tlray.output.plan import open_plan, write_plan
+from tlray.output import plan as planning
+from tlray.output.plan import Stream, open_plan, write_plan
+from tlray.sources import manifests
 from tlray.sources.listing import Selection, find_candidates
 from tlray.sources.reading import read_rows
 
@@ -109,13 +112,13 @@ def test_globs_limit_sample_and_shards(tmp_path):
     assert set(list_names([tmp_path], sample=0.25)[0]) <= set(sample)
 
 
-def test_every_road_gives_the_same_bytes(tmp_path):
+def test_every_kind_of_input_gives_the_same_bytes(tmp_path):
     folder = write_folder(tmp_path / "folder")
     with (tmp_path / "list.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["uri", "id"])
         writer.writerows([[f"folder/{name}", name] for name in CONTENTS])
-    roads = {
+    kinds = {
         "folder": [folder],
         "tar": [write_tar(tmp_path / "a.tar")],
         "tgz": [write_tar(tmp_path / "a.tar.gz", mode="w:gz")],
@@ -124,7 +127,7 @@ def test_every_road_gives_the_same_bytes(tmp_path):
         "bzip2": [write_zip(tmp_path / "c.zip", method=zipfile.ZIP_BZIP2)],
         "manifest": [tmp_path / "list.csv"],
     }
-    for name, inputs in roads.items():
+    for name, inputs in kinds.items():
         _, answers = plan_and_read(inputs, tmp_path.with_name(f"plan-{name}"))
         assert answers == list(CONTENTS.values()), name
     rows, answers = plan_and_read(
@@ -148,16 +151,15 @@ def test_members_are_addressed_by_archive_and_name(tmp_path):
     rows, answers = plan_and_read([tmp_path / "m.jsonl"], tmp_path / "plan-m")
     assert answers == [CONTENTS["b.jpg"]]
     assert rows["input_n"].to_pylist() == [1]
-    assert open_plan(str(tmp_path / "plan-m")).excluded_by_reason == {
-        "there is no such archive, or no such member in it": 1
-    }
+    measures = open_plan(str(tmp_path / "plan-m")).measures
+    assert measures.excluded_by_reason == {"the archive or its member does not exist": 1}
 
 
 def test_a_part_of_a_gzipped_shard_is_read_in_one_pass(tmp_path):
     archive = write_tar(tmp_path / "a.tgz", mode="w:gz")
     found = find_candidates([str(archive), str(write_tar(tmp_path / "b.tgz", mode="w:gz"))], Selection())
     plan = write_plan(str(tmp_path), found, {}, None)
-    assert plan.streams == [(0, 8), (8, 8)]
+    assert plan.measures.streams == [Stream(0, 8), Stream(8, 8)]
     rows = plan.read(0, 16).take([2, 5, 11])
     assert [fetched.data for fetched in read_rows(rows, MAX_BYTES, None)] == [
         CONTENTS["c.jpg"],
@@ -166,12 +168,12 @@ def test_a_part_of_a_gzipped_shard_is_read_in_one_pass(tmp_path):
     ]
 
 
-ODD_NAMES = {"../../out.jpg": b"x", "/abs.jpg": b"x", "in/../up.jpg": b"x", "good.jpg": b"good", "no.txt": b"x"}
+MEMBERS = {"../../out.jpg": b"x", "/abs.jpg": b"x", "in/../up.jpg": b"x", "good.jpg": b"good", "no.txt": b"x"}
 
 
-def test_odd_members_are_rows_with_a_code(tmp_path):
+def test_tar_members_that_are_not_read_are_rows_with_a_code(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        for name, data in ODD_NAMES.items():
+        for name, data in MEMBERS.items():
             member = tarfile.TarInfo(name)
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
@@ -189,15 +191,15 @@ def test_odd_members_are_rows_with_a_code(tmp_path):
     rows, answers = plan_and_read([tmp_path / "a.tar"], tmp_path / "plan")
     got = dict(zip(rows["member"].to_pylist(), answers, strict=True))
     assert got.pop("good.jpg") == b"good"
-    assert set(got) == {*ODD_NAMES, "soft.jpg", "hard.jpg", "pipe.jpg"} - {"good.jpg", "no.txt"}
+    assert set(got) == {*MEMBERS, "soft.jpg", "hard.jpg", "pipe.jpg"} - {"good.jpg", "no.txt"}
     assert set(got.values()) == {"UNSUPPORTED"}
     excluded = pq.read_table(tmp_path / "plan" / "_plan" / "excluded-00000.parquet").to_pylist()
     assert {row["uri"].rpartition("#")[2] for row in excluded} == {"no.txt", "folder"}
 
 
-def test_odd_zip_members_are_rows_with_a_code(tmp_path):
+def test_zip_members_that_are_not_read_are_rows_with_a_code(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
-        for name, data in ODD_NAMES.items():
+        for name, data in MEMBERS.items():
             file.writestr(name, data)
         link = zipfile.ZipInfo("soft.jpg")
         link.external_attr = 0o120777 << 16
@@ -260,8 +262,8 @@ def test_a_cut_archive_gives_its_whole_members_and_records_the_rest(tmp_path, ki
     assert good == list(contents.values())[: len(good)]
     assert set(answers[len(good) :]) <= {"TRUNCATED", "CORRUPT"}
     plan = open_plan(str(tmp_path / "plan"))
-    assert plan.num_excluded == 1
-    assert "cut short" in next(iter(plan.excluded_by_reason))
+    assert plan.measures.num_excluded == 1
+    assert "cut short" in next(iter(plan.measures.excluded_by_reason))
 
 
 def test_a_damaged_header_in_a_tar_is_recorded(tmp_path):
@@ -291,7 +293,7 @@ def test_members_of_a_gzipped_shard_may_be_named_in_any_order(tmp_path):
     (tmp_path / "m.csv").write_text("uri\n" + "".join(f"a.tgz#{name}\n" for name in names))
     found = find_candidates([str(tmp_path / "m.csv")], Selection())
     plan = write_plan(str(tmp_path / "p"), found, {}, None)
-    assert plan.streams == [(0, 1), (1, 3), (4, 1)]
+    assert plan.measures.streams == [Stream(0, 1), Stream(1, 3), Stream(4, 1)]
     answers = [fetched.data for fetched in read_rows(plan.read(0, 5), 10**6, None)]
     assert answers == [contents[name] for name in names]
     assert archive.exists()
@@ -305,8 +307,6 @@ def test_a_manifest_inside_an_input_folder_is_an_input_too(tmp_path):
 
 
 def test_what_cannot_be_read_is_recorded(tmp_path):
-    import os
-
     (tmp_path / "good.jpg").write_bytes(b"x")
     (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere")
     os.mkfifo(tmp_path / "pipe.jpg")
@@ -415,8 +415,6 @@ def test_a_changed_file_or_archive_is_not_read(tmp_path):
 
 
 def test_a_plan_spans_files_and_row_groups(tmp_path, monkeypatch):
-    from tlray.output import plan as planning
-
     monkeypatch.setattr(planning, "ROWS_PER_GROUP", 3)
     monkeypatch.setattr(planning, "ROWS_PER_FILE", 6)
     planning._read_group.cache_clear()
@@ -442,8 +440,6 @@ def test_an_unfinished_plan_does_not_count(tmp_path):
 
 
 def test_an_s3_inventory_is_a_listing(tmp_path, monkeypatch):
-    from tlray.sources import manifests
-
     schema = "Bucket, Key, IsLatest, IsDeleteMarker, Size, ETag"
     lines = ['"b","a%20b+c.jpg","true","false","3","abc"', '"b","old.jpg","false","false","3","x"']
     report = {"sourceBucket": "b", "destinationBucket": "arn:aws:s3:::inv", "fileFormat": "CSV", "fileSchema": schema}

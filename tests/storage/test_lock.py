@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from tests.storage.conftest import BUCKET
 from tlray.errors import StoppedError
 from tlray.storage import lock
 from tlray.storage.lock import NAME, Lock
@@ -15,7 +16,7 @@ def write_record(folder, **changes):
     (folder / NAME).write_text(json.dumps(record))
 
 
-def test_a_lock_is_there_while_it_is_held(tmp_path):
+def test_the_lock_file_exists_while_the_lock_is_held(tmp_path):
     with Lock(str(tmp_path / "out")) as held:
         record = json.loads((tmp_path / "out" / NAME).read_text())
         assert record["pid"]
@@ -43,13 +44,13 @@ def test_a_killed_drivers_lock_is_taken_over_at_once(tmp_path):
 
 
 @pytest.mark.parametrize("changes", [{"started": 1.0}, {"boot_id": "another"}, {"pid": 2**22 + 1}])
-def test_a_number_that_another_process_has_now_is_no_owner(tmp_path, changes):
+def test_the_record_of_an_ended_process_is_taken_over(tmp_path, changes):
     write_record(tmp_path, **changes)
     with Lock(str(tmp_path), wait_s=0):
         pass
 
 
-def test_another_machines_lock_is_dead_when_its_heart_stands_still(tmp_path, monkeypatch):
+def test_a_lock_of_another_machine_is_dead_when_its_heartbeat_stops(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "HEARTBEAT_S", 0.2)
     write_record(tmp_path, host="elsewhere", heartbeat=time.time() - 30)
     with pytest.raises(StoppedError, match="elsewhere"), Lock(str(tmp_path), wait_s=0.5):
@@ -86,7 +87,32 @@ def test_only_one_of_many_gets_a_dead_drivers_lock(tmp_path):
     for process in started:
         process.stdin.write("go\n")
         process.stdin.flush()
-    answers = [process.stdout.readline() for process in started]
+    results = [process.stdout.readline() for process in started]
     for process in started:
         process.communicate()
-    assert sorted(answers) == ["mine\n", *["theirs\n"] * 3]
+    assert sorted(results) == ["mine\n", *["theirs\n"] * 3]
+
+
+def test_a_lock_on_s3_is_held_and_released(bucket):
+    output = f"s3://{BUCKET}/a//out"
+    with Lock(output):
+        record = json.loads(bucket.get_object(Bucket=BUCKET, Key=f"a//out/{NAME}")["Body"].read())
+        assert record["pid"] == lock._describe_self()["pid"]
+        with pytest.raises(StoppedError, match=f"another tlray works on {output}"), Lock(output, wait_s=0):
+            pass
+    assert "Contents" not in bucket.list_objects_v2(Bucket=BUCKET)
+
+
+def test_a_dead_drivers_lock_on_s3_is_taken_over(bucket):
+    dead = {**lock._describe_self(), "token": "theirs", "heartbeat": time.time(), "started": 1.0}
+    bucket.put_object(Bucket=BUCKET, Key=f"a//out/{NAME}", Body=json.dumps(dead).encode())
+    with Lock(f"s3://{BUCKET}/a//out", wait_s=0):
+        record = json.loads(bucket.get_object(Bucket=BUCKET, Key=f"a//out/{NAME}")["Body"].read())
+        assert record["token"] != "theirs"
+
+
+def test_a_damaged_record_on_this_machine_counts_as_another_machines(tmp_path):
+    (tmp_path / NAME).write_text("{")
+    with pytest.raises(StoppedError), Lock(str(tmp_path), wait_s=0):
+        pass
+    assert (tmp_path / NAME).read_text() == "{"

@@ -1,8 +1,9 @@
 import pytest
 
+from tests.storage.conftest import BUCKET
 from tlray import storage
 from tlray.errors import Code, DataError, FetchError, OutputError
-from tlray.storage import local
+from tlray.storage import local, s3
 
 
 def test_a_put_leaves_the_file_and_nothing_else(tmp_path):
@@ -51,18 +52,74 @@ def test_an_output_below_a_file_is_refused(tmp_path):
         storage.check_writable(str(tmp_path / "file" / "below"))
 
 
-def test_names_with_an_at_sign_stay():
-    for text in ("s3://bucket/icon@2x.png", "/home/me@work/a.png", "s3://bucket/a/b@c/d.png"):
-        assert storage.redact(text) == text
+@pytest.fixture(params=["local", "s3"])
+def root(request, tmp_path):
+    """A folder or a prefix; keys that tests read have an empty part."""
+    if request.param == "local":
+        return str(tmp_path)
+    request.getfixturevalue("bucket")
+    return f"s3://{BUCKET}/a"
 
 
-def test_secrets_are_taken_out():
-    for address in ("https://token@host/x", "s3://key:se/cr/et@bucket/x"):
-        cleaned = storage.redact(address)
-        assert "***@" in cleaned
-        assert not any(secret in cleaned for secret in ("token", "se/cr", "key:"))
-    text = "GET https://user:hunter2@host/k?X-Amz-Signature=abc123&X-Amz-Credential=AKIAABCDEFGHIJKLMNOP/x failed"
-    cleaned = storage.redact(text)
-    for secret in ("hunter2", "abc123", "AKIAABCDEFGHIJKLMNOP"):
-        assert secret not in cleaned
-    assert "host/k" in cleaned
+def test_both_kinds_of_address_behave_alike(root):
+    uri = f"{root}/out//file"
+    assert (storage.exists(uri), storage.has_content(f"{root}/out")) == (False, False)
+    storage.check_writable(f"{root}/out")
+    storage.put(uri, b"0123456789")
+    assert (storage.exists(uri), storage.exists(f"{root}/out"), storage.has_content(f"{root}/out")) == (
+        True,
+        False,
+        True,
+    )
+    assert storage.get(uri) == b"0123456789"
+    assert [data if isinstance(data, bytes) else data.code for data in storage.get_many([uri, f"{uri}-none", uri])] == [
+        b"0123456789",
+        Code.NOT_FOUND,
+        b"0123456789",
+    ]
+    assert list(storage.get_ranges([(uri, 8, 2), (uri, 0, 1), (uri, 3, 4)])) == [b"89", b"0", b"3456"]
+    with storage.open_file(uri) as file:
+        assert file.read(2) == b"01"
+    assert storage.find_any(root).size == 10
+    storage.delete(uri)
+    assert storage.exists(uri) is False
+    storage.delete(uri)
+
+
+def test_a_folder_is_removed_without_its_namesake(root):
+    for name in ("out/1", "out/sub/2", "out2/3"):
+        storage.put(f"{root}/{name}", b"")
+    storage.delete_folder(f"{root}/out")
+    assert [entry.name for entry in storage.list_files(root)] == ["out2/3"]
+    storage.delete_folder(f"{root}/out")
+    storage.delete_folder(f"{root}/none")
+    assert [entry.name for entry in storage.list_files(root)] == ["out2/3"]
+
+
+def test_the_file_that_completes_a_prefix_is_written_last(bucket, monkeypatch):
+    written = []
+    real = s3.put
+    monkeypatch.setattr(s3, "put", lambda uri, data: (written.append(uri), real(uri, data)))
+    storage.put_folder(f"s3://{BUCKET}/m", {"b": b"1", "a-last": b"2", "c/d": b"3"}, last="a-last")
+    assert written == [f"s3://{BUCKET}/m/{name}" for name in ("b", "c/d", "a-last")]
+    assert bucket.get_object(Bucket=BUCKET, Key="m/c/d")["Body"].read() == b"3"
+
+
+def test_a_size_costs_no_request(tmp_path):
+    (tmp_path / "file").write_bytes(b"12345")
+    assert storage.find_size(str(tmp_path / "file")) == 5
+    assert storage.find_size(str(tmp_path / "none")) is None
+    assert storage.find_size("s3://no-such-bucket/file") == 0
+
+
+@pytest.mark.usefixtures("bucket")
+def test_a_prefix_that_cannot_be_listed_cannot_be_an_output():
+    with pytest.raises(OutputError, match="the bucket does not exist"):
+        storage.check_writable("s3://no-such-bucket/out")
+
+
+def test_arrow_reads_where_storage_writes(tmp_path):
+    storage.put(str(tmp_path / "file"), b"12345")
+    filesystem, path = storage.make_arrow_filesystem(str(tmp_path / "file"))
+    with filesystem.open_input_file(path) as file:
+        assert file.read() == b"12345"

@@ -2,16 +2,17 @@
 
 import numpy as np
 
+from tests.factories import make_epoch
 from tlray.training.checkpoint import STATE, TrainingState, load_state, save_state
 
 
 def make_state(epoch):
     return TrainingState(
         phase=1,
-        history=[{"epoch": number + 1, "loss": 0.5} for number in range(epoch)],
+        history=[make_epoch(number + 1) for number in range(epoch)],
         weights={"head/dense_0/kernel": np.full((2, 3), epoch, np.float32)},
         slots=[np.array(7), np.arange(3, dtype=np.float32)],
-        best={"epoch": 1},
+        best=make_epoch(1),
         best_weights={"base/12/gamma": np.ones(4, np.float32)},
         loss_scale=8.0,
     )
@@ -22,7 +23,7 @@ def test_a_state_comes_back(tmp_path):
     assert folder.endswith("epoch-0003")
     state, expected = load_state(str(tmp_path)), make_state(3)
     assert (state.epoch, state.phase, state.history) == (3, 1, expected.history)
-    assert (state.best, state.loss_scale) == ({"epoch": 1}, 8.0)
+    assert (state.best, state.loss_scale) == (make_epoch(1), 8.0)
     for ours, theirs in ((state.weights, expected.weights), (state.best_weights, expected.best_weights)):
         assert ours.keys() == theirs.keys()
         for name in ours:

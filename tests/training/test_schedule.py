@@ -3,6 +3,7 @@ import hashlib
 import numpy as np
 import pytest
 
+from tests.factories import make_epoch
 from tlray.training.dataset import choose_validation
 from tlray.training.schedule import cut_steps, draw_dropout, is_exhausted, make_rates, permute, weigh_classes
 
@@ -88,7 +89,7 @@ def test_balanced_weights_give_every_class_the_same_sum():
 
 def make_records(accuracies):
     return [
-        {"epoch": index + 1, "val_accuracy": accuracy, "val_loss": 1.0 if accuracy is not None else None}
+        make_epoch(index + 1, val_accuracy=accuracy, val_loss=1.0 if accuracy is not None else None)
         for index, accuracy in enumerate(accuracies)
     ]
 

@@ -1,7 +1,11 @@
-"""How good an archive's labels are, by a sample that a person looks at.
+"""Estimate the share of an archive's labels that is right, from a sample that a person reviews.
 
     tlray audit labels/ --sample 300
     tlray audit labels/ --answers labels/audit/sample.csv
 
-`draw` picks the rows, `sheet` shows them, `form` is the CSV between tlray and the reviewer, `measure` counts.
+`draw`: draws the sample.
+`sample`: the record of a sample.
+`sheet`: the page that shows its images.
+`form`: the CSV that the reviewer fills in.
+`measure`: the result of a filled-in form.
 """

@@ -1,13 +1,13 @@
-"""The CSV that a reviewer fills in a spreadsheet.
+"""The CSV that a reviewer fills in with a spreadsheet.
 
     row_id,uri,class_name,probability,correct_label
     17,s3://photos/a.jpg,glass,0.97,.
     52,s3://photos/b.jpg,glass,0.61,plastic
     90,s3://photos/c.jpg,metal,0.55,?
 
-`correct_label` comes empty. A full stop says that the label is right, a class name says what is, `?` that none of the
-classes is, or that nobody can tell; what stays empty was not looked at. A cell that a spreadsheet would run as a
-formula has an apostrophe before it, which is taken away again.
+`correct_label` is empty at first. The reviewer enters a full stop if the label is right, else the right class, or `?`
+if none of the classes is right or nobody can tell; an empty row was not reviewed. A cell that a spreadsheet would run
+as a formula is written with an apostrophe before it, which is removed on reading.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ RIGHT, NONE = ".", "?"
 ROW_ID, ANSWER = "row_id", "correct_label"
 COLUMNS = (ROW_ID, "uri", "class_name", "probability", ANSWER)
 
-# the last four are full-width forms, which some spreadsheets read alike
+# the last four are full-width forms, which some spreadsheets read as = + - @
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 _WHOLE = re.compile(r"(\d+)(?:\.0+)?")
 
 
 def write_form(rows: Sequence[Drawn]) -> bytes:
-    """The CSV to fill, UTF-8."""
+    """Return the CSV to fill in, as UTF-8."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -42,28 +42,28 @@ def write_form(rows: Sequence[Drawn]) -> bytes:
 
 
 def disarm(cell: str) -> str:
-    """A cell that no spreadsheet takes for a formula."""
+    """Keep a spreadsheet from running a cell as a formula."""
     return f"'{cell}" if _FORMULA.match(cell) else cell
 
 
 def rearm(cell: str) -> str:
-    """What was disarmed."""
+    """Undo `disarm`."""
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
 def read_form(data: bytes, name: str, sample: Sample) -> ReviewedLabels:
-    """The reviewed rows of a filled CSV: their right class, or None where none is.
+    """Return the right class of each reviewed row of a filled-in CSV.
 
-    Commas, semicolons or tabs part its columns, as spreadsheets like it; others than `row_id` and `correct_label` don't
-    matter.
+    Columns may be separated by commas, semicolons or tabs, as spreadsheets save them; only `row_id` and `correct_label`
+    are read.
 
     Args:
-        data: the file.
+        data: content of the file.
         name: its address, for errors.
-        sample: what was drawn.
+        sample: the drawn sample.
 
     Raises:
-        DataError: one message naming all that is wrong.
+        DataError: one message with every fault.
     """
     try:
         text = data.decode("utf-8-sig")

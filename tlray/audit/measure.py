@@ -1,4 +1,4 @@
-"""`tlray audit OUTPUT --answers FILE`: what a reviewed sample says about the whole archive."""
+"""`tlray audit OUTPUT --answers FILE`: estimate an archive's accuracy from its reviewed sample."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from tlray import storage
 from tlray.audit import form
@@ -18,6 +17,7 @@ from tlray.audit.sample import Drawn, ReviewedLabels, Sample, read_sample
 from tlray.config import AuditConfig
 from tlray.console import now
 from tlray.errors import ConfigError, DataError, FetchError, OutputError
+from tlray.metrics.classification import ConfusedPair
 from tlray.metrics.intervals import wilson
 from tlray.sources.labelled import LABEL, URI
 
@@ -32,9 +32,9 @@ class Stratum:
 
     Attributes:
         rows: labelled rows of the archive.
-        sampled, reviewed, right: of them.
-        precision: share of the reviewed that is right; None where none was reviewed.
-        precision_low, precision_high: Wilson's 95% interval; (0, 1) where none was reviewed.
+        sampled, reviewed, right: rows of them that were drawn, reviewed, and found right.
+        precision: share of the reviewed rows that is right; None if none was reviewed.
+        precision_low, precision_high: Wilson's 95% interval; (0, 1) if none was reviewed.
     """
 
     rows: int
@@ -48,21 +48,21 @@ class Stratum:
 
 @dataclass(frozen=True)
 class AuditSummary:
-    """How good the labels of an archive are.
+    """Estimated quality of an archive's labels.
 
     Attributes:
-        folder: where audit.json and corrections.csv lie.
+        folder: address of the folder with audit.json and corrections.csv.
         model_id, run_id: of the labels.
         labelled: rows of the archive with a label.
-        sampled, reviewed, right: rows drawn, looked at, and found right.
-        none_of_them: reviewed rows that are of no class, or that nobody could tell.
+        sampled, reviewed, right: rows that were drawn, reviewed, and found right.
+        none_of_them: reviewed rows of none of the classes, or of one that nobody could tell.
         accuracy: estimated share of the archive's labels that is right.
         accuracy_low, accuracy_high: its 95% interval.
         covered: share of the labelled rows whose class was reviewed; the estimate is for these.
         by_class: by predicted class.
         most_confused: reviewed rows by right (true) and predicted class where these differ, the most frequent first.
         corrections: rows written as a training list.
-        inside: reviewed rows left out of it, since an archive or table holds them.
+        inside: reviewed rows left out of that list, since they lie in an archive or table.
     """
 
     folder: str
@@ -78,16 +78,16 @@ class AuditSummary:
     accuracy_high: float
     covered: float
     by_class: dict[str, Stratum]
-    most_confused: list[dict[str, Any]]
+    most_confused: list[ConfusedPair]
     corrections: int
     inside: int
 
 
 def measure(config: AuditConfig) -> AuditSummary:
-    """Count a filled sample, and write what it says and the right labels beside it.
+    """Measure a filled-in sample; write the result and the corrected labels into its folder.
 
     Raises:
-        UsageError: there is no sample, or the answers cannot be used.
+        UsageError: no sample was drawn, or the answers cannot be used.
     """
     config.check()
     if config.answers is None:
@@ -116,9 +116,9 @@ def summarize(folder: str, sample: Sample, answers: ReviewedLabels) -> AuditSumm
     """Count answers.
 
     Args:
-        folder: where the result will lie.
-        sample: what was drawn.
-        answers: right class by row id, None where none of them is; at least one.
+        folder: address of the folder for the result.
+        sample: the drawn sample.
+        answers: right class of each reviewed row; not empty.
     """
     by_class = {}
     for name, in_archive in sample.rows_by_class.items():
@@ -147,9 +147,7 @@ def summarize(folder: str, sample: Sample, answers: ReviewedLabels) -> AuditSumm
         covered=sum(rows for rows, _, _ in strata) / labelled,
         by_class=by_class,
         most_confused=[
-            {"true": label, "predicted": guess, "images": count}
-            for (guess, label), count in pairs.most_common()
-            if guess != label
+            ConfusedPair(label, guess, count) for (guess, label), count in pairs.most_common() if guess != label
         ],
         corrections=len(find_corrections(sample.rows, answers)),
         inside=sum(row.inside and answers.get(row.row_id) is not None for row in sample.rows),
@@ -157,16 +155,16 @@ def summarize(folder: str, sample: Sample, answers: ReviewedLabels) -> AuditSumm
 
 
 def estimate_share(strata: Sequence[tuple[int, int, int]]) -> tuple[float, float, float]:
-    """The share of right rows over all strata, with its 95% interval.
+    """Estimate the share of right rows over all strata, with its 95% interval.
 
     The estimate weights each stratum's share by its rows (Cochran 1977, Sampling Techniques, chapter 5). The interval
     is Wilson's on the effective sample size, p (1 - p) / variance, as Dean and Pagano 2015 (Journal of Survey
-    Statistics and Methodology 3, 484-503) have it for survey samples. For that size alone, each stratum's share is
-    taken as (right + 1) / (reviewed + 2), since a stratum of few rows that are all right would have no variance.
-    Nothing is taken off for a stratum that was reviewed in large part: the interval is rather too wide there.
+    Statistics and Methodology 3, 484-503) define it for survey samples. For that size alone, each stratum's share is
+    (right + 1) / (reviewed + 2), since a stratum of few rows that are all right would have no variance. No finite
+    population correction is applied, so the interval is too wide for a stratum that was reviewed in large part.
 
     Args:
-        strata: rows, reviewed (above 0) and right of each.
+        strata: rows, reviewed rows (above 0) and right rows of each.
     """
     total = sum(rows for rows, _, _ in strata)
     share = smooth = variance = 0.0
@@ -175,19 +173,19 @@ def estimate_share(strata: Sequence[tuple[int, int, int]]) -> tuple[float, float
         share += weight * right / reviewed
         smooth += weight * guess
         variance += weight**2 * guess * (1 - guess) / reviewed
-    share = min(1.0, share)  # the weights may add up to a little more than 1
+    share = min(1.0, share)  # rounding may bring the weights above 1
     size = smooth * (1 - smooth) / variance
     return share, *wilson(share * size, size)
 
 
 def find_corrections(rows: Sequence[Drawn], answers: ReviewedLabels) -> dict[str, str]:
-    """The right class of each reviewed file that has one."""
+    """Return the right class of each reviewed file that has one, by address."""
     files = [(row.uri, answers.get(row.row_id)) for row in rows if not row.inside]
     return {_straighten(uri): label for uri, label in files if label is not None}
 
 
 def write_corrections(corrections: dict[str, str]) -> bytes:
-    """A list that `train --data` takes; its cells are plain, since it is for no spreadsheet."""
+    """Return a list for `train --data` as CSV; its cells are not disarmed, since no spreadsheet reads it."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow((URI, LABEL))
@@ -196,5 +194,5 @@ def write_corrections(corrections: dict[str, str]) -> bytes:
 
 
 def _straighten(uri: str) -> str:
-    """A local path without '..', which a manifest may not hold."""
+    """Resolve '..' in a local path, which a manifest may not contain."""
     return uri if storage.is_s3(uri) or ".." not in PurePosixPath(uri).parts else str(Path(uri).resolve())

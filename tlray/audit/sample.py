@@ -1,4 +1,4 @@
-"""The record of a drawn sample, `sample.json`: what answers are held against, whatever became of the CSV."""
+"""The record of a drawn sample, `sample.json`, against which answers are checked."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ NAME = "sample.json"
 FORMAT = 1
 
 ReviewedLabels = dict[int, str | None]
-"""The right class of each reviewed row, by row id; None where none of the classes is right."""
+"""Right class of each reviewed row, by row id; None if none of the classes is right."""
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """One row to look at.
+    """One row to review.
 
     Attributes:
         row_id, uri: as in the labels.
-        class_name: predicted.
+        class_name: predicted class.
         probability: of that class.
-        inside: whether it lies in an archive or table, so that its address alone can't be read.
+        inside: whether it lies in an archive or table, so that it cannot be read by its address alone.
     """
 
     row_id: int
@@ -40,9 +40,9 @@ class Sample:
     Attributes:
         format: version of this record.
         run_id, model_id, finished: of the labelling run, as in its receipt.
-        asked: rows asked for.
+        asked: rows requested.
         seed: of the draw.
-        classes: all names that the model knows, by index.
+        classes: class names of the model, by index.
         rows_by_class: labelled rows of the archive by predicted class, without classes that have none.
         rows: drawn, in order of class, then row id.
     """
@@ -59,15 +59,15 @@ class Sample:
 
 
 def write_sample(folder: str, sample: Sample) -> None:
-    """Write it whole or not at all."""
+    """Write the record, whole or not at all."""
     storage.put(storage.join(folder, NAME), (json.dumps(asdict(sample), indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def read_sample(folder: str) -> Sample | None:
-    """The sample that was drawn into a folder, None where there is none.
+    """Read the record of a folder's sample; None if it has none.
 
     Raises:
-        OutputError: it is not one.
+        OutputError: the file is not such a record.
     """
     address = storage.join(folder, NAME)
     if not storage.exists(address):

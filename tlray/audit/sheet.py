@@ -1,4 +1,4 @@
-"""The contact sheet of a sample: one page that holds everything, pictures included."""
+"""The contact sheet of a sample: one page with its pictures embedded."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Section:
     """One predicted class of the page.
 
     Attributes:
-        class_name: predicted.
-        in_archive: rows of the archive that have it.
-        rows: drawn from it.
+        class_name: predicted class.
+        in_archive: rows of the archive with that class.
+        rows: rows drawn from them.
     """
 
     class_name: str
@@ -42,12 +42,12 @@ class Section:
 
 
 def make_sheet(sample: Sample, planned: pa.Table, limits: Limits, image_column: str | None) -> tuple[bytes, int]:
-    """The page as UTF-8, and how many pictures it shows.
+    """Return the page as UTF-8, and its number of pictures.
 
     Args:
-        sample: what it shows.
-        planned: the rows of the plan, ascending.
-        limits: as the images were labelled with.
+        sample: the drawn sample.
+        planned: its rows of the plan, ascending.
+        limits: limits of the prediction run.
         image_column: of Parquet inputs.
     """
 

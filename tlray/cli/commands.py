@@ -1,9 +1,9 @@
-"""The `tlray` command: YAML and flags -> a checked config -> one call -> a summary.
+"""The `tlray` command: parse YAML and flags into a checked config, make one call, print its summary.
 
     tlray train --data photos/ --output bundle/
     tlray predict --model bundle/ --input s3://archive/2024/ --output s3://archive-labels/2024/
 
-Neither Ray nor TensorFlow is imported before everything that the user typed has been checked.
+Ray and TensorFlow are imported only after all arguments have been checked.
 """
 
 from __future__ import annotations
@@ -13,9 +13,15 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from tlray import storage
 from tlray.errors import ConfigError, TlrayError, UsageError
+from tlray.version import __version__
+
+if TYPE_CHECKING:
+    from tlray import config as configs
 
 
 @dataclass(frozen=True)
@@ -24,8 +30,8 @@ class Command:
 
     Attributes:
         config: name of its dataclass in `tlray.config`, whose docstring is its help.
-        run: takes the parsed config, prints a summary, returns the exit code.
-        summary: a few words for the overview.
+        run: runs the command with the parsed config, prints a summary, and returns the exit code.
+        summary: its line in the overview.
     """
 
     config: str
@@ -34,14 +40,12 @@ class Command:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `tlray ARGUMENTS`; returns the exit code: 0 done, 1 stopped, 2 usage or config."""
+    """Run `tlray ARGUMENTS` and return the exit code: 0 done, 1 stopped, 2 usage or config."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         _print_overview()
         return 0 if arguments else 2
     if arguments[0] == "--version":
-        from tlray.version import __version__
-
         print(f"tlray {__version__}")
         return 0
     name, *rest = arguments
@@ -66,7 +70,7 @@ def run_command(name: str, arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from what is finished", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # whoever read the output has had enough of it
+    except BrokenPipeError:  # the reader of the output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
@@ -78,10 +82,10 @@ def run_command(name: str, arguments: Sequence[str]) -> int:
 
 
 def parse(name: str, flags: Sequence[str]) -> Any:
-    """A command's flags as its checked config.
+    """Return a command's flags as its checked config; an unknown flag ends the process with 2.
 
     Raises:
-        ConfigError: values that are not allowed. A flag that isn't known ends the process with 2.
+        ConfigError: values are not allowed.
     """
     import tyro
 
@@ -93,7 +97,7 @@ def parse(name: str, flags: Sequence[str]) -> Any:
     return config
 
 
-def _run_train(config: Any) -> int:
+def _run_train(config: configs.TrainConfig) -> int:
     from tlray.cli.print_train import print_train
     from tlray.training.train import train
 
@@ -101,16 +105,15 @@ def _run_train(config: Any) -> int:
     return 0
 
 
-def _run_predict(config: Any) -> int:
-    from tlray import storage
+def _run_predict(config: configs.PredictConfig) -> int:
     from tlray.cli.print_predict import print_predict, print_prediction
 
     storage.configure(config.s3_options)
     if config.output is None:
         files = [storage.resolve(uri) for uri in config.input]
         if len(files) != 1 or not storage.exists(files[0]):
-            what = "several inputs" if len(files) > 1 else files[0]
-            raise ConfigError([f"--output may be left out for a single existing file only; got {what}"])
+            got = "several inputs" if len(files) > 1 else files[0]
+            raise ConfigError([f"--output may be left out for a single existing file only; got {got}"])
         from tlray.model.bundle import load_bundle
         from tlray.prediction.single_image import rank_classes
 
@@ -124,7 +127,7 @@ def _run_predict(config: Any) -> int:
     return summary.exit_code
 
 
-def _run_plan(config: Any) -> int:
+def _run_plan(config: configs.PlanConfig) -> int:
     from tlray.cli.print_predict import print_plan
     from tlray.prediction.planning import make_plan
 
@@ -132,7 +135,7 @@ def _run_plan(config: Any) -> int:
     return 0
 
 
-def _run_verify(config: Any) -> int:
+def _run_verify(config: configs.VerifyConfig) -> int:
     from tlray.cli.print_predict import print_verify
     from tlray.output.verify import verify
 
@@ -141,7 +144,7 @@ def _run_verify(config: Any) -> int:
     return summary.exit_code
 
 
-def _run_evaluate(config: Any) -> int:
+def _run_evaluate(config: configs.EvaluateConfig) -> int:
     from tlray.cli.print_bundle import print_evaluate
     from tlray.evaluation import evaluate
 
@@ -149,7 +152,7 @@ def _run_evaluate(config: Any) -> int:
     return 0
 
 
-def _run_import(config: Any) -> int:
+def _run_import(config: configs.ImportConfig) -> int:
     from tlray.cli.print_bundle import print_import
     from tlray.importer import import_model
 
@@ -157,7 +160,7 @@ def _run_import(config: Any) -> int:
     return 0
 
 
-def _run_audit(config: Any) -> int:
+def _run_audit(config: configs.AuditConfig) -> int:
     from tlray.cli.print_predict import print_audit, print_sample
 
     if config.answers is None:
@@ -171,8 +174,7 @@ def _run_audit(config: Any) -> int:
     return 0
 
 
-def _run_show(config: Any) -> int:
-    from tlray import storage
+def _run_show(config: configs.ShowConfig) -> int:
     from tlray.cli.print_bundle import print_bundle
     from tlray.model.bundle import load_bundle
 
@@ -181,7 +183,7 @@ def _run_show(config: Any) -> int:
     return 0
 
 
-def _run_submit(config: Any) -> int:
+def _run_submit(config: configs.SubmitConfig) -> int:
     from tlray.cli.print_cluster import print_submit
     from tlray.submission import submit
 
@@ -191,7 +193,7 @@ def _run_submit(config: Any) -> int:
     return summary.exit_code
 
 
-def _run_doctor(config: Any) -> int:
+def _run_doctor(config: configs.DoctorConfig) -> int:
     from tlray.cli.print_cluster import print_doctor
     from tlray.doctor import examine
 
@@ -200,12 +202,11 @@ def _run_doctor(config: Any) -> int:
     return summary.exit_code
 
 
-def _run_demo(config: Any) -> int:
+def _run_demo(config: configs.DemoConfig) -> int:
     from tlray.cli.print_train import print_demo
     from tlray.demo import run_demo
 
-    summary = run_demo(config)
-    print_demo(summary)
+    print_demo(run_demo(config))
     return 0
 
 
@@ -225,10 +226,10 @@ COMMANDS = {
 
 
 def expand_config_file(name: str, arguments: Sequence[str]) -> list[str]:
-    """A command's arguments with the options of its --config file, if any, put before them, so that flags win.
+    """Return a command's arguments, preceded by the options of its --config file, so that flags win.
 
     Raises:
-        ConfigError: the file is missing or not made of options.
+        ConfigError: the file cannot be read or does not hold options.
     """
     path, flags = None, list(arguments)
     passed_on = flags[flags.index("--") :] if "--" in flags else []
@@ -248,9 +249,7 @@ def expand_config_file(name: str, arguments: Sequence[str]) -> list[str]:
 
 
 def _read_options(name: str, path: str) -> list[str]:
-    """A YAML file's options as flags; a switch at its default needs none."""
-    from pathlib import Path
-
+    """Return a YAML file's options as flags; a switch at its default needs none."""
     import yaml
 
     from tlray import config as configs
@@ -278,10 +277,7 @@ def _read_options(name: str, path: str) -> list[str]:
 
 
 def _report(error: TlrayError) -> int:
-    """One clear message on stderr; the exit code."""
-    from tlray.storage.addresses import redact
-
-    lines = redact(str(error)).splitlines() or [type(error).__name__]
+    lines = storage.redact(str(error)).splitlines() or [type(error).__name__]
     for line in lines:
         print(f"tlray: {line}", file=sys.stderr)
     return error.exit_code

@@ -1,8 +1,8 @@
-"""What a bundle is and how good it is: printed by show, import and evaluate."""
+"""Print the summaries of show, import and evaluate."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tlray.cli.tables import print_classes, print_facts, print_history, shorten
 from tlray.console import console
@@ -11,117 +11,114 @@ from tlray.metrics.calibration import MIN_IMAGES
 if TYPE_CHECKING:
     from tlray.evaluation import EvaluateSummary
     from tlray.importer import ImportSummary
+    from tlray.metrics.label_errors import LabelErrorSummary
+    from tlray.metrics.thresholds import Thresholds
     from tlray.model.bundle import Bundle
+    from tlray.model.manifest import Manifest, Metrics
 
 
 def print_bundle(bundle: Bundle) -> None:
-    """What a verified bundle is."""
-    manifest = bundle.manifest
-    training, metrics = manifest["training"], manifest["metrics"]
+    """Print a verified bundle."""
+    manifest, kept = bundle.manifest, bundle.manifest.metrics.kept
     facts = [
-        ("bundle", f"{bundle.uri} (verified: {len(manifest['files'])} files)"),
+        ("bundle", f"{bundle.uri} (verified: {len(manifest.files)} files)"),
         ("model id", bundle.model_id),
         *_describe_network(manifest),
     ]
-    if training:
+    if manifest.training and kept:
         facts += [
-            ("trained on", f"{training['data']} ({training['counts']['train']:,} images)"),
-            ("kept", f"epoch {metrics['kept']['epoch']} (phase {metrics['kept']['phase']})"),
+            ("trained on", f"{manifest.training.config['data']} ({manifest.training.counts.train:,} images)"),
+            ("kept", f"epoch {kept.epoch} (phase {kept.phase})"),
         ]
-    facts += describe_accuracy(metrics)
-    if manifest["thresholds"]:
-        facts.append(("to be right", _describe_threshold(manifest["thresholds"])))
-    facts.append(("versions", ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())))
-    if training:
-        print_history(bundle.load_history(), metrics["kept"]["epoch"])
+        print_history(bundle.load_history(), kept.epoch)
+    facts += describe_accuracy(manifest.metrics)
+    if manifest.thresholds:
+        facts.append(("to be right", _describe_threshold(manifest.thresholds)))
+    facts.append(("versions", ", ".join(f"{name} {version}" for name, version in manifest.versions.items())))
     print_facts(facts)
 
 
 def print_import(summary: ImportSummary) -> None:
-    """What the new bundle holds, and how good it is where that could be told."""
+    """Print the new bundle, and its accuracy if it was measured."""
     console.print()
-    facts = [("bundle", summary.output), ("model id", summary.manifest["model_id"])]
+    facts = [("bundle", summary.output), ("model id", summary.manifest.model_id)]
     facts += _describe_network(summary.manifest)
-    facts += describe_accuracy(summary.manifest["metrics"])
+    facts += describe_accuracy(summary.manifest.metrics)
     if summary.failed:
         facts.append(("left out", f"{summary.failed:,} images that cannot be decoded"))
-    if "validation" not in summary.manifest["metrics"]:
+    if summary.manifest.metrics.validation is None:
         facts.append(("try next", "--val-data calibrates its probabilities and says how good it is"))
     print_facts(facts)
 
 
 def print_evaluate(summary: EvaluateSummary) -> None:
-    """Accuracy, a line for each class, what was confused most."""
-    measured = summary.measurement
+    """Print accuracy, metrics by class, and the most confused classes."""
+    result = summary.result
     console.print()
-    print_classes(measured.by_class)
+    print_classes(result.by_class)
+    interval = f"95% interval {result.accuracy_low:.3f} to {result.accuracy_high:.3f}"
     facts = [
-        (
-            "accuracy",
-            f"{measured.accuracy:.4f} ({measured.images:,} images; 95% interval {measured.accuracy_low:.3f} to "
-            f"{measured.accuracy_high:.3f})",
-        ),
-        ("macro F1", f"{measured.macro_f1:.4f}"),
+        ("accuracy", f"{result.accuracy:.4f} ({result.images:,} images; {interval})"),
+        ("macro F1", f"{result.macro_f1:.4f}"),
     ]
-    if measured.top_k < len(summary.classes):
-        facts.append((f"top-{measured.top_k} accuracy", f"{measured.top_k_accuracy:.4f}"))
-    facts.append(("calibration", f"probabilities are off by {measured.ece:.3f} on average (ECE)"))
-    facts.append(("to be right", _describe_threshold(summary.result["thresholds"])))
-    if worst := summary.result["most_confused"][:3]:
-        told = "; ".join(f"{pair['true']} taken for {pair['predicted']} {pair['images']:,}x" for pair in worst)
+    if result.top_k < len(summary.classes):
+        facts.append((f"top-{result.top_k} accuracy", f"{result.top_k_accuracy:.4f}"))
+    facts.append(("calibration", f"probabilities are off by {result.ece:.3f} on average (ECE)"))
+    facts.append(("to be right", _describe_threshold(result.thresholds)))
+    if worst := result.most_confused[:3]:
+        told = "; ".join(f"{pair.true} taken for {pair.predicted} {pair.images:,}x" for pair in worst)
         facts.append(("most confused", told))
-    facts += describe_doubles(summary.result["label_errors"])
-    if summary.failed:
-        facts.append(("not measured", ", ".join(f"{code} {count:,}" for code, count in summary.failed.items())))
+    facts += describe_duplicates(result.label_errors)
+    if result.failed_by_code:
+        failed = ", ".join(f"{code} {count:,}" for code, count in result.failed_by_code.items())
+        facts.append(("not measured", failed))
     if summary.output:
         facts.append(("written", f"{summary.output}/report.html, evaluation.json, label_errors.csv"))
     facts.append(("model id", summary.model_id))
     print_facts(facts)
 
 
-def describe_doubles(label_errors: dict[str, Any] | None) -> list[tuple[str, str]]:
-    """Pictures that are there twice."""
-    if label_errors is None or not label_errors["duplicates"]:
+def describe_duplicates(label_errors: LabelErrorSummary | None) -> list[tuple[str, str]]:
+    """Describe duplicate images."""
+    if label_errors is None or not label_errors.duplicates:
         return []
-    pairs = label_errors["duplicates"]
-    both = sum(pair["first_label"] != pair["second_label"] for pair in pairs)
+    pairs = label_errors.duplicates
+    both = sum(pair.first_label != pair.second_label for pair in pairs)
     told = f"{len(pairs):,} pair{'s' * (len(pairs) > 1)} of pictures that look the same"
     where = "" if both == 0 else ", under two labels" if both == len(pairs) else f", {both:,} of them under two labels"
     return [("look at", told + where)]
 
 
-def _describe_threshold(thresholds: dict[str, Any]) -> str:
-    overall, target = thresholds["overall"], thresholds["target_precision"]
+def _describe_threshold(thresholds: Thresholds) -> str:
+    overall, target = thresholds.overall, thresholds.target_precision
     if overall is None:
         return f"no probability is enough to be right in {target:.0%} of cases"
     return (
-        f"in {target:.0%} of cases, a label needs a probability of {overall['probability']:.3f}, as "
-        f"{overall['kept']:.0%} of them have (95% interval of the precision {overall['low']:.3f} to "
-        f"{overall['high']:.3f})"
+        f"in {target:.0%} of cases, a label needs a probability of {overall.probability:.3f}, as {overall.kept:.0%} of "
+        f"them have (95% interval of the precision {overall.low:.3f} to {overall.high:.3f})"
     )
 
 
-def _describe_network(manifest: dict[str, Any]) -> list[tuple[str, str]]:
-    architecture, size = manifest["architecture"], manifest["preprocessing"]["image_size"]
-    head = " -> ".join(map(str, [*architecture["head_units"], f"{architecture['num_classes']} classes"]))
+def _describe_network(manifest: Manifest) -> list[tuple[str, str]]:
+    architecture, size = manifest.architecture, manifest.preprocessing.image_size
+    head = " -> ".join(map(str, [*architecture.head_units, f"{architecture.num_classes} classes"]))
     return [
-        ("network", f"{architecture['backbone']} -> pooling -> {head}"),
+        ("network", f"{architecture.backbone} -> pooling -> {head}"),
         ("input", f"RGB, {size} x {size} pixels, uint8"),
-        ("classes", shorten(manifest["classes"])),
+        ("classes", shorten(manifest.classes)),
     ]
 
 
-def describe_accuracy(metrics: dict[str, Any]) -> list[tuple[str, str]]:
-    """Accuracy by role, and what the probabilities are worth."""
-    facts = []
-    for role in ("validation", "test"):
-        if role in metrics:
-            measured = metrics[role]
-            facts.append((f"{role} accuracy", f"{measured['accuracy']:.4f} ({measured['images']:,} images)"))
-    if metrics.get("uncalibrated"):
-        before, after = metrics["uncalibrated"]["ece"], metrics["validation"]["ece"]
+def describe_accuracy(metrics: Metrics) -> list[tuple[str, str]]:
+    """Describe accuracy by role, and calibration."""
+    facts = [
+        (f"{role} accuracy", f"{measured.accuracy:.4f} ({measured.images:,} images)")
+        for role, measured in metrics.list_measured()
+    ]
+    if metrics.uncalibrated and metrics.validation:
+        before, after = metrics.uncalibrated.ece, metrics.validation.ece
         told = f"probabilities are off by {after:.3f} on average, {before:.3f} before (ECE)"
-        if metrics["uncalibrated"]["images"] < MIN_IMAGES:
+        if metrics.uncalibrated.images < MIN_IMAGES:
             told = f"none: {MIN_IMAGES} validation images are needed for it"
         facts.append(("calibration", told))
     return facts

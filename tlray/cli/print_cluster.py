@@ -1,15 +1,14 @@
-"""What doctor prints: a row for each machine, then what would go wrong."""
+"""Print the summaries of doctor and submit."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich import box
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from tlray.cli.tables import print_facts
+from tlray.cli.tables import make_table, print_facts
 from tlray.console import console, say
 
 if TYPE_CHECKING:
@@ -22,14 +21,14 @@ _DONE = {"SUCCEEDED", "FAILED", "STOPPED"}
 _MOST_WIDTH = 1000
 _FOLD_FROM = 8
 _FOLDS = ("", ", ", " ")
-"""Behind what long cells are folded where a table is too wide: nowhere, between facts, between words."""
+"""Separators after which long cells of a table that is too wide are folded: none, between facts, between words."""
 
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 _UNKNOWN = "?"
 
 
 def print_doctor(summary: DoctorSummary) -> None:
-    """The cluster, its machines, and the findings."""
+    """Print the cluster, its machines, and the findings."""
     cluster = summary.cluster
     console.print()
     print_facts(_describe_cluster(cluster))
@@ -37,7 +36,7 @@ def print_doctor(summary: DoctorSummary) -> None:
         table = _make_table(cluster, fold)
         if not console.is_terminal or _measure(table) <= console.width:
             break
-    table.width = _measure(table)  # no column is lost, whatever the terminal; a file takes rows of any width
+    table.width = _measure(table)  # a narrow terminal would lose columns; a file takes rows of any width
     console.print(table)
     if not summary.findings:
         console.print(Text("No trouble found.", style="green"))
@@ -61,7 +60,7 @@ def _describe_cluster(cluster: ClusterReport) -> list[tuple[str, str]]:
     joined = "this machine's own Ray" if cluster.is_own else cluster.address
     facts = [("cluster", f"{joined}: {has}"), ("here", here)]
     if len(modes := _list_modes(cluster)) == 1:
-        facts.append(("token", "wanted from everyone who connects" if modes == {True} else "not wanted"))
+        facts.append(("token", "required" if modes == {True} else "not required"))
     return facts
 
 
@@ -75,10 +74,8 @@ def _measure(table: Table) -> int:
 
 def _make_table(cluster: ClusterReport, fold: str) -> Table:
     machines = cluster.machines
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("machine")
-    for heading in ("cores", "GPUs", "memory", "objects", "disk"):
-        table.add_column(heading, justify="right")
+    table = make_table("machine", "cores>", "GPUs>", "memory>", "objects>", "disk>")
+    table.collapse_padding = True
     with_tokens = len(_list_modes(cluster)) > 1
     if with_tokens:
         table.add_column("token")
@@ -89,10 +86,10 @@ def _make_table(cluster: ClusterReport, fold: str) -> Table:
     if cluster.locations:
         table.add_column("reaches")
     for machine in machines:
-        cells = [_describe_name(machine), f"{machine.node.cpus:g}", _describe_gpus(machine)]
-        cells += _describe_space(machine)
+        name = f"{machine.name} head" if machine.node.is_head else machine.name
+        cells = [name, f"{machine.node.cpus:g}", _describe_gpus(machine), *_describe_space(machine)]
         if with_tokens:
-            cells.append(_describe_token(machine))
+            cells.append(_UNKNOWN if machine.report is None else "yes" if machine.report.token else "no")
         cells.append(_describe_versions(machine, cluster))
         if with_clocks:
             cells.append(_describe_clock(machine))
@@ -102,10 +99,6 @@ def _make_table(cluster: ClusterReport, fold: str) -> Table:
             cells = [cell.replace(fold, f"{fold.rstrip()}\n") if len(cell) >= _FOLD_FROM else cell for cell in cells]
         table.add_row(*map(Text, cells))
     return table
-
-
-def _describe_name(machine: Machine) -> str:
-    return f"{machine.name} head" if machine.node.is_head else machine.name
 
 
 def _describe_gpus(machine: Machine) -> str:
@@ -123,12 +116,8 @@ def _describe_space(machine: Machine) -> list[str]:
 
 
 def _describe_bytes(size: int) -> str:
-    """In one unit, so that a column can be compared at a glance."""
+    """Always in GB, so that a column is easy to compare."""
     return f"{size / 1e9:,.{0 if size >= 1e10 else 1}f} GB"
-
-
-def _describe_token(machine: Machine) -> str:
-    return _UNKNOWN if machine.report is None else "yes" if machine.report.token else "no"
 
 
 def _describe_versions(machine: Machine, cluster: ClusterReport) -> str:
@@ -146,7 +135,6 @@ def _describe_clock(machine: Machine) -> str:
 
 
 def _describe_reach(machine: Machine, cluster: ClusterReport) -> str:
-    """That a machine reaches all locations, or which it doesn't, and why."""
     if machine.report is None:
         return _UNKNOWN
     met = dict.fromkeys(
@@ -158,7 +146,7 @@ def _describe_reach(machine: Machine, cluster: ClusterReport) -> str:
 
 
 def print_submit(summary: SubmitSummary) -> None:
-    """How it ended, or how to follow and to stop it."""
+    """Print the status of a finished job, or the commands that follow and stop it."""
     if summary.status in _DONE:
         say(f"{summary.job_id} {summary.status.lower()}")
         return

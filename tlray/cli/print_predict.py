@@ -1,4 +1,4 @@
-"""What labelling, planning, verifying and auditing print at their end."""
+"""Print the summaries of predict, plan, verify and audit."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rich import box, filesize
-from rich.table import Table
+from rich import filesize
 from rich.text import Text
 
-from tlray.cli.tables import MAX_CLASSES, print_facts
+from tlray.cli.tables import print_facts, print_rows_by_class
 from tlray.console import console
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ _MAX_REASONS = 20
 
 
 def print_predict(summary: PredictSummary) -> None:
-    """Counts, failures by code, rate, where the labels lie."""
+    """Print counts, failures by code, speed, and the folder of the labels."""
     receipt = summary.receipt
     console.print()
     if summary.already_done:
@@ -34,16 +33,14 @@ def print_predict(summary: PredictSummary) -> None:
     elif summary.resumed_rows:
         console.print(f"{summary.resumed_rows:,} rows were done before.")
     facts = [("labels", f"{summary.output}/labels"), ("report", f"{summary.output}/report.html")]
-    facts += [("rows", f"{receipt.planned:,} in {len(receipt.parts):,} parts")]
-    facts.append(("labelled", f"{receipt.labelled:,}"))
+    facts += [("rows", f"{receipt.planned:,} in {len(receipt.parts):,} parts"), ("labelled", f"{receipt.labelled:,}")]
     if receipt.failed:
         codes = ", ".join(f"{code} {count:,}" for code, count in receipt.failed_by_code.items())
         facts.append(("failed", f"{receipt.failed:,} ({codes})"))
     if receipt.excluded:
         facts.append(("excluded", f"{receipt.excluded:,} (see {summary.output}/_plan)"))
     if receipt.update is not None:
-        told = ", ".join(f"{receipt.update[name]:,} {name}" for name in ("kept", "new", "changed", "vanished"))
-        facts.append(("update", f"{told}; from {receipt.update['from']}"))
+        facts.append(("update", f"{receipt.update}; from {receipt.update.earlier}"))
     if receipt.needs_review is not None:
         share = receipt.needs_review / max(receipt.labelled, 1)
         facts.append(("needs review", f"{receipt.needs_review:,} ({share:.1%} of the labels)"))
@@ -56,8 +53,8 @@ def print_predict(summary: PredictSummary) -> None:
         facts.append(("speed", speed))
     if receipt.engines and not summary.already_done:
         facts.append(("engines", "; ".join(f"{count} in {form}" for form, count in receipt.engines.items())))
-    if receipt.probe is not None and receipt.probe["told"]:
-        promised, came = receipt.probe["told"], receipt.probe["came"]
+    if receipt.probe is not None and receipt.probe.told:
+        promised, came = receipt.probe.told, receipt.probe.came
         facts.append(("probe", f"told {promised:,.1f} images/s; {came / promised:.0%} of that came"))
     facts.append(("model id", receipt.model_id))
     if summary.verdict is not None:
@@ -66,7 +63,7 @@ def print_predict(summary: PredictSummary) -> None:
 
 
 def print_plan(summary: PlanSummary) -> None:
-    """What would be labelled, and what was left out for which reason."""
+    """Print the counts of a plan, and of left-out files by reason."""
     plan = summary.plan
     console.print()
     if summary.already_there:
@@ -74,10 +71,12 @@ def print_plan(summary: PlanSummary) -> None:
     facts = [
         ("plan", plan.address),
         ("images", f"{plan.num_rows:,}"),
-        ("bytes", f"{filesize.decimal(plan.num_bytes)}, as far as sizes are known"),
-        ("left out", f"{plan.num_excluded:,}"),
+        ("bytes", f"{filesize.decimal(plan.measures.num_bytes)}, as far as sizes are known"),
+        ("left out", f"{plan.measures.num_excluded:,}"),
     ]
-    facts += [("", f"{count:,}  {reason}") for reason, count in list(plan.excluded_by_reason.items())[:_MAX_REASONS]]
+    facts += [
+        ("", f"{count:,}  {reason}") for reason, count in list(plan.measures.excluded_by_reason.items())[:_MAX_REASONS]
+    ]
     if summary.probe is not None:
         facts += _describe_probe(summary.probe)
     print_facts(facts)
@@ -108,7 +107,7 @@ def _milli(seconds: float) -> str:
 
 
 def print_verify(summary: VerifySummary) -> None:
-    """Counts, and what is wrong."""
+    """Print counts and faults."""
     codes = ", ".join(f"{code} {count:,}" for code, count in summary.failed_by_code.items())
     console.print()
     print_facts(
@@ -130,28 +129,21 @@ def print_verify(summary: VerifySummary) -> None:
 
 
 def print_prediction(path: str, ranked: Sequence[Prediction]) -> None:
-    """One file's most probable classes."""
+    """Print one file's most probable classes."""
     console.print(Text(path))
     for prediction in ranked:
         console.print(Text(f"  {prediction.class_name}  {prediction.probability:.4f}  (index {prediction.index})"))
 
 
 def print_sample(summary: SampleSummary) -> None:
-    """What was drawn, and what a reviewer does with it."""
+    """Print the sample's rows by class, and instructions for the reviewer."""
     sample = summary.sample
     drawn = Counter(row.class_name for row in sample.rows)
     console.print()
     if summary.already_drawn:
         console.print("Already drawn; nothing was done.")
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("class")
-    for heading in ("labelled", "drawn"):
-        table.add_column(heading, justify="right")
-    for name, rows in list(sample.rows_by_class.items())[:MAX_CLASSES]:
-        table.add_row(Text(name), f"{rows:,}", f"{drawn[name]:,}")
-    console.print(table)
-    if len(sample.rows_by_class) > MAX_CLASSES:
-        console.print(f"... and {len(sample.rows_by_class) - MAX_CLASSES:,} more classes")
+    rows = {name: (f"{labelled:,}", f"{drawn[name]:,}") for name, labelled in sample.rows_by_class.items()}
+    print_rows_by_class(rows, "labelled>", "drawn>")
     facts = [("rows", f"{len(sample.rows):,} of {sum(sample.rows_by_class.values()):,}")]
     facts.append(("look at", f"{summary.folder}/sheet.html"))
     if not summary.already_drawn and summary.pictures < len(sample.rows):
@@ -164,20 +156,14 @@ def print_sample(summary: SampleSummary) -> None:
 
 
 def print_audit(summary: AuditSummary) -> None:
-    """The precision of each class and of the archive, what was confused, where the corrections lie."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("class")
-    for heading in ("precision", "95% interval", "right", "reviewed", "labelled"):
-        table.add_column(heading, justify="right")
-    for name, one in list(summary.by_class.items())[:MAX_CLASSES]:
+    """Print the precision by class and overall, the confused classes, and the files."""
+    rows = {}
+    for name, one in summary.by_class.items():
         precision = "-" if one.precision is None else f"{one.precision:.3f}"
         interval = f"{one.precision_low:.3f} to {one.precision_high:.3f}"
-        counts = (f"{count:,}" for count in (one.right, one.reviewed, one.rows))
-        table.add_row(Text(name), precision, interval, *counts)
+        rows[name] = (precision, interval, f"{one.right:,}", f"{one.reviewed:,}", f"{one.rows:,}")
     console.print()
-    console.print(table)
-    if len(summary.by_class) > MAX_CLASSES:
-        console.print(f"... and {len(summary.by_class) - MAX_CLASSES:,} more classes")
+    print_rows_by_class(rows, "precision>", "95% interval>", "right>", "reviewed>", "labelled>")
     accuracy = f"{summary.accuracy:.4f} of the labels are right (95% interval {summary.accuracy_low:.4f} to "
     facts = [("archive", f"{accuracy}{summary.accuracy_high:.4f})")]
     if summary.covered < 1:
@@ -187,7 +173,7 @@ def print_audit(summary: AuditSummary) -> None:
         facts.append(("no class", f"{summary.none_of_them:,} of them"))
     if summary.most_confused:
         worst = summary.most_confused[:3]
-        told = "; ".join(f"{pair['true']} taken for {pair['predicted']} {pair['images']:,}x" for pair in worst)
+        told = "; ".join(f"{pair.true} taken for {pair.predicted} {pair.images:,}x" for pair in worst)
         facts.append(("most confused", told))
     left_out = f"; {summary.inside:,} more lie inside archives or tables, so no address leads to them"
     told = f"{summary.folder}/corrections.csv ({summary.corrections:,} rows, for tlray train --data)"

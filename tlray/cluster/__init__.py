@@ -1,5 +1,12 @@
-"""The Ray cluster: joined or started, its machines, what it has room for, and what must hold on it.
+"""The Ray cluster: join or start it, check and measure its machines, plan what each process gets.
 
-Ray takes a second to import and not every command needs it: `connect` imports it, and the modules built on it, inside
-its functions; nothing outside this package imports `nodes`, `capacity` or `checks` at its top.
+- `connect`: join the cluster that the user names, or start a local one.
+- `nodes`: list the machines, and call a function on each of them.
+- `checks`: check that the machines run this tlray and share the paths of a job.
+- `capacity`: measure free resources, and wait for them.
+- `resources`: divide cores and GPUs among workers, engines and reading tasks.
+- `ray_private`: every use of Ray's private API.
+
+Importing Ray takes a second: `connect` and `ray_private` import it inside functions. Modules that every command loads
+import `nodes`, `capacity` and `checks`, which need Ray at their top, inside functions too.
 """

@@ -1,4 +1,4 @@
-"""What a connected cluster has, and waiting until it has what a job cannot do without."""
+"""Measure a connected cluster, and wait until it has what a job needs at least."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class Demand:
     """Processes that a job needs at the same time.
 
     Attributes:
-        option: what asked for them, such as "--num-workers 4".
-        count: how many.
-        cpus, gpus: of each, on one machine.
-        all_cpus: of the whole cluster, what serves them included.
+        option: option that asks for them, such as "--num-workers 4".
+        count: number of processes.
+        cpus, gpus: of each process, on one machine.
+        all_cpus: of the whole cluster, reading tasks included.
     """
 
     option: str
@@ -55,11 +55,11 @@ class Demand:
 
 @dataclass(frozen=True)
 class NodeResources:
-    """What is on one machine.
+    """Resources of one machine.
 
     Attributes:
-        cpus, gpus: altogether.
-        free_cpus, free_gpus: that nobody has booked.
+        cpus, gpus: in total.
+        free_cpus, free_gpus: not booked by any job.
     """
 
     cpus: float
@@ -68,34 +68,34 @@ class NodeResources:
     free_gpus: float
 
     def fits(self, demand: Demand) -> int:
-        """How many of the processes could start there now."""
+        """Return the number of the processes that could start here now."""
         by_cpu = self.free_cpus // demand.cpus if demand.cpus else demand.count
         by_gpu = count_gpu_slots(self.free_gpus, demand.gpus) if demand.gpus else demand.count
         return int(min(by_cpu, by_gpu))
 
 
 def measure(*, local: bool) -> Cluster:
-    """What the cluster has that this process is connected to; of a joined one, what nobody has booked."""
-    rooms = list_node_resources()
+    """Return the resources of the connected cluster: of a local one all, of a joined one the free ones."""
+    nodes = list_node_resources()
     if local:
-        return Cluster(sum(room.cpus for room in rooms), sum(room.gpus for room in rooms), local=True)
+        return Cluster(sum(node.cpus for node in nodes), sum(node.gpus for node in nodes), local=True)
     return Cluster(
-        cpus=sum(room.free_cpus for room in rooms),
-        gpus=sum(room.free_gpus for room in rooms),
+        cpus=sum(node.free_cpus for node in nodes),
+        gpus=sum(node.free_gpus for node in nodes),
         local=False,
-        node_cpus=tuple(room.free_cpus for room in rooms if room.free_cpus > 0),
+        node_cpus=tuple(node.free_cpus for node in nodes if node.free_cpus > 0),
     )
 
 
 def demand_workers(cluster: Cluster, num_workers: int, gpus_per_worker: int | None) -> Demand:
-    """What training cannot do without, a reader a worker included; arguments as `shares.plan_workers`."""
+    """Return what training needs at least, one reader per worker included; arguments as `resources.plan_workers`."""
     gpus = (cluster.gpus >= num_workers) if gpus_per_worker is None else gpus_per_worker
     all_cpus = num_workers * (WORKER_CPUS + DATA_TASK_CPUS)
     return Demand(f"--num-workers {num_workers}", num_workers, WORKER_CPUS, float(gpus), all_cpus)
 
 
 def demand_engines(cluster: Cluster, bounds: EngineBounds) -> Demand:
-    """What labelling cannot do without, a reader included."""
+    """Return what prediction needs at least, one reader included."""
     gpus = bounds.choose_gpus(cluster)
     cpus = choose_feeding_cpus(cluster, gpus) if gpus else ENGINE_CPUS
     option = f"--min-engines {bounds.min_engines}"
@@ -103,15 +103,15 @@ def demand_engines(cluster: Cluster, bounds: EngineBounds) -> Demand:
 
 
 def wait_for(demand: Demand, cluster: Cluster, wait_s: float | None) -> Cluster:
-    """Wait until a job's processes find room, and measure the cluster then; a cluster that grows is asked to.
+    """Wait until a job's processes fit, and measure the cluster then; an autoscaler is asked to add machines.
 
     Args:
-        demand: what must find room.
-        cluster: a local one doesn't change, and is returned as it is, where it has the GPUs.
-        wait_s: most seconds; None for a minute, or 15 where the cluster grows by itself.
+        demand: processes that must fit.
+        cluster: a local one does not change and is returned as it is, if it has the GPUs.
+        wait_s: longest wait in seconds; None for 60, or 900 with an autoscaler.
 
     Raises:
-        StoppedError: there is still no room.
+        StoppedError: the processes still do not fit.
     """
     if cluster.local:
         if demand.gpus and count_gpu_slots(cluster.gpus, demand.gpus) < demand.count:
@@ -120,23 +120,23 @@ def wait_for(demand: Demand, cluster: Cluster, wait_s: float | None) -> Cluster:
     if not has_room(list_node_resources(), demand):
         growing = is_growing()
         wait_s = choose_wait(wait_s, growing=growing)
-        with _RoomRequest(demand) if growing else contextlib.nullcontext() as asking:
-            _wait(demand, wait_s, growing=growing, is_there=asking.is_there if asking is not None else None)
+        with _ScalingRequest(demand) if growing else contextlib.nullcontext() as request:
+            _wait(demand, wait_s, growing=growing, is_met=request.is_met if request is not None else None)
     _settle()
     return measure(local=False)
 
 
 def choose_wait(wait_s: float | None, *, growing: bool) -> float:
-    """Seconds that a job waits for room."""
+    """Return the seconds that a job waits for resources."""
     if wait_s is not None:
         return wait_s
     return DEFAULT_WAIT_GROWING_S if growing else DEFAULT_WAIT_S
 
 
-def _wait(demand: Demand, wait_s: float, *, growing: bool, is_there: Callable[[], bool] | None) -> None:
+def _wait(demand: Demand, wait_s: float, *, growing: bool, is_met: Callable[[], bool] | None) -> None:
     began = time.monotonic()
     said = -_SAY_INTERVAL_S
-    while not (is_there() if is_there is not None else has_room(list_node_resources(), demand)):
+    while not (is_met() if is_met is not None else has_room(list_node_resources(), demand)):
         has = describe_resources(list_node_resources(), gpus=demand.gpus > 0)
         waited = time.monotonic() - began
         if waited >= wait_s:
@@ -152,35 +152,35 @@ def _wait(demand: Demand, wait_s: float, *, growing: bool, is_there: Callable[[]
 
 
 def _settle() -> None:
-    """Give processes of a job that has just ended a moment to go: what they hold would be missing from the shares."""
+    """Wait briefly for processes of a job that has just ended: what they still hold would count as taken."""
     deadline = time.monotonic() + _SETTLE_S
     while time.monotonic() < deadline:
-        if all(room.free_cpus >= room.cpus and room.free_gpus >= room.gpus for room in list_node_resources()):
+        if all(node.free_cpus >= node.cpus and node.free_gpus >= node.gpus for node in list_node_resources()):
             return
         time.sleep(_LOOK_INTERVAL_S)
 
 
 def list_node_resources() -> list[NodeResources]:
-    """A `NodeResources` for each machine that is alive."""
+    """Return the resources of each machine that is alive."""
     free = read_free_resources()
-    rooms = []
+    resources = []
     for node in list_nodes():
         here = free.get(node.node_id, {})
-        rooms.append(NodeResources(node.cpus, node.gpus, here.get("CPU", 0.0), here.get("GPU", 0.0)))
-    return rooms
+        resources.append(NodeResources(node.cpus, node.gpus, here.get("CPU", 0.0), here.get("GPU", 0.0)))
+    return resources
 
 
 def has_room(rooms: Sequence[NodeResources], demand: Demand) -> bool:
-    """Whether all of a job's processes could start now."""
-    enough = sum(room.free_cpus for room in rooms) >= demand.all_cpus
-    return enough and sum(room.fits(demand) for room in rooms) >= demand.count
+    """Return whether all of a job's processes could start now."""
+    enough = sum(node.free_cpus for node in rooms) >= demand.all_cpus
+    return enough and sum(node.fits(demand) for node in rooms) >= demand.count
 
 
 def describe_resources(rooms: Sequence[NodeResources], *, gpus: bool) -> str:
-    """Totals in words; of GPUs only where they matter."""
-    totals = [("CPU", sum(room.cpus for room in rooms), sum(room.free_cpus for room in rooms))]
+    """Return the totals as a phrase; `gpus` includes GPUs."""
+    totals = [("CPU", sum(node.cpus for node in rooms), sum(node.free_cpus for node in rooms))]
     if gpus:
-        totals.insert(0, ("GPU", sum(room.gpus for room in rooms), sum(room.free_gpus for room in rooms)))
+        totals.insert(0, ("GPU", sum(node.gpus for node in rooms), sum(node.free_gpus for node in rooms)))
     return "the cluster has " + " and ".join(f"{_count(has, name)} ({free:g} free)" for name, has, free in totals)
 
 
@@ -189,29 +189,29 @@ def _count(amount: float, name: str) -> str:
 
 
 def is_growing() -> bool:
-    """Whether an autoscaler adds machines."""
+    """Return whether an autoscaler adds machines."""
     return any(name and not name.startswith("node_") for name in list_node_types())
 
 
-class _RoomRequest:
-    """A placement group as large as the demand, which the autoscaler makes room for beside all that others use."""
+class _ScalingRequest:
+    """A placement group as large as the demand: the autoscaler adds machines for it, whatever other jobs use."""
 
     def __init__(self, demand: Demand) -> None:
         bundle = {"CPU": demand.cpus, "GPU": demand.gpus}
         bundles = [{name: amount for name, amount in bundle.items() if amount}] * demand.count
         more = demand.all_cpus - demand.count * demand.cpus
-        while more > 0:  # in pieces that any machine can hold
+        while more > 0:  # in pieces that fit on any machine
             bundles.append({"CPU": min(more, DATA_TASK_CPUS)})
             more -= DATA_TASK_CPUS
         self._bundles = bundles
 
-    def __enter__(self) -> _RoomRequest:
+    def __enter__(self) -> _ScalingRequest:
         self._group = placement_group(self._bundles)
         return self
 
     def __exit__(self, *_: object) -> None:
         remove_placement_group(self._group)
 
-    def is_there(self) -> bool:
-        """Whether it has found room."""
+    def is_met(self) -> bool:
+        """Return whether the cluster has reserved everything."""
         return bool(self._group.wait(0))

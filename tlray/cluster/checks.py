@@ -1,4 +1,4 @@
-"""What must hold on the machines of a joined cluster before work begins: one tlray, a token, paths that all see."""
+"""Check the machines of a joined cluster before a job starts: same tlray, a token, paths that all of them see."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _NOT_THERE = "No module named 'tlray'"
 
 
 class Process(NamedTuple):
-    """What a machine's own processes tell.
+    """The report of a process on a machine.
 
     Attributes:
-        version: of tlray there.
-        has_token: whether they ask those who call them for Ray's token.
+        version: installed version of tlray.
+        has_token: whether the machine's Ray processes require Ray's token.
     """
 
     version: str
@@ -32,15 +32,15 @@ class Process(NamedTuple):
 
 
 def describe_process() -> Process:
-    """Of this process."""
+    """Return the report of this process."""
     return Process(__version__, is_token_required())
 
 
 def check_nodes() -> None:
-    """Refuse machines that cannot take part, and warn of a cluster that is open to everybody.
+    """Check that every machine runs this tlray; warn about machines that do not answer and about a missing token.
 
     Raises:
-        StoppedError: one has another tlray, or none.
+        StoppedError: a machine has another version of tlray, or none.
     """
     nodes = list_nodes()
     answers = ask_nodes(nodes, describe_process)
@@ -52,11 +52,11 @@ def check_nodes() -> None:
         elif _NOT_THERE in str(answer):
             others.setdefault("no tlray", []).append(node)
         else:
-            say(f"WARNING: {node.address} does not answer ({last_line(answer)}); going on without asking it")
+            say(f"WARNING: {node.address} does not answer ({last_line(answer)}); continuing without checking it")
     for version, where in others.items():
         raise StoppedError(
-            f"this is tlray {__version__}, and {_name(where)} has {version}; install the same "
-            "everywhere, or let tlray submit bring it along"
+            f"this is tlray {__version__}, and {_name(where)} has {version}; install the same version everywhere, or "
+            "use tlray submit, which sends it along"
         )
     open_nodes = [
         node
@@ -65,22 +65,22 @@ def check_nodes() -> None:
     ]
     if open_nodes and not is_loopback(ray.get_runtime_context().gcs_address):
         say(
-            "WARNING: this cluster asks for no token: whoever reaches its ports can run code on it. Start every node "
-            "with RAY_AUTH_MODE=token and the same token (ray get-auth-token --generate)"
+            "WARNING: this cluster asks for no token: anyone who reaches its ports can run code on it. Start every "
+            "node with RAY_AUTH_MODE=token and the same token (ray get-auth-token --generate)"
         )
 
 
 def check_seen(option: str, files: Iterable[tuple[str, int | None]]) -> None:
-    """Refuse local files that this machine sees and another cannot.
+    """Check that every worker sees the local files that this machine sees.
 
     Args:
-        option: what named them.
-        files: addresses, s3:// ones among them, and their sizes in bytes where known.
+        option: option that names them.
+        files: local and s3:// addresses, with sizes in bytes where known.
 
     Raises:
-        DataError: one of them is not there, or of another size.
+        DataError: a worker lacks a file, or its size differs there.
     """
-    # what is gone here too, or changed, is no question of machines
+    # a file that is missing or changed here too becomes a failed row instead
     local = [file for file in files if not is_s3(file[0]) and _find_unseen([file]) is None]
     if not local:
         return
@@ -95,14 +95,14 @@ def check_seen(option: str, files: Iterable[tuple[str, int | None]]) -> None:
 
 
 def check_shared(option: str, uri: str) -> None:
-    """Refuse a local folder to write to that is not the same one on every machine.
+    """Check that a local output folder is the same one on every worker.
 
     Args:
-        option: what named it.
-        uri: it need not exist yet.
+        option: option that names it.
+        uri: local folder, which need not exist yet, or s3:// address, which is not checked.
 
     Raises:
-        OutputError: some machine doesn't see what is written here.
+        OutputError: a worker does not see a file written here.
     """
     if is_s3(uri):
         return
@@ -123,7 +123,7 @@ def check_shared(option: str, uri: str) -> None:
 
 
 def _find_unseen(files: Sequence[tuple[str, int | None]]) -> str | None:
-    """The first local file that this machine doesn't see as it was told."""
+    """Return the first local file that is missing here or has another size, None if all match."""
     for path, size in files:
         try:
             found = Path(path).stat().st_size

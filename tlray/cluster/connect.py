@@ -1,4 +1,4 @@
-"""Ray: a local cluster of its own, or the one that the user names."""
+"""Join the Ray cluster that the user names, or start a local one; turn its failures into tlray's errors."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ _QUIET_ENV = {
 
 
 def import_ahead(*, verbose: bool) -> None:
-    """Import Ray on a thread of its own, which takes a second that this one can use."""
+    """Start importing Ray on another thread: it takes a second, which the caller can use."""
     _set_environment(verbose)
     threading.Thread(target=importlib.import_module, args=("ray.data",), name="import ray").start()
 
 
 def _set_environment(verbose: bool) -> None:
-    """What Ray reads while it is imported."""
+    """Set the variables that Ray reads while it is imported."""
     if not verbose:
         for name, value in _QUIET_ENV.items():
             os.environ.setdefault(name, value)
@@ -57,19 +57,19 @@ _ERRORS_OF_ONE_TEXT: dict[str, type[TlrayError]] = {
 
 
 def is_local(address: str | None) -> bool:
-    """Whether `connect` would use a local cluster of this process's own."""
+    """Return whether `connect` would start a local cluster."""
     return (address or os.environ.get("RAY_ADDRESS") or "local") == "local"
 
 
 @contextlib.contextmanager
 def connect(address: str | None, max_cpus: int | None, *, verbose: bool, check: bool = True) -> Iterator[Cluster]:
-    """Join the cluster at `address`, else at RAY_ADDRESS, else start a local one of its own; leave it at the end.
+    """Join the cluster at `address` or RAY_ADDRESS, else start a local one; disconnect at the end.
 
-    A connection that the calling program made itself is used, and left open.
+    A connection that the calling program has made itself is used, and stays open.
 
     Args:
         address, max_cpus, verbose: as in `config.RunConfig`.
-        check: refuse a cluster whose machines have another tlray.
+        check: run `checks.check_nodes` on a joined cluster.
 
     Raises:
         StoppedError: the cluster does not answer, or cannot be used.
@@ -111,16 +111,16 @@ def connect(address: str | None, max_cpus: int | None, *, verbose: bool, check: 
 
 
 def _check_listening(address: str) -> None:
-    """Find at once that nobody listens at HOST:PORT; Ray itself tries for minutes."""
+    """Raise `StoppedError` at once if nothing listens at HOST:PORT; Ray itself would retry for minutes."""
     host, _, port = address.rpartition(":")
     if "://" in address or not host or not port.isdigit():
-        return  # auto, which Ray resolves
+        return  # "auto" and the like, which Ray resolves
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
     except OSError as error:
         why = error.strerror or str(error)
         raise StoppedError(
-            f"no Ray cluster answers at {address}: {why}; look at the address, the network, and whether the head runs"
+            f"no Ray cluster answers at {address}: {why}; check the address, the network, and whether the head runs"
         ) from None
 
 
@@ -129,7 +129,7 @@ def _log_options(verbose: bool) -> dict[str, Any]:
 
 
 def _configure_data(verbose: bool) -> None:
-    """Ray Data without its own bars and logs, where they are not asked for."""
+    """Turn off Ray Data's progress bars and logs unless verbose."""
     import ray.data
 
     context = ray.data.DataContext.get_current()
@@ -140,14 +140,14 @@ def _configure_data(verbose: bool) -> None:
 
 
 def _silence() -> None:
-    """Keep Ray's chatter out of a run's own lines; errors still reach the user as exceptions."""
+    """Silence Ray's logs and warnings; errors still reach the user as exceptions."""
     warnings.filterwarnings("ignore", module=r"ray\..*")
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     logging.getLogger("ray").propagate = False
 
 
 def explain_failure(error: BaseException, doing: str) -> TlrayError:
-    """The tlray error inside what Ray wrapped around it, else a `StoppedError` with the last line that was said."""
+    """Return the tlray error inside an error of Ray's, else a `StoppedError` with the last line of its message."""
     cause: BaseException | None = error
     seen: set[int] = set()
     while cause is not None and id(cause) not in seen:
@@ -155,7 +155,7 @@ def explain_failure(error: BaseException, doing: str) -> TlrayError:
         if isinstance(cause, TlrayError):
             return cause
         cause = getattr(cause, "cause", None) or cause.__cause__ or cause.__context__
-    ours = _OUR_ERROR.search(str(error))  # what Ray Data runs raises comes as text alone
+    ours = _OUR_ERROR.search(str(error))  # Ray Data passes on errors of its stages as text
     if ours is not None:
         return _ERRORS_OF_ONE_TEXT.get(ours[1], StoppedError)(ours[2])
     return StoppedError(f"{doing} stopped: {last_line(error)}")

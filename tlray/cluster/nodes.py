@@ -1,4 +1,4 @@
-"""The machines of a joined cluster, and asking each of them something."""
+"""List the machines of a cluster, and call a function on each of them."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Node:
     """A machine that Ray counts as alive.
 
     Attributes:
-        node_id: Ray's name for it, in hexadecimal.
-        address: its IP address.
-        is_head: whether it holds the cluster together.
-        cpus, gpus: what Ray books work on; a head with 0 of both takes none.
-        object_store_bytes: shared memory for objects.
+        node_id: Ray's id in hexadecimal.
+        address: IP address.
+        is_head: whether it is the cluster's head.
+        cpus, gpus: resources that Ray can book; a node with 0 of both takes no work.
+        object_store_bytes: size of Ray's object store.
     """
 
     node_id: str
@@ -39,12 +39,12 @@ class Node:
 
     @property
     def takes_work(self) -> bool:
-        """Whether tasks that book cores or GPUs can run there."""
+        """Return whether tasks that book cores or GPUs can run there."""
         return self.cpus > 0 or self.gpus > 0
 
 
 def list_nodes() -> list[Node]:
-    """The machines of the cluster that this process is connected to, the head first."""
+    """Return the live machines of the connected cluster, the head first."""
     nodes = []
     for described in ray.nodes():
         if described["Alive"]:
@@ -62,13 +62,13 @@ def list_nodes() -> list[Node]:
 
 
 def name_some(names: Sequence[str]) -> str:
-    """The first of some machines by name, the others by number."""
+    """Return the first names, and the number of the others."""
     left = len(names) - _MAX_NAMED
     return ", ".join(names[:_MAX_NAMED]) + (f" and {left:,} more" if left > 0 else "")
 
 
 def is_loopback(address: str) -> bool:
-    """Whether HOST:PORT is reached from its own machine only."""
+    """Return whether HOST:PORT is on the loopback interface, which other machines cannot reach."""
     host = address.rpartition(":")[0].strip("[]")
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -77,18 +77,18 @@ def is_loopback(address: str) -> bool:
 
 
 def stay_here() -> NodeAffinitySchedulingStrategy:
-    """Where an actor goes that must live as long as the driver: to the driver's own machine."""
+    """Return the strategy that places an actor on the driver's machine, so that it lives as long as the driver."""
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def ask_nodes(
     nodes: Sequence[Node], question: Callable[..., T], *arguments: Any, timeout_s: float = 60.0
 ) -> list[T | Exception]:
-    """Call a function once on each machine, at the same time and without booking anything.
+    """Call a function once on each machine, on all at the same time, without booking resources.
 
     Returns:
-        one answer a machine, in order: what the function returned, or why there is none (a machine that is lost or
-        doesn't answer in time, an error that the function raised).
+        one entry per machine, in order: the function's result, or the error that it raised, a `RayError` of a lost
+        machine, or a `TimeoutError`.
     """
     remote: Any = ray.remote(num_cpus=0, max_retries=0)(question)
     calls = []

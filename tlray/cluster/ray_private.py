@@ -1,6 +1,6 @@
-"""Every use that tlray makes of Ray's private parts, as of Ray 2.60: what an update of Ray has to be held against.
+"""Every use of Ray's private API, written for Ray 2.60: check these functions when Ray is updated.
 
-Ray is imported inside the functions: most commands never call them.
+They import Ray themselves: most commands never call them.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import json
 from typing import Any
 
 HEAD_RESOURCE = "node:__internal_head__"
-"""A resource that the head alone has."""
+"""A resource that only the head has."""
 
 
 def read_free_resources() -> dict[str, dict[str, float]]:
-    """What nobody has booked, by node id and name of the resource."""
+    """Return the free resources by node id and resource name."""
     from ray._private.state import available_resources_per_node
 
     free: dict[str, dict[str, float]] = available_resources_per_node()
@@ -23,7 +23,7 @@ def read_free_resources() -> dict[str, dict[str, float]]:
 
 
 def list_node_types() -> list[str]:
-    """Types of machines that the older and the newer autoscaler tell of; without one, Ray names each node_ID."""
+    """Return the node types that autoscaler v1 and v2 report; without an autoscaler Ray names them node_ID."""
     import ray
     from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
     from ray.autoscaler.v2.sdk import get_cluster_status
@@ -33,21 +33,21 @@ def list_node_types() -> list[str]:
     if status := _internal_kv_get(DEBUG_AUTOSCALING_STATUS):
         report = json.loads(status).get("autoscaler_report") or {}
         types += (report.get("node_type_mapping") or {}).values()
-    with contextlib.suppress(Exception):  # a cluster without the newer one may refuse in several ways
+    with contextlib.suppress(Exception):  # several kinds of errors without autoscaler v2
         now = get_cluster_status(ray.get_runtime_context().gcs_address)
         types += [node.ray_node_type_name for node in (*now.active_nodes, *now.idle_nodes)]
     return types
 
 
 def is_token_required() -> bool:
-    """Whether this process asks those who call it for Ray's token."""
+    """Return whether Ray requires its token in this process."""
     from ray._private.authentication.authentication_utils import is_token_auth_enabled
 
     return bool(is_token_auth_enabled())
 
 
 def get_session_folder() -> str:
-    """Ray's own folder on this machine, where it spills objects."""
+    """Return Ray's session folder on this machine, where it spills objects."""
     from ray._private.worker import global_worker
 
     node: Any = global_worker.node
@@ -56,7 +56,7 @@ def get_session_folder() -> str:
 
 
 def count_training_workers() -> int:
-    """Training workers of this process's job that live, or have room and are starting."""
+    """Return the number of this job's training workers that are running or starting."""
     import ray
     from ray._private.state import actors
 
@@ -68,7 +68,7 @@ def count_training_workers() -> int:
 
 
 def get_train_snapshot_name() -> str:
-    """File of Ray Train's own notes in a run's folder."""
+    """Return the name of the file in which Ray Train keeps its state in a run's folder."""
     from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 
     name: str = CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
@@ -76,23 +76,23 @@ def get_train_snapshot_name() -> str:
 
 
 def make_controller_callback(channel: Any) -> Any:
-    """A callback by which Ray Train's controller makes itself known at a `Channel`, so that it can be ended at once."""
+    """Return a callback that registers Ray Train's controller with a `Channel`, so that it can be ended at once."""
     import ray
     from ray.train.v2._internal.execution.callback import ControllerCallback
 
     class AnnounceController(ControllerCallback):
         def after_controller_start(self, train_run_context: Any) -> None:
-            """In the controller's own process."""
+            """Register the controller; called in its process."""
             channel.put_controller.remote(ray.get_runtime_context().current_actor)
 
     return AnnounceController()
 
 
 def bound_requests(client: Any, timeout_s: float) -> None:
-    """Let a job client's requests end: Ray waits for ever for a tunnel whose other end is gone."""
+    """Give a job client's requests a timeout; Ray has none and would wait forever for a dead tunnel."""
     client._do_request = functools.partial(client._do_request, timeout=timeout_s)
 
 
 def map_blocks(dataset: Any, actor: type, **options: Any) -> Any:
-    """As `Dataset.map_batches`, which takes no blocks as they are (`batch_size=None`) where GPUs are asked for."""
+    """Return `Dataset.map_batches` of whole blocks (`batch_size=None`), which it refuses itself for actors on GPUs."""
     return dataset.map_batches_internal(actor, **options)

@@ -1,6 +1,6 @@
-"""How a cluster's cores and GPUs are shared out, so that what waits for each other also fits beside each other.
+"""Divide a cluster's cores and GPUs so that processes that depend on each other can all run at the same time.
 
-Ray starts a process only where what it books is free; a reader that finds no share waits for ever without a word.
+Ray starts a process only where its resources are free; a reader without any would wait forever, silently.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from tlray.errors import StoppedError
 
 DATA_TASK_CPUS = 0.25
-"""Share of a core that Ray books for one reading task: reading mostly waits, or decodes for a few milliseconds."""
+"""Share of a core per reading task: it mostly waits, or decodes for a few milliseconds."""
 
 ENGINE_CPUS = 0.75
-"""Share of a core that Ray books at least for an engine of one thread; the rest is for reading tasks."""
+"""Least share of a core per single-threaded engine; the rest is for reading tasks."""
 
 WORKER_CPUS = 1.0
-"""Cores that Ray books at least for a training worker on a cluster."""
+"""Least number of cores per training worker on a joined cluster."""
 
 _ROUNDING = 1e-9
 _ENGINE_CPUS_BESIDE_WORKERS = 0.25
@@ -30,12 +30,12 @@ _READING_SHARE = 0.25
 
 @dataclass(frozen=True)
 class Cluster:
-    """What a connected cluster has.
+    """Resources of a connected cluster.
 
     Attributes:
-        cpus, gpus: totals over its nodes; of a joined cluster, what nobody has booked.
-        local: whether it is a local one of this process's own.
-        node_cpus: of each node that has any; empty for all of `cpus`, on one node.
+        cpus, gpus: totals over its nodes; of a joined cluster, the free ones.
+        local: whether this process started it on its own machine.
+        node_cpus: cores of each node that has any; empty if all of `cpus` are on one node.
     """
 
     cpus: float
@@ -45,23 +45,23 @@ class Cluster:
 
     @property
     def nodes(self) -> tuple[float, ...]:
-        """Cores by node."""
+        """Cores of each node."""
         return self.node_cpus or (self.cpus,)
 
     def count_slots(self, cpus: float) -> int:
-        """How many processes of so many cores fit: none lies across two nodes."""
+        """Return the number of processes of `cpus` cores that fit; each must fit on one node."""
         return sum(int(node / cpus + _ROUNDING) for node in self.nodes)
 
 
 @dataclass(frozen=True)
 class WorkerResources:
-    """What Ray books for one worker and its readers.
+    """Resources of one training worker and its readers.
 
     Attributes:
-        gpus: 0 or 1 a worker.
-        worker_cpus: cores a worker.
-        num_readers: processes that read images for a worker.
-        reader_cpus: cores a reader.
+        gpus: 0 or 1 per worker.
+        worker_cpus: cores per worker.
+        num_readers: reading processes per worker.
+        reader_cpus: cores per reader.
     """
 
     gpus: int
@@ -71,15 +71,15 @@ class WorkerResources:
 
 
 def plan_workers(cluster: Cluster, num_workers: int, gpus_per_worker: int | None) -> WorkerResources:
-    """Share a cluster out so that workers and readers fit beside each other; one that waited would wait for ever.
+    """Divide a cluster so that all workers and readers run at the same time.
 
     Args:
-        cluster: a local one shrinks shares until all fit.
-        num_workers: data-parallel workers.
-        gpus_per_worker: 0, 1, or None for 1 where the cluster has that many.
+        cluster: on a local one, shares shrink until all fit.
+        num_workers: number of data-parallel workers.
+        gpus_per_worker: 0, 1, or None for 1 if the cluster has enough GPUs, else 0.
 
     Raises:
-        StoppedError: a cluster that is not a local one is too small.
+        StoppedError: a cluster has too few GPUs, or a joined one too few CPUs.
     """
     cpus, gpus = cluster.cpus, cluster.gpus
     if gpus_per_worker is None:
@@ -89,7 +89,7 @@ def plan_workers(cluster: Cluster, num_workers: int, gpus_per_worker: int | None
             f"--num-workers {num_workers} with --gpus-per-worker {gpus_per_worker} needs "
             f"{gpus_per_worker * num_workers} GPUs; the cluster has {gpus:g}"
         )
-    # one reader outruns a worker on CPUs; a GPU takes what its share of the cores can decode
+    # one reader keeps up with a worker on CPUs; a GPU needs all that its share of the cores can decode
     num_readers = max(1, min(_MAX_READERS, int(cpus / num_workers) - 1)) if gpus_per_worker else 1
     if cluster.local:
         reader_cpus = min(DATA_TASK_CPUS, cpus * _READING_SHARE / (num_workers * num_readers))
@@ -109,18 +109,19 @@ def plan_workers(cluster: Cluster, num_workers: int, gpus_per_worker: int | None
 
 
 def _floor(share: float) -> float:
-    """To the hundredth below, so that rounding never asks for more than there is."""
+    """Round down to hundredths, so that rounding never asks for more than exists."""
     return int(share * 100) / 100
 
 
 @dataclass(frozen=True)
 class EngineBounds:
-    """What the user says about engines.
+    """The user's bounds on engines.
 
     Attributes:
-        num_gpus: GPUs of each, a fraction for several on one GPU, 0 for none; None for 1 where there are GPUs.
-        min_engines: that must find room before labelling begins.
-        max_engines: None for what the cluster has then; where more, they start as it grows.
+        num_gpus: GPUs per engine, a fraction for several on one GPU, 0 for none; None for 1 if the cluster has GPUs.
+        min_engines: engines that must fit before prediction starts.
+        max_engines: engines at most; those that do not fit yet start as the cluster grows. None for all that fit at
+            the start.
     """
 
     num_gpus: float | None = None
@@ -128,19 +129,19 @@ class EngineBounds:
     max_engines: int | None = None
 
     def choose_gpus(self, cluster: Cluster) -> float:
-        """GPUs of each engine on this cluster."""
+        """Return the GPUs per engine on this cluster."""
         return (1.0 if cluster.gpus >= 1 else 0.0) if self.num_gpus is None else self.num_gpus
 
 
 @dataclass(frozen=True)
 class EngineResources:
-    """How engines are spread over a cluster.
+    """Number of engines on a cluster, and the resources of each.
 
     Attributes:
-        actors: engine processes.
-        max_actors: to which their number may rise while the cluster grows.
-        num_cpus, num_gpus: what Ray books for each.
-        num_threads: TensorFlow's threads in each; None on GPUs.
+        actors: engine processes at the start.
+        max_actors: engine processes at most, as the cluster grows.
+        num_cpus, num_gpus: booked for each.
+        num_threads: TensorFlow threads of each; None on GPUs.
     """
 
     actors: int
@@ -160,10 +161,10 @@ class EngineResources:
 
 
 def choose_batch_size(*, gpus: bool) -> int:
-    """Images in one step of an engine, where nobody says.
+    """Return the default number of images in one step of an engine.
 
-    One thread was fastest with 8 and 16 (InceptionV3, 2 cores with AVX2), 32 were 5 to 10% slower, and 16 ask half as
-    often for the rest of the process.
+    One thread was fastest with 8 and 16 images (InceptionV3, 2 cores with AVX2; 32 were 5 to 10% slower), and 16 pay
+    the cost of a step half as often.
     """
     return _ENGINE_IMAGES_GPU if gpus else _ENGINE_IMAGES
 
@@ -176,18 +177,24 @@ def plan_engines(
     *,
     beside_workers: bool = False,
 ) -> EngineResources:
-    """One engine a GPU; without GPUs one single-threaded engine a core, so that engines don't wait for each other.
+    """Plan one engine per GPU, or without GPUs one single-threaded engine per core.
 
-    A quarter of the cores stays for the reading tasks, which mostly wait; a short job starts no more engines than it
-    has batches, each with more threads, but no more than one machine has cores. `beside_workers` leaves room for a
-    local cluster's training workers, which wait meanwhile.
+    A quarter of the cores stays free for reading tasks. A short job starts no more engines than it has batches, each
+    with more threads, up to the cores of one machine.
+
+    Args:
+        cluster: resources to divide.
+        num_rows: images of the job.
+        batch_size: images per step.
+        bounds: the user's.
+        beside_workers: leave room for the idle training workers of a local cluster.
     """
     batches = max(1, math.ceil(num_rows / batch_size))
     num_gpus = bounds.choose_gpus(cluster)
     cores = max(1, int(cluster.cpus))
-    room = count_gpu_slots(cluster.gpus, num_gpus) if num_gpus else cores
-    most = min(batches, room if bounds.max_engines is None else bounds.max_engines)
-    actors = max(1, min(room, most))
+    slots = count_gpu_slots(cluster.gpus, num_gpus) if num_gpus else cores
+    most = min(batches, slots if bounds.max_engines is None else bounds.max_engines)
+    actors = max(1, min(slots, most))
     if num_gpus:
         return EngineResources(actors, max(actors, most), choose_feeding_cpus(cluster, num_gpus), num_gpus, None)
     share = _ENGINE_CPUS_BESIDE_WORKERS if beside_workers and cluster.local else choose_engine_cpus(cluster.nodes)
@@ -198,10 +205,13 @@ def plan_engines(
 
 
 def choose_engine_cpus(nodes: Sequence[float]) -> float:
-    """Share of a core that Ray books for an engine of one thread, so that a reader finds room on every full node.
+    """Return the share of a core per single-threaded engine that leaves room for a reader on every full node.
 
-    Engines are as many as there are cores, but those of a lost node start again on the others, as many as fit: where
-    the share divides a node's cores, they would leave nothing to read with.
+    There are as many engines as cores, but those of a lost node restart on the others, as many as fit: a share that
+    divides a node's cores evenly would leave nothing for readers.
+
+    Args:
+        nodes: cores of each node.
     """
     for hundredths in range(int(ENGINE_CPUS * 100), 100):
         share = hundredths / 100
@@ -211,15 +221,15 @@ def choose_engine_cpus(nodes: Sequence[float]) -> float:
 
 
 def choose_feeding_cpus(cluster: Cluster, num_gpus: float) -> float:
-    """Cores that Ray books for an engine on a GPU: one, or less where all engines together would take the readers'."""
+    """Return the cores per engine on a GPU: 1, or less if all engines together would leave none for readers."""
     engines = max(1, count_gpu_slots(cluster.gpus, num_gpus))
     return min(1.0, _floor(ENGINE_CPUS * cluster.cpus / engines)) if cluster.cpus else 1.0
 
 
 def count_gpu_slots(gpus: float, share: float) -> int:
-    """How many processes of `share` of a GPU, or of whole GPUs, fit: none lies across two.
+    """Return the number of processes of `share` GPUs each that fit; a fraction must fit on one GPU.
 
-    What is left of a GPU that others use counts as one piece.
+    The fractional part of `gpus` counts as one partly used GPU.
     """
     if share >= 1:
         return int(gpus / share + _ROUNDING)

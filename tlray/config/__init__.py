@@ -1,12 +1,19 @@
-"""What each command can be told: frozen dataclasses whose attribute docstrings are the command line's help.
+"""The options of each command: frozen dataclasses whose attribute docstrings are the command line's help.
 
-`check()` looks at values only (no file, no network, no Ray) and reports every fault at once as one `ConfigError`.
+- `train`: `tlray train`.
+- `predict`: `tlray predict`, `plan`, `verify` and `audit`.
+- `evaluate`: `tlray evaluate`, `import`, `show` and `demo`.
+- `cluster`: `tlray submit` and `doctor`.
+- `shared`: options that several commands take, and checks.
+
+`check()` looks at values only (no file, no network, no Ray) and reports all faults at once as one `ConfigError`. In the
+help, a line break inside an attribute docstring stays one.
 """
 
 from tlray.config.cluster import DoctorConfig, SubmitConfig
 from tlray.config.evaluate import DemoConfig, EvaluateConfig, ImportConfig, ShowConfig
 from tlray.config.predict import AuditConfig, InputsConfig, PlanConfig, PredictConfig, VerifyConfig
-from tlray.config.shared import LimitsConfig, RunConfig, S3Config, describe, list_path_options
+from tlray.config.shared import LimitsConfig, RunConfig, S3Config, count_allowed, describe, list_path_options
 from tlray.config.train import DEFAULT_RATES, OptimizerName, TrainConfig, describe_run, resolve
 
 __all__ = [
@@ -27,6 +34,7 @@ __all__ = [
     "SubmitConfig",
     "TrainConfig",
     "VerifyConfig",
+    "count_allowed",
     "describe",
     "describe_run",
     "list_path_options",

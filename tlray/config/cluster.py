@@ -1,4 +1,4 @@
-"""`tlray submit` and `tlray doctor`."""
+"""Options of `tlray submit` and `tlray doctor`."""
 
 from __future__ import annotations
 
@@ -17,29 +17,28 @@ Submittable = Literal["train", "predict", "plan", "verify", "evaluate", "doctor"
 class SubmitConfig:
     """Run a command as a job of a Ray cluster: tlray submit predict --address http://127.0.0.1:8265 -- --model ...
 
-    The command's own options stand behind --, and are checked here first; this tlray itself travels with the job. The
-    job's log is followed, and its exit code is this command's. Ctrl-C leaves the job running.
+    The command's own options follow -- and are checked here first; this version of tlray is sent along. The job's log
+    is shown, and its exit code is returned. Ctrl-C leaves the job running.
     """
 
     command: Annotated[Submittable, tyro.conf.Positional]
-    """What to run."""
+    """Command to run."""
 
     options: Annotated[
         tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="-- OPTIONS", help_behavior_hint="")
     ] = ()
-    """Its options, as on a laptop; --config is read here. Paths must be s3:// addresses, or absolute and the same on
-    every machine of the cluster."""
+    """Options of the command, as for a local run; --config is read here.
+    Paths must be s3:// addresses, or absolute and the same on every machine."""
 
     address: str | None = None
-    """The cluster's job server, as http://HOST:8265; else RAY_API_SERVER_ADDRESS. A token of Ray's (RAY_AUTH_TOKEN,
-    RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token) is sent along."""
+    """Job server of the cluster, as http://HOST:8265; default RAY_API_SERVER_ADDRESS.
+    Ray's token (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token) is sent with each request."""
 
     working_dir: str | None = None
-    """Folder that travels with the job (lists, weights; at most 100 MiB): relative paths in OPTIONS are looked up
-    in it."""
+    """Folder to send with the job (manifests, weights; up to 100 MiB); relative paths in OPTIONS refer to it."""
 
     detach: bool = False
-    """Don't follow the job; print how to."""
+    """Do not follow the job; print the command that does."""
 
     verbose: bool = False
     """Show tracebacks."""
@@ -55,19 +54,19 @@ class SubmitConfig:
 @arrange_help
 @dataclass(frozen=True, kw_only=True)
 class DoctorConfig(RunConfig, S3Config):
-    """Say what a cluster has and what would go wrong on it, before a job does: every machine is asked.
+    """Examine every machine of a cluster, and report what would fail or be slow before a job does.
 
-    Exit code 1 where a job would fail, else 0.
+    The exit code is 1 if a job would fail, else 0.
     """
 
     input: tuple[str, ...] = ()
-    """What is to be labelled or trained on; every machine tries to read of it."""
+    """Images to predict or train on; every machine tries to read from them."""
 
     model: str | None = None
-    """Bundle to label with; every machine tries to read of it."""
+    """Bundle to predict with; every machine tries to read it."""
 
     output: str | None = None
-    """Where a job would write; every machine tries to, and leaves nothing there."""
+    """Output of a job; every machine tries to write there, and leaves nothing behind."""
 
     def check(self) -> None:
         """Raise one `ConfigError` naming every value that is not allowed."""
@@ -81,7 +80,7 @@ class DoctorConfig(RunConfig, S3Config):
 
 
 def check_job_server(faults: Faults, address: str) -> None:
-    """Take http(s)://HOST."""
+    """Allow http:// or https:// with a host."""
     scheme, separator, rest = address.partition("://")
     if scheme not in ("http", "https") or not separator or not rest.strip("/"):
-        faults.add(f"--address takes a cluster's job server, such as http://127.0.0.1:8265; got {address!r}")
+        faults.add(f"--address takes the job server of a cluster, such as http://127.0.0.1:8265; got {address!r}")

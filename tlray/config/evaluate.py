@@ -1,4 +1,4 @@
-"""`tlray evaluate`, `import`, `show` and `demo`."""
+"""Options of `tlray evaluate`, `import`, `show` and `demo`."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from tlray.model.precision import PrecisionName
 @arrange_help
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(RunConfig, LimitsConfig, S3Config):
-    """Measure a bundle on labelled images: accuracy, each class, calibration, and which labels look wrong."""
+    """Measure a bundle on labelled images: accuracy, metrics of each class, calibration, likely label errors."""
 
     model: str
     """Bundle to measure: a folder or s3:// prefix."""
 
     data: str
-    """Labelled images: class folders, DIR/CLASS/image, in a folder or s3:// prefix; or a manifest (.csv .jsonl
-    .parquet) with the columns uri and label."""
+    """Labelled images: a folder or s3:// prefix of class folders (DIR/CLASS/image),
+    or a manifest (.csv .jsonl .parquet) with the columns uri and label."""
 
     output: str | None = None
-    """Where evaluation.json, report.html and more go: a new folder or s3:// prefix. Default: printed only."""
+    """New folder or s3:// prefix for evaluation.json, report.html and more; without it, results are only printed."""
 
     target_precision: float = 0.95
-    """Share of labels that are to be right: it tells from which probability on they are."""
+    """Share of labels that must be right above the probability thresholds."""
 
     batch_size: int | None = None
-    """Images an engine takes at once; default 16 on a CPU, 128 on a GPU."""
+    """Images per step of an engine; default 16 on a CPU, 128 on a GPU."""
 
     precision: PrecisionName = "auto"
-    """What engines compute in, as in `predict`."""
+    """Compute type of the engines, as in `predict`."""
 
     def check(self) -> None:
         """Raise one `ConfigError` naming every value that is not allowed."""
@@ -51,16 +51,16 @@ class EvaluateConfig(RunConfig, LimitsConfig, S3Config):
 @arrange_help
 @dataclass(frozen=True, kw_only=True)
 class ShowConfig(S3Config):
-    """Print what a bundle is, after verifying it."""
+    """Verify a bundle and print a summary of it."""
 
     bundle: Annotated[str, tyro.conf.Positional]
-    """The bundle: a folder or s3:// prefix."""
+    """Bundle: a folder or s3:// prefix."""
 
     verbose: bool = False
     """Show tracebacks."""
 
     def check(self) -> None:
-        """Raise a `ConfigError` where the bundle's address is not one."""
+        """Raise a `ConfigError` if the bundle's address is not allowed."""
         faults = Faults()
         faults.check_uri("bundle", self.bundle)
         faults.report()
@@ -69,19 +69,19 @@ class ShowConfig(S3Config):
 @arrange_help
 @dataclass(frozen=True, kw_only=True)
 class ImportConfig(LimitsConfig, S3Config):
-    """Make a bundle of a Keras image classifier that was trained elsewhere."""
+    """Make a bundle from a Keras image classifier that was trained elsewhere."""
 
     model: Annotated[str, tyro.conf.Positional]
-    """The model, MODEL.keras: images [N, S, S, 3] in, probabilities or logits [N, C] out."""
+    """Keras model (.keras): images [N, S, S, 3] in, probabilities or logits [N, C] out."""
 
     classes: str
-    """File of class names in the order of its outputs: one a line, or a JSON list."""
+    """File of class names in the order of the model's outputs: one per line, or a JSON list."""
 
     output: str
-    """Where the bundle goes: a new folder or s3:// prefix."""
+    """New folder or s3:// prefix for the bundle."""
 
     scale: float = 1.0
-    """What its input wants of a pixel in [0, 255]: pixel * SCALE + OFFSET. 0.00784313725 and -1 give [-1, 1]."""
+    """The model gets pixel * SCALE + OFFSET, pixel in [0, 255]; 0.00784313725 and -1 give [-1, 1]."""
 
     offset: float = 0.0
     """See --scale."""
@@ -90,13 +90,13 @@ class ImportConfig(LimitsConfig, S3Config):
     """Side of the square input in pixels; default the model's own."""
 
     val_data: str | None = None
-    """Labelled images to calibrate it on, take thresholds from, and measure it."""
+    """Labelled images to calibrate, set thresholds and measure on, as in `evaluate --data`."""
 
     target_precision: float = 0.95
-    """Share of labels that are to be right: the bundle tells from which probability on they are, on --val-data."""
+    """Share of labels that must be right above the bundle's probability thresholds, which --val-data sets."""
 
     verbose: bool = False
-    """Show what TensorFlow prints, and tracebacks."""
+    """Show TensorFlow's output, and tracebacks."""
 
     def check(self) -> None:
         """Raise one `ConfigError` naming every value that is not allowed."""
@@ -104,7 +104,7 @@ class ImportConfig(LimitsConfig, S3Config):
         for name in ("model", "classes", "output", "val_data"):
             faults.check_uri(name, getattr(self, name))
         if not self.model.endswith(".keras"):
-            faults.add(f"the model is a .keras file; got {self.model!r}")
+            faults.add(f"the model must be a .keras file; got {self.model!r}")
         if self.scale == 0:
             faults.add("--scale takes a number other than 0; got 0.0")
         if self.image_size is not None:
@@ -117,19 +117,19 @@ class ImportConfig(LimitsConfig, S3Config):
 @arrange_help
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """The whole job with nothing to set up: train on scikit-learn's handwritten digits, label the held-out ones."""
+    """Run the whole job without any setup: train on scikit-learn's handwritten digits, label the held-out ones."""
 
     output: str = "tlray-demo"
     """Local folder for the images, the bundle and the labels."""
 
     weights: str = "imagenet"
-    """The base's start: imagenet where it can be fetched (else from scratch), none, or a weights file."""
+    """Initial weights of the base: imagenet if they can be downloaded (else none), none, or a weights file."""
 
     max_cpus: int | None = None
-    """Most cores it takes; default all."""
+    """Most cores to use; default all."""
 
     verbose: bool = False
-    """Show what Ray and TensorFlow print, and tracebacks."""
+    """Show the output of Ray and TensorFlow, and tracebacks."""
 
     def check(self) -> None:
         """Raise one `ConfigError` naming every value that is not allowed."""

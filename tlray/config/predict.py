@@ -1,4 +1,4 @@
-"""`tlray predict`, `plan`, `verify` and `audit`."""
+"""Options of `tlray predict`, `plan`, `verify` and `audit`."""
 
 from __future__ import annotations
 
@@ -28,42 +28,43 @@ _SHARD = re.compile(r"(\d+)/(\d+)")
 @arrange_help
 @dataclass(frozen=True, kw_only=True)
 class InputsConfig:
-    """What is to be labelled."""
+    """Images to predict."""
 
     input: tuple[str, ...]
-    """Folders, files, s3:// prefixes or objects; archives (.tar .tar.gz .tgz .zip), or one image in them as
-    ARCHIVE#MEMBER; manifests (.csv .jsonl .parquet); an S3 Inventory's manifest.json. Any number, mixed."""
+    """Images: folders, files, s3:// prefixes or objects; archives (.tar .tar.gz .tgz .zip),
+    or one image in them (ARCHIVE#MEMBER); manifests (.csv .jsonl .parquet);
+    an S3 Inventory's manifest.json. Any number, mixed."""
 
     uri_column: str = "uri"
-    """A manifest's column of paths and s3:// addresses; its other columns go to the labels as input_NAME."""
+    """Manifest column of paths and s3:// addresses; the other columns are copied to the labels as input_NAME."""
 
     id_column: str | None = None
-    """A manifest's column that tells its lines apart; without it, every line is a row."""
+    """Manifest column that identifies a line: later lines with the same value are left out."""
 
     image_column: str | None = None
-    """Take Parquet files as tables of images, and this column as their bytes."""
+    """Read Parquet files as tables of images, with the encoded images in this column."""
 
     include: tuple[str, ...] = ()
-    """Take only names that one of these globs matches ('*' matches slashes too)."""
+    """Take only names that match one of these globs ('*' also matches slashes)."""
 
     exclude: tuple[str, ...] = ()
-    """Leave out names that one of these globs matches."""
+    """Leave out names that match one of these globs."""
 
     limit: int | None = None
-    """Most images to take, in the order of the listing."""
+    """Most images to take, in listing order."""
 
     sample: float = 1.0
-    """Share of the images to take, the same ones every time."""
+    """Share of the images to take, chosen by a hash of their addresses."""
 
     shard: str = "1/1"
-    """I/N: the I-th of N shares, for N independent runs."""
+    """I/N: take the I-th of N shares, for N independent runs."""
 
     allow: tuple[str, ...] = ()
-    """Prefixes that a manifest's addresses may have; default s3://, and local paths in a local manifest."""
+    """Allowed prefixes of addresses in a manifest; default s3://, and local paths if the manifest is local."""
 
     @property
     def resolved_shard(self) -> tuple[int, int]:
-        """Number of the share, from 1, and how many there are."""
+        """Index of the share, from 1, and the number of shares."""
         index, _, count = self.shard.partition("/")
         return int(index), int(count)
 
@@ -71,55 +72,55 @@ class InputsConfig:
 @arrange_help
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig(RunConfig, LimitsConfig, S3Config, InputsConfig):
-    """Label images with a bundle: one Parquet row for every input, or the answer for a single file."""
+    """Predict the classes of images with a bundle: one Parquet row per input, or a printed line for a single file."""
 
     model: str
-    """Bundle to label with: a folder or s3:// prefix."""
+    """Bundle to predict with: a folder or s3:// prefix."""
 
     output: str | None = None
-    """Where labels go: a new folder or s3:// prefix. A single file may do without: its answer is printed."""
+    """New folder or s3:// prefix for the labels; without it, the prediction for a single file is printed."""
 
     top_k: int = 0
     """Also write the K most probable classes of each image; 0 for none."""
 
     embeddings: bool = False
-    """Also write each image's pooled features, the vector that its label was told from."""
+    """Also write the pooled features of each image, the input of the classifier's head."""
 
     min_probability: str | None = None
-    """Mark less probable labels in the column needs_review: a number, or auto for the bundle's own thresholds."""
+    """Mark labels below this probability in the column needs_review; auto takes the bundle's thresholds."""
 
     batch_size: int | None = None
-    """Images an engine takes at once; default 16 on a CPU, 128 on a GPU."""
+    """Images per step of an engine; default 16 on a CPU, 128 on a GPU."""
 
     gpus_per_engine: float | None = None
-    """GPUs of each engine: a fraction for several on one GPU, 0 for cores; default 1 where the cluster has GPUs."""
+    """GPUs per engine: a fraction to share a GPU, 0 to run on CPUs; default 1 if the cluster has GPUs."""
 
     min_engines: int = 1
-    """Engines that must find room before labelling begins."""
+    """Engines that must fit before prediction starts."""
 
     max_engines: int | None = None
-    """Most engines; where there is no room for all yet, more start as the cluster grows. Default: what finds room
-    at the start."""
+    """Most engines; those that do not fit at first start as the cluster grows. Default: all that fit at first."""
 
     precision: PrecisionName = "auto"
-    """What engines compute in: bfloat16 on CPUs or float16 on GPUs that have it, where the bundle's golden images keep
-    their answers; else float32, as a single file always."""
+    """Compute type of the engines. auto: bfloat16 on CPUs or float16 on GPUs that support it,
+    if it keeps the predictions of the bundle's golden images, else float32.
+    A single file is always computed in float32."""
 
     rows_per_part: int = 8192
-    """Rows in one Parquet part."""
+    """Rows per Parquet part."""
 
     max_failed: float = 1.0
-    """Most rows that may fail: a share up to 1, or a count above 1; more stops the run."""
+    """Most rows that may fail before the run stops: a share up to 1, or a count above 1."""
 
     retry_failed: tuple[str, ...] | None = None
-    """Label the failed rows of an output again: those with these codes, or all where none is given."""
+    """Retry the failed rows of an output: those with these status codes, or all if none is given."""
 
     update_from: str | None = None
-    """An earlier output: rows whose object and model are unchanged are copied from it, the rest is labelled."""
+    """Earlier output: copy its rows whose object and model are unchanged, and predict only the rest."""
 
     @property
     def engine_bounds(self) -> EngineBounds:
-        """What is said about engines."""
+        """The options on engines."""
         return EngineBounds(self.gpus_per_engine, self.min_engines, self.max_engines)
 
     def check(self) -> None:
@@ -153,31 +154,31 @@ class PredictConfig(RunConfig, LimitsConfig, S3Config, InputsConfig):
 @arrange_help
 @dataclass(frozen=True, kw_only=True)
 class PlanConfig(LimitsConfig, S3Config, InputsConfig):
-    """List what `predict` would label into OUTPUT/_plan, and stop there; the same output then goes on with it.
+    """List the images that `predict` would process in OUTPUT/_plan; predict with the same output continues from it.
 
-    With --probe, a few images are labelled too, to tell how fast this machine is and which stage limits it.
+    With --probe, also predict a few images to measure how fast this machine is and which stage limits it.
     """
 
     output: str
-    """Where labels will go: a new folder or s3:// prefix."""
+    """New folder or s3:// prefix for the labels."""
 
     probe: int | None = None
-    """Label this many images from all over the plan and measure each stage; nothing of it is kept as labels."""
+    """Predict this many images, spread over the plan, and measure each stage; no labels are kept."""
 
     model: str | None = None
-    """Bundle to probe with."""
+    """Bundle for --probe."""
 
     batch_size: int | None = None
-    """Images the probe's engines take at once, as in `predict`."""
+    """Images per step of the probe's engines, as in `predict`."""
 
     precision: PrecisionName = "auto"
-    """What the probe's engines compute in, as in `predict`."""
+    """Compute type of the probe's engines, as in `predict`."""
 
     price_per_hour: float | None = None
-    """Of a machine like this one; with --probe, tells what the whole plan costs."""
+    """Price of a machine like this one; with --probe, estimates the cost of the whole plan."""
 
     config: str | None = None
-    """YAML file of these options; flags win over it."""
+    """YAML file of options; flags override it."""
 
     verbose: bool = False
     """Show tracebacks."""
@@ -194,9 +195,9 @@ class PlanConfig(LimitsConfig, S3Config, InputsConfig):
         if self.probe is not None:
             faults.check_range("probe", self.probe, 1, 4096)
             if self.model is None:
-                faults.add("--probe needs --model: the bundle to label with")
+                faults.add("--probe needs --model: the bundle to predict with")
         elif self.price_per_hour is not None:
-            faults.add("--price-per-hour goes with --probe N")
+            faults.add("--price-per-hour needs --probe N")
         if self.price_per_hour is not None:
             faults.check_range("price_per_hour", self.price_per_hour, 0, 10**9)
         faults.report()
@@ -205,16 +206,16 @@ class PlanConfig(LimitsConfig, S3Config, InputsConfig):
 @arrange_help
 @dataclass(frozen=True, kw_only=True)
 class VerifyConfig(S3Config):
-    """Prove an output whole: read everything again and hold it against its plan and receipt."""
+    """Verify that an output is complete: read it again and compare it with its plan and receipt."""
 
     output: Annotated[str, tyro.conf.Positional]
-    """The output of a finished `predict`."""
+    """Output of a finished `predict`."""
 
     verbose: bool = False
     """Show tracebacks."""
 
     def check(self) -> None:
-        """Raise a `ConfigError` where the output's address is not one."""
+        """Raise a `ConfigError` if the output's address is not allowed."""
         faults = Faults()
         faults.check_uri("output", self.output)
         faults.report()
@@ -232,29 +233,30 @@ def _is_probability(text: str) -> bool:
 @arrange_help
 @dataclass(frozen=True, kw_only=True)
 class AuditConfig(S3Config):
-    """Tell how good an archive's labels are, by a sample that a person looks at.
+    """Estimate the precision of an output's labels from a random sample that a person reviews.
 
-    --sample N draws N labelled rows at random within each predicted class into OUTPUT/audit: sheet.html shows them,
-    sample.csv is to be filled. Its column correct_label takes a full stop where the label is right, else the name of
-    the right class, or ? where none of the classes is, or nobody can tell; a row left empty doesn't count.
-    --answers FILE reads the filled CSV: OUTPUT/audit/audit.json tells the precision of each class and of the archive,
-    corrections.csv is a list that train --data takes.
+    First, --sample N draws N labelled rows, at random within each predicted class, into OUTPUT/audit: look at them in
+    sheet.html and fill in the column correct_label of sample.csv, with a full stop if the label is right, the name of
+    the right class if not, or ? if no class fits or nobody can tell. Empty rows don't count.
+
+    Then, --answers FILE reads the filled-in CSV and writes OUTPUT/audit/audit.json, the precision of each class and of
+    the archive, and corrections.csv, a manifest for train --data.
     """
 
     labels: Annotated[str, tyro.conf.Positional]
-    """The output of a finished `predict`."""
+    """OUTPUT of a finished `predict`."""
 
     sample: int | None = None
-    """Rows to draw, over all predicted classes."""
+    """Rows to draw over all predicted classes."""
 
     answers: str | None = None
-    """The filled CSV: a path or s3:// address."""
+    """The filled-in sample.csv: a path or s3:// address."""
 
     seed: int = 0
-    """Seeds the draw; the same seed draws the same rows."""
+    """Seed of the sample; the same seed draws the same rows."""
 
     output: str | None = None
-    """Where sample and results go: a folder or s3:// prefix; default OUTPUT/audit."""
+    """Folder or s3:// prefix for the sample and the results; default OUTPUT/audit."""
 
     verbose: bool = False
     """Show tracebacks."""
@@ -274,7 +276,7 @@ class AuditConfig(S3Config):
 
 
 def check_inputs(faults: Faults, config: InputsConfig) -> None:
-    """Check what several commands take as inputs."""
+    """Check the options of `InputsConfig`."""
     if not config.input:
         faults.add(f"--input takes one or more of: {SCHEMES}; got nothing")
     for uri in config.input:

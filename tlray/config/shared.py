@@ -1,10 +1,10 @@
-"""What several commands share: options, their checks, and how a config is told to a record."""
+"""Options that several commands share, checks of values, and the parts of a config that go into records."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
@@ -14,17 +14,16 @@ from tlray.storage import S3Options
 
 SCHEMES = "a local path or s3://bucket/prefix"
 
-_PLACES = {
+_NOT_DECIDING = {
     "config", "address", "max_cpus", "wait_for_resources", "verbose", "cache", "cache_dir", "storage_path",
     "max_failures", "max_failed", "collective_timeout", "mlflow_uri", "no_sign_request", "request_payer", "kms_key_id",
 }  # fmt: skip
 
 _INPUTS = {"data", "val_data", "test_data", "weights", "model", "input", "update_from"}
 _OUTPUTS = {"output", "cache_dir", "storage_path"}
-_NO_PLACES = {"weights": ("imagenet", "none")}
+_NO_PATHS = {"weights": ("imagenet", "none")}
 
 T = TypeVar("T")
-
 
 _PLAIN = {
     "str | None": (str | None, "STR"),
@@ -32,15 +31,16 @@ _PLAIN = {
     "float | None": (float | None, "FLOAT"),
     "tuple[str, ...] | None": (tuple[str, ...] | None, "[STR ...]"),
     "tuple[str, ...]": (tuple[str, ...], "[STR ...]"),
+    "Literal[0, 1] | None": (Literal[0, 1] | None, "{0,1}"),
     "bool": (bool, None),
 }
-"""How kinds of options are shown whose default says nothing: None, no values, not set."""
+"""Types and metavars of options whose defaults say nothing: None, no values, False."""
 
 
 def arrange_help(cls: type[T]) -> type[T]:
-    """Say no empty defaults in a command's help, and list required options first, then its own, then the shared ones.
+    """Hide empty defaults in a command's help, and sort its options: required ones, its own, then shared ones.
 
-    All fields are keyword-only, so that their order changes nothing else.
+    All fields are keyword-only, so their order changes nothing else.
     """
     fields: dict[str, Any] = cls.__dataclass_fields__  # type: ignore[attr-defined]
     for name, kind in cls.__annotations__.items():
@@ -55,67 +55,72 @@ def arrange_help(cls: type[T]) -> type[T]:
     return cls
 
 
+def count_allowed(max_failed: float, total: int) -> float:
+    """Return how many of `total` inputs may fail under `--max-failed`: a share up to 1, a count above 1."""
+    return max_failed * total if max_failed <= 1 else max_failed
+
+
 @arrange_help
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """What every command on Ray takes."""
+    """Options of every command that runs on Ray."""
 
     config: str | None = None
-    """YAML file of these options; flags win over it."""
+    """YAML file of options; flags override it."""
 
     address: str | None = None
-    """Ray cluster to join; else RAY_ADDRESS, else a local one of its own."""
+    """Ray cluster to join, as HOST:PORT; default RAY_ADDRESS, else a local cluster is started."""
 
     max_cpus: int | None = None
-    """Most cores a local run takes; default all."""
+    """Most cores for a local run; default all."""
 
     wait_for_resources: float | None = None
-    """Seconds that it waits for a cluster's GPUs and cores; default 60, or 900 where the cluster grows by itself."""
+    """Seconds to wait for GPUs and cores of a cluster; default 60, or 900 with an autoscaler."""
 
     verbose: bool = False
-    """Show what Ray and TensorFlow print, and tracebacks."""
+    """Show the output of Ray and TensorFlow, and tracebacks."""
 
 
 @arrange_help
 @dataclass(frozen=True, kw_only=True)
 class LimitsConfig:
-    """Limits that hold before an image is decoded."""
+    """Limits that are checked before an image is decoded."""
 
     max_bytes: int = MAX_BYTES
-    """Largest encoded image in bytes; a larger one is TOO_LARGE."""
+    """Largest encoded image in bytes; larger ones fail as TOO_LARGE."""
 
     max_pixels: int = MAX_PIXELS
-    """Most pixels that a header may tell of; more is BOMB."""
+    """Largest image in pixels, by its header; larger ones fail as BOMB."""
 
     @property
     def limits(self) -> Limits:
-        """Both, for decoding."""
+        """The limits as the decoder takes them."""
         return Limits(self.max_bytes, self.max_pixels)
 
 
 @arrange_help
 @dataclass(frozen=True, kw_only=True)
 class S3Config:
-    """S3's usual switches; credentials, region and endpoint come the way boto3 finds them."""
+    """Options of S3 requests; credentials, region and endpoint are found as boto3 does."""
 
     no_sign_request: bool = False
-    """Ask S3 without credentials, as public buckets allow."""
+    """Send S3 requests without credentials, for public buckets."""
 
     request_payer: bool = False
-    """Pay for S3 requests to buckets whose owner doesn't."""
+    """Pay for requests to requester-pays S3 buckets."""
 
     kms_key_id: str | None = None
-    """KMS key that S3 encrypts with what is written; default the bucket's own encryption."""
+    """KMS key to encrypt written S3 objects with; default the bucket's own encryption."""
 
     @property
     def s3_options(self) -> S3Options:
-        """The switches for `storage.configure`."""
+        """The options as `storage.configure` takes them."""
         return S3Options(self.no_sign_request, self.request_payer, self.kms_key_id)
 
 
 def describe(config: RunConfig) -> dict[str, Any]:
-    """What of a config decides the result, as plain JSON values; where and how loudly it runs is left out."""
-    return {name: value for name, value in asdict(config).items() if name not in _PLACES}
+    """Return the options that decide a result, as plain JSON values, without those on where and how it runs."""
+    return {name: value for name, value in asdict(config).items() if name not in _NOT_DECIDING}
 
 
 @dataclass(frozen=True)
@@ -123,8 +128,8 @@ class PathOption:
     """An option that names a path or s3:// address.
 
     Attributes:
-        option: such as --input; its name alone where it is given without one.
-        uri: as typed.
+        option: flag such as --input, or the name of a positional argument.
+        uri: path or address as typed.
         is_output: whether the command writes there.
     """
 
@@ -134,25 +139,25 @@ class PathOption:
 
 
 def list_path_options(config: Any) -> list[PathOption]:
-    """Every path and s3:// address that a config names."""
-    places = []
+    """Return every path and s3:// address that a config names."""
+    options = []
     for field in fields(config):
         if field.name not in _INPUTS | _OUTPUTS:
             continue
         value = getattr(config, field.name)
         for uri in (value,) if isinstance(value, str) else value or ():
-            if uri not in _NO_PLACES.get(field.name, ()):
+            if uri not in _NO_PATHS.get(field.name, ()):
                 option = ("" if "Positional" in str(field.type) else "--") + field.name.replace("_", "-")
-                places.append(PathOption(option, uri, field.name in _OUTPUTS))
-    return places
+                options.append(PathOption(option, uri, field.name in _OUTPUTS))
+    return options
 
 
 def check_run(faults: Faults, config: RunConfig) -> None:
-    """Check what every command on Ray takes."""
+    """Check the options of `RunConfig`."""
     if config.max_cpus is not None:
         faults.check_range("max_cpus", config.max_cpus, 1, 4096)
         if config.address is not None:
-            faults.add("--max-cpus bounds a local run; it cannot be given with --address")
+            faults.add("--max-cpus limits a local run; it cannot be combined with --address")
     if config.wait_for_resources is not None:
         faults.check_range("wait_for_resources", config.wait_for_resources, 0, 10**7)
     scheme, separator, _ = (config.address or "").partition("://")
@@ -162,13 +167,13 @@ def check_run(faults: Faults, config: RunConfig) -> None:
 
 
 def check_limits(faults: Faults, config: LimitsConfig) -> None:
-    """Check the limits of decoding."""
+    """Check the options of `LimitsConfig`."""
     faults.check_range("max_bytes", config.max_bytes, 1, 2**31)
     faults.check_range("max_pixels", config.max_pixels, 1, PILLOW_MAX_PIXELS)
 
 
 class Faults:
-    """Collects one sentence for each value that is not allowed."""
+    """Collector of one sentence per value that is not allowed."""
 
     def __init__(self) -> None:
         self._sentences: list[str] = []
@@ -178,22 +183,22 @@ class Faults:
         self._sentences.append(sentence)
 
     def check_range(self, name: str, value: float, low: float, high: float) -> None:
-        """Take `low` to `high`, both included."""
+        """Allow `low` to `high`, both included."""
         if not low <= value <= high:
             self.add(f"{_flag(name)} takes {low:,} to {high:,}; got {value}")
 
     def check_positive(self, name: str, value: float) -> None:
-        """Take finite numbers above 0."""
+        """Allow finite numbers above 0."""
         if not 0 < value < math.inf:
             self.add(f"{_flag(name)} takes a number above 0; got {value}")
 
     def check_share(self, name: str, value: float) -> None:
-        """Take shares above 0, up to 1."""
+        """Allow shares above 0, up to 1."""
         if not 0 < value <= 1:
             self.add(f"{_flag(name)} takes a share above 0, up to 1; got {value}")
 
     def check_uri(self, name: str, value: str | None) -> None:
-        """Take None, a local path, or `s3://` with a bucket."""
+        """Allow None, a local path, or `s3://` with a bucket."""
         if value is None:
             return
         scheme, separator, rest = value.partition("://")
@@ -205,10 +210,10 @@ class Faults:
             self.add(f"{_flag(name)} takes {SCHEMES}; got {value!r} without a bucket")
 
     def report(self) -> None:
-        """Raise what was collected.
+        """Raise the collected sentences, if any.
 
         Raises:
-            ConfigError: a value is not allowed; all of them in one.
+            ConfigError: values are not allowed.
         """
         if self._sentences:
             raise ConfigError(self._sentences)

@@ -1,4 +1,4 @@
-"""`tlray train`."""
+"""Options of `tlray train`."""
 
 from __future__ import annotations
 
@@ -25,11 +25,9 @@ DEFAULT_RATES: dict[str, dict[str, float]] = {
     "head": {"rmsprop": 1e-3, "sgd": 1e-2, "adam": 1e-3},
     "finetune": {"rmsprop": 1e-5, "sgd": 1e-3, "adam": 1e-5},
 }
-"""Learning rate of a phase by its optimizer, where none is given."""
+"""Default learning rates by phase and optimizer."""
 
 _DEFAULT_VIEWS = 5
-
-
 _SHARING = {"num_workers", "batch_size", "gpus_per_worker"}
 _AFTERWARDS = {"target_precision"}
 
@@ -37,35 +35,35 @@ _AFTERWARDS = {"target_precision"}
 @arrange_help
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(RunConfig, LimitsConfig, S3Config):
-    """Train a classifier on labelled images: phase 1 the new head, phase 2 the top of the base too."""
+    """Train an image classifier: a new head (phase 1), then also the top of the convolutional base (phase 2)."""
 
     data: str
-    """Training images: class folders, DIR/CLASS/image, in a folder or s3:// prefix; or a manifest (.csv .jsonl
-    .parquet) with the columns uri and label."""
+    """Training images: a folder or s3:// prefix of class folders (DIR/CLASS/image),
+    or a manifest (.csv .jsonl .parquet) with the columns uri and label."""
 
     output: str
-    """Where the bundle goes: a new folder or s3:// prefix."""
+    """New folder or s3:// prefix for the bundle."""
 
     val_data: str | None = None
-    """Class folders or a manifest to validate on, instead of a share of --data."""
+    """Validation images: class folders or a manifest; default a share of --data."""
 
     val_fraction: float = 0.15
-    """Share of --data kept for validation, chosen by content hash; 0 for none."""
+    """Share of --data held out for validation, chosen by content hash; 0 for none."""
 
     test_data: str | None = None
-    """Class folders or a manifest, read once, after training, and only reported."""
+    """Test images: class folders or a manifest; measured once, after training."""
 
     backbone: Literal["inception_v3", "mobilenet_v2"] = "inception_v3"
     """Convolutional base."""
 
     weights: str = "imagenet"
-    """The base's start: imagenet, none, or the path of a weights file without the top."""
+    """Initial weights of the base: imagenet, none, or a weights file without the top."""
 
     image_size: int | None = None
-    """Side of the square input in pixels; default the backbone's own (299, 224)."""
+    """Side of the square input in pixels; default 299 for inception_v3, 224 for mobilenet_v2."""
 
     head_units: tuple[int, ...] = (1024,)
-    """Width of each dense layer between pooling and softmax."""
+    """Units of each dense layer between pooling and softmax."""
 
     head_epochs: int = 5
     """Epochs of phase 1."""
@@ -74,10 +72,10 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
     """Epochs of phase 2."""
 
     finetune_from: str | None = None
-    """Layer after which the base is trained in phase 2; 'input' for all of it. Default: the top two blocks."""
+    """Last layer of the base that phase 2 keeps frozen; input trains all of it. Default: train the top two blocks."""
 
     batchnorm: Literal["frozen", "train"] = "frozen"
-    """Whether phase 2 keeps the base's BatchNorm as it is or trains it (for training from scratch)."""
+    """Keep the base's BatchNorm layers frozen in phase 2, or train them (for training from scratch)."""
 
     head_optimizer: OptimizerName = "rmsprop"
     """Optimizer of phase 1."""
@@ -86,82 +84,82 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
     """Optimizer of phase 2; sgd has momentum 0.9."""
 
     lr_head: float | None = None
-    """Learning rate of phase 1; default 1e-3 (sgd 1e-2)."""
+    """Learning rate of phase 1; default 1e-2 for sgd, else 1e-3."""
 
     lr_finetune: float | None = None
     """Learning rate of phase 2; default 1e-3 for sgd, else 1e-5."""
 
     batch_size: int = 32
-    """Images a worker takes in one step."""
+    """Images per worker and step."""
 
     num_workers: int = 1
-    """Data-parallel workers, one a GPU."""
+    """Data-parallel workers."""
 
     gpus_per_worker: Literal[0, 1] | None = None
-    """GPUs a worker takes; default 1 where the cluster has that many, else 0."""
+    """GPUs per worker; default 1 if the cluster has enough, else 0."""
 
     shear: float = 10.0
-    """Training images are sheared by up to this many degrees either way."""
+    """Shear training images by up to this many degrees in either direction."""
 
     zoom: float = 0.2
-    """Training images are zoomed by 1 - zoom to 1 + zoom, each axis on its own."""
+    """Zoom training images by a factor from 1 - ZOOM to 1 + ZOOM, each axis separately."""
 
     horizontal_flip: bool = True
-    """Half of the training images are mirrored."""
+    """Mirror half of the training images."""
 
     seed: int = 0
-    """Seeds the head's weights, the order of images, their augmentation and dropout."""
+    """Seed of the head's initial weights, the order of images, augmentation and dropout."""
 
     schedule: Literal["constant", "cosine"] = "constant"
-    """How each phase's learning rate goes on after its warm-up."""
+    """Learning rate schedule of each phase after its warm-up."""
 
     warmup_epochs: float = 0.0
-    """Epochs of each phase over which its learning rate rises from 0."""
+    """Epochs of linear learning rate warm-up at the start of each phase."""
 
     early_stopping: int | None = None
-    """End a phase that validation has not found better for this many epochs."""
+    """End a phase after this many epochs without a better validation accuracy or loss."""
 
     class_weights: Literal["none", "balanced"] = "none"
-    """'balanced' lets every class count the same in the loss, however many images it has."""
+    """balanced: weight the loss so that every class counts the same, however many images it has."""
 
     label_smoothing: float = 0.0
-    """Share of each target that is spread over all classes."""
+    """Share of each target to spread over all classes."""
 
     dropout: float = 0.0
-    """Share of each dense layer's outputs that is dropped in training."""
+    """Dropout rate of the dense layers."""
 
     clip_norm: float | None = None
-    """Largest global norm of the gradient; default none."""
+    """Clip the gradient to this global norm; default no clipping."""
 
     precision: PrecisionName = "auto"
-    """What convolutions and products take their inputs in; weights, sums and softmax stay float32."""
+    """Input type of convolutions and matrix products; weights, sums and softmax stay float32."""
 
     cache: Literal["auto", "on", "off"] = "auto"
-    """Compute the frozen base once and train on what it gives; 'off' computes it every epoch."""
+    """Compute the frozen base once and train on cached features; off: in every epoch; auto: the cheaper."""
 
     views: int | None = None
-    """Augmented views of each training image in the cache, taken in turn; default 5, at most one an epoch."""
+    """Augmented views of each training image in the cache, used in turn; default 5, at most one per epoch."""
 
     cache_dir: str | None = None
-    """Where the cache goes, a folder or s3:// prefix; default ~/.cache/tlray for a local run."""
+    """Folder or s3:// prefix for the cache; default ~/.cache/tlray for a local run, else no cache."""
 
     storage_path: str | None = None
-    """Where checkpoints go, a folder or s3:// prefix, until the bundle is saved; default OUTPUT-checkpoints."""
+    """Folder or s3:// prefix for checkpoints until the bundle is saved; default OUTPUT-checkpoints."""
 
     target_precision: float = 0.95
-    """Share of labels that are to be right: the bundle tells from which probability on they are, on validation."""
+    """Share of labels that must be right above the bundle's probability thresholds, which validation sets."""
 
     max_failures: int = 3
-    """How often lost workers are started again, from the last finished epoch; -1 for without end."""
+    """Most restarts after workers are lost, each from the last finished epoch; -1 for no limit."""
 
     max_failed: float = 1.0
     """Most images that may be unusable: a share up to 1, or a count above 1."""
 
     collective_timeout: float = 300.0
-    """Seconds that a worker waits for the others inside one step before it gives up."""
+    """Seconds that a worker waits for the others within a step before it fails."""
 
     mlflow_uri: str | None = None
-    """MLflow tracking server to log parameters and epochs to (pip install 'tlray[mlflow]')."""
+    """MLflow tracking server for parameters and metrics of each epoch (pip install 'tlray[mlflow]')."""
 
     @property
     def resolved_image_size(self) -> int:
@@ -191,7 +189,7 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
 
     @property
     def resolved_storage_path(self) -> str:
-        """Where checkpoints go."""
+        """Folder or s3:// prefix for checkpoints."""
         return self.storage_path or f"{self.output.rstrip('/')}-checkpoints"
 
     def check(self) -> None:
@@ -231,7 +229,7 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
             faults.check_positive("clip_norm", self.clip_norm)
         if self.cache == "on":
             if self.resolved_finetune_from == INPUT and self.head_epochs == 0:
-                faults.add("--cache on needs a part of the base that stays frozen; got --finetune-from input alone")
+                faults.add("--cache on needs a frozen part of the base; got --finetune-from input and --head-epochs 0")
             if self.address not in (None, "local") and self.cache_dir is None:
                 faults.add("--cache on needs a --cache-dir that all machines of the cluster reach")
         if self.views is not None:
@@ -248,7 +246,7 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
 
 
 def resolve(config: TrainConfig) -> dict[str, Any]:
-    """Values that a config leaves to defaults which depend on others."""
+    """Return the options whose defaults depend on other options, by name."""
     return {
         "image_size": config.resolved_image_size,
         "finetune_from": config.resolved_finetune_from,
@@ -259,8 +257,8 @@ def resolve(config: TrainConfig) -> dict[str, Any]:
 
 
 def describe_run(config: TrainConfig) -> dict[str, Any]:
-    """What a checkpoint must have in common with a config to go on under it: all but how the work is shared out.
+    """Return the options that must match for a run to resume from a checkpoint.
 
-    What is only asked of the finished network doesn't count either.
+    Options that only divide the work, or only apply to the trained network, are left out.
     """
     return {name: value for name, value in describe(config).items() if name not in _SHARING | _AFTERWARDS}

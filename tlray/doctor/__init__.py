@@ -1,7 +1,11 @@
-"""What a cluster has and what would go wrong on it, told before a job finds out.
+"""`tlray doctor`: examine a cluster and report what would fail on it, before a job does.
 
-`answers` is what runs on a machine, `records` what all of them told, `findings` what follows from that, `examination`
-joins the cluster and asks.
+- `examine`: join the cluster and ask every machine for a report.
+- `inspect_node`: the report of one machine, made there.
+- `machines`: the reports of all machines, as plain values.
+- `findings`: the problems that follow from them.
+
+Importing this package imports Ray, which takes a second: the command line imports it inside a function.
 """
 
 from tlray.doctor.examine import DoctorSummary, examine

@@ -1,4 +1,4 @@
-"""`tlray doctor`: joins a cluster as every command does, asks each machine, and says what it makes of the answers."""
+"""Join a cluster as every command does, ask each machine for a report, and derive findings."""
 
 from __future__ import annotations
 
@@ -7,19 +7,21 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import ray
 
 from tlray import storage
+from tlray.cluster.capacity import is_growing
 from tlray.cluster.connect import connect
+from tlray.cluster.nodes import Node, ask_nodes, list_nodes
+from tlray.config import DoctorConfig
 from tlray.console import say
 from tlray.doctor.findings import Finding, Level, find_all
 from tlray.doctor.inspect_node import Location, find_targets, read_versions, report_node, tell_time, try_locations
 from tlray.doctor.machines import ClusterReport, Machine, name_nodes
 from tlray.errors import last_line
-
-if TYPE_CHECKING:
-    from tlray.cluster.nodes import Node
-    from tlray.config import DoctorConfig
+from tlray.model.bundle import MANIFEST
+from tlray.sources import archives
 
 _ANSWER_S = 60.0
 _TIME_S = 15.0
@@ -28,11 +30,11 @@ _MAX_SAID = 200
 
 @dataclass(frozen=True)
 class DoctorSummary:
-    """What a cluster has, and what would go wrong on it.
+    """A cluster's machines and problems.
 
     Attributes:
-        cluster: what its machines told.
-        findings: the worst first.
+        cluster: reports of its machines.
+        findings: problems, the worst first.
     """
 
     cluster: ClusterReport
@@ -40,25 +42,20 @@ class DoctorSummary:
 
     @property
     def exit_code(self) -> int:
-        """1 where a job would fail, else 0."""
+        """1 if a job would fail, else 0."""
         return int(any(finding.level is Level.ERROR for finding in self.findings))
 
 
 def examine(config: DoctorConfig) -> DoctorSummary:
-    """Ask every machine of a cluster what it has and what it reaches.
+    """Ask every machine of a cluster for its resources, versions and access to the locations of a job.
 
     Raises:
         ConfigError: a value is not allowed.
-        StoppedError: no cluster answers.
+        StoppedError: the cluster does not answer.
     """
     config.check()
     storage.configure(config.s3_options)
     with connect(config.address, config.max_cpus, verbose=config.verbose, check=False) as joined:
-        import ray
-
-        from tlray.cluster.capacity import is_growing
-        from tlray.cluster.nodes import list_nodes
-
         locations = _list_locations(config)
         nodes = list_nodes()
         say(f"asking {len(nodes):,} machine{'s' * (len(nodes) != 1)}")
@@ -76,8 +73,6 @@ def examine(config: DoctorConfig) -> DoctorSummary:
 
 
 def _ask(nodes: Sequence[Node], locations: Sequence[Location], driver_node: str) -> tuple[Machine, ...]:
-    from tlray.cluster.nodes import ask_nodes
-
     machines = []
     answers = ask_nodes(nodes, report_node, locations, timeout_s=_ANSWER_S)
     for name, node, answer in zip(name_nodes(nodes), nodes, answers, strict=True):
@@ -86,31 +81,28 @@ def _ask(nodes: Sequence[Node], locations: Sequence[Location], driver_node: str)
             machines.append(replace(machine, silence=storage.redact(last_line(answer))[:_MAX_SAID]))
         else:
             machines.append(replace(machine, report=answer))
-    awake = [machine for machine in machines if machine.report is not None]
+    answering = [machine for machine in machines if machine.report is not None]
     asked = time.time()
-    times = ask_nodes([machine.node for machine in awake], tell_time, timeout_s=_TIME_S)
+    times = ask_nodes([machine.node for machine in answering], tell_time, timeout_s=_TIME_S)
     answered = time.time()
     offsets = {
         machine.name: _bound_offset(told, asked, answered)
-        for machine, told in zip(awake, times, strict=True)
+        for machine, told in zip(answering, times, strict=True)
         if not isinstance(told, Exception)
     }
     return tuple(replace(machine, clock_offset_s=offsets.get(machine.name, 0.0)) for machine in machines)
 
 
 def _bound_offset(told: float, asked: float, answered: float) -> float:
-    """How far a clock is off at the least: it was read somewhen between the question and the answer."""
+    """Return the least offset in seconds of a clock that was read some time between `asked` and `answered`."""
     return max(0.0, told - answered) + min(0.0, told - asked)
 
 
 def _list_locations(config: DoctorConfig) -> tuple[Location, ...]:
-    """What machines are to try; what the driver finds below an address is what the others are to read.
+    """List the locations that machines try; for a folder or prefix, a file that the driver found in it.
 
-    A job does the same: its driver lists, its workers read by name, and may lack the right to list.
+    A job does the same: the driver lists, the workers read by name and may lack the permission to list.
     """
-    from tlray.model.bundle import MANIFEST
-    from tlray.sources import archives
-
     read = []
     for uri in config.input:
         parts = archives.split_member(uri)

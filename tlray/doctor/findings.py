@@ -1,6 +1,6 @@
-"""What follows from what the machines told: each finding a level and one sentence that says what to do.
+"""Problems that follow from the machines' reports: each with a level and one sentence that says what to do.
 
-Pure functions over records; machines with the same trouble share a sentence.
+Pure functions over records; machines with the same problem share a sentence.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 class Level(StrEnum):
-    """How bad a finding is, the worst first."""
+    """Severity of a finding, the worst first."""
 
     ERROR = "error"
     """A job would fail."""
@@ -42,20 +42,20 @@ class Level(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One sentence: what is wrong where, and what to do."""
+    """A problem as one sentence: what is wrong, on which machines, what to do."""
 
     level: Level
     sentence: str
 
 
 def find_all(cluster: ClusterReport) -> list[Finding]:
-    """Everything that would go wrong, the worst first."""
+    """Return all problems, the worst first."""
     found = [finding for look in _LOOKS for finding in look(cluster)]
     return sorted(found, key=lambda finding: list(Level).index(finding.level))
 
 
 def find_no_workers(cluster: ClusterReport) -> Iterator[Finding]:
-    """No machine takes work."""
+    """Report that no machine takes work."""
     if any(machine.node.takes_work for machine in cluster.machines):
         return
     if cluster.grows:
@@ -67,19 +67,19 @@ def find_no_workers(cluster: ClusterReport) -> Iterator[Finding]:
 
 
 def find_unreported(cluster: ClusterReport) -> Iterator[Finding]:
-    """Machines that told nothing."""
+    """Report machines without a report."""
     silent = [(machine.silence, machine) for machine in cluster.machines if machine.report is None and machine.matters]
     for why, names in _group(silent):
         if "No module named 'tlray" in why:
             install = f"install tlray {cluster.versions['tlray']}, the driver's, on every machine"
-            yield Finding(Level.ERROR, f"tlray is not there, or is another version, on {names}: {install}")
+            yield Finding(Level.ERROR, f"tlray is missing, or another version, on {names}: {install}")
         else:
-            what = "a job would wait or fail there; look at Ray's logs on it, or take it out of the cluster"
+            what = "a job would hang or fail there; look at Ray's logs on it, or remove it from the cluster"
             yield Finding(Level.ERROR, f"no answer from {names} ({why}): {what}")
 
 
 def find_gpus(cluster: ClusterReport) -> Iterator[Finding]:
-    """GPUs that Ray books but the machine doesn't have, and the other way round."""
+    """Report GPUs that Ray counts but the machine lacks, and GPUs that Ray does not use."""
     missing, idle = [], []
     for machine, report in _list_reports(cluster):
         counted = machine.node.gpus
@@ -89,15 +89,15 @@ def find_gpus(cluster: ClusterReport) -> Iterator[Finding]:
         elif counted < report.gpus and machine.node.takes_work:
             idle.append((told, machine))
     for told, names in _group(missing):
-        what = "look at nvidia-smi there, and start the node again with the --num-gpus that it has"
+        what = "check nvidia-smi there, and restart the node with the right --num-gpus"
         yield Finding(Level.ERROR, f"GPUs are missing on {names} ({told}): {what}")
     for told, names in _group(idle):
-        what = "start the node again without a lower --num-gpus or CUDA_VISIBLE_DEVICES; a container needs --gpus all"
+        what = "restart the node without a lower --num-gpus or CUDA_VISIBLE_DEVICES; a container needs --gpus all"
         yield Finding(Level.WARNING, f"GPUs stay idle on {names} ({told}): {what}")
 
 
 def find_versions(cluster: ClusterReport) -> Iterator[Finding]:
-    """Packages that are missing, or of another version than the driver's."""
+    """Report packages that are missing, or differ from the driver's version."""
     for package, here in cluster.versions.items():
         others = [
             (there, machine)
@@ -118,7 +118,7 @@ def find_versions(cluster: ClusterReport) -> Iterator[Finding]:
 
 
 def find_out_of_reach(cluster: ClusterReport) -> Iterator[Finding]:
-    """Places that machines, or the driver, can't read or write."""
+    """Report locations that machines, or the driver, cannot read or write."""
     several = len(cluster.machines) > 1
     for index, location in enumerate(cluster.locations):
         answers = [(machine, report.troubles[index]) for machine, report in _list_reports(cluster) if machine.matters]
@@ -135,7 +135,7 @@ def find_out_of_reach(cluster: ClusterReport) -> Iterator[Finding]:
 
 
 def _is_same(one: Trouble | None, two: Trouble) -> bool:
-    """What is said of a connection that fails varies from try to try."""
+    """Return whether two troubles are the same; messages of timeouts vary from try to try."""
     return one == two or (one is not None and one.code == two.code == Code.TIMEOUT)
 
 
@@ -153,38 +153,38 @@ def _describe_reach(
             level = Level.NOTE if is_local else Level.WARNING
             return Finding(
                 level,
-                told + "labelling writes from the driver only; training needs a location that every machine reaches",
+                told + "prediction writes from the driver only; training needs a location that every machine reaches",
             )
         return Finding(
-            Level.NOTE, told + "only the driver reads it, and sends it along; run the command where it is in reach"
+            Level.NOTE, told + "only the driver reads it, and sends it along; run the command where it can be read"
         )
     if is_local and several:
         what = "give an s3:// address, or a folder that every machine has at the same path"
     elif is_local:
-        what = "look at the path and its permissions"
+        what = "check the path and its permissions"
     elif trouble.code == Code.DENIED:
-        what = "give the role or credentials there the right to it, or name another bucket"
+        what = "give the role or credentials there access to it, or name another bucket"
     elif trouble.code == Code.NOT_FOUND:
-        what = "look at the address, and that the region and endpoint are those of its store"
+        what = "check the address, and that the region and endpoint are those of its store"
     else:
-        what = "look at the network, AWS_ENDPOINT_URL and the region there"
+        what = "check the network, AWS_ENDPOINT_URL and the region there"
     return Finding(Level.ERROR, told + what)
 
 
 def find_open(cluster: ClusterReport) -> Iterator[Finding]:
-    """A cluster that others reach and that wants no token."""
+    """Report a cluster that other machines can reach without a token."""
     open_nodes = [(True, machine) for machine, report in _list_reports(cluster) if not report.token]
     if cluster.is_reachable and open_nodes:
         yield Finding(
             Level.WARNING,
             f"ANYONE WHO REACHES {cluster.address} CAN RUN CODE on this cluster, with its credentials: make a token "
-            "with `ray get-auth-token --generate`, bring it to every machine, and start every node and driver with "
+            "with `ray get-auth-token --generate`, copy it to every machine, and start every node and driver with "
             "RAY_AUTH_MODE=token in its environment",
         )
 
 
 def find_little_disk(cluster: ClusterReport) -> Iterator[Finding]:
-    """Too little space to spill objects to."""
+    """Report machines with too little disk space to spill objects to."""
     little = []
     for machine, report in _list_reports(cluster):
         if report.spill_free_bytes < max(_SPILL_BYTES, machine.node.object_store_bytes):
@@ -200,7 +200,7 @@ def find_little_disk(cluster: ClusterReport) -> Iterator[Finding]:
 
 
 def find_little_memory(cluster: ClusterReport) -> Iterator[Finding]:
-    """An object store that is small, or doesn't fit in shared memory."""
+    """Report object stores that are small, or larger than shared memory."""
     small, slow = [], []
     for machine, report in _list_reports(cluster):
         size = machine.node.object_store_bytes
@@ -217,28 +217,28 @@ def find_little_memory(cluster: ClusterReport) -> Iterator[Finding]:
 
 
 def find_busy_head(cluster: ClusterReport) -> Iterator[Finding]:
-    """A head that works beside many others."""
+    """Report a head that takes work in a cluster of several machines."""
     heads = [machine for machine in cluster.machines if machine.node.is_head]
     if len(cluster.machines) >= _MANY_NODES and any(head.node.takes_work for head in heads):
         yield Finding(
             Level.NOTE,
-            f"the head {_name(heads)} takes work, and a cluster ends with its head: start it with --num-cpus=0, so "
+            f"the head {_name(heads)} takes work, and the cluster dies with its head: start it with --num-cpus=0, so "
             "that no job can use up its memory",
         )
 
 
 def find_wrong_clocks(cluster: ClusterReport) -> Iterator[Finding]:
-    """Clocks that are off."""
+    """Report clocks that are off."""
     off = [machine for machine in cluster.machines if machine.clock_is_off]
     bad = [machine for machine in off if abs(machine.clock_offset_s) > _SIGNATURE_S]
-    for level, machines, so in (
-        (Level.ERROR, bad, "S3 refuses signatures of a time that is off by minutes"),
-        (Level.WARNING, [machine for machine in off if machine not in bad], "logs and times of files mislead"),
+    for level, machines, effect in (
+        (Level.ERROR, bad, "S3 refuses requests whose time is off by minutes"),
+        (Level.WARNING, [machine for machine in off if machine not in bad], "times in logs and of files mislead"),
     ):
         if machines:
             most = max((machine.clock_offset_s for machine in machines), key=abs)
             told = f"the clock is {abs(most):,.0f} s {'ahead of' if most > 0 else 'behind'} the driver's"
-            yield Finding(level, f"{told} on {_name(machines)}: {so}; switch on NTP on every machine")
+            yield Finding(level, f"{told} on {_name(machines)}: {effect}; enable NTP on every machine")
 
 
 _LOOKS = (
@@ -262,7 +262,7 @@ def _list_reports(cluster: ClusterReport) -> Iterator[tuple[Machine, NodeReport]
 
 
 def _group(items: Iterable[tuple[T, Machine]]) -> list[tuple[T, str]]:
-    """The names of the machines by what is the same with them."""
+    """Group machines by key, and name those of each group."""
     groups: dict[T, list[Machine]] = {}
     for key, machine in items:
         groups.setdefault(key, []).append(machine)
@@ -270,7 +270,7 @@ def _group(items: Iterable[tuple[T, Machine]]) -> list[tuple[T, str]]:
 
 
 def _name(machines: Sequence[Machine | None]) -> str:
-    """A few of the machines by name, the others by number; None is the driver."""
+    """Return the names of some machines, and the number of the others; None is the driver."""
     return name_some([_DRIVER if machine is None else machine.name for machine in machines])
 
 

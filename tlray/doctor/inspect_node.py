@@ -1,4 +1,4 @@
-"""What a machine tells of itself: runs on every machine of a cluster, so it imports little and raises nothing."""
+"""The report of one machine: made on every machine of a cluster, where it should not fail."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import TypeVar
 
+import psutil
+
 from tlray import storage
 from tlray.cluster.ray_private import get_session_folder, is_token_required
 from tlray.errors import Code, FetchError
 from tlray.version import __version__
 
 PATIENCE_S = 20.0
-"""How long a machine tries to reach something."""
+"""Seconds that a machine tries to reach a location."""
 
 _NVIDIA_S = 10.0
 _SHARED_MEMORY = Path("/dev/shm")
@@ -37,11 +39,11 @@ class Location:
     """An address that a job would use.
 
     Attributes:
-        option: the flag that names it.
-        uri: what was named.
-        target: what is tried: for reading, a file or whatever lies below an address; for writing, a prefix or folder.
+        option: flag that names it.
+        uri: address as typed.
+        target: address to try: a file, folder or prefix to read from, or a folder or prefix to write to.
         writes: whether a job would write there.
-        found: whether `target` is a file known to be there, which needs no listing.
+        found: whether `target` is a file known to exist, which needs no listing.
     """
 
     option: str
@@ -53,7 +55,7 @@ class Location:
 
 @dataclass(frozen=True)
 class Trouble:
-    """Why a location is out of reach: a code, and what was said."""
+    """Reason why a location cannot be read or written: a code and a message."""
 
     code: str
     said: str
@@ -61,16 +63,16 @@ class Trouble:
 
 @dataclass(frozen=True)
 class NodeReport:
-    """What a machine tells.
+    """The report of one machine.
 
     Attributes:
-        gpus: those that NVIDIA's driver shows.
-        memory_bytes: of the machine, or what its container may take.
-        shm_bytes: size of /dev/shm; None where there is none.
-        spill_free_bytes: free space of the disk that Ray spills objects to.
-        versions: by package; None where it isn't installed.
-        token: whether its Ray processes want a token.
-        troubles: one for each location, in order; None where it is in reach.
+        gpus: GPUs that NVIDIA's driver shows.
+        memory_bytes: memory of the machine, or its container's limit.
+        shm_bytes: size of /dev/shm; None where it does not exist.
+        spill_free_bytes: free space on the disk that Ray spills objects to.
+        versions: by package; None where it is not installed.
+        token: whether its Ray processes require a token.
+        troubles: one per location, in order; None where it is accessible.
     """
 
     gpus: int
@@ -83,7 +85,7 @@ class NodeReport:
 
 
 def report_node(locations: Sequence[Location]) -> NodeReport:
-    """Tell of the machine that this process runs on, a worker of Ray."""
+    """Return the report of this machine; runs in a Ray worker process."""
     return NodeReport(
         gpus=_count_gpus(),
         memory_bytes=_measure_memory(),
@@ -96,30 +98,30 @@ def report_node(locations: Sequence[Location]) -> NodeReport:
 
 
 def tell_time() -> float:
-    """Seconds since the epoch by this machine's clock."""
+    """Return this machine's clock, in seconds since the epoch."""
     return time.time()
 
 
 def read_versions() -> dict[str, str | None]:
-    """Versions of what a job runs on, without importing it."""
+    """Return the versions of Python and the packages that a job needs, without importing them."""
     versions = {"python": platform.python_version(), "ray": _find_version("ray")}
     versions["tensorflow"] = next(filter(None, map(_find_version, _TENSORFLOW)), None)
     return {**versions, "keras": _find_version("keras"), "tlray": __version__}
 
 
 def find_targets(locations: Sequence[Location]) -> tuple[Location, ...]:
-    """Put a file that is there in the location of what it lies below, where there is one."""
+    """Replace each folder or prefix to read from by a file in it, if one is found."""
     return _call_all(_find_target, locations, list(locations))
 
 
 def try_locations(locations: Sequence[Location]) -> tuple[Trouble | None, ...]:
-    """What keeps this machine from each location."""
+    """Try to read or write each location; return the trouble with each, None for success."""
     late = Trouble(Code.TIMEOUT, f"no answer in {PATIENCE_S:g} s")
     return _call_all(_try, locations, [late] * len(locations))
 
 
 def _call_all(function: Callable[[Location], T], locations: Sequence[Location], late: Sequence[T]) -> tuple[T, ...]:
-    """Call it for all locations at the same time; for one that doesn't answer, what is said of late ones."""
+    """Call a function for all locations at the same time; one that takes too long gets its entry in `late`."""
     told = list(late)
 
     def note(index: int) -> None:
@@ -137,7 +139,7 @@ def _call_all(function: Callable[[Location], T], locations: Sequence[Location], 
 
 def _find_target(location: Location) -> Location:
     if not location.writes:
-        with contextlib.suppress(FetchError):  # the machines try for themselves
+        with contextlib.suppress(FetchError):  # the machines report it themselves
             entry = storage.find_any(location.target)
             return replace(location, target=entry.uri, found=entry.size > 0)
     return location
@@ -182,9 +184,7 @@ def _count_gpus() -> int:
 
 
 def _measure_memory() -> int:
-    """Of the machine, or what its container may take, where that is limited."""
-    import psutil
-
+    """Return the bytes of memory of the machine, or its container's limit if that is lower."""
     limits = [int(psutil.virtual_memory().total)]
     for path in map(Path, _MEMORY_LIMITS):
         with contextlib.suppress(OSError, ValueError):  # no such file, or "max"

@@ -1,19 +1,16 @@
-"""What is known of a cluster after every machine was asked: plain values, which findings are made of."""
+"""The reports of all machines of a cluster, as plain values that findings are made of."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from tlray.cluster.nodes import Node, is_loopback
-
-if TYPE_CHECKING:
-    from tlray.doctor.inspect_node import Location, NodeReport, Trouble
+from tlray.doctor.inspect_node import Location, NodeReport, Trouble
 
 CLOCK_S = 5.0
-"""A clock that is off by less is taken for right."""
+"""Seconds by which a clock may differ from the driver's."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +19,10 @@ class Machine:
 
     Attributes:
         name: its address, made unique.
-        node: what Ray says of it.
-        report: what it told; None where it told nothing.
-        silence: why it told nothing.
-        clock_offset_s: how far its clock is ahead of the driver's, at the least.
+        node: its entry in Ray's list.
+        report: its own report; None if there is none.
+        silence: reason why there is none.
+        clock_offset_s: least seconds by which its clock is ahead of the driver's; negative if behind.
         has_driver: whether the driver runs there.
     """
 
@@ -38,26 +35,26 @@ class Machine:
 
     @property
     def clock_is_off(self) -> bool:
-        """Whether its clock and the driver's disagree."""
+        """Return whether its clock differs from the driver's by more than `CLOCK_S`."""
         return abs(self.clock_offset_s) > CLOCK_S
 
     @property
     def matters(self) -> bool:
-        """Whether a job touches it: it takes work, or the driver runs there, as that of a submitted job on the head."""
+        """Return whether a job uses it, as a worker or for the driver (on the head for a submitted job)."""
         return self.node.takes_work or self.node.is_head or self.has_driver
 
 
 @dataclass(frozen=True)
 class ClusterReport:
-    """A cluster, told by its machines.
+    """The reports of a cluster's machines, and of the driver.
 
     Attributes:
         address: host and port of the head.
-        is_own: whether it is a local one that was started to be examined.
+        is_own: whether it is a local one, started to be examined.
         machines: the head first.
-        locations: what the machines tried to reach.
-        versions: of the driver's packages.
-        troubles: what the driver itself met, one for each location.
+        locations: locations that the machines tried.
+        versions: the driver's, by package.
+        troubles: the driver's own, one per location; None where it is accessible.
         grows: whether an autoscaler adds machines.
     """
 
@@ -71,11 +68,11 @@ class ClusterReport:
 
     @property
     def is_reachable(self) -> bool:
-        """Whether its head listens on more than its machine's loopback address."""
+        """Return whether other machines can reach its head."""
         return not is_loopback(self.address)
 
 
 def name_nodes(nodes: Sequence[Node]) -> list[str]:
-    """Addresses, with a part of Ray's name behind those that several nodes share."""
+    """Return the addresses, with the start of Ray's id behind those that several nodes share."""
     count = Counter(node.address for node in nodes)
     return [node.address if count[node.address] == 1 else f"{node.address}#{node.node_id[:4]}" for node in nodes]

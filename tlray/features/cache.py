@@ -19,7 +19,7 @@ import io
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +32,7 @@ from tlray.errors import FetchError, StoppedError
 from tlray.images.augment import Augmentation
 from tlray.images.limits import Limits
 from tlray.model.backbones import BACKBONES, INPUT
-from tlray.model.bundle import hash_json, make_preprocessing
+from tlray.model.manifest import Preprocessing, hash_json
 from tlray.model.precision import Precision
 
 Kind = Literal["pooled", "activations"]
@@ -84,7 +84,7 @@ class FrozenBase:
             "boundary": self.boundary,
             "weights_sha256": self.weights_sha256,
             "weights_seed": None if self.weights_sha256 else self.weights_seed,
-            "preprocessing": make_preprocessing(self.image_size_px, entry.scale, entry.offset),
+            "preprocessing": asdict(Preprocessing(self.image_size_px, entry.scale, entry.offset)),
             "precision": self.precision.frozen,
             "dtype": self.precision.storage_dtype,
         }

@@ -1,4 +1,9 @@
-"""Images from bytes to pixels: `limits` first, then `decode`, a `batch` with a status for each, and `augment`.
+"""Turn the bytes of images into pixels.
 
-TensorFlow is imported only where `augment.warp` runs.
+- `limits`: limits on bytes and pixels, checked before decoding.
+- `decode`: decode one image.
+- `batch`: read and decode many images, with a status for each.
+- `augment`: shear, zoom and flip images.
+
+Only `augment.warp` needs TensorFlow, and imports it when called: reading processes run without.
 """

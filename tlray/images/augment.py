@@ -1,8 +1,8 @@
-"""Shear, zoom and flip as one stateless affine warp of an image.
+"""Shear, zoom and flip images by one stateless affine warp.
 
-What a view of an image looks like depends on (seed, row_id, view) alone: it can be drawn again anywhere, in any order.
-The parameters are drawn on the host and cost nothing; the warp runs inside the training step, on its device. Shear and
-zoom mean what they mean in Keras's `ImageDataGenerator`, whose `apply_affine_transform` the warp equals.
+A view of an image depends only on (seed, row_id, view), so any process can draw it again, in any order. The parameters
+are drawn on the host; the warp runs inside the training step, on its device. Shear and zoom are those of Keras's
+`ImageDataGenerator`: the warp equals its `apply_affine_transform`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far training images are moved.
+    """The ranges from which transforms are drawn.
 
     Attributes:
         shear_deg: shear angle, drawn from [-shear_deg, shear_deg].
         zoom: zoom of each axis, drawn from [1 - zoom, 1 + zoom]; above 1 shows more of the image.
-        horizontal_flip: whether half of the views are mirrored.
-        seed: seeds every draw.
+        horizontal_flip: mirror half of the views.
+        seed: seed of every draw.
     """
 
     shear_deg: float
@@ -34,7 +34,7 @@ class Augmentation:
     seed: int
 
     def draw(self, row_ids: npt.NDArray[np.int64], view: int, image_size_px: int) -> npt.NDArray[np.float32]:
-        """Draw one view of each row: float32 `[N, 8]`, what `warp` takes."""
+        """Draw the transforms of one view of each row: float32 `[N, 8]`, for `warp`."""
         transforms = [self._draw_one(int(row_id), view, image_size_px) for row_id in row_ids]
         return np.stack(transforms) if transforms else np.empty((0, 8), np.float32)
 
@@ -53,7 +53,7 @@ class Augmentation:
 def compose_transform(
     image_size_px: int, *, shear_deg: float = 0.0, zoom_columns: float = 1.0, zoom_rows: float = 1.0, flip: bool = False
 ) -> npt.NDArray[np.float32]:
-    """One warp about the image's centre: float32 `[8]`, a0 to a7.
+    """Return a warp about the image's centre: float32 `[8]`, a0 to a7.
 
     Output pixel (x, y), column and row, shows the input at (a0 x + a1 y + a2, a3 x + a4 y + a5). Shear and zoom follow
     Keras's `apply_affine_transform` (`zoom_columns` is its `zx`, `zoom_rows` its `zy`); its result is then mirrored.
@@ -72,7 +72,7 @@ def compose_transform(
 def warp(images: tf.Tensor, transforms: tf.Tensor) -> tf.Tensor:
     """Warp `[N, S, S, 3]` images by `[N, 8]` transforms into float32 of the same shape and range.
 
-    Bilinear; what lies outside repeats the edge.
+    Bilinear; pixels outside repeat the edge.
     """
     import tensorflow as tf
 

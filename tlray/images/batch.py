@@ -1,4 +1,4 @@
-"""Addresses -> pixels, with a status for each: the one way that every Ray Data stage reads images."""
+"""Read and decode batches of images, with a status for each; all stages that read images use it."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from tlray.images.decode import decode
 from tlray.images.limits import Limits
 
 Fetch = Callable[[Sequence[str]], Iterator[bytes | FetchError]]
-"""How bytes are had: an answer for every address, in order."""
+"""A function that yields the bytes or the error of each address, in order."""
 
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """N images as they were read; where `status` is not "ok", pixels are 0.
+    """N decoded images; pixels are 0 where `status` is not "ok".
 
     Attributes:
         pixels: uint8 `[N, S, S, 3]`.
-        status: "ok" or an error code, one for each image.
-        errors: one sentence for each image that is not ok, else None.
+        status: "ok" or an error code for each image.
+        errors: one sentence for each failed image, None for the others.
         widths, heights: upright source size in pixels, None where unknown.
     """
 
@@ -35,7 +35,7 @@ class ImageBatch:
     heights: list[int | None]
 
     def append(self, status: str, error: str | None, width: int | None, height: int | None) -> None:
-        """Say what became of the next image."""
+        """Add the status of the next image."""
         self.status.append(status)
         self.errors.append(error)
         self.widths.append(width)
@@ -43,14 +43,14 @@ class ImageBatch:
 
 
 def read_images(uris: Sequence[str], image_size_px: int, limits: Limits, fetch: Fetch = storage.get_many) -> ImageBatch:
-    """Fetch and decode images, in order; whatever is wrong with one stays with that one."""
+    """Fetch and decode images, in order; a faulty image does not affect the others."""
     return decode_images(fetch(uris), len(uris), image_size_px, limits)
 
 
 def decode_images(
     fetched: Iterable[bytes | FetchError], num_images: int, image_size_px: int, limits: Limits
 ) -> ImageBatch:
-    """Decode what was fetched of `num_images` images, in order."""
+    """Decode `num_images` fetched images, in order."""
     batch = ImageBatch(np.zeros((num_images, image_size_px, image_size_px, 3), np.uint8), [], [], [], [])
     for index, data in enumerate(fetched):
         try:

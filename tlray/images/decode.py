@@ -1,8 +1,8 @@
-"""Bytes of one encoded image -> uint8 RGB `[S, S, 3]`: the one decoder of training and of labelling.
+"""Decode one encoded image to uint8 RGB `[S, S, 3]`, in training and prediction alike.
 
-Turned upright by EXIF; the first frame of an animation; alpha laid over white; CMYK, palette, 1-bit and 16-bit brought
-to 8-bit RGB; squashed to S x S with Pillow's BILINEAR. Byte, pixel and format limits hold before any pixel is decoded.
-Every way it can fail is an `ImageError` with one `Code`.
+The image is turned upright by its EXIF orientation; of an animation the first frame counts; alpha is composited over
+white; CMYK, palette, 1-bit and 16-bit become 8-bit RGB; Pillow's BILINEAR resizes to S x S, whatever the aspect ratio.
+Byte, pixel and format limits are checked before any pixel is decoded. Every failure is an `ImageError` with a `Code`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from PIL import ExifTags, Image, ImageFile
 from tlray.errors import Code, ImageError
 from tlray.images.limits import Limits
 
-Image.init()  # registers every format; without it `formats=` knows only those opened before
+Image.init()  # registers all formats; without it `formats=` knows only those already used
 
 FORMATS = tuple(
     name for name in ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM") if name in Image.OPEN
 )
-"""Pillow's names of the formats that are decoded, whatever the file is called (JPEG opens MPO too)."""
+"""Pillow's names of the formats that are decoded, whatever the file's extension (JPEG includes MPO)."""
 
 EXTENSIONS = frozenset(
     [
@@ -49,9 +49,9 @@ EXTENSIONS = frozenset(
         ".pbm",
     ]
 )
-"""Lower-case file extensions that are taken for images; so are names without any extension."""
+"""Lower-case file extensions of images; a name without an extension counts as an image too."""
 
-# Pillow warns from 89 million pixels on; tlray's own limit is the one that counts, and it is checked for every image.
+# Pillow warns above 89 million pixels; tlray checks its own limit for every image.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 DEFAULT_LIMITS = Limits()
@@ -65,7 +65,7 @@ _UPRIGHT = {
     7: (Image.Transpose.TRANSVERSE,),
     8: (Image.Transpose.ROTATE_90,),
 }
-"""EXIF orientation -> what turns the image upright (TIFF 6.0, tag 274)."""
+"""Transpositions that turn an image upright, by EXIF orientation (TIFF 6.0, tag 274)."""
 
 
 class Decoded(NamedTuple):
@@ -87,7 +87,7 @@ def decode(data: bytes, image_size_px: int, limits: Limits = DEFAULT_LIMITS) -> 
     Args:
         data: the encoded file.
         image_size_px: side S of the square.
-        limits: what is refused before it is decoded.
+        limits: largest file and image that are decoded.
 
     Raises:
         ImageError: EMPTY, TOO_LARGE, UNSUPPORTED, BOMB, TRUNCATED or CORRUPT.
@@ -121,7 +121,7 @@ def decode(data: bytes, image_size_px: int, limits: Limits = DEFAULT_LIMITS) -> 
 
 
 def _open(data: bytes) -> ImageFile.ImageFile:
-    """Read the header."""
+    """Open an image, which reads its header."""
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
@@ -137,16 +137,16 @@ def _open(data: bytes) -> ImageFile.ImageFile:
 
 
 def _read_orientation(image: Image.Image) -> int:
-    """EXIF orientation 1 to 8; 1 where there is none or the EXIF block is damaged."""
+    """Return the EXIF orientation, 1 to 8; 1 if it is missing or the EXIF block is damaged."""
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # a damaged EXIF block doesn't make the picture unusable
+    except Exception:  # the picture is usable without its EXIF block
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def _convert_to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow mode -> 8-bit RGB; alpha over white, 16-bit by its high byte."""
+    """Convert any Pillow mode to 8-bit RGB: alpha over white, 16-bit samples by their high byte."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
@@ -159,9 +159,9 @@ def _convert_to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _convert_deep_to_rgb(image: Image.Image) -> Image.Image:
-    """Greyscale of 16 bits or more -> RGB.
+    """Convert greyscale of 16 bits or more to 8-bit RGB.
 
-    16-bit samples keep their high byte, integers are clipped to 16 bits first; floats are read as [0, 1] where none
+    16-bit samples keep their high byte; larger integers are clipped to 16 bits first. Floats count as [0, 1] if none
     exceeds 1, else as [0, 255].
     """
     samples = np.asarray(image)
@@ -177,7 +177,7 @@ def _convert_deep_to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _sniff(data: bytes) -> str | None:
-    """Name of the format that the first bytes announce."""
+    """Return the format that the first bytes announce, None if unknown."""
     if data[4:12] in (b"ftypavif", b"ftypavis"):
         return "AVIF"
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
@@ -199,7 +199,7 @@ def _sniff(data: bytes) -> str | None:
 
 
 def _describe(data: bytes) -> str:
-    """What bytes that are no image look like, without quoting them: they may be anybody's file."""
+    """Describe bytes that are not an image, without quoting them: they may be private."""
     head = data[:512].lstrip().lower()
     if head.startswith((b"<!doctype", b"<html", b"<?xml", b"<svg")):
         return "it looks like HTML or XML"
@@ -207,7 +207,7 @@ def _describe(data: bytes) -> str:
 
 
 def _is_cut_short(data: bytes, error: Exception) -> bool:
-    """Whether a file that failed to decode ends before its own structure says it does."""
+    """Return whether a file that failed to decode ends earlier than its structure announces."""
     name = _sniff(data)
     if name == "JPEG":
         return _is_jpeg_cut_short(data)
@@ -226,7 +226,7 @@ def _is_cut_short(data: bytes, error: Exception) -> bool:
 
 
 def _is_jpeg_cut_short(data: bytes) -> bool:
-    """Walk the marker segments up to the scan (ITU-T T.81, B.1); a whole file has an EOI marker behind it."""
+    """Return whether the marker segments up to the scan (ITU-T T.81, B.1), or the EOI marker behind it, are missing."""
     position = 2
     while position + 4 <= len(data):
         if data[position] != 0xFF:
@@ -244,7 +244,7 @@ def _is_jpeg_cut_short(data: bytes) -> bool:
 
 
 def _is_png_cut_short(data: bytes) -> bool:
-    """Walk the chunks (PNG specification, 5.3); a whole file reaches IEND."""
+    """Return whether the chunks (PNG specification, 5.3) end before IEND."""
     position = 8
     while position + 12 <= len(data):
         length = struct.unpack(">I", data[position : position + 4])[0]

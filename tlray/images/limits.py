@@ -1,4 +1,4 @@
-"""Limits that hold before any pixel of an image is decoded."""
+"""Limits on images, checked before any pixel is decoded."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass
 MAX_BYTES = 64 * 2**20
 MAX_PIXELS = 100_000_000
 PILLOW_MAX_PIXELS = 178_956_970
-"""Above it Pillow itself refuses an image, so no limit of ours can lie higher."""
+"""Pixels above which Pillow itself refuses an image: the upper bound of `max_pixels`."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What an image may be at most.
+    """The largest image that is decoded.
 
     Attributes:
-        max_bytes: of the encoded file; more is TOO_LARGE.
-        max_pixels: that its header tells of; more is BOMB.
+        max_bytes: bytes of the encoded file; more is TOO_LARGE.
+        max_pixels: width times height in its header; more is BOMB.
     """
 
     max_bytes: int = MAX_BYTES

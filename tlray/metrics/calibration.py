@@ -1,4 +1,4 @@
-"""Probabilities that mean what they say: temperature scaling, and how far off they are.
+"""Calibration of probabilities: temperature scaling and the expected calibration error.
 
 Guo, Pleiss, Sun, Weinberger: "On calibration of modern neural networks" (ICML 2017).
 """
@@ -7,18 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tlray.metrics.ood import OodScore
+from tlray.metrics.ood import OodRecord, OodScore
 
 NUM_BINS = 15
-"""Of equal width, as in the paper."""
+"""Bins of equal width, as in the paper."""
 
 MIN_IMAGES = 20
-"""Fewer say nothing about a temperature."""
+"""Fewer images are too few to fit a temperature."""
 
 _TEMPERATURES = (0.2, 10.0)
 _LEAST = 1e-12
@@ -31,12 +30,21 @@ Labels = npt.NDArray[np.integer]
 
 
 @dataclass(frozen=True)
+class CalibrationRecord:
+    """`bundle.json`'s `calibration`; attributes as in `Calibration`."""
+
+    temperature: float
+    images: int
+    ood_score: OodRecord | None
+
+
+@dataclass(frozen=True)
 class Calibration:
-    """What makes a network's answers trustworthy.
+    """Calibration of a network's probabilities, and its out-of-distribution score.
 
     Attributes:
-        temperature: that its logits are divided by.
-        images: that it was fitted on; 0 where it was not.
+        temperature: divisor of the logits.
+        images: images it was fitted on; 0 if it was not fitted.
         ood_score: None without enough training images.
     """
 
@@ -44,13 +52,10 @@ class Calibration:
     images: int
     ood_score: OodScore | None
 
-    def describe(self) -> dict[str, Any]:
-        """`bundle.json`'s `calibration`."""
-        return {
-            "temperature": self.temperature,
-            "images": self.images,
-            "ood_score": None if self.ood_score is None else self.ood_score.describe(),
-        }
+    def describe(self) -> CalibrationRecord:
+        """Return it without arrays."""
+        ood_score = None if self.ood_score is None else self.ood_score.describe()
+        return CalibrationRecord(self.temperature, self.images, ood_score)
 
 
 @dataclass(frozen=True)
@@ -58,8 +63,8 @@ class Bin:
     """Images whose top probability lies in one range.
 
     Attributes:
-        low, high: of the range.
-        images: how many there are.
+        low, high: bounds of the range.
+        images: number of images.
         confidence: mean top probability.
         accuracy: share whose top class is the true one.
     """
@@ -72,9 +77,9 @@ class Bin:
 
 
 def fit_temperature(probabilities: Probabilities, labels: Labels) -> float:
-    """The temperature that minimizes the log-loss; 1 where there are too few images to tell.
+    """Return the temperature that minimizes the log-loss; 1 for fewer than `MIN_IMAGES` images.
 
-    A softmax's probabilities do as well as its logits, which differ from their logarithms by a constant a row.
+    Probabilities serve as well as logits, which differ from their logarithms by a constant in each row.
     """
     if len(labels) < MIN_IMAGES:
         return 1.0
@@ -89,7 +94,7 @@ def fit_temperature(probabilities: Probabilities, labels: Labels) -> float:
 
 
 def apply_temperature(probabilities: Probabilities, temperature: float) -> npt.NDArray[np.float64]:
-    """Softmax of the logits divided by the temperature, `[N, C]`."""
+    """Return the softmax of the logits divided by the temperature, `[N, C]`."""
     logits = np.log(np.maximum(probabilities.astype(np.float64), np.finfo(np.float32).tiny)) / temperature
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     scaled: npt.NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
@@ -97,13 +102,13 @@ def apply_temperature(probabilities: Probabilities, temperature: float) -> npt.N
 
 
 def compute_log_loss(probabilities: Probabilities, labels: Labels) -> float:
-    """Mean negative logarithm of the true class's probability; 0 where there is no image."""
+    """Return the mean negative logarithm of the true class's probability; 0 without images."""
     chances = probabilities[np.arange(len(labels)), labels].astype(np.float64)
     return float(-np.log(np.maximum(chances, _LEAST)).mean()) if len(labels) else 0.0
 
 
 def bin_confidences(probabilities: Probabilities, labels: Labels) -> list[Bin]:
-    """Bins of a reliability diagram, those that hold images."""
+    """Return the bins of a reliability diagram, without empty ones."""
     confidence = probabilities.max(axis=1).astype(np.float64)
     right = probabilities.argmax(axis=1) == labels
     places = np.minimum((confidence * NUM_BINS).astype(int), NUM_BINS - 1)
@@ -121,6 +126,6 @@ def bin_confidences(probabilities: Probabilities, labels: Labels) -> list[Bin]:
 
 
 def compute_ece(bins: Sequence[Bin]) -> float:
-    """Expected calibration error: the bins' mean distance of accuracy from confidence, weighted by images."""
+    """Return the expected calibration error: the bins' mean |accuracy - confidence|, weighted by images."""
     total = sum(entry.images for entry in bins)
     return sum(entry.images * abs(entry.accuracy - entry.confidence) for entry in bins) / max(total, 1)

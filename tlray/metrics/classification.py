@@ -1,10 +1,9 @@
-"""How good probabilities are on labelled images: accuracy, precision, recall and F1 by class, calibration."""
+"""Metrics of predicted probabilities on labelled images: accuracy, precision, recall and F1 by class, calibration."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,6 +12,30 @@ from tlray.metrics.intervals import wilson
 
 _TOP_K = 5
 _HISTOGRAM_BINS = 20
+_MAX_PAIRS = 20
+
+
+@dataclass(frozen=True)
+class ClassMeasurement:
+    """Metrics of one class, each in [0, 1] and 0 where undefined; intervals are Wilson's at 95%.
+
+    Attributes:
+        precision, precision_low, precision_high: share of the images predicted as this class that belong to it.
+        recall, recall_low, recall_high: share of the images of this class that were predicted as it.
+        f1: harmonic mean of precision and recall.
+        images: number of images of this class.
+        predicted: number of images predicted as this class.
+    """
+
+    precision: float
+    precision_low: float
+    precision_high: float
+    recall: float
+    recall_low: float
+    recall_high: float
+    f1: float
+    images: int
+    predicted: int
 
 
 @dataclass(frozen=True)
@@ -20,17 +43,17 @@ class Measurement:
     """Metrics over labelled images; intervals are Wilson's at 95%.
 
     Attributes:
-        images: how many were measured.
+        images: number of images.
         accuracy, accuracy_low, accuracy_high: share whose most probable class is the true one.
-        top_k, top_k_accuracy: share whose true class is among the k most probable.
+        top_k, top_k_accuracy: k, and the share whose true class is among the k most probable.
         log_loss: mean negative logarithm of the true class's probability.
         ece: expected calibration error.
-        bins: of the reliability diagram.
-        by_class: class name -> precision, recall, f1 (each in [0, 1], 0 where undefined; the first two with _low and
-            _high), images, and predicted: how many were given this class.
-        macro_f1: plain mean of the classes' F1.
+        bins: bins of the reliability diagram.
+        by_class: metrics by class name.
+        macro_f1: unweighted mean of the classes' F1.
         confusion: `[C][C]` counts; row: true class, column: predicted class.
-        confidences: how many images have their top probability in each twentieth of [0, 1].
+        confidences: `[20]`, images by top probability over [0, 1].
+        loss: validation loss of the kept epoch during training; None for other images.
     """
 
     images: int
@@ -42,21 +65,36 @@ class Measurement:
     log_loss: float
     ece: float
     bins: list[Bin]
-    by_class: dict[str, dict[str, float]]
+    by_class: dict[str, ClassMeasurement]
     macro_f1: float
     confusion: list[list[int]]
     confidences: list[int]
+    loss: float | None = None
 
 
-def measure_uncalibrated(probabilities: Probabilities, labels: Labels) -> dict[str, Any]:
-    """What calibration has to mend: `bundle.json`'s `metrics.uncalibrated`."""
+@dataclass(frozen=True)
+class UncalibratedMeasurement:
+    """Calibration before temperature scaling; attributes as in `Measurement`."""
+
+    images: int
+    log_loss: float
+    ece: float
+    bins: list[Bin]
+
+
+@dataclass(frozen=True)
+class ConfusedPair:
+    """A true class, the other class predicted for it, and the number of images."""
+
+    true: str
+    predicted: str
+    images: int
+
+
+def measure_uncalibrated(probabilities: Probabilities, labels: Labels) -> UncalibratedMeasurement:
+    """Measure calibration alone; arguments as `measure`."""
     bins = bin_confidences(probabilities, labels)
-    return {
-        "images": len(labels),
-        "log_loss": compute_log_loss(probabilities, labels),
-        "ece": compute_ece(bins),
-        "bins": [asdict(entry) for entry in bins],
-    }
+    return UncalibratedMeasurement(len(labels), compute_log_loss(probabilities, labels), compute_ece(bins), bins)
 
 
 def measure(probabilities: Probabilities, labels: Labels, classes: Sequence[str]) -> Measurement:
@@ -73,19 +111,15 @@ def measure(probabilities: Probabilities, labels: Labels, classes: Sequence[str]
     by_class = {}
     for index, name in enumerate(classes):
         right, given = int(confusion[index, index]), int(confusion[:, index].sum())
-        precision_low, precision_high = wilson(right, given)
-        recall_low, recall_high = wilson(right, int(support[index]))
-        by_class[name] = {
-            "precision": float(precision[index]),
-            "precision_low": precision_low,
-            "precision_high": precision_high,
-            "recall": float(recall[index]),
-            "recall_low": recall_low,
-            "recall_high": recall_high,
-            "f1": float(f1[index]),
-            "images": int(support[index]),
-            "predicted": given,
-        }
+        by_class[name] = ClassMeasurement(
+            float(precision[index]),
+            *wilson(right, given),
+            float(recall[index]),
+            *wilson(right, int(support[index])),
+            f1=float(f1[index]),
+            images=int(support[index]),
+            predicted=given,
+        )
     right = int((labels == predicted).sum())
     low, high = wilson(right, images)
     top_k = min(_TOP_K, num_classes)
@@ -106,3 +140,14 @@ def measure(probabilities: Probabilities, labels: Labels, classes: Sequence[str]
         confusion=confusion.tolist(),
         confidences=np.histogram(probabilities.max(axis=1), _HISTOGRAM_BINS, (0, 1))[0].tolist(),
     )
+
+
+def list_confused(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> list[ConfusedPair]:
+    """List the confused pairs of classes, most frequent first, at most 20."""
+    pairs = [
+        ConfusedPair(classes[row], classes[column], count)
+        for row, counts in enumerate(confusion)
+        for column, count in enumerate(counts)
+        if row != column and count
+    ]
+    return sorted(pairs, key=lambda pair: -pair.images)[:_MAX_PAIRS]

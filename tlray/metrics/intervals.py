@@ -1,23 +1,23 @@
-"""How sure a share is that was counted on few examples."""
+"""Confidence intervals of proportions."""
 
 from __future__ import annotations
 
 import math
 
 Z_95 = 1.959963984540054
-"""The standard normal's 97.5% quantile: of two-sided 95% intervals."""
+"""The 97.5% quantile of the standard normal, for two-sided 95% intervals."""
 
 
 def wilson(successes: float, total: float, z: float = Z_95) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (Wilson 1927, "Probable inference, the law of succession").
+    """Return Wilson's score interval of a proportion (Wilson 1927, "Probable inference, the law of succession").
 
     Args:
-        successes: how often it happened; a fraction where examples are weighted.
-        total: out of how many.
+        successes: number of successes; may be a fraction if examples are weighted.
+        total: number of examples, likewise.
         z: quantile of the standard normal for the level.
 
     Returns:
-        lower and upper bound in [0, 1]; (0, 1) where there is no example.
+        Lower and upper bound in [0, 1]; (0, 1) without examples.
     """
     if total <= 0:
         return 0.0, 1.0

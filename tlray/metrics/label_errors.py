@@ -1,8 +1,8 @@
-"""Labelled images that somebody should look at: labels that their neighbours contradict, and pictures there are twice.
+"""Label errors: labels that the most similar images contradict, and near-duplicate images.
 
-A label is held against those of the nearest images by features that know no labels, weighted by likeness; images are
-ranked by the margin of the best other class over the given one, as Northcutt, Jiang and Chuang rank by a classifier's
-probabilities ("Confident learning", JAIR 2021).
+Each label is compared with those of the nearest images, weighted by the similarity of features that were trained
+without these labels. Images are ranked by the margin of the best other class over the given one, as Northcutt, Jiang
+and Chuang rank by a classifier's probabilities ("Confident learning", JAIR 2021).
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass, fields, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -19,16 +18,16 @@ import numpy.typing as npt
 from tlray.metrics.ood import Features, normalize
 
 MAX_IMAGES = 20_000
-"""More would be compared with each other for minutes."""
+"""Maximum number of images to compare with each other; more would take minutes."""
 
 _NEIGHBOURS = 20
 _SHARPNESS = 10.0
 _SAME = 0.98
 _SAME_SHARE = 0.1
-"""Pictures look the same that are as alike as `_SAME`, at this share of the distance of ordinary nearest neighbours."""
+"""Duplicates have a cosine of at least `_SAME`, and at most this share of the median nearest-neighbour distance."""
 
 LIKELY_ERROR = 0.7
-"""From this score on, most of what an image is like speaks for another class."""
+"""Score from which on most of the similar images have another class."""
 
 _ROUNDING = 1e-5
 _BLOCK_ROWS = 1024
@@ -37,14 +36,14 @@ _MAX_LISTED = 200
 
 @dataclass(frozen=True)
 class LabelErrors:
-    """What was found among some labelled images.
+    """Label errors and duplicates by position of the image.
 
     Attributes:
-        checked: how many images were looked at.
-        order: int64 `[checked]`, their positions, the likeliest wrong label first.
-        suggested: int64 `[checked]`, by position: the class that the neighbours speak for.
-        scores: float64 `[checked]`, by position: 0 for a label that all neighbours share, 1 for one that none does.
-        pairs: positions of two images that look the same and how alike they are; different labels first.
+        checked: number of images checked.
+        order: int64 `[checked]`, positions, the most likely label error first.
+        suggested: int64 `[checked]`, by position: the best other class among the neighbours.
+        scores: float64 `[checked]`, by position: 0 if all neighbours share the label, 1 if all have one other label.
+        pairs: positions of two duplicates and their cosine similarity; pairs with different labels first.
     """
 
     checked: int
@@ -54,17 +53,55 @@ class LabelErrors:
     pairs: list[tuple[int, int, float]]
 
 
+@dataclass(frozen=True)
+class LabelError:
+    """A labelled image, the best other class among its neighbours, and its label error score in [0, 1]."""
+
+    uri: str
+    label: str
+    suggested: str
+    score: float
+
+
+@dataclass(frozen=True)
+class DuplicatePair:
+    """Two duplicate images with their labels and the cosine of their features."""
+
+    first: str
+    second: str
+    first_label: str
+    second_label: str
+    similarity: float
+
+
+@dataclass(frozen=True)
+class LabelErrorSummary:
+    """The first label errors and duplicates, by address and class name.
+
+    Attributes:
+        checked: number of labels checked.
+        contradicted: number of labels with a score of `LIKELY_ERROR` or more.
+        listed: labels, most likely errors first, at most 200.
+        duplicates: duplicates, those with different labels first, at most 200.
+    """
+
+    checked: int
+    contradicted: int
+    listed: list[LabelError]
+    duplicates: list[DuplicatePair]
+
+
 NO_LABEL_ERRORS = LabelErrors(0, np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0), [])
-"""Where no features tell anything."""
+"""The result without features."""
 
 
-def find_label_errors(features: Features, labels: npt.NDArray[np.integer[Any]], num_classes: int) -> LabelErrors:
-    """Hold every label against those of the nearest images.
+def find_label_errors(features: Features, labels: npt.NDArray[np.integer], num_classes: int) -> LabelErrors:
+    """Compare every label with those of the nearest images.
 
     Args:
-        features: pooled, `[N, D]`.
-        labels: `[N]`.
-        num_classes: C.
+        features: pooled features, `[N, D]`.
+        labels: class indices, `[N]`.
+        num_classes: number of classes.
     """
     unit = normalize(features)
     count = len(labels)
@@ -99,13 +136,13 @@ def find_label_errors(features: Features, labels: npt.NDArray[np.integer[Any]], 
     return LabelErrors(count, np.argsort(-scores, kind="stable"), suggested, scores, _sort_pairs(pairs, labels))
 
 
-def add_copies(label_errors: LabelErrors, digests: Sequence[str], labels: npt.NDArray[np.integer[Any]]) -> LabelErrors:
-    """Also name files of the same content, which features of augmented views don't show.
+def add_copies(label_errors: LabelErrors, digests: Sequence[str], labels: npt.NDArray[np.integer]) -> LabelErrors:
+    """Add pairs of files with the same content, which features of augmented views do not reveal.
 
     Args:
-        label_errors: of the same images.
-        digests: of each image's file.
-        labels: `[N]`.
+        label_errors: label errors of the same images.
+        digests: content hash of each image's file.
+        labels: class indices, `[N]`.
     """
     pairs = {(first, second): similarity for first, second, similarity in label_errors.pairs}
     latest: dict[str, int] = {}
@@ -117,52 +154,53 @@ def add_copies(label_errors: LabelErrors, digests: Sequence[str], labels: npt.ND
     return replace(label_errors, pairs=_sort_pairs(listed, labels))
 
 
-def _sort_pairs(
-    pairs: list[tuple[int, int, float]], labels: npt.NDArray[np.integer[Any]]
-) -> list[tuple[int, int, float]]:
+def _sort_pairs(pairs: list[tuple[int, int, float]], labels: npt.NDArray[np.integer]) -> list[tuple[int, int, float]]:
     return sorted(pairs, key=lambda pair: (bool(labels[pair[0]] == labels[pair[1]]), -pair[2], pair[:2]))
 
 
-def write_label_errors(listed: Sequence[dict[str, Any]]) -> bytes:
-    """`list_label_errors` as a CSV file."""
+def write_label_errors(listed: Sequence[LabelError]) -> bytes:
+    """Return label errors as a CSV file."""
     file = io.StringIO()
-    writer = csv.DictWriter(file, ["uri", "label", "suggested", "score"], lineterminator="\n")
+    writer = csv.DictWriter(file, [field.name for field in fields(LabelError)], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(listed)
+    writer.writerows(map(asdict, listed))
     return file.getvalue().encode()
 
 
 def summarize_label_errors(
-    label_errors: LabelErrors, uris: Sequence[str], labels: npt.NDArray[np.integer[Any]], classes: Sequence[str]
-) -> dict[str, Any]:
-    """The first of each list as plain JSON values."""
-    return {
-        "checked": label_errors.checked,
-        "contradicted": int((label_errors.scores >= LIKELY_ERROR).sum()),
-        "listed": list_label_errors(label_errors, uris, labels, classes)[:_MAX_LISTED],
-        "duplicates": [
-            {
-                "first": uris[first],
-                "second": uris[second],
-                "first_label": classes[labels[first]],
-                "second_label": classes[labels[second]],
-                "similarity": round(similarity, 4),
-            }
+    label_errors: LabelErrors, uris: Sequence[str], labels: npt.NDArray[np.integer], classes: Sequence[str]
+) -> LabelErrorSummary:
+    """Summarize label errors and duplicates; arguments as `list_label_errors`."""
+    return LabelErrorSummary(
+        checked=label_errors.checked,
+        contradicted=int((label_errors.scores >= LIKELY_ERROR).sum()),
+        listed=list_label_errors(label_errors, uris, labels, classes)[:_MAX_LISTED],
+        duplicates=[
+            DuplicatePair(
+                uris[first], uris[second], classes[labels[first]], classes[labels[second]], round(similarity, 4)
+            )
             for first, second, similarity in label_errors.pairs[:_MAX_LISTED]
         ],
-    }
+    )
 
 
 def list_label_errors(
-    label_errors: LabelErrors, uris: Sequence[str], labels: npt.NDArray[np.integer[Any]], classes: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Every image that was checked with its label and the one that its neighbours speak for, the worst first."""
+    label_errors: LabelErrors, uris: Sequence[str], labels: npt.NDArray[np.integer], classes: Sequence[str]
+) -> list[LabelError]:
+    """List every checked image, the most likely label error first.
+
+    Args:
+        label_errors: label errors of these images.
+        uris: addresses by position.
+        labels: class indices, `[N]`.
+        classes: names by index.
+    """
     return [
-        {
-            "uri": uris[row],
-            "label": classes[labels[row]],
-            "suggested": classes[label_errors.suggested[row]],
-            "score": round(float(label_errors.scores[row]), 4),
-        }
+        LabelError(
+            uris[row],
+            classes[labels[row]],
+            classes[label_errors.suggested[row]],
+            round(float(label_errors.scores[row]), 4),
+        )
         for row in label_errors.order
     ]

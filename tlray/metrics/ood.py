@@ -1,15 +1,14 @@
-"""How far an image lies from what a model was trained on.
+"""The out-of-distribution score: the distance of an image from a model's training images.
 
-The distance of its features, scaled to unit length, to the k-th nearest of the training images' (Sun, Ming, Zhu, Li:
-"Out-of-distribution detection with deep nearest neighbors", ICML 2022), as a multiple of the distance that 99% of the
-validation images stay below.
+The distance is that of its features, scaled to unit length, to the k-th nearest training image's (Sun, Ming, Zhu, Li:
+"Out-of-distribution detection with deep nearest neighbors", ICML 2022); the score is its multiple of the distance that
+99% of the validation images stay below.
 """
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,21 +20,32 @@ NEIGHBOURS = 10
 SCALE_PERCENTILE = 99
 MAX_REFERENCES = 8192
 MAX_HELD = 2048
-"""More of either tell nothing new."""
+"""Limits of reference and held-out images; more would not change the score much."""
 
 _PERCENTILES = (50, 90, 95, 99)
 _LEAST_SCALE = 1e-6
 
 
 @dataclass(frozen=True)
+class OodRecord:
+    """`bundle.json`'s `calibration.ood_score`; attributes as in `OodScore`, with the references' number and digest."""
+
+    method: str
+    k: int
+    references: int
+    scale: float
+    references_sha256: str
+
+
+@dataclass(frozen=True)
 class OodScore:
-    """What an image is compared with.
+    """References and scale of the score.
 
     Attributes:
-        references: float32 `[R, D]`, of unit length.
-        neighbours: the k of the k-th nearest.
-        scale: the distance that counts as 1.
-        percentiles: of the ood_score of the images that set the scale, by name.
+        references: float32 `[R, D]`, features of training images, of unit length.
+        neighbours: k of the k-th nearest.
+        scale: distance whose score is 1.
+        percentiles: percentiles 50, 90, 95 and 99 of the scores of the images that set the scale.
     """
 
     references: npt.NDArray[np.float32]
@@ -43,22 +53,23 @@ class OodScore:
     scale: float
     percentiles: dict[str, float]
 
-    def describe(self) -> dict[str, Any]:
-        """`bundle.json`'s `calibration.ood_score`."""
-        return {
-            "method": "knn",
-            "k": self.neighbours,
-            "references": len(self.references),
-            "scale": self.scale,
-            "references_sha256": hashlib.sha256(self.references.tobytes()).hexdigest(),
-        }
+    def describe(self) -> OodRecord:
+        """Return what identifies the references."""
+        digest = hashlib.sha256(self.references.tobytes()).hexdigest()
+        return OodRecord("knn", self.neighbours, len(self.references), self.scale, digest)
 
 
 def fit_ood_score(references: Features, held_out: Features) -> OodScore | None:
-    """Take training images' features as references, and the scale from images that weren't trained on.
+    """Fit the score to features of training images, and its scale to features of held-out ones.
 
-    Without any of those the references measure each other, which makes the scale a little too small. None where there
-    are too few references for a k-th neighbour.
+    Without held-out images the references are compared with each other, which makes the scale a little too small.
+
+    Args:
+        references: `[R, D]`, of training images.
+        held_out: `[H, D]`, of images that were not trained on; may be empty.
+
+    Returns:
+        None if there are too few references for a k-th neighbour.
     """
     if len(references) <= NEIGHBOURS:
         return None
@@ -73,7 +84,7 @@ def fit_ood_score(references: Features, held_out: Features) -> OodScore | None:
 
 
 def normalize(features: Features) -> npt.NDArray[np.float32]:
-    """Rows scaled to unit length, float32."""
+    """Scale rows to unit length, float32 `[N, D]`."""
     features = np.asarray(features, np.float32)
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
     unit: npt.NDArray[np.float32] = (features / np.maximum(lengths, 1e-12)).astype(np.float32)
@@ -83,7 +94,7 @@ def normalize(features: Features) -> npt.NDArray[np.float32]:
 def measure_distances(
     features: Features, references: npt.NDArray[np.float32], neighbours: int
 ) -> npt.NDArray[np.float32]:
-    """1 minus the cosine to the k-th nearest reference, `[N]`."""
+    """Return 1 minus the cosine to the k-th nearest reference, `[N]`."""
     similarities = normalize(features) @ references.T
     nearest = np.partition(similarities, -neighbours, axis=1)[:, -neighbours]
     distances: npt.NDArray[np.float32] = 1 - nearest

@@ -1,10 +1,9 @@
-"""From which probability on labels are as often right as somebody needs them to be."""
+"""Probability thresholds above which predictions reach a required precision."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -13,22 +12,24 @@ from tlray.metrics.calibration import Labels, Probabilities
 from tlray.metrics.intervals import wilson
 
 MIN_IMAGES = 10
-"""Fewer images above a probability say nothing about their precision."""
+"""Minimum number of images above a threshold; fewer are too few to estimate their precision."""
 
 _CAUTION = 0.5
-"""Standard errors by which the precision must be above the target: the lowest of many thresholds is a lucky one."""
+"""Standard errors by which the precision must exceed the target: choosing among many thresholds favours lucky ones."""
+
+_UNREACHABLE = 2.0
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """What holds for the images whose top probability is at least `probability`.
+    """The precision of predictions whose top probability is at least `probability`.
 
     Attributes:
         probability: calibrated, in [0, 1].
-        precision: share of them whose label is right.
-        low, high: its Wilson 95% interval.
-        kept: how large a share of all images they are.
-        images: how many they are.
+        precision: share of these predictions that is correct.
+        low, high: Wilson 95% interval of the precision.
+        kept: share of all images that have such a prediction; of a class, of the images predicted as it.
+        images: number of these predictions.
     """
 
     probability: float
@@ -39,41 +40,55 @@ class Threshold:
     images: int
 
 
+@dataclass(frozen=True)
+class Thresholds:
+    """`bundle.json`'s `thresholds`.
+
+    Attributes:
+        target_precision: required precision, in (0, 1).
+        overall: over all predictions; None if no probability reaches the target.
+        by_class: by predicted class; None if no probability reaches the target, or if the class is in `few`.
+        few: classes predicted for fewer than `MIN_IMAGES` images.
+    """
+
+    target_precision: float
+    overall: Threshold | None
+    by_class: dict[str, Threshold | None]
+    few: list[str]
+
+
 def choose_thresholds(
     probabilities: Probabilities, labels: Labels, classes: Sequence[str], target_precision: float
-) -> dict[str, Any]:
-    """The lowest probability above which the precision reaches the target, over all labels and of each class.
+) -> Thresholds:
+    """Choose the lowest probability above which the precision reaches the target, over all predictions and by class.
 
     Args:
         probabilities: calibrated, `[N, C]`.
         labels: true classes, `[N]`.
         classes: names by index.
-        target_precision: in (0, 1).
-
-    Returns:
-        `bundle.json`'s `thresholds`; None stands where no probability reaches the target, or, for a class that is
-        among the `few`, where there are too few images to tell.
+        target_precision: required precision, in (0, 1).
     """
     predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
     right = predicted == labels
 
-    def choose(chosen: npt.NDArray[np.bool_]) -> dict[str, Any] | None:
-        found = _choose_threshold(confidence[chosen], right[chosen], target_precision)
-        return None if found is None else asdict(found)
+    def choose(chosen: npt.NDArray[np.bool_]) -> Threshold | None:
+        return _choose_threshold(confidence[chosen], right[chosen], target_precision)
 
-    return {
-        "target_precision": target_precision,
-        "overall": choose(np.ones(len(labels), bool)),
-        "by_class": {name: choose(predicted == index) for index, name in enumerate(classes)},
-        "few": [name for index, name in enumerate(classes) if (predicted == index).sum() < MIN_IMAGES],
-    }
+    return Thresholds(
+        target_precision=target_precision,
+        overall=choose(np.ones(len(labels), bool)),
+        by_class={name: choose(predicted == index) for index, name in enumerate(classes)},
+        few=[name for index, name in enumerate(classes) if (predicted == index).sum() < MIN_IMAGES],
+    )
 
 
-def resolve_thresholds(thresholds: dict[str, Any], classes: Sequence[str]) -> npt.NDArray[np.float32]:
-    """Least probability by class index, `[C]`: a class's own, of the few the one over all, else more than 1."""
-    own, overall, few = thresholds["by_class"], thresholds["overall"], set(thresholds["few"])
-    chosen = [overall if name in few else own[name] for name in classes]
-    return np.array([2.0 if entry is None else entry["probability"] for entry in chosen], np.float32)
+def resolve_thresholds(thresholds: Thresholds, classes: Sequence[str]) -> npt.NDArray[np.float32]:
+    """Return the minimum probability by class index, float32 `[C]`.
+
+    A class in `few` takes the overall threshold, every other class its own. Without one, no probability is enough.
+    """
+    chosen = [thresholds.overall if name in thresholds.few else thresholds.by_class[name] for name in classes]
+    return np.array([_UNREACHABLE if entry is None else entry.probability for entry in chosen], np.float32)
 
 
 def _choose_threshold(
@@ -95,6 +110,6 @@ def _choose_threshold(
     index = int(fits[-1])
     num_kept, num_right = int(counts[index]), int(correct[index])
     low, high = wilson(num_right, num_kept)
-    # rounded down, so that the image it was taken from stays above it in float32
+    # rounded down, so that the image it comes from stays above it in float32
     probability = float(np.nextafter(np.float32(confidence[index]), np.float32(0)))
     return Threshold(probability, num_right / num_kept, low, high, num_kept / len(order), num_kept)

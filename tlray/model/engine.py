@@ -20,7 +20,7 @@ import tensorflow as tf
 from tlray.errors import StoppedError
 from tlray.images.decode import decode
 from tlray.model.bundle import Bundle, Golden
-from tlray.model.precision import FloatName, PrecisionName, detect_fastest
+from tlray.model.precision import FloatName, PrecisionName, detect_fastest, list_precisions
 
 GOLDEN_TOLERANCES: dict[FloatName, float] = {"float32": 2e-3, "bfloat16": 0.02, "float16": 0.02}
 """How far a probability of a golden image may move, on whatever machine; its label may not."""
@@ -178,7 +178,7 @@ def open_engine(
         notes.append(f"{form.precision}{' with XLA' * form.xla}: {fault}")
         return None
 
-    for name in list_precisions(precision, device):
+    for name in list_precisions(precision, detect_fastest(gpus=device == "GPU"), gpus=device == "GPU"):
         form = Form(name, device, num_threads if device == "CPU" else None)
         chosen = make(form)
         if chosen is not None and device == "GPU":
@@ -198,21 +198,6 @@ def open_engine(
 def count_gpus() -> int:
     """GPUs that TensorFlow sees."""
     return len(tf.config.list_physical_devices("GPU"))
-
-
-def list_precisions(asked: PrecisionName, device: Literal["CPU", "GPU"]) -> list[FloatName]:
-    """What to try, the fastest first; on GPUs TensorFlow turns a finished graph into float16 alone.
-
-    Raises:
-        StoppedError: the device has none of what was asked for.
-    """
-    ours: FloatName = "float16" if device == "GPU" else "bfloat16"
-    there: list[FloatName] = ["float32"] if detect_fastest(gpus=device == "GPU") == "float32" else [ours, "float32"]
-    if asked == "auto":
-        return there
-    if asked not in there:
-        raise StoppedError(f"--precision takes auto or {' or '.join(there)} on this {device}; got {asked}")
-    return [asked]
 
 
 def find_golden_fault(golden: Sequence[Golden], answers: npt.NDArray[np.float32], tolerance: float) -> str | None:

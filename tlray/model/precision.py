@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from tlray.errors import StoppedError
+
 FloatName = Literal["float32", "bfloat16", "float16"]
 PrecisionName = Literal["auto", "float32", "bfloat16", "float16"]
 """What `--precision` takes."""
@@ -46,7 +48,7 @@ class Precision:
 
 
 def choose_precision(asked: PrecisionName, fastest: FloatName, *, gpus: bool) -> Precision:
-    """Resolve `--precision`.
+    """Resolve `--precision` for a training.
 
     Args:
         asked: what the user said.
@@ -61,6 +63,29 @@ def choose_precision(asked: PrecisionName, fastest: FloatName, *, gpus: bool) ->
     if gpus:
         return Precision(fastest, fastest, f"this {where} has {fastest}")
     return Precision(fastest, "float32", f"this {where} has {fastest}: the frozen base uses it")
+
+
+def list_precisions(asked: PrecisionName, fastest: FloatName, *, gpus: bool) -> list[FloatName]:
+    """Resolve `--precision` for a finished model: list what an engine tries, the fastest first.
+
+    On GPUs TensorFlow turns a finished graph into float16 alone.
+
+    Args:
+        asked: as given by the user.
+        fastest: result of `detect_fastest` on the engine's machine.
+        gpus: whether the engine runs on a GPU.
+
+    Raises:
+        StoppedError: the device has none of what was asked for.
+    """
+    own: FloatName = "float16" if gpus else "bfloat16"
+    names: list[FloatName] = ["float32"] if fastest == "float32" else [own, "float32"]
+    if asked == "auto":
+        return names
+    if asked not in names:
+        device = "GPU" if gpus else "CPU"
+        raise StoppedError(f"--precision takes auto or {' or '.join(names)} on this {device}; got {asked}")
+    return [asked]
 
 
 def detect_fastest(*, gpus: bool) -> FloatName:

@@ -1,9 +1,8 @@
-"""A Keras model -> what serves it: one graph of constants, its SavedModel, and the golden answers."""
+"""A Keras model -> what serves it: one graph of constants, its SavedModel, and the golden probabilities."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,8 @@ from tlray.images.limits import Limits
 from tlray.metrics.ood import OodScore
 from tlray.model.bundle import GOLDEN
 from tlray.model.engine import freeze
+from tlray.model.manifest import GoldenImage, GoldenRecord
+from tlray.storage.records import dump_record
 
 GOLDEN_IMAGES = 8
 GOLDEN_MARGIN = 0.1
@@ -46,10 +47,10 @@ def freeze_classifier(model: keras.Model, pooled: Any | None, image_size_px: int
     spec = tf.TensorSpec((None, image_size_px, image_size_px, 3), tf.uint8, name="image")
 
     def call(image: Any) -> dict[str, Any]:
-        answers: dict[str, Any] = whole(tf.cast(image, tf.float32), training=False)
+        outputs: dict[str, Any] = whole(tf.cast(image, tf.float32), training=False)
         if ood_score is not None:
-            answers = {**answers, "ood_score": _score_ood(answers["embedding"], ood_score)}
-        return answers
+            outputs = {**outputs, "ood_score": _score_ood(outputs["embedding"], ood_score)}
+        return outputs
 
     return freeze(call, model.variables, spec)
 
@@ -64,7 +65,7 @@ def _score_ood(embedding: Any, ood_score: OodScore) -> Any:
 
 
 def save_for_serving(frozen: Any, path: Path) -> None:
-    """A SavedModel without variables: it loads four times faster than Keras's own export and answers at once."""
+    """A SavedModel without variables: it loads four times faster than Keras's own export and probabilities at once."""
     module = tf.Module()
     signature = [tf.TensorSpec(frozen.inputs[0].shape, tf.uint8, name="image")]
 
@@ -98,13 +99,13 @@ def make_golden(frozen: Any, read: Sequence[tuple[str, bytes, Any]], classes: Se
         read: candidates, at least one, by `read_images`.
         classes: names by index.
     """
-    answers = np.empty((0, len(classes)), np.float32)
+    probabilities = np.empty((0, len(classes)), np.float32)
     margins = np.empty(0, np.float32)
-    while len(answers) < len(read) and (margins >= GOLDEN_MARGIN).sum() < GOLDEN_IMAGES:
-        pixels = np.stack([pixels for _, _, pixels in read[len(answers) : len(answers) + GOLDEN_IMAGES]])
+    while len(probabilities) < len(read) and (margins >= GOLDEN_MARGIN).sum() < GOLDEN_IMAGES:
+        pixels = np.stack([pixels for _, _, pixels in read[len(probabilities) : len(probabilities) + GOLDEN_IMAGES]])
         with tf.device("/CPU:0"):  # a device holds for one thread, and this one is the pool's
-            answers = np.concatenate([answers, frozen(tf.constant(pixels))["probabilities"].numpy()])
-        ordered = np.sort(answers, axis=1)
+            probabilities = np.concatenate([probabilities, frozen(tf.constant(pixels))["probabilities"].numpy()])
+        ordered = np.sort(probabilities, axis=1)
         margins = ordered[:, -1] - ordered[:, -2]
     # a model that is sure of nothing still gets one image to be compared by
     chosen = np.flatnonzero(margins >= GOLDEN_MARGIN)[:GOLDEN_IMAGES]
@@ -116,7 +117,7 @@ def make_golden(frozen: Any, read: Sequence[tuple[str, bytes, Any]], classes: Se
         uri, data, _ = read[position]
         name = f"golden/{index}{Path(uri).suffix.lower()}"
         files[name] = data
-        values = [float(value) for value in answers[position]]
-        records.append({"file": name, "class_name": classes[int(answers[position].argmax())], "probabilities": values})
-    files[GOLDEN] = json.dumps({"images": records}, indent=2).encode()
+        values = [float(value) for value in probabilities[position]]
+        records.append(GoldenImage(name, classes[int(probabilities[position].argmax())], values))
+    files[GOLDEN] = dump_record(GoldenRecord(records))
     return files

@@ -1,1 +1,10 @@
-"""A prediction run on disk: its plan, the parts of its labels, its receipt; written once, read back, verified."""
+"""The files of a prediction run.
+
+- `plan`: the inputs, numbered once, below `_plan/`.
+- `schema`: the columns of the labels.
+- `rowset`: sets of row ids as bitmaps.
+- `parts`: write the labels as Parquet parts.
+- `receipt`: the receipt that proves a finished run.
+- `reader`: read labels back.
+- `verify`: check an output against its plan and receipt.
+"""

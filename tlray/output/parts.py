@@ -1,7 +1,7 @@
-"""The Parquet parts of a labelling run: a fixed range of row ids each, written once whole, found again by name.
+"""Write labels as Parquet parts, each a fixed range of row ids that is written whole.
 
-A part's name follows from the rows it holds, so a late or repeated write overwrites and never doubles. Answers whose
-part isn't full yet are kept in `_waiting.parquet`, so that a killed run has little to do again.
+A part's name follows from its rows, so that a repeated write overwrites. Predictions of parts that are not full yet
+are saved in `_waiting.parquet`, so that a killed run repeats little.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ _NAME = re.compile(r"part-(\d{12})-(\d{12})\.parquet")
 
 
 class PlannedRows(Protocol):
-    """Where the planned columns of a part come from."""
+    """The source of a part's planned columns."""
 
     @property
     def num_rows(self) -> int:
-        """How many rows are planned."""
+        """Number of planned rows."""
 
     def read(self, first: int, count: int) -> pa.Table:
-        """Rows by `planning.PLAN_SCHEMA`, and `input_*`."""
+        """Return rows by `plan.PLAN_SCHEMA`, with their `input_*` columns."""
 
 
 class EarlierPredictions(Protocol):
-    """Answers that an earlier output has for some rows."""
+    """Predictions that an earlier output has for some rows."""
 
     def take(self, rows: pa.Table) -> pa.Table:
-        """The predictions of planned rows."""
+        """Return the predictions of planned rows."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ class Part:
 
     Attributes:
         name: file name below `labels/`.
-        rows: how many it holds.
-        sha256: of the file.
-        failed_by_code: rows whose status is not "ok", by status.
-        needs_review: rows that somebody should look at.
+        rows: number of rows.
+        sha256: checksum of the file.
+        failed_by_code: number of failed rows by status.
+        needs_review: number of rows that need a review.
     """
 
     name: str
@@ -73,20 +73,20 @@ class Part:
 
 
 def get_row_ids(name: str) -> range:
-    """The row ids that a part holds, from its name; an empty range for a name that is not a part's."""
+    """Return the row ids of a part by its name; an empty range for any other name."""
     match = _NAME.fullmatch(name)
     return range(0) if match is None else range(int(match[1]), int(match[2]) + 1)
 
 
 def make_name(first: int, count: int) -> str:
-    """Name of the part that holds `count` rows from `first` on."""
+    """Return the name of the part that holds `count` rows from `first` on."""
     return f"part-{first:012d}-{first + count - 1:012d}.parquet"
 
 
 def make_schema(
     bundle: Bundle, run_id: str, input_fields: Sequence[pa.Field], extra_fields: Sequence[pa.Field] = ()
 ) -> pa.Schema:
-    """Columns and file metadata of a run's parts; the extra fields are `schema.list_extra_fields`."""
+    """Return the columns and file metadata of a run's parts; `extra_fields` are by `schema.list_extra_fields`."""
     metadata = {
         MODEL_ID_KEY.decode(): bundle.model_id,
         CLASSES_KEY.decode(): json.dumps(bundle.classes, ensure_ascii=False),
@@ -98,7 +98,7 @@ def make_schema(
 
 @dataclass
 class _Open:
-    """A part that is not full yet: what has arrived, and which rows are still awaited."""
+    """A part that is not full yet: a mask of the rows it awaits, and the predictions that have arrived."""
 
     awaited: npt.NDArray[np.bool_]
     pieces: list[pa.Table] = field(default_factory=list)
@@ -108,13 +108,13 @@ class PartWriter:
     """Collects predictions in any order and writes each part when its last row has arrived.
 
     Args:
-        output: where the parts go.
-        plan: gives the planned columns.
-        schema: of the parts, by `make_schema`.
-        rows_per_part: rows in one part.
-        done: rows that their parts hold already; a part with some of them is written anew around them.
-        kept: rows whose predictions `earlier` has; they are fetched when the rest of their part is there.
-        earlier: an earlier output, None without `kept`.
+        output: address of the run.
+        plan: source of the planned columns.
+        schema: schema of the parts, by `make_schema`.
+        rows_per_part: rows in a full part.
+        done: rows that are in their parts already; adding others rewrites the part and keeps these.
+        kept: rows to copy from `earlier` once the rest of their part has arrived.
+        earlier: the earlier output, None without `kept`.
     """
 
     def __init__(
@@ -139,10 +139,10 @@ class PartWriter:
         self._prediction_names = self._prediction_schema.names
 
     def add(self, predictions: pa.Table) -> Iterator[Part]:
-        """Take predictions and yield every part that they complete, once it is written; repeated rows are dropped."""
+        """Take predictions, and yield each part that they complete once it is written; repeated rows are dropped."""
         predictions = predictions.select(self._prediction_names).cast(self._prediction_schema)
         row_ids = predictions["row_id"].to_numpy()
-        _, positions = np.unique(row_ids, return_index=True)  # a row's first answer here
+        _, positions = np.unique(row_ids, return_index=True)  # the first prediction of each row
         numbers = row_ids[positions] // self._rows_per_part
         for number in np.unique(numbers).tolist():
             first, count = self._get_range(number)
@@ -159,19 +159,19 @@ class PartWriter:
                     yield self._write(first, count, pa.concat_tables(part.pieces))
 
     def write_kept(self) -> Iterator[Part]:
-        """Write the parts that await nothing but what an earlier output has."""
+        """Write the parts that only await rows of the earlier output."""
         for number in range(-(-self._plan.num_rows // self._rows_per_part)):
             first, count = self._get_range(number)
             if self._done.mask_missing(first, count).any() and not self._find_awaited(first, count).any():
                 yield self._write(first, count, None)
 
     def _find_awaited(self, first: int, count: int) -> npt.NDArray[np.bool_]:
-        """Which rows of a part are neither done nor kept."""
+        """Return a mask of a part's rows that are neither done nor kept."""
         undone = self._done.mask_missing(first, count)
         return undone if self._kept is None else undone & self._kept.mask_missing(first, count)
 
     def get_waiting(self) -> pa.Table | None:
-        """Answers whose parts are not full yet; what could not be reached is to be tried again instead."""
+        """Return the predictions of parts that are not full; unreachable rows are left out, to be tried again."""
         pieces = [piece for part in self._open.values() for piece in part.pieces]
         if not pieces:
             return None
@@ -179,9 +179,9 @@ class PartWriter:
         return table.filter(pc.invert(pc.is_in(table["status"], value_set=pa.array([*IN_THE_WAY], pa.string()))))
 
     def save_waiting(self) -> None:
-        """Keep the predictions whose parts are not full yet, in place of those kept before.
+        """Save the predictions of parts that are not full, in place of those saved before.
 
-        Where there are none, older ones stay: their parts are full, so that they are dropped when they are loaded.
+        Without any, the old file stays: its parts are full by now, so that `add` drops its rows.
         """
         waiting = self.get_waiting()
         if waiting is not None:
@@ -189,7 +189,7 @@ class PartWriter:
             storage.put(storage.join(self._output, WAITING), _to_parquet(waiting.replace_schema_metadata(keep)))
 
     def load_waiting(self) -> pa.Table | None:
-        """What `save_waiting` of a run that was stopped kept, None where there is nothing of use."""
+        """Return what `save_waiting` of a stopped run saved; None if it is missing, damaged or of another model."""
         address = storage.join(self._output, WAITING)
         if not storage.exists(address):
             return None
@@ -201,12 +201,11 @@ class PartWriter:
         return table if same and table.column_names == self._prediction_names else None
 
     def _get_range(self, number: int) -> tuple[int, int]:
-        """First row id and number of rows of a part."""
         first = number * self._rows_per_part
         return first, min(self._rows_per_part, self._plan.num_rows - first)
 
     def _add_kept(self, first: int, count: int, planned: pa.Table, fresh: pa.Table | None) -> pa.Table:
-        """Fresh predictions, and those that an earlier output has for rows of the part that are not done."""
+        """Return fresh predictions with those that are copied from the earlier output."""
         pieces = [] if fresh is None else [fresh]
         if self._earlier is not None and self._kept is not None:
             copied = self._done.mask_missing(first, count) & ~self._kept.mask_missing(first, count)
@@ -227,10 +226,7 @@ class PartWriter:
         model_id = self._schema.metadata[MODEL_ID_KEY].decode()
         columns = {name: predictions[name] for name in predictions.column_names}
         columns |= {name: planned[name] for name in planned.column_names if name.startswith("input_")}
-        columns |= {
-            "uri": planned["uri"],
-            "model_id": pa.array([model_id] * count, pa.string()),
-        }
+        columns |= {"uri": planned["uri"], "model_id": pa.array([model_id] * count, pa.string())}
         table = pa.table([columns[entry.name] for entry in self._schema], schema=self._schema)
         data = _to_parquet(table)
         storage.put(address, data)
@@ -238,21 +234,21 @@ class PartWriter:
 
 
 def from_parquet(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
-    """The table in a Parquet file's bytes.
+    """Return the table in the bytes of a Parquet file.
 
-    Arrow's own threads would outlive the call with the bytes in hand; one that lets go of them while Python is
-    ending aborts the process.
+    Arrow's own threads would outlive the call and hold the bytes; releasing them while Python exits aborts the process.
 
     Raises:
-        ArrowException, OSError: it is none, or damaged.
+        ArrowException, OSError: the bytes are damaged, or not Parquet.
     """
     return pq.ParquetFile(pa.BufferReader(data)).read(columns, use_threads=False)
 
 
 def describe_part(name: str, data: bytes, table: pa.Table) -> Part:
-    """Of a part's file and its table, with `status` and `needs_review` at least."""
-    counts = pc.value_counts(table["status"]).to_pylist()
-    failed = {count["values"]: count["counts"] for count in counts if count["values"] != OK}
+    """Return the record of a part by its file and its table, which needs the columns `status` and `needs_review`."""
+    statuses, counts = pc.value_counts(table["status"]).flatten()
+    failed = dict(zip(statuses.to_pylist(), counts.to_pylist(), strict=True))
+    failed.pop(OK, None)
     needs_review = pc.sum(table["needs_review"]).as_py() or 0
     return Part(name, table.num_rows, hashlib.sha256(data).hexdigest(), failed, needs_review)
 

@@ -1,18 +1,17 @@
-"""The plan: every input numbered once, kept as Parquet below `OUTPUT/_plan/`, read back a slice at a time.
+"""Write and read the plan: every input numbered once, as Parquet below `OUTPUT/_plan/`.
 
-plan-*.parquet      one row an input, by `PLAN_SCHEMA` and `input_*` columns, dense `row_id`s
-excluded-*.parquet  what was seen and left out, with the reason
-_plan.json          written last: the plan is whole
+plan-*.parquet      one row per input: `PLAN_SCHEMA` and `input_*` columns, dense `row_id`s
+excluded-*.parquet  addresses that were left out, with the reason
+_plan.json          written last, so that its presence shows that the plan is whole
 """
 
 from __future__ import annotations
 
 import io
-import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,14 +19,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tlray import storage
+from tlray.errors import OutputError
 from tlray.sources.candidates import REFUSED, SourceKind
 from tlray.sources.listing import Candidates
+from tlray.storage.records import Json, RecordError, dump_record, parse_record
 
 FOLDER = "_plan"
 RECORD = "_plan.json"
 
 ROWS_PER_GROUP = 8192
-"""Rows that are read together: a Parquet row group."""
+"""Rows of a Parquet row group, which are read together."""
 
 ROWS_PER_FILE = 128 * ROWS_PER_GROUP
 
@@ -44,50 +45,72 @@ PLAN_SCHEMA = pa.schema(
         pa.field("mtime_ns", pa.int64()),
     ]
 )
-"""`source` is a `SourceKind`; `member`, `offset` and `length` say where inside an archive the row lies."""
+"""`source` is a `SourceKind`; `member`, `offset` and `length` locate a row inside an archive."""
 
 EXCLUDED_SCHEMA = pa.schema([pa.field("uri", pa.string(), nullable=False), pa.field("reason", pa.string())])
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A whole plan; only its measures are held in memory.
+class Stream:
+    """Rows that one pass over a gzipped archive reads: `count` rows from `first` on."""
+
+    first: int
+    count: int
+
+
+@dataclass(frozen=True)
+class PlanRecord:
+    """`_plan.json`: the measures of a whole plan.
 
     Attributes:
-        address: its folder.
-        num_rows: inputs planned.
-        num_excluded: addresses seen and left out.
-        excluded_by_reason: how many of them for each reason.
-        num_bytes: of the planned images, as far as their sizes are known.
-        streams: `(first, count)` of rows that one pass over a gzipped archive reads.
-        image_column: of Parquet inputs, None where there are none.
-        selection: what decided the rows, for comparison.
+        num_rows: number of planned inputs.
+        num_excluded: number of addresses left out.
+        excluded_by_reason: the same by reason.
+        num_bytes: total size of the planned images whose sizes are known.
+        streams: rows of gzipped archives, one entry per pass.
+        image_column: column of images in Parquet inputs, None without any.
+        selection: the options that chose the rows.
     """
 
-    address: str
     num_rows: int
     num_excluded: int
     excluded_by_reason: dict[str, int]
     num_bytes: int
-    streams: list[tuple[int, int]]
+    streams: list[Stream]
     image_column: str | None
-    selection: dict[str, Any]
+    selection: dict[str, Json]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole plan in the folder `address`; only its measures are held in memory."""
+
+    address: str
+    measures: PlanRecord
+
+    @property
+    def num_rows(self) -> int:
+        """Number of planned inputs."""
+        return self.measures.num_rows
+
+    @property
+    def image_column(self) -> str | None:
+        """Column of images in Parquet inputs, None without any."""
+        return self.measures.image_column
 
     def read(self, first: int, count: int) -> pa.Table:
-        """Rows `first` to `first + count - 1`, all columns."""
+        """Return the rows `first` to `first + count - 1`."""
         pieces = []
         start, stop = first, min(first + count, self.num_rows)
         while start < stop:
             number, inside = divmod(start, ROWS_PER_FILE)
             group, skip = divmod(inside, ROWS_PER_GROUP)
-            table = _read_group(self.address, number, group)
-            piece = table.slice(skip, stop - start)
-            pieces.append(piece)
-            start += piece.num_rows
+            pieces.append(_read_group(self.address, number, group).slice(skip, stop - start))
+            start += pieces[-1].num_rows
         return pa.concat_tables(pieces) if pieces else _read_group(self.address, 0, 0).slice(0, 0)
 
     def take(self, row_ids: npt.NDArray[np.int64]) -> pa.Table:
-        """Rows in the order asked for, all columns."""
+        """Return rows in the order of `row_ids`."""
         groups = row_ids // ROWS_PER_GROUP
         order = np.argsort(groups, kind="stable")
         pieces = [self.read(0, 0)]
@@ -97,7 +120,7 @@ class Plan:
         return pa.concat_tables(pieces).take(pa.array(np.argsort(order)))
 
     def iter_tables(self) -> Iterator[pa.Table]:
-        """All rows in order, a row group at a time."""
+        """Yield all rows in order, a row group at a time."""
         for first in range(0, self.num_rows, ROWS_PER_GROUP):
             yield self.read(first, ROWS_PER_GROUP)
 
@@ -122,41 +145,48 @@ def _name(kind: str, number: int) -> str:
 
 
 def open_plan(output: str) -> Plan | None:
-    """The plan of an output, None where there is no whole one."""
+    """Return the plan of an output, None if it has no whole one.
+
+    Raises:
+        OutputError: the plan is damaged.
+    """
     address = storage.join(output, FOLDER)
     record = storage.join(address, RECORD)
     if not storage.exists(record):
         return None
     _open_file.cache_clear()
     _read_group.cache_clear()
-    fields = json.loads(storage.get(record))
-    return Plan(**{**fields, "address": address, "streams": [tuple(stream) for stream in fields["streams"]]})
+    try:
+        measures = parse_record(PlanRecord, storage.get(record))
+    except RecordError as error:
+        raise OutputError(f"{record} is damaged: {error}; it was written by another tlray, or edited") from None
+    return Plan(address, measures)
 
 
-def write_plan(output: str, found: Candidates, selection: dict[str, Any], image_column: str | None) -> Plan:
-    """Number the candidates and write them as they come; memory holds one file's worth of compressed rows.
+def write_plan(output: str, found: Candidates, selection: dict[str, Json], image_column: str | None) -> Plan:
+    """Number the candidates and write them as they come, holding one file of compressed rows in memory.
 
-    What an interrupted planning left is removed first.
+    The remains of an interrupted planning are removed first.
     """
     address = storage.join(output, FOLDER)
     storage.delete_folder(address)
     rows = _Files(address, "plan", pa.schema([*PLAN_SCHEMA, *found.fields]))
     excluded = _Files(address, "excluded", EXCLUDED_SCHEMA)
-    by_reason: dict[str, int] = {}
-    streams: list[tuple[int, int]] = []
+    by_reason: Counter[str] = Counter()
+    streams: list[Stream] = []
     num_bytes = 0
     stream = ("", 0)
     for candidate in found.rows:
         if candidate.reason is not None:
             reason = storage.redact(candidate.reason)
-            by_reason[reason] = by_reason.get(reason, 0) + 1
+            by_reason[reason] += 1
             excluded.add((storage.redact(_make_text(candidate.uri)), reason))
             continue
         if candidate.source is SourceKind.TAR_GZ:
             place = (candidate.uri[: -len(candidate.member or "")], candidate.offset or 0)
             if place[0] != stream[0] or place[1] < stream[1]:
-                streams.append((rows.count, 0))
-            streams[-1] = (streams[-1][0], rows.count + 1 - streams[-1][0])
+                streams.append(Stream(rows.count, 0))
+            streams[-1] = Stream(streams[-1].first, rows.count + 1 - streams[-1].first)
             stream = place
         elif candidate.source not in REFUSED:
             stream = ("", 0)
@@ -165,14 +195,13 @@ def write_plan(output: str, found: Candidates, selection: dict[str, Any], image_
         rows.add((rows.count, candidate.uri, *candidate[2:9], *(own.get(field.name) for field in found.fields)))
     rows.close()
     excluded.close()
-    plan = Plan(address, rows.count, excluded.count, by_reason, num_bytes, streams, image_column, selection)
-    told = asdict(replace(plan, address=FOLDER))
-    storage.put(storage.join(address, RECORD), (json.dumps(told, indent=2, ensure_ascii=False) + "\n").encode())
-    return plan
+    measures = PlanRecord(rows.count, excluded.count, dict(by_reason), num_bytes, streams, image_column, selection)
+    storage.put(storage.join(address, RECORD), dump_record(measures))
+    return Plan(address, measures)
 
 
 class _Files:
-    """Rows into numbered Parquet files, each written whole; there is always at least one."""
+    """A writer of rows into numbered Parquet files, each written whole, at least one."""
 
     def __init__(self, address: str, kind: str, schema: pa.Schema) -> None:
         self.count = 0
@@ -180,16 +209,16 @@ class _Files:
         self._kind = kind
         self._schema = schema
         self._number = 0
-        self._rows: list[tuple[Any, ...]] = []
+        self._rows: list[Sequence[object]] = []
         self._buffer = io.BytesIO()
         self._writer = self._open()
 
     def _open(self) -> pq.ParquetWriter:
         return pq.ParquetWriter(self._buffer, self._schema, compression="zstd")
 
-    def add(self, row: Sequence[Any]) -> None:
+    def add(self, row: Sequence[object]) -> None:
         """Take one row."""
-        self._rows.append(tuple(row))
+        self._rows.append(row)
         self.count += 1
         if len(self._rows) == ROWS_PER_GROUP:
             self._flush()
@@ -197,7 +226,7 @@ class _Files:
                 self._put()
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the remaining rows."""
         if self._rows or self.count == 0:
             self._flush()
         if self.count % ROWS_PER_FILE or self.count == 0:
@@ -218,5 +247,5 @@ class _Files:
 
 
 def _make_text(uri: str) -> str:
-    """An address that Parquet can hold."""
+    """Return an address as valid UTF-8, which Parquet requires."""
     return uri.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -1,4 +1,4 @@
-"""Labels read back: the parts of a run, whole or a few columns and rows of them, for everything that looks again."""
+"""Read labels back: whole parts, or some of their columns and rows."""
 
 from __future__ import annotations
 
@@ -24,15 +24,7 @@ _PARTS_CHECKED = 64
 
 
 class LabelsReader:
-    """The labels of a finished run.
-
-    Args:
-        output: its address.
-        names: of its parts, or of some of them.
-
-    Attributes:
-        names: the parts, in the order of their rows.
-    """
+    """The labels of a finished run at `output`, in the parts `names`, which are sorted by their rows."""
 
     def __init__(self, output: str, names: Sequence[str]) -> None:
         self.names = sorted(names)
@@ -42,23 +34,22 @@ class LabelsReader:
 
     @classmethod
     def open(cls, output: str, receipt: Receipt) -> LabelsReader:
-        """All parts that a receipt names."""
-        return cls(output, [part["name"] for part in receipt.parts])
+        """Open all parts that a receipt lists."""
+        return cls(output, [part.name for part in receipt.parts])
 
     @cached_property
     def classes(self) -> list[str]:
-        """Class names by index, from the files' metadata.
+        """Class names by index, from the metadata of the first part.
 
         Raises:
-            OutputError: the first part cannot be read.
+            OutputError: that part cannot be read.
         """
-        classes: list[str] = json.loads(
-            self._read(self.names[0], ("row_id",), metadata=True).schema.metadata[CLASSES_KEY]
-        )
+        metadata = self._read(self.names[0], ("row_id",), metadata=True).schema.metadata
+        classes: list[str] = json.loads(metadata[CLASSES_KEY])
         return classes
 
     def read(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """Some columns of every part, in order, a bounded number of parts ahead.
+        """Yield some columns of every part in order, reading a bounded number of parts ahead.
 
         Raises:
             OutputError: a part cannot be read.
@@ -69,7 +60,7 @@ class LabelsReader:
                 yield from pool.map(lambda name: self._read(name, tuple(columns)), names)
 
     def take(self, row_ids: npt.NDArray[np.int64], columns: Sequence[str] | None = None) -> pa.Table:
-        """Some rows in the order asked for, all columns or some.
+        """Return rows in the order of `row_ids`, with all columns or some.
 
         Raises:
             OutputError: a part cannot be read.
@@ -89,22 +80,20 @@ class LabelsReader:
 
     def _read(self, name: str, columns: tuple[str, ...] | None, *, metadata: bool = False) -> pa.Table:
         try:
-            # Arrow's own threads could outlive the call, see `parts.from_parquet`
+            # without Arrow's own threads; see `parts.from_parquet`
             with storage.open_arrow(storage.join(self._output, FOLDER, name)) as source:
                 table = pq.ParquetFile(source).read(columns, use_threads=False)
         except (FetchError, pa.ArrowException, OSError) as error:
             why = storage.redact(str(error))
-            raise OutputError(
-                f"{name} of {self._output} cannot be read: {why}; tlray verify tells what is wrong"
-            ) from None
+            raise OutputError(f"{name} of {self._output} cannot be read: {why}; check with tlray verify") from None
         return table if metadata else table.replace_schema_metadata(None)
 
 
 def read_part(output: str, name: str, columns: Sequence[str] | None = None) -> tuple[bytes, pa.Table]:
-    """A part's file and its table, all columns or some.
+    """Return a part's file and its table, with all columns or some.
 
     Raises:
-        OutputError: it cannot be read.
+        OutputError: the part cannot be read.
     """
     try:
         data = storage.get(storage.join(output, FOLDER, name))
@@ -114,21 +103,15 @@ def read_part(output: str, name: str, columns: Sequence[str] | None = None) -> t
 
 
 def find_parts(output: str, model_id: str) -> Iterator[tuple[Part, pa.Table]]:
-    """Every valid part that an earlier run of the same job left, with its `row_id` and `status` columns.
-
-    Others don't count and will be written again.
-    """
+    """Yield every valid part of a model with its columns `row_id`, `status` and `needs_review`; ignore the others."""
     folder = storage.join(output, FOLDER)
     if not storage.has_content(folder):
         return
     names = [entry.name for entry in storage.iter_files(folder) if get_row_ids(entry.name)]
     with ThreadPoolExecutor(_THREADS) as pool:
         for start in range(0, len(names), _PARTS_CHECKED):
-            for found in pool.map(
-                lambda name: _check_part(output, name, model_id), names[start : start + _PARTS_CHECKED]
-            ):
-                if found is not None:
-                    yield found
+            checked = pool.map(lambda name: _check_part(output, name, model_id), names[start : start + _PARTS_CHECKED])
+            yield from (found for found in checked if found is not None)
 
 
 def _check_part(output: str, name: str, model_id: str) -> tuple[Part, pa.Table] | None:

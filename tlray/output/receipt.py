@@ -1,46 +1,85 @@
-"""The receipt of a finished labelling run, written last: how many inputs, how many rows, in which parts."""
+"""The receipt of a finished prediction run, written last: its counts, parts, options and times."""
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Literal
 
 from tlray import storage
+from tlray.errors import OutputError
 from tlray.output.parts import Part
+from tlray.storage.records import Json, RecordError, dump_record, parse_record
 
 NAME = "_receipt.json"
-FORMAT = 1
+FORMAT: Literal[1] = 1
+
+
+@dataclass(frozen=True)
+class PartRecord:
+    """A part: file name below `labels/`, number of rows, checksum."""
+
+    name: str
+    rows: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class UpdateRecord:
+    """Numbers of rows in a run with `--update-from`.
+
+    Attributes:
+        earlier: address of the earlier output.
+        new: rows that the earlier output lacks.
+        changed: rows of both whose object or model differs, or cannot be compared.
+        kept: rows copied from the earlier output.
+        vanished: rows that only the earlier output has.
+    """
+
+    earlier: str
+    new: int = 0
+    changed: int = 0
+    kept: int = 0
+    vanished: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.kept:,} kept, {self.new:,} new, {self.changed:,} changed, {self.vanished:,} vanished"
+
+
+@dataclass(frozen=True)
+class ProbeOutcome:
+    """Images/s that `tlray plan --probe` estimated (`told`), and the steady rate of the run (`came`)."""
+
+    told: float
+    came: float
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """What a finished run proves; every planned row is in exactly one part.
+    """Proof of a finished run: every planned row is in exactly one part.
 
     Attributes:
         format: version of this record.
-        run_id: the run that made the plan.
-        model_id: the bundle's identity.
-        planned, labelled, failed: rows; planned = labelled + failed.
-        failed_by_code: rows whose status is not "ok", by status.
-        excluded: addresses that were seen but not planned.
-        retries: requests that the run which ended the job asked again.
-        update: with `--update-from`: the earlier output, and how many rows are new, changed, kept and vanished.
-        parts: name, rows and sha256 of each part.
-        config: what decides the labels.
+        planned, labelled, failed: numbers of rows; planned = labelled + failed.
+        failed_by_code: failed rows by status.
+        excluded: addresses left out of the plan.
+        retries: requests repeated by the last run of the job, as are the rates, `stages` and `engines`.
+        update: rows of a run with `--update-from`, else None.
+        parts: parts in the order of their rows.
+        config: the options that decide the labels.
         started, finished: UTC, ISO 8601.
-        images_per_s: of this run, start-up included.
-        images_per_s_steady: of this run, from its first labels to its last.
-        first_label_s: seconds from the command to the first labels.
+        images_per_s: rate including start-up.
+        images_per_s_steady: rate from the first labels to the last.
+        first_label_s: seconds until the first labels; None if nothing was left to predict.
         stages: seconds by stage.
-        versions: of tlray and what it stands on.
-        needs_review: rows that are less sure than `--min-probability`; None where that wasn't asked for.
-        engines: how those that ended the job computed, and how many did so.
-        probe: images/s that `tlray plan --probe` told before, and what came, past start-up; None without a probe.
+        versions: versions of tlray and its libraries.
+        needs_review: labels below `--min-probability`; None without that option.
+        engines: number of engines by compute type.
+        probe: None without an earlier probe.
     """
 
-    format: int
+    format: Literal[1]
     run_id: str
     model_id: str
     planned: int
@@ -49,9 +88,9 @@ class Receipt:
     failed_by_code: dict[str, int]
     excluded: int
     retries: int
-    update: dict[str, Any] | None
-    parts: list[dict[str, Any]]
-    config: dict[str, Any]
+    update: UpdateRecord | None
+    parts: list[PartRecord]
+    config: dict[str, Json]
     started: str
     finished: str
     images_per_s: float
@@ -61,34 +100,32 @@ class Receipt:
     versions: dict[str, str]
     needs_review: int | None = None
     engines: dict[str, int] = field(default_factory=dict)
-    probe: dict[str, float] | None = None
+    probe: ProbeOutcome | None = None
 
 
-def summarize_parts(parts: Sequence[Part]) -> dict[str, Any]:
-    """The receipt's counts and list of parts."""
-    failed: dict[str, int] = {}
+def count_failed(parts: Sequence[Part]) -> dict[str, int]:
+    """Return the number of failed rows by code, sorted."""
+    failed: Counter[str] = Counter()
     for part in parts:
-        for code, count in part.failed_by_code.items():
-            failed[code] = failed.get(code, 0) + count
-    num_failed = sum(failed.values())
-    ordered = sorted(parts, key=lambda part: part.name)
-    return {
-        "labelled": sum(part.rows for part in parts) - num_failed,
-        "failed": num_failed,
-        "failed_by_code": dict(sorted(failed.items())),
-        "parts": [{"name": part.name, "rows": part.rows, "sha256": part.sha256} for part in ordered],
-    }
+        failed.update(part.failed_by_code)
+    return dict(sorted(failed.items()))
 
 
 def write_receipt(output: str, receipt: Receipt) -> None:
-    """Write it whole or not at all."""
-    data = json.dumps(asdict(receipt), indent=2, ensure_ascii=False) + "\n"
-    storage.put(storage.join(output, NAME), data.encode())
+    """Write a receipt atomically."""
+    storage.put(storage.join(output, NAME), dump_record(receipt))
 
 
 def read_receipt(output: str) -> Receipt | None:
-    """The receipt of a finished run, or None."""
+    """Return the receipt of a finished run, None if there is none.
+
+    Raises:
+        OutputError: the receipt is damaged.
+    """
     address = storage.join(output, NAME)
     if not storage.exists(address):
         return None
-    return Receipt(**json.loads(storage.get(address)))
+    try:
+        return parse_record(Receipt, storage.get(address))
+    except RecordError as error:
+        raise OutputError(f"{address} is damaged: {error}; it was written by another tlray, or edited") from None

@@ -22,27 +22,27 @@ class RowSet:
         np.bitwise_or(self._bits, others._bits, out=self._bits)
 
     def mask_missing(self, first: int, count: int) -> npt.NDArray[np.bool_]:
-        """Which of the rows from `first` to `first + count - 1`, as far as there are such rows, are not in it."""
+        """Return a mask of the rows from `first` on that are not in the set; `count` is cut at `num_rows`."""
         stop = min(first + count, self.num_rows)
         start = first & ~7
         here = np.unpackbits(self._bits[start >> 3 : (stop + 7) >> 3])[first - start : stop - start]
         return np.equal(here, 0)
 
     def find_missing(self, first: int, count: int) -> npt.NDArray[np.int64]:
-        """The row ids from `first` to `first + count - 1` that are not in it, ascending."""
+        """Return the row ids from `first` to `first + count - 1` that are not in the set, ascending."""
         return np.flatnonzero(self.mask_missing(first, count)).astype(np.int64) + first
 
     def __len__(self) -> int:
         return int(np.bitwise_count(self._bits).sum())
 
     def invert(self) -> None:
-        """Hold the rows that it did not hold."""
+        """Replace the set by its complement."""
         self._bits = ~self._bits
         if self.num_rows % 8:
             self._bits[-1] &= 256 - (1 << (8 - self.num_rows % 8))
 
     def copy(self) -> RowSet:
-        """Another one with the same rows."""
+        """Return a copy."""
         twin = RowSet(self.num_rows)
         twin._bits[:] = self._bits
         return twin

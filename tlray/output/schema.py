@@ -1,4 +1,4 @@
-"""The columns of the labels, in one place."""
+"""The columns of the labels."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ PREDICTION_FIELDS = [
     pa.field("ood_score", pa.float32()),
     pa.field("retries", pa.int32(), nullable=False),
 ]
-"""What the engine answers for a row; null where `status` is not "ok", but for width and height.
+"""An engine's prediction for a row; null where `status` is not "ok", except width and height.
 
-`needs_review` is null too where no `--min-probability` was asked for, `ood_score` where the bundle has nothing to
-compare with. `retries`, how often its bytes were asked for again, goes into the receipt alone.
+`needs_review` is also null without `--min-probability`, `ood_score` if the bundle has none. `retries`, the number of
+repeated requests, is only summed in the receipt.
 """
 
 TOP_FIELDS = [
@@ -32,7 +32,7 @@ TOP_FIELDS = [
     pa.field("top_class_names", pa.list_(pa.string())),
     pa.field("top_probabilities", pa.list_(pa.float32())),
 ]
-"""With `top_k`: the most probable classes, the first one included."""
+"""Columns with `top_k`: the most probable classes, including the first."""
 
 LABEL_FIELDS = [
     pa.field("row_id", pa.int64(), nullable=False),
@@ -41,29 +41,29 @@ LABEL_FIELDS = [
     pa.field("model_id", pa.string(), nullable=False),
     *PREDICTION_FIELDS[-3:-1],
 ]
-"""Columns of every output's labels; the answers are null where `status` is not "ok"."""
+"""Columns of the labels of every output."""
 
 EMBEDDING = "embedding"
 
 
 def list_extra_fields(top_k: int, embedding_size: int) -> list[pa.Field]:
-    """Columns of answers that were asked for on top: `TOP_FIELDS`, and pooled features as a list of fixed size."""
+    """Return the optional columns: `TOP_FIELDS`, and pooled features as a list of fixed size."""
     embedding = pa.field(EMBEDDING, pa.list_(pa.float32(), embedding_size))
     return [*(TOP_FIELDS if top_k else []), *([embedding] if embedding_size else [])]
 
 
 PREDICTED_COLUMNS = {field.name for field in [*PREDICTION_FIELDS[:-1], *TOP_FIELDS]} | {EMBEDDING}
-"""Columns of the labels that come from engines."""
+"""Columns of the labels that come from an engine."""
 
 
 @dataclass(frozen=True)
 class RequestedColumns:
-    """What is to be answered beside the most probable class.
+    """The columns to predict besides the most probable class.
 
     Attributes:
-        top_k: how many classes to list beside the first; 0 for none.
-        embedding_size: D, to have pooled features too; 0 for none.
-        min_probabilities: float32 `[C]`, by class: labels below this probability need a review; None to mark none.
+        top_k: number of most probable classes to list; 0 for none.
+        embedding_size: size D of the pooled features; 0 for none.
+        min_probabilities: float32 `[C]`, probability of each class below which a label needs a review; None for none.
     """
 
     top_k: int = 0
@@ -72,10 +72,10 @@ class RequestedColumns:
 
     @property
     def extra_fields(self) -> list[pa.Field]:
-        """Of the answers, beside those that every output has."""
+        """Optional columns of the predictions."""
         return list_extra_fields(self.top_k, self.embedding_size)
 
     @property
     def fields(self) -> list[pa.Field]:
-        """Of the answers."""
+        """All columns of the predictions."""
         return PREDICTION_FIELDS + self.extra_fields

@@ -1,7 +1,7 @@
-"""What passes from the reading stage to the engines: rows with encoded images, or with decoded ones.
+"""Batches that the reading stage sends to the engines: rows with encoded or with decoded images.
 
-An engine on a CPU decodes for itself, since whoever decoded would take its core: what travels are the encoded bytes, a
-fraction of the pixels. An engine on a GPU is fed by many decoding processes with pixels.
+An engine on a CPU gets encoded images, a fraction of the pixels' size, and decodes them itself: another process would
+compete for its core. An engine on a GPU gets pixels from many decoding processes.
 """
 
 from __future__ import annotations
@@ -14,25 +14,27 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tlray.errors import OK, Code, FetchError
+from tlray.errors import FetchError
 from tlray.images.batch import ImageBatch, decode_images
 from tlray.images.limits import Limits
 from tlray.storage import Fetched
 
 Columns = dict[str, npt.NDArray[Any]]
-"""Columns by name: row_id, status, error ("" for none), retries; data, or image, width, height; or packed."""
+"""Columns by name: row_id, retries, and either data (bytes or a FetchError) or image, status, error ("" for none), width
+and height; or a packed batch."""
 
 UNKNOWN = -1
-"""A width or height that is not known, where a batch can hold no null."""
+"""An unknown width or height; a batch cannot hold null."""
 
 _MAX_ENCODED_BYTES = 64 * 2**20
+_DECODED = ("image", "status", "error", "width", "height")
 
 
 def cut(rows: pa.Table, first_size: int, batch_size: int, *, encoded: bool) -> Iterator[pa.Table]:
-    """Batches of planned rows, of bounded bytes where they will travel encoded and the plan knows their sizes.
+    """Cut planned rows into batches, also bounded in bytes if they are sent encoded.
 
-    The first may be smaller, so that a run's first answers come sooner. Bounds follow from the plan alone: a task that
-    is run again must make the same batches.
+    The first may be smaller, so that the first predictions come sooner. Batches depend on the plan alone: a task that
+    is run again must make the same ones.
     """
     unknown = _MAX_ENCODED_BYTES // batch_size
     sizes = rows["size"].fill_null(unknown).to_numpy() if encoded else np.zeros(rows.num_rows, np.int64)
@@ -48,32 +50,26 @@ def cut(rows: pa.Table, first_size: int, batch_size: int, *, encoded: bool) -> I
 
 
 def make_encoded(row_ids: npt.NDArray[np.int64], fetched: Iterable[Fetched]) -> Columns:
-    """Rows as they were fetched."""
-    answers = list(fetched)
-    errors = [answer.data if isinstance(answer.data, FetchError) else None for answer in answers]
-    return {
-        "row_id": row_ids,
-        "data": np.array([answer.data if isinstance(answer.data, bytes) else b"" for answer in answers], object),
-        "status": np.array([OK if error is None else error.code.value for error in errors], object),
-        "error": np.array(["" if error is None else str(error) for error in errors], object),
-        "retries": np.array([answer.retries for answer in answers], np.int32),
-    }
+    """Return a batch of encoded images."""
+    results = list(fetched)
+    data, retries = [result.data for result in results], [result.retries for result in results]
+    return {"row_id": row_ids, "data": np.array(data, object), "retries": np.array(retries, np.int32)}
 
 
 def pack(batch: Columns, block_bytes: int) -> Columns:
-    """One row that holds a batch: Ray Data joins and splits rows by their bytes, and a batch is to stay one.
+    """Return one row that holds a batch, which Ray Data cannot split or join with others.
 
     Args:
-        batch: what to pack.
-        block_bytes: the size at which Ray Data makes a block.
+        batch: batch to pack.
+        block_bytes: size at which Ray Data makes a block.
     """
-    # all above that size, so that a task that is run again makes the same blocks
+    # always above that size, so that a task that is run again makes the same blocks
     data = pickle.dumps(batch, pickle.HIGHEST_PROTOCOL).ljust(block_bytes + 1, b"\0")
     return {"packed": np.array([data], object)}
 
 
 def unpack(batch: Columns) -> Columns:
-    """What was packed; what was not stays as it is."""
+    """Return the batch of a packed row; another batch is returned as it is."""
     if "packed" not in batch:
         return batch
     unpacked: Columns = pickle.loads(batch["packed"][0])
@@ -83,13 +79,13 @@ def unpack(batch: Columns) -> Columns:
 def make_decoded(
     row_ids: npt.NDArray[np.int64], fetched: Iterable[Fetched], image_size_px: int, limits: Limits
 ) -> Columns:
-    """Rows decoded one by one as they are fetched."""
+    """Return a batch of images that are decoded one by one as they are fetched."""
     retries: list[int] = []
 
     def take() -> Iterator[bytes | FetchError]:
-        for answer in fetched:
-            retries.append(answer.retries)
-            yield answer.data
+        for data, num_retries in fetched:
+            retries.append(num_retries)
+            yield data
 
     images = decode_images(take(), len(row_ids), image_size_px, limits)
     return {
@@ -104,21 +100,13 @@ def make_decoded(
 
 
 def open_images(batch: Columns, rows: slice, image_size_px: int, limits: Limits) -> ImageBatch:
-    """The decoded images of some rows of a batch."""
-    statuses, errors = batch["status"][rows].tolist(), batch["error"][rows].tolist()
+    """Return the decoded images of some rows of a batch."""
     if "data" in batch:
-        fetched = (
-            data if status == OK else FetchError(Code(status), error)
-            for data, status, error in zip(batch["data"][rows], statuses, errors, strict=True)
-        )
-        return decode_images(fetched, len(statuses), image_size_px, limits)
-    return ImageBatch(
-        pixels=batch["image"][rows],
-        status=statuses,
-        errors=[error or None for error in errors],
-        widths=_null_unknown(batch["width"][rows]),
-        heights=_null_unknown(batch["height"][rows]),
-    )
+        fetched = batch["data"][rows]
+        return decode_images(fetched, len(fetched), image_size_px, limits)
+    pixels, status, errors, widths, heights = (batch[name][rows] for name in _DECODED)
+    messages = [error or None for error in errors]
+    return ImageBatch(pixels, status.tolist(), messages, _null_unknown(widths), _null_unknown(heights))
 
 
 def _fill_unknown(values: list[int | None]) -> npt.NDArray[np.int32]:

@@ -1,14 +1,14 @@
-"""Hands rows out to reading tasks, and remembers what was in hand when a process died.
+"""Hand out rows to reading tasks, and remember the rows in progress when a process dies.
 
-Ray starts a task anew when its process dies, without end where an image kills every process that touches it. So each
-process says what it takes in hand: a window or batch whose process died is gone through row by row, and a row that was
-alone in hand `MAX_TRIES` times when its process died is given up as CRASHED.
+Ray restarts a task when its process dies, without end if an image kills every process that reads it. So each process
+registers its work first: a window or batch whose process died is repeated row by row, and a row whose process died
+`MAX_TRIES` times while it was the only one in progress is given up as CRASHED.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -21,49 +21,47 @@ from tlray.output.rowset import RowSet
 from tlray.sources.candidates import SourceKind
 
 MAX_TRIES = 3
-"""How many processes one row may kill."""
+"""Number of processes that one row may kill."""
 
-_MAX_STARTS_IN_VAIN = 8
+_MAX_FAILED_STARTS = 8
 
 Key = tuple[str, int]
-"""What is in hand: "window" or "batch", and its first row id."""
+"""Work in progress: "window" or "batch", and its first row id."""
+
+Handle: TypeAlias = Any
+"""A Ray handle of a `Dispatcher`; mypy cannot type its remote calls."""
 
 
 class Rows(Protocol):
-    """What is to be labelled, read a slice at a time: a `planning.Plan`, or a `MemoryRows`."""
+    """Rows to predict, read a slice at a time: a `Plan` or `MemoryRows`."""
 
     @property
     def num_rows(self) -> int:
-        """How many rows there are."""
+        """Number of rows."""
 
     @property
     def image_column(self) -> str | None:
         """Column of images in Parquet inputs."""
 
     def read(self, first: int, count: int) -> pa.Table:
-        """Rows by `planning.PLAN_SCHEMA`."""
+        """Return rows by `plan.PLAN_SCHEMA`."""
 
 
 @dataclass
 class _Isolated:
-    """Rows of a window or batch that were alone in hand when its process died.
+    """A window or batch that is repeated row by row.
 
     Attributes:
-        in_hand: the row that is now; None before the first one of an attempt.
-        tries: how often each was.
+        current: the row in progress; None before the first one of an attempt.
+        tries: attempts by row.
     """
 
-    in_hand: int | None = None
+    current: int | None = None
     tries: dict[int, int] = field(default_factory=dict)
 
 
 class Dispatcher:
-    """One actor a run, on the driver's machine.
-
-    Args:
-        rows: where rows are read from.
-        done: those that need no work.
-    """
+    """One actor per run, on the driver's machine; rows in `done` need no work."""
 
     def __init__(self, rows: Rows, done: list[ray.ObjectRef[RowSet]] | RowSet) -> None:
         self._rows = rows
@@ -76,7 +74,7 @@ class Dispatcher:
         self._fetched = 0
 
     def lease(self, first: int, count: int) -> tuple[pa.Table, int]:
-        """The rows of a window that are still to do, and how often it was leased before; no rows while draining."""
+        """Return the unfinished rows of a window, none while draining, and the number of earlier leases."""
         if self._draining:
             return self._rows.read(0, 0), 0
         rows = self._rows.read(first, count)
@@ -84,31 +82,31 @@ class Dispatcher:
         return rows.take(pa.array(missing - first)), self.enter(("window", first))
 
     def start_batch(self, key: Key) -> int | None:
-        """Like `enter`; None while draining."""
+        """Do as `enter`; None while draining."""
         return None if self._draining else self.enter(key)
 
     def enter(self, key: Key) -> int:
-        """Take a window or batch in hand; how often that was said before without `leave`."""
+        """Register a window or batch as in progress; return how often that happened before without `leave`."""
         tries = self._entered.get(key, 0)
         self._entered[key] = tries + 1
         if key in self._isolated:
-            self._isolated[key].in_hand = None  # its process died on it, rather than going on to another row
+            self._isolated[key].current = None  # its process died with this row in progress
         return tries
 
     def leave(self, key: Key, fetched: int = 0) -> None:
-        """A window or batch is through, with so many rows fetched since the last `look`."""
+        """Register a window or batch as finished, with the rows fetched since the last `look`."""
         self._fetched += fetched
         self._entered.pop(key, None)
         self._isolated.pop(key, None)
         self._starts = 0
 
     def isolate(self, key: Key, row_id: int) -> int:
-        """Take one row of it in hand, the one before having gone well; how often this row was in hand before."""
+        """Register one row as in progress and the one before it as finished; return the row's earlier attempts."""
         isolated = self._isolated.setdefault(key, _Isolated())
-        if isolated.in_hand is not None and isolated.tries[isolated.in_hand] <= MAX_TRIES:
-            del isolated.tries[isolated.in_hand]  # one that was given up stays so
+        if isolated.current is not None and isolated.tries[isolated.current] <= MAX_TRIES:
+            del isolated.tries[isolated.current]  # a row that was given up stays so
             self._starts = 0
-        isolated.in_hand = row_id
+        isolated.current = row_id
         before = isolated.tries.get(row_id, 0)
         isolated.tries[row_id] = before + 1
         return before
@@ -117,21 +115,21 @@ class Dispatcher:
         """Count an engine's start.
 
         Raises:
-            StoppedError: many in succession never got through a batch.
+            StoppedError: many in succession finished no batch.
         """
         self._starts += 1
-        if self._starts > _MAX_STARTS_IN_VAIN + 2 * num_engines:
+        if self._starts > _MAX_FAILED_STARTS + 2 * num_engines:
             raise StoppedError(
-                f"engine processes died {self._starts - 1} times without an answer (out of memory? a smaller "
-                "--batch-size or fewer --max-cpus take less); the same command goes on"
+                f"engine processes died {self._starts - 1} times without a prediction; if memory is short, give a smaller "
+                "--batch-size or fewer --max-cpus; run the same command to resume"
             )
 
     def note_engine(self, form: str) -> None:
-        """An engine is ready, and computes so."""
+        """Register an engine that is ready, with its compute type."""
         self._engines.append(form)
 
     def get_engines(self) -> list[str]:
-        """How the engines compute, in the order in which they were ready."""
+        """Return the compute types of the engines, in the order in which they were ready."""
         return self._engines
 
     def drain(self) -> None:
@@ -139,19 +137,19 @@ class Dispatcher:
         self._draining = True
 
     def look(self, fetched: int) -> bool:
-        """Take note of rows that a task has fetched since it last looked; whether it should end early."""
+        """Count rows that a task has fetched since its last call; return whether it should end early."""
         self._fetched += fetched
         return self._draining
 
     def get_fetched(self) -> int:
-        """How many rows reading tasks have fetched so far."""
+        """Return the number of rows that reading tasks have fetched so far."""
         return self._fetched
 
 
-def start(rows: Rows, done: ray.ObjectRef[RowSet]) -> Any:
-    """Start the dispatcher of a run on this machine; returns its handle.
+def start(rows: Rows, done: ray.ObjectRef[RowSet]) -> Handle:
+    """Start the dispatcher of a run on this machine.
 
-    The caller keeps `done` for as long as the run lasts: a dispatcher that is killed is started anew with it.
+    The caller holds `done` until the run ends: a dispatcher that is killed restarts with it.
     """
     actor = ray.remote(Dispatcher).options(
         num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=stay_here(), max_concurrency=1
@@ -160,7 +158,7 @@ def start(rows: Rows, done: ray.ObjectRef[RowSet]) -> Any:
 
 
 class MemoryRows:
-    """Files that need no plan on disk."""
+    """Files without a plan on disk."""
 
     def __init__(self, uris: list[str]) -> None:
         self._uris = np.array(uris, object)
@@ -168,7 +166,7 @@ class MemoryRows:
         self.image_column = None
 
     def read(self, first: int, count: int) -> pa.Table:
-        """Rows by `planning.PLAN_SCHEMA`."""
+        """Return rows by `plan.PLAN_SCHEMA`."""
         uris = self._uris[first : first + count].tolist()
         columns = {field.name: pa.nulls(len(uris), field.type) for field in PLAN_SCHEMA}
         columns |= {

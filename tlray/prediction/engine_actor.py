@@ -1,12 +1,12 @@
-"""The engine's process: batches of images -> answers by `PREDICTION_FIELDS`; whatever goes wrong stays with its row."""
+"""The process of an engine: predict batches of images; a fault affects only its own row."""
 
 from __future__ import annotations
 
-import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +17,14 @@ from tlray.errors import OK, Code, StoppedError
 from tlray.images.batch import ImageBatch
 from tlray.images.limits import Limits
 from tlray.model.bundle import MANIFEST, Bundle, unpack
+from tlray.model.manifest import Manifest
 from tlray.model.precision import PrecisionName
 from tlray.model.tf_imports import import_tensorflow
 from tlray.output.schema import EMBEDDING, TOP_FIELDS, RequestedColumns
 from tlray.prediction import batches
 from tlray.prediction.batches import Columns, open_images
-from tlray.prediction.dispatcher import MAX_TRIES
+from tlray.prediction.dispatcher import MAX_TRIES, Handle, Key
+from tlray.storage.records import parse_record
 
 if TYPE_CHECKING:
     from tlray.model.engine import Predictions
@@ -30,13 +32,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BatchPredictions:
-    """Decoded images with what is wrong with some, and the engine's answers, NaN for those.
+    """N decoded images and their predictions, NaN for failed ones.
 
     Attributes:
-        images: N of them.
         probabilities: float32 `[N, C]`.
         ood_score: float32 `[N]`.
-        embeddings: float32 `[N, D]`; `[N, 0]` where they aren't wanted.
+        embeddings: float32 `[N, D]`; `[N, 0]` if they are not requested.
     """
 
     images: ImageBatch
@@ -45,7 +46,7 @@ class BatchPredictions:
     embeddings: npt.NDArray[np.float32]
 
     def put(self, rows: npt.NDArray[np.int64], predictions: Predictions) -> None:
-        """Take the engine's answers to some rows."""
+        """Take an engine's predictions of some rows."""
         self.probabilities[rows] = predictions.probabilities
         if predictions.ood_score is not None:
             self.ood_score[rows] = predictions.ood_score
@@ -57,14 +58,12 @@ class EngineActor:
     """One engine in one process.
 
     Args:
-        files: what inference needs of the bundle, by name; in a list, so that Ray doesn't tie restarts to it.
-        limits: of decoding.
-        batch_size: images in one step of the engine.
-        num_threads: TensorFlow's; None on GPUs.
-        precision: as `open_engine`.
-        num_engines: how many of these the run has.
-        columns: what to answer.
-        dispatcher: the run's `Dispatcher`.
+        files: the bundle's files for inference, by name; in a list, so that Ray's restarts do not depend on it.
+        batch_size: images per step of the engine.
+        num_threads: threads of TensorFlow; None on GPUs.
+        precision: as for `open_engine`.
+        num_engines: number of engines of the run.
+        dispatcher: the run's `Dispatcher`, in a list for the same reason.
     """
 
     def __init__(
@@ -76,7 +75,7 @@ class EngineActor:
         precision: PrecisionName,
         num_engines: int,
         columns: RequestedColumns,
-        dispatcher: list[Any],
+        dispatcher: list[Handle],
     ) -> None:
         self._dispatcher = dispatcher[0]
         ray.get(self._dispatcher.start_engine.remote(num_engines))
@@ -89,16 +88,16 @@ class EngineActor:
         with tempfile.TemporaryDirectory(prefix="tlray-") as folder:
             contents: dict[str, bytes] = ray.get(files[0])
             unpack(contents, Path(folder))
-            bundle = Bundle(Path(folder), "", json.loads(contents[MANIFEST]))
+            bundle = Bundle(Path(folder), "", parse_record(Manifest, contents[MANIFEST]))
             self._engine = open_engine(bundle, batch_size, num_threads=num_threads, precision=precision)
         self._classes = np.array(bundle.classes, object)
         self._image_size_px = bundle.image_size_px
         self._dispatcher.note_engine.remote(str(self._engine.form))
 
     def __call__(self, batch: Columns) -> pa.Table:
-        """Predict a batch as the reading stage made it."""
+        """Predict a batch of the reading stage; return a table by `RequestedColumns.fields`, empty while draining."""
         batch = batches.unpack(batch)
-        key = ("batch", int(batch["row_id"][0]))
+        key = "batch", int(batch["row_id"][0])
         tries: int | None = ray.get(self._dispatcher.start_batch.remote(key))
         if tries is None:
             return self._make_table({field.name: [] for field in self._fields})
@@ -112,7 +111,7 @@ class EngineActor:
         return BatchPredictions(images, *(np.full(size, np.nan, np.float32) for size in sizes))
 
     def _predict_together(self, batch: Columns) -> BatchPredictions | None:
-        """None where the engine fails on some image among these."""
+        """Predict all rows at once; None if the engine fails."""
         images = open_images(batch, slice(None), self._image_size_px, self._limits)
         predicted = self._expect(images, len(images.status))
         readable = np.flatnonzero(np.array(images.status, object) == OK)
@@ -120,12 +119,12 @@ class EngineActor:
             pixels = images.pixels if len(readable) == len(images.status) else images.pixels[readable]
             try:
                 predicted.put(readable, self._engine.predict(pixels))
-            except Exception:  # whatever TensorFlow raises: the rows are tried one by one
+            except Exception:  # TensorFlow may raise anything; the rows are then tried one by one
                 return None
         return predicted
 
-    def _predict_one_by_one(self, key: tuple[str, int], batch: Columns) -> BatchPredictions:
-        """The same for a batch that failed, or whose process died: a row that does so again says so in its status."""
+    def _predict_one_by_one(self, key: Key, batch: Columns) -> BatchPredictions:
+        """Predict a batch that failed or whose process died; a row that fails again gets an error status."""
         row_ids = batch["row_id"]
         side = self._image_size_px
         images = ImageBatch(np.empty((0, side, side, 3), np.uint8), [], [], [], [])
@@ -134,7 +133,7 @@ class EngineActor:
         num_tried = 0
         for index, row_id in enumerate(row_ids):
             if ray.get(self._dispatcher.isolate.remote(key, int(row_id))) >= MAX_TRIES:
-                images.append(Code.CRASHED.value, f"its process died on it {MAX_TRIES} times", None, None)
+                images.append(Code.CRASHED.value, f"{MAX_TRIES} processes died while reading it", None, None)
                 continue
             one = open_images(batch, slice(index, index + 1), side, self._limits)
             images.append(one.status[0], one.errors[0], one.widths[0], one.heights[0])
@@ -148,10 +147,10 @@ class EngineActor:
                 images.status[-1] = Code.MODEL_ERROR.value
                 images.errors[-1] = f"the model failed: {type(failure).__name__}"
         if len(failures) == num_tried > 1:
-            told = " ".join(str(failures[0]).split())[:200]
+            cause = " ".join(str(failures[0]).split())[:200]
             raise StoppedError(
-                f"the model fails on every image of a batch ({type(failures[0]).__name__}: {told}); "
-                "where memory is short, a smaller --batch-size takes less"
+                f"the model fails on every image of a batch ({type(failures[0]).__name__}: {cause}); "
+                "if memory is short, give a smaller --batch-size"
             )
         return predicted
 
@@ -160,12 +159,12 @@ class EngineActor:
         for row in np.flatnonzero(~np.isfinite(probabilities).all(axis=1)):
             if images.status[row] == OK:
                 images.status[row] = Code.MODEL_ERROR.value
-                images.errors[row] = "the model predicted with a number that is not finite"
+                images.errors[row] = "a probability is not finite"
         failed = np.array(images.status, object) != OK
         order = np.argsort(-probabilities, axis=1, kind="stable")[:, : max(1, top_k)]
         chances = np.take_along_axis(probabilities, order, axis=1)
         names = self._classes[order]
-        columns: dict[str, Any] = {
+        columns: dict[str, object] = {
             "row_id": batch["row_id"],
             "status": images.status,
             "error": images.errors,
@@ -188,16 +187,15 @@ class EngineActor:
                 values, self._columns.embedding_size, mask=pa.array(failed)
             )
         if top_k:
-            tops: list[npt.NDArray[Any]] = [order, names, chances]
-            for field, values in zip(TOP_FIELDS, tops, strict=True):
+            for field, values in zip(TOP_FIELDS, (order, names, chances), strict=True):
                 rows = zip(values.tolist(), failed, strict=True)
                 columns[field.name] = [None if without else value for value, without in rows]
         return self._make_table(columns)
 
-    def _make_table(self, columns: dict[str, Any]) -> pa.Table:
+    def _make_table(self, columns: Mapping[str, object]) -> pa.Table:
         arrays = [_make_array(columns[field.name], field.type) for field in self._fields]
         return pa.table(arrays, schema=pa.schema(self._fields))
 
 
-def _make_array(values: Any, kind: pa.DataType) -> pa.Array:
+def _make_array(values: object, kind: pa.DataType) -> pa.Array:
     return values.cast(kind) if isinstance(values, pa.Array) else pa.array(values, kind)

@@ -1,11 +1,9 @@
-"""What a labelling run was asked for, kept beside its plan, so that only the same job goes on in an output."""
+"""The job of a prediction run, saved beside its plan, so that only the same job resumes in an output."""
 
 from __future__ import annotations
 
-import json
 import uuid
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
@@ -14,14 +12,16 @@ from tlray.config import InputsConfig, PredictConfig
 from tlray.console import now, say
 from tlray.errors import ConfigError, DataError, OutputError, StoppedError
 from tlray.images.decode import EXTENSIONS
-from tlray.metrics.thresholds import resolve_thresholds
-from tlray.model.bundle import Bundle, hash_json
+from tlray.metrics.thresholds import Thresholds, resolve_thresholds
+from tlray.model.bundle import Bundle
+from tlray.model.manifest import hash_json
 from tlray.output import plan as planning
 from tlray.output.plan import Plan
 from tlray.output.schema import RequestedColumns
 from tlray.sources import archives
 from tlray.sources.listing import Selection, find_candidates
 from tlray.storage.lock import NAME as LOCK
+from tlray.storage.records import Json, RecordError, dump_record, parse_record
 
 RECORD = "_job.json"
 
@@ -31,100 +31,94 @@ _SELECTING = ("uri_column", "id_column", "image_column", "include", "exclude", "
 
 @dataclass(frozen=True)
 class Job:
-    """One labelling run, however often it was stopped.
+    """One prediction job, however often it was stopped.
 
     Attributes:
-        run_id: names it.
         started: UTC, ISO 8601.
-        asked: what decides its rows and their labels.
-        update_from: the earlier output whose unchanged rows it copies.
+        asked: the options that decide its rows and their labels.
+        update_from: address of the earlier output whose unchanged rows it copies.
     """
 
     run_id: str
     started: str
-    asked: dict[str, Any]
+    asked: dict[str, Json]
     update_from: str | None
 
 
-def describe_selection(config: InputsConfig) -> dict[str, Any]:
-    """What decides the rows, as plain JSON values."""
+def describe_selection(config: InputsConfig) -> dict[str, Json]:
+    """Return the options that decide the rows, as plain JSON values."""
     chosen = {name: getattr(config, name) for name in _SELECTING}
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in chosen.items()}
     return {"input": [archives.resolve(uri) for uri in config.input], **plain}
 
 
-def describe_job(config: PredictConfig, bundle: Bundle) -> dict[str, Any]:
-    """What decides the rows and their labels."""
+def describe_job(config: PredictConfig, bundle: Bundle) -> dict[str, Json]:
+    """Return the options that decide the rows and their labels, as plain JSON values."""
     deciding = {name: getattr(config, name) for name in _DECIDING}
-    least = config.min_probability
-    if least == "auto":  # a model id doesn't cover thresholds
-        least = f"auto {hash_json(_find_thresholds(bundle))[:12]}"
-    elif least is not None:
-        least = repr(float(least))
-    return {**describe_selection(config), **deciding, "min_probability": least, "model_id": bundle.model_id}
+    min_probability = config.min_probability
+    if min_probability == "auto":  # the model id does not cover thresholds
+        min_probability = f"auto {hash_json(asdict(_find_thresholds(bundle)))[:12]}"
+    elif min_probability is not None:
+        min_probability = repr(float(min_probability))
+    return {**describe_selection(config), **deciding, "min_probability": min_probability, "model_id": bundle.model_id}
 
 
 def choose_columns(config: PredictConfig, bundle: Bundle) -> RequestedColumns:
-    """What engines are to answer.
+    """Return the columns to predict.
 
     Raises:
-        ConfigError: the bundle hasn't got what was asked for.
+        ConfigError: the bundle lacks features or thresholds.
     """
     size = bundle.num_features if config.embeddings else 0
     if config.embeddings and not size:
         raise ConfigError([f"--embeddings needs a bundle that gives features; {bundle.uri} gives none"])
-    least = None
+    min_probabilities = None
     if config.min_probability == "auto":
-        least = resolve_thresholds(_find_thresholds(bundle), bundle.classes)
+        min_probabilities = resolve_thresholds(_find_thresholds(bundle), bundle.classes)
     elif config.min_probability is not None:
-        least = np.full(len(bundle.classes), float(config.min_probability), np.float32)
-    return RequestedColumns(min(config.top_k, len(bundle.classes)), size, least)
+        min_probabilities = np.full(len(bundle.classes), float(config.min_probability), np.float32)
+    return RequestedColumns(min(config.top_k, len(bundle.classes)), size, min_probabilities)
 
 
-def _find_thresholds(bundle: Bundle) -> dict[str, Any]:
-    thresholds: dict[str, Any] = bundle.manifest["thresholds"]
-    if not thresholds:
-        raise ConfigError(
-            [
-                f"--min-probability auto needs thresholds from validation images, which {bundle.uri} hasn't got; "
-                "give a probability from 0 to 1"
-            ]
-        )
-    return thresholds
+def _find_thresholds(bundle: Bundle) -> Thresholds:
+    if bundle.manifest.thresholds is None:
+        fault = f"--min-probability auto needs thresholds from validation images; {bundle.uri} has none"
+        raise ConfigError([f"{fault}; give a probability from 0 to 1"])
+    return bundle.manifest.thresholds
 
 
-def check_same_job(output: str, have: dict[str, Any], asked: dict[str, Any]) -> None:
-    """Raise `OutputError` naming each setting in which an output's job is another one."""
+def check_same_job(output: str, have: dict[str, Json], asked: dict[str, Json]) -> None:
+    """Raise `OutputError` naming each option in which an output's job differs from the one asked for."""
     differing = sorted(name for name in have if name in asked and have[name] != asked[name])
     if differing:
-        told = "; ".join(f"{name}: {have[name]} there, {asked[name]} asked" for name in differing)
-        raise OutputError(f"--output {output} holds another job's labels ({told}); give a new folder or prefix")
+        listed = "; ".join(f"{name}: {have[name]} there, {asked[name]} asked" for name in differing)
+        raise OutputError(f"--output {output} holds another job's labels ({listed}); give a new folder or prefix")
 
 
 def check_output(output: str) -> None:
-    """Raise `OutputError` where an output holds something that no labelling run left, or cannot be written."""
+    """Raise `OutputError` if an output holds something other than a prediction run, or cannot be written."""
     storage.check_writable(output)
     if not storage.has_content(output) or storage.exists(storage.join(output, planning.FOLDER, planning.RECORD)):
         return
     for entry in storage.iter_files(output):
         if entry.name and not entry.name.startswith((f"{planning.FOLDER}/", LOCK, f".{LOCK}")):
             raise OutputError(
-                f"--output {output} already holds something that is not a labelling run ({entry.name}); "
+                f"--output {output} already holds something that is not a prediction run ({entry.name}); "
                 "give a new folder or prefix"
             )
 
 
 def open_plan(output: str, config: InputsConfig) -> Plan:
-    """The plan that an earlier run of this job made, or a new one.
+    """Return the plan that an earlier run of this job made, or a new one.
 
     Raises:
-        DataError: an input cannot be used, or there is nothing to label.
-        OutputError: the plan that is there is another job's.
+        DataError: an input cannot be used, or no image was found.
+        OutputError: the existing plan is another job's.
     """
     selection = describe_selection(config)
     plan = planning.open_plan(output)
     if plan is not None:
-        check_same_job(output, plan.selection, selection)
+        check_same_job(output, plan.measures.selection, selection)
         return plan
     say("listing the inputs")
     chosen = {name: getattr(config, name) for name in _SELECTING if name != "shard"}
@@ -132,33 +126,37 @@ def open_plan(output: str, config: InputsConfig) -> Plan:
     try:
         plan = planning.write_plan(output, found, selection, config.image_column)
     except OutputError as error:
-        raise StoppedError(f"{error}; the same command starts anew") from None
+        raise StoppedError(f"{error}; run the same command to start over") from None
     if plan.num_rows == 0:
         storage.delete_folder(plan.address)
-        if plan.num_excluded:
-            reasons = "; ".join(f"{count:,}: {reason}" for reason, count in list(plan.excluded_by_reason.items())[:5])
-            why = f"all {plan.num_excluded:,} that were seen are left out ({reasons})"
+        if plan.measures.num_excluded:
+            reasons = list(plan.measures.excluded_by_reason.items())[:5]
+            listed = "; ".join(f"{count:,}: {reason}" for reason, count in reasons)
+            why = f"all {plan.measures.num_excluded:,} addresses are left out ({listed})"
         else:
             why = f"names end in {' '.join(sorted(EXTENSIONS))}, or have no extension"
-        raise DataError(f"--input {' '.join(map(storage.redact, config.input))} holds no images to label; {why}")
+        raise DataError(f"--input {' '.join(map(storage.redact, config.input))} holds no images to predict; {why}")
     return plan
 
 
-def open_job(output: str, asked: dict[str, Any], update_from: str | None) -> Job:
-    """The job that an output's labels belong to, or a new one.
+def open_job(output: str, asked: dict[str, Json], update_from: str | None) -> Job:
+    """Return the job of an output, or a new one.
 
     Raises:
-        OutputError: it is another one.
+        OutputError: it is another job, or damaged.
+        ConfigError: it began with another `--update-from`.
     """
     address = storage.join(output, planning.FOLDER, RECORD)
     if storage.exists(address):
-        job = Job(**json.loads(storage.get(address)))
+        try:
+            job = parse_record(Job, storage.get(address))
+        except RecordError as error:
+            raise OutputError(f"{address} is damaged: {error}; it was written by another tlray, or edited") from None
         check_same_job(output, job.asked, asked)
         if update_from is not None and update_from != job.update_from:
-            raise ConfigError(
-                [f"--update-from takes {job.update_from}, as when this output was begun, or nothing; got {update_from}"]
-            )
+            fault = f"--update-from takes {job.update_from}, with which this output began, or nothing"
+            raise ConfigError([f"{fault}; got {update_from}"])
         return job
     job = Job(uuid.uuid4().hex, now(), asked, update_from)
-    storage.put(address, (json.dumps(asdict(job), indent=2, ensure_ascii=False) + "\n").encode())
+    storage.put(address, dump_record(job))
     return job

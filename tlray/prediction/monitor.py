@@ -1,4 +1,4 @@
-"""What the driver keeps an eye on while rows are labelled: reach, failures, signals, and those who look on."""
+"""Monitor a prediction run: times, unreachable inputs, failed rows, progress, SIGTERM."""
 
 from __future__ import annotations
 
@@ -6,24 +6,104 @@ import json
 import signal
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import FrameType, TracebackType
 
 from tlray import storage
+from tlray.config import count_allowed
 from tlray.console import now, say
 from tlray.errors import IN_THE_WAY, OK, StoppedError
 
 PROGRESS = "_progress.json"
 
 _PROGRESS_INTERVAL_S = 5.0
-_STOP_AFTER_IN_SUCCESSION = 20
-_STOP_WINDOW = 1000
-_STOP_SHARE = 0.01
+_MAX_UNREACHABLE_IN_SUCCESSION = 20
+_WINDOW = 1000
+_MAX_UNREACHABLE_IN_WINDOW = 10
+_TIMELINE_SAMPLES = 400
+
+
+@dataclass(frozen=True)
+class ThroughputSample:
+    """Numbers of rows fetched and predicted until `seconds` after the start."""
+
+    seconds: float
+    fetched: int
+    predicted: int
+
+
+class RunClock:
+    """The times and rates of a run, from the construction of the clock on.
+
+    Attributes:
+        stages: seconds by stage.
+        first_label_s: seconds until the first predictions, None before them.
+        num_predicted: rows predicted so far.
+        num_retries: requests repeated so far.
+        engines: number of engines by compute type, of the last pass.
+        timeline: about one sample per second, at most 400.
+    """
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self.stages: dict[str, float] = {}
+        self.first_label_s: float | None = None
+        self.num_predicted = 0
+        self.num_retries = 0
+        self.engines: dict[str, int] = {}
+        self.timeline: list[ThroughputSample] = []
+        self._timeline_step_s = 1.0
+        self._last_label_s = 0.0
+        self._first_rows = 0
+        self._fetched_before = 0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._began
+
+    @property
+    def rate(self) -> float:
+        """Images/s including start-up."""
+        return self.num_predicted / self.seconds
+
+    @property
+    def steady_rate(self) -> float:
+        """Images/s from the first predictions to the last; `rate` if there was only one batch."""
+        steady_s = self._last_label_s - (self.first_label_s or 0.0)
+        return (self.num_predicted - self._first_rows) / steady_s if steady_s > 0 else self.rate
+
+    def spend(self, stage: str) -> None:
+        """Assign the time since the last stage to this one."""
+        self.stages[stage] = self.seconds - sum(self.stages.values())
+
+    def count(self, num_rows: int, num_retries: int, count_fetched: Callable[[], int]) -> None:
+        """Count new predictions and their repeated requests.
+
+        `count_fetched` returns the number of rows fetched in this pass; it is called about once per second.
+        """
+        self._last_label_s = self.seconds
+        if self.first_label_s is None:
+            self.first_label_s, self._first_rows = self._last_label_s, num_rows
+        self.num_predicted += num_rows
+        self.num_retries += num_retries
+        if not self.timeline or self._last_label_s - self.timeline[-1].seconds >= self._timeline_step_s:
+            fetched = self._fetched_before + count_fetched()
+            self.timeline.append(ThroughputSample(self._last_label_s, fetched, self.num_predicted))
+        if len(self.timeline) > _TIMELINE_SAMPLES:
+            self.timeline = self.timeline[::2]
+            self._timeline_step_s *= 2
+
+    def end_pass(self, engines: dict[str, int]) -> None:
+        """End a pass over the rows; the next one counts fetched rows from 0."""
+        self.engines = engines
+        self._fetched_before = self.num_predicted
 
 
 class Reach:
-    """Stops a run whose inputs cannot be reached, rather than writing that off as their fault."""
+    """A check that stops a run whose inputs cannot be reached, instead of counting them as failed."""
 
     def __init__(self, num_rows: int) -> None:
         self._in_succession = 0
@@ -33,64 +113,64 @@ class Reach:
         self._num_rows = num_rows
 
     def check(self, statuses: list[str]) -> None:
-        """Look at the statuses of rows as they come.
+        """Take the statuses of new rows.
 
         Raises:
-            StoppedError: 20 in succession, over 1% of the last 1,000, or all of them could not be reached.
+            StoppedError: 20 rows in succession, more than 10 of the last 1,000, or all rows could not be reached.
         """
         for status in statuses:
             unreachable = status in IN_THE_WAY
             self._in_succession = self._in_succession + 1 if unreachable else 0
-            full = len(self._window) == _STOP_WINDOW
-            self._in_window += unreachable - (self._window.popleft() if full else 0)
+            if len(self._window) == _WINDOW:
+                self._in_window -= self._window.popleft()
             self._window.append(unreachable)
+            self._in_window += unreachable
             self._unreachable += unreachable
             if (
-                self._in_succession >= _STOP_AFTER_IN_SUCCESSION
-                or (len(self._window) == _STOP_WINDOW and self._in_window > _STOP_SHARE * _STOP_WINDOW)
+                self._in_succession >= _MAX_UNREACHABLE_IN_SUCCESSION
+                or (len(self._window) == _WINDOW and self._in_window > _MAX_UNREACHABLE_IN_WINDOW)
                 or self._unreachable == self._num_rows
             ):
                 raise StoppedError(
-                    f"inputs cannot be reached ({status}); mend the access, then the same command goes on"
+                    f"inputs cannot be reached ({status}); fix the access, then run the same command to resume"
                 )
 
 
 class Failures:
-    """Stops a run with more failed rows than `--max-failed` allows.
+    """A check that stops a run with more failed rows than `--max-failed` allows.
 
     Args:
         max_failed: a share of all rows up to 1, or a count above 1.
-        num_rows: all rows.
+        num_rows: number of all rows.
         num_failed: rows that had failed before this run.
     """
 
     def __init__(self, max_failed: float, num_rows: int, num_failed: int) -> None:
         self._max_failed = max_failed
-        self._allowed = max_failed * num_rows if max_failed <= 1 else max_failed
-        self._by_code: dict[str, int] = {}
+        self._allowed = count_allowed(max_failed, num_rows)
+        self._by_code: Counter[str] = Counter()
         self._num_failed = num_failed
         self.check([])
 
     def check(self, statuses: list[str], *, final: bool = True) -> None:
-        """Count the statuses of rows as they come; unless they are final, rows out of reach don't count yet.
+        """Take the statuses of new rows; unless they are final, unreachable rows do not count yet.
 
         Raises:
-            StoppedError: there are too many.
+            StoppedError: too many rows failed.
         """
-        for status in statuses:
-            if status != OK and (final or status not in IN_THE_WAY):
-                self._num_failed += 1
-                self._by_code[status] = self._by_code.get(status, 0) + 1
+        failed = [status for status in statuses if status != OK and (final or status not in IN_THE_WAY)]
+        self._num_failed += len(failed)
+        self._by_code.update(failed)
         if self._num_failed > self._allowed:
-            told = ", ".join(f"{code} {count:,}" for code, count in sorted(self._by_code.items()))
+            listed = ", ".join(f"{code} {count:,}" for code, count in sorted(self._by_code.items()))
             raise StoppedError(
                 f"{self._num_failed:,} rows failed, more than --max-failed {self._max_failed:g} allows"
-                f"{f' ({told})' if told else ''}; the same command with a larger one goes on"
+                f"{f' ({listed})' if listed else ''}; run the same command with a larger one to resume"
             )
 
 
 class ProgressFile:
-    """`_progress.json`, for those who watch from elsewhere."""
+    """`_progress.json`, for watching a run from another machine."""
 
     def __init__(self, output: str, planned: int, done: int) -> None:
         self._address = storage.join(output, PROGRESS)
@@ -101,17 +181,17 @@ class ProgressFile:
         self._last = 0.0
 
     def advance(self, statuses: list[str]) -> None:
-        """Count finished rows; writes at most every 5 seconds."""
+        """Count finished rows; write the file at most every 5 s."""
         self._done += len(statuses)
         self._failed += sum(status != OK for status in statuses)
         if time.monotonic() - self._last >= _PROGRESS_INTERVAL_S:
             self.write("predicting")
 
     def write(self, state: str) -> None:
-        """Write it now."""
+        """Write the file."""
         self._last = time.monotonic()
         rate = (self._done - self._before) / max(1e-9, self._last - self._started)
-        told = {
+        progress = {
             "state": state,
             "planned": self._planned,
             "done": self._done,
@@ -120,15 +200,11 @@ class ProgressFile:
             "seconds_left": round((self._planned - self._done) / rate) if rate else None,
             "updated": now(),
         }
-        storage.put(self._address, json.dumps(told).encode())
+        storage.put(self._address, json.dumps(progress).encode())
 
 
 class TermSignal:
-    """While it is entered, the first SIGTERM calls `drain`; a second one ends the process as usual.
-
-    Attributes:
-        came: whether there was one.
-    """
+    """A context in which the first SIGTERM calls `drain` and sets `came`; a second one ends the process as usual."""
 
     def __init__(self, drain: Callable[[], None]) -> None:
         self._drain = drain
@@ -149,9 +225,9 @@ class TermSignal:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.came = True
         signal.signal(signal.SIGTERM, self._before)
-        # another thread, since the one that was interrupted may hold what draining needs
+        # in a thread: the interrupted code may hold locks that draining needs
         threading.Thread(target=self._finish, name="drain", daemon=True).start()
 
     def _finish(self) -> None:
-        say("SIGTERM: finishing what is in hand")
+        say("SIGTERM: finishing the rows in progress")
         self._drain()

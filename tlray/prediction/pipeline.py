@@ -1,7 +1,7 @@
-"""The labelling pipeline on Ray Data: read in tasks, answer in engine actors, stream the answers back.
+"""The prediction pipeline on Ray Data: read in tasks, predict in engine actors, stream the predictions back.
 
-What goes in is windows of row ids; tasks ask the dispatcher for their rows, so that the driver never holds them. Blocks
-come back in any order; their row ids say where they belong.
+Its input is windows of row ids: tasks get their rows from the dispatcher, so that the driver never holds them.
+Predictions come back in any order, with their row ids.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,11 +27,12 @@ from tlray.errors import Code, FetchError
 from tlray.images.limits import Limits
 from tlray.model.bundle import Bundle
 from tlray.model.precision import PrecisionName
+from tlray.output.plan import Stream
 from tlray.output.rowset import RowSet
 from tlray.output.schema import RequestedColumns
 from tlray.prediction import dispatcher as dispatchers
 from tlray.prediction.batches import Columns, cut, make_decoded, make_encoded, pack
-from tlray.prediction.dispatcher import MAX_TRIES, Key, MemoryRows, Rows
+from tlray.prediction.dispatcher import MAX_TRIES, Handle, Key, MemoryRows, Rows
 from tlray.prediction.engine_actor import EngineActor
 from tlray.sources.reading import read_rows
 from tlray.storage import Fetched
@@ -44,24 +44,19 @@ _LOOK_INTERVAL_S = 1.0
 _BLOCK_ROWS = 32
 _BLOCK_ROWS_OF_MANY = 128
 _MANY_CORES = 64
-_ANSWER_BYTES = 512
+_ROW_BYTES = 512
 _TOP_BYTES = 64
 
 
 @dataclass(frozen=True)
 class PredictionTask:
-    """What to label, and how.
+    """The rows to predict, and the options that apply.
 
     Attributes:
-        rows: a plan, or `MemoryRows`.
         done: row ids that need no work.
         windows: `(first, count)` of the slices that tasks take, by `make_windows`.
-        bundle: what to label with.
-        limits: of decoding.
-        batch_size: images in one step of the engine; None for what suits it.
-        precision: as `engine.open_engine`.
-        columns: what to answer beside the most probable class.
-        bounds: of engines.
+        batch_size: images per step of the engine; None for the default of its device.
+        precision: as for `engine.open_engine`.
     """
 
     rows: Rows
@@ -76,9 +71,9 @@ class PredictionTask:
 
 
 def choose_batch_rows(batch_size: int | None, num_cpus: float, *, gpus: bool) -> int:
-    """Rows that travel together: on GPUs one step of the engine, on CPUs a few, which ask less often.
+    """Return the number of rows in a batch: one step of the engine on GPUs, a few steps on CPUs.
 
-    Each block costs the driver some milliseconds, so that where many engines ask it, they ask for more at once.
+    Each batch costs the driver some milliseconds, so batches are larger if many engines ask for them.
     """
     if batch_size is not None:
         return batch_size
@@ -88,21 +83,21 @@ def choose_batch_rows(batch_size: int | None, num_cpus: float, *, gpus: bool) ->
 
 
 def make_windows(
-    done: RowSet, num_cpus: float, batch_rows: int, streams: Sequence[tuple[int, int]] = ()
+    done: RowSet, num_cpus: float, batch_rows: int, streams: Sequence[Stream] = ()
 ) -> list[tuple[int, int]]:
-    """Cut row ids into slices that tasks take; those without work are left out.
+    """Cut row ids into windows `(first, count)`, one per task; leave out windows without work.
 
     Args:
         done: row ids that need no work.
-        num_cpus: a short job is cut so that all cores have some.
-        batch_rows: slices are of whole batches, since an engine pads what is less.
-        streams: slices that must stay whole, since one pass over an archive reads them.
+        num_cpus: number of cores; a short job is cut so that all get some work.
+        batch_rows: rows in a batch; windows hold whole batches, since an engine pads smaller ones.
+        streams: rows that form one window each, since one pass over an archive reads them.
     """
     spread = math.ceil(done.num_rows / (4 * max(1, int(num_cpus))))
     most = min(_MAX_WINDOW_ROWS, max(_MIN_WINDOW_ROWS, done.num_rows // _MAX_WINDOWS))
     size = max(1, math.ceil(min(most, spread) / batch_rows)) * batch_rows
-    bounds = [0, *(edge for first, count in streams for edge in (first, first + count)), done.num_rows]
-    whole = set(streams)
+    bounds = [0, *(edge for stream in streams for edge in (stream.first, stream.first + stream.count)), done.num_rows]
+    whole = {(stream.first, stream.count) for stream in streams}
     windows = []
     for start, stop in pairwise(bounds):
         step = max(1, stop - start) if (start, stop - start) in whole else size
@@ -119,7 +114,7 @@ def predict_files(
     precision: PrecisionName,
     columns: RequestedColumns,
 ) -> Iterator[pa.Table]:
-    """Label a list of files; row ids are their positions. As `PredictionPipeline`."""
+    """Predict a list of files, whose row ids are their positions; yields and raises as `PredictionPipeline`."""
     done = RowSet(len(uris))
     batch_rows = choose_batch_rows(batch_size, cluster.cpus, gpus=EngineBounds().choose_gpus(cluster) > 0)
     windows = make_windows(done, cluster.cpus, batch_rows)
@@ -128,13 +123,11 @@ def predict_files(
 
 
 class PredictionPipeline:
-    """A pipeline at work: iterate for tables by `RequestedColumns.fields`.
-
-    There is one answer for each row, whatever happens to its image.
+    """A running pipeline: iterate for tables by `RequestedColumns.fields`, one row per input even if its image fails.
 
     Attributes:
-        resources: how its engines are spread over the cluster.
-        engines: how those that were ready with the first answers compute, in the end all; and how many do so.
+        resources: the resource plan.
+        engines: number of engines by compute type: those ready at the first predictions, in the end all.
 
     Raises:
         StoppedError: Ray gave up on a task or an engine.
@@ -150,19 +143,19 @@ class PredictionPipeline:
         self.engines: dict[str, int] = {}
 
     def drain(self) -> None:
-        """Take no more rows in hand; iteration ends when those in hand are answered."""
+        """Start no more rows; iteration ends when those in progress are predicted."""
         self._dispatcher.drain.remote()
 
     def count_fetched(self) -> int:
-        """Rows whose bytes are there, or were found to be out of reach."""
+        """Return the number of rows that were fetched or could not be reached."""
         fetched: int = ray.get(self._dispatcher.get_fetched.remote())
         return fetched
 
     def __iter__(self) -> Iterator[pa.Table]:
         try:
-            for answers in self._dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
+            for predictions in self._dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
                 self.engines = self.engines or self._count_engines()
-                yield answers
+                yield predictions
             self.engines = self._count_engines()
         except ray.exceptions.RayError as error:
             raise explain_failure(error, "prediction") from error
@@ -172,14 +165,13 @@ class PredictionPipeline:
     def _count_engines(self) -> dict[str, int]:
         return dict(Counter(ray.get(self._dispatcher.get_engines.remote())))
 
-    def _make_dataset(self, task: PredictionTask) -> Any:
+    def _make_dataset(self, task: PredictionTask) -> ray.data.Dataset:
         bundle, resources = task.bundle, self.resources
         batch_size = task.batch_size or choose_batch_size(gpus=resources.num_gpus > 0)
-        # so that a batch of the reading stage becomes a block at once, and one of answers isn't split
-        answer_bytes = self._batch_rows * (
-            _ANSWER_BYTES + 4 * task.columns.embedding_size + _TOP_BYTES * task.columns.top_k
-        )
-        block_bytes = max(answer_bytes, batch_size * bundle.image_size_px**2 * 3 if resources.num_gpus else 0)
+        # a batch of the reading stage becomes a block at once, and a batch of predictions is not split
+        row_bytes = _ROW_BYTES + 4 * task.columns.embedding_size + _TOP_BYTES * task.columns.top_k
+        pixel_bytes = batch_size * bundle.image_size_px**2 * 3 if resources.num_gpus else 0
+        block_bytes = max(self._batch_rows * row_bytes, pixel_bytes)
         windows = [pa.table({"first": [first], "count": [count]}) for first, count in task.windows]
         batches = ray.data.from_blocks(windows).map_batches(
             _read_window,
@@ -195,7 +187,7 @@ class PredictionPipeline:
             batch_size=None,
             num_cpus=DATA_TASK_CPUS,
         )
-        dataset = map_blocks(
+        dataset: ray.data.Dataset = map_blocks(
             batches,
             EngineActor,
             fn_constructor_kwargs={
@@ -219,7 +211,7 @@ class PredictionPipeline:
 
 def _read_window(
     window: Columns,
-    dispatcher: list[Any],
+    dispatcher: list[Handle],
     limits: Limits,
     first_rows: int,
     batch_rows: int,
@@ -227,37 +219,37 @@ def _read_window(
     image_size_px: int | None,
     block_bytes: int,
 ) -> Iterator[Columns]:
-    """Lease a window's rows and fetch them, a batch at a time; decode them where `image_size_px` is given."""
+    """Lease the rows of a window and fetch them batch by batch; decode them if `image_size_px` is given."""
     (handle,) = dispatcher
     first, count = int(window["first"][0]), int(window["count"][0])
     rows, tries = ray.get(handle.lease.remote(first, count))
     fetched = read_rows(rows, limits.max_bytes, image_column)
-    looked, unseen = time.monotonic(), 0
+    looked, uncounted = time.monotonic(), 0
     for batch in cut(rows, first_rows, batch_rows, encoded=image_size_px is None):
         if time.monotonic() - looked > _LOOK_INTERVAL_S:
             looked = time.monotonic()
-            if ray.get(handle.look.remote(unseen)):
+            if ray.get(handle.look.remote(uncounted)):
                 break
-            unseen = 0
+            uncounted = 0
         row_ids = batch["row_id"].to_numpy()
-        answers: Iterator[Fetched] = islice(fetched, len(row_ids))
+        results: Iterator[Fetched] = islice(fetched, len(row_ids))
         if tries:
-            answers = _isolate_each(handle, ("window", first), row_ids, answers)
+            results = _isolate_each(handle, ("window", first), row_ids, results)
         if image_size_px is None:
-            yield pack(make_encoded(row_ids, answers), block_bytes)
+            yield pack(make_encoded(row_ids, results), block_bytes)
         else:
-            yield make_decoded(row_ids, answers, image_size_px, limits)
-        unseen += len(row_ids)
-    handle.leave.remote(("window", first), unseen)
+            yield make_decoded(row_ids, results, image_size_px, limits)
+        uncounted += len(row_ids)
+    handle.leave.remote(("window", first), uncounted)
 
 
 def _isolate_each(
-    handle: Any, key: Key, row_ids: npt.NDArray[np.int64], fetched: Iterator[Fetched]
+    handle: Handle, key: Key, row_ids: npt.NDArray[np.int64], fetched: Iterator[Fetched]
 ) -> Iterator[Fetched]:
-    """Rows of a window whose process died: each is said to be in hand before it is fetched and decoded."""
+    """Yield the rows of a window whose process died, registering each before it is fetched and decoded."""
     for row_id in row_ids:
         if ray.get(handle.isolate.remote(key, int(row_id))) >= MAX_TRIES:
             next(fetched)
-            yield Fetched(FetchError(Code.CRASHED, f"its process died on it {MAX_TRIES} times"), 0)
+            yield Fetched(FetchError(Code.CRASHED, f"{MAX_TRIES} processes died while reading it"), 0)
         else:
             yield next(fetched)

@@ -1,4 +1,4 @@
-"""`tlray plan`: list what `predict` would label, keep it as the output's plan, and measure a few rows of it."""
+"""`tlray plan`: list the images that `predict` would take, save them as the output's plan, and probe a few."""
 
 from __future__ import annotations
 
@@ -17,13 +17,11 @@ from tlray.storage.lock import Lock
 
 @dataclass(frozen=True)
 class PlanSummary:
-    """What `plan` found.
+    """The result of `plan`.
 
     Attributes:
-        output: where the plan lies.
-        plan: its measures.
-        already_there: whether it was there before.
-        probe: what labelling it would take, where that was asked.
+        already_there: whether the plan existed before.
+        probe: rates and costs; None if no probe was asked for.
     """
 
     output: str
@@ -33,11 +31,11 @@ class PlanSummary:
 
 
 def make_plan(config: PlanConfig) -> PlanSummary:
-    """List what `predict` would label, and keep it as the output's plan.
+    """Make the plan of an output, or open it if it exists; probe it on request.
 
     Raises:
         UsageError: an input, the output or the bundle cannot be used.
-        StoppedError: another driver works on the output, or no image of a probe can be labelled.
+        StoppedError: another driver works on the output, or no image of the probe can be predicted.
     """
     config.check()
     storage.configure(config.s3_options)
@@ -50,14 +48,6 @@ def make_plan(config: PlanConfig) -> PlanSummary:
         probe = None
         if bundle is not None and config.probe is not None:
             say(f"probing {min(config.probe, plan.num_rows):,} images")
-            probe = run_probe(
-                plan,
-                output,
-                bundle,
-                config.probe,
-                config.limits,
-                config.batch_size,
-                config.precision,
-                config.price_per_hour,
-            )
+            limits, batch_size, price = config.limits, config.batch_size, config.price_per_hour
+            probe = run_probe(plan, output, bundle, config.probe, limits, batch_size, config.precision, price)
         return PlanSummary(output, plan, before is not None, probe)

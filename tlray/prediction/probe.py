@@ -1,19 +1,18 @@
-"""`tlray plan --probe N`: label a few planned rows, a stage at a time, to tell what the plan takes on this machine.
+"""`tlray plan --probe N`: predict a few planned rows stage by stage, to estimate the whole plan on this machine.
 
-Processes measure beside each other, one single-threaded engine a core, since a core alone is faster than among others.
+All cores measure at the same time, with one single-threaded engine each: a core on its own would be faster.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import multiprocessing
 import os
 import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from multiprocessing.synchronize import Barrier
 from threading import BrokenBarrierError
 
@@ -22,13 +21,16 @@ import pyarrow as pa
 
 from tlray import storage
 from tlray.cluster.resources import choose_batch_size
+from tlray.console import silence_stderr
 from tlray.errors import OK, FetchError, OutputError, StoppedError
 from tlray.images.batch import decode_images
 from tlray.images.limits import Limits
-from tlray.model.bundle import Bundle
+from tlray.model.bundle import Bundle, load_bundle
 from tlray.model.precision import PrecisionName
+from tlray.model.tf_imports import import_tensorflow
 from tlray.output.plan import FOLDER, Plan
 from tlray.sources.reading import read_rows
+from tlray.storage.records import RecordError, dump_record, parse_record
 
 RECORD = "_probe.json"
 
@@ -40,22 +42,22 @@ _WAIT_S = 300.0
 
 @dataclass(frozen=True)
 class Probe:
-    """What a few rows took, and what follows for the plan.
+    """The costs of a few rows, and an estimate for the plan.
 
     Attributes:
-        images: rows that were measured.
-        failed: how many of these could not be labelled.
-        engine: how it computes.
-        cores, gpus: of this machine, as far as labelling takes them.
-        fetch_s: seconds that a fetch takes where a reading process has as many in flight as it may, an image.
-        fetch_cpu_s, decode_cpu_s: core-seconds an image.
-        infer_s: seconds of an engine an image: of a core, or of a GPU.
-        write_s: seconds that writing an image's label takes, in parts.
-        images_per_s: what this machine should label, past start-up.
-        limited_by: the stage that takes the most of what there is least of.
+        images: number of rows measured.
+        failed: number of these that could not be predicted.
+        engine: compute type.
+        cores, gpus: cores and GPUs of this machine that prediction uses.
+        fetch_s: seconds per image to fetch, with the full number of requests in flight.
+        fetch_cpu_s, decode_cpu_s: core-seconds per image.
+        infer_s: engine-seconds per image, of a core or a GPU.
+        write_s: seconds per image to write its label.
+        images_per_s: estimated rate of this machine, without start-up.
+        limited_by: the slowest stage.
         cpus_per_gpu: cores that keep one GPU busy; None without a GPU.
-        hours: for all rows of the plan, on this one machine.
-        cost: of these hours; None without a price.
+        hours: for the whole plan on this machine.
+        cost: for these hours; None without a price.
     """
 
     images: int
@@ -77,7 +79,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Measured:
-    """What one process took for its rows, in seconds in all."""
+    """The seconds that one process took for all of its rows."""
 
     images: int
     failed: int
@@ -99,20 +101,15 @@ def run_probe(
     precision: PrecisionName,
     price_per_hour: float | None,
 ) -> Probe:
-    """Measure, and keep the result beside the plan.
+    """Measure rows from all over the plan, and save the result beside it.
 
     Args:
-        plan: what is to be labelled.
-        output: where, for the time that writing takes.
-        bundle: what to label with.
-        num_images: rows to measure, from all over the plan.
-        limits: of decoding.
-        batch_size: images in one step of the engine; None for what suits it.
-        precision: as `engine.open_engine`.
-        price_per_hour: of a machine like this one, in any currency.
+        batch_size: images per step of the engine; None for the default of its device.
+        precision: as for `engine.open_engine`.
+        price_per_hour: price of this machine, in any currency.
 
     Raises:
-        StoppedError: none of the rows can be labelled, or the output cannot be written.
+        StoppedError: none of the rows can be predicted, or the output cannot be written.
     """
     rows = _sample(plan, num_images)
     cores = os.cpu_count() or 1
@@ -126,21 +123,21 @@ def run_probe(
     with ProcessPoolExecutor(processes, mp_context=context, initializer=_keep, initargs=(barrier,)) as pool:
         tasks = [pool.submit(_measure, path, share, limits, batch_size, precision, column) for share in shares]
         faults = [fault for task in tasks if (fault := task.exception()) is not None]
-    # one that fails breaks the barrier of the others
+    # a process that fails breaks the barrier of the others
     for fault in sorted(faults, key=lambda fault: isinstance(fault, BrokenBarrierError)):
         raise fault
     measured = [task.result() for task in tasks]
     probe = _conclude(measured, cores, _time_writing(output, plan.num_rows), plan.num_rows, price_per_hour)
-    _put(storage.join(output, FOLDER, RECORD), (json.dumps(asdict(probe), indent=2) + "\n").encode())
+    _put(storage.join(output, FOLDER, RECORD), dump_record(probe))
     return probe
 
 
 def read_probe(output: str) -> Probe | None:
-    """What an earlier probe of this plan found; None where there was none, or it cannot be read."""
+    """Return the result of an earlier probe; None without one, or if it cannot be read."""
     address = storage.join(output, FOLDER, RECORD)
     try:
-        return Probe(**json.loads(storage.get(address))) if storage.exists(address) else None
-    except (FetchError, OutputError, ValueError, TypeError):  # no reason to stop a job that has come to its end
+        return parse_record(Probe, storage.get(address)) if storage.exists(address) else None
+    except (FetchError, OutputError, RecordError):  # no reason to stop a job that is finished
         return None
 
 
@@ -148,12 +145,11 @@ _BARRIERS: list[Barrier] = []
 
 
 def _keep(barrier: Barrier) -> None:
-    """Keep what a process inherits."""
     _BARRIERS.append(barrier)
 
 
 def _sample(plan: Plan, num_images: int) -> pa.Table:
-    """Slices of neighbouring rows from all over the plan."""
+    """Return slices of neighbouring rows from all over the plan."""
     wanted = min(num_images, plan.num_rows)
     slices = min(_MAX_SLICES, wanted)
     bounds = np.linspace(0, wanted, slices + 1).astype(int)
@@ -167,7 +163,7 @@ def _sample(plan: Plan, num_images: int) -> pa.Table:
 
 @contextlib.contextmanager
 def _breaking_the_barrier() -> Iterator[None]:
-    """Whoever fails lets its neighbours go."""
+    """Release the other processes if this one fails."""
     try:
         yield
     except BaseException:
@@ -184,11 +180,7 @@ def _measure(
     precision: PrecisionName,
     image_column: str | None,
 ) -> Measured:
-    """One process: what each stage takes for its rows, while its neighbours do the same."""
-    from tlray.console import silence_stderr
-    from tlray.model.bundle import load_bundle
-    from tlray.model.tf_imports import import_tensorflow
-
+    """Measure each stage on rows, in step with the other processes."""
     bundle = load_bundle(bundle_path)
     with silence_stderr():
         import_tensorflow()
@@ -198,38 +190,28 @@ def _measure(
         num_gpus = count_gpus()
     _BARRIERS[-1].wait(_WAIT_S)
     began, cpu = time.perf_counter(), time.process_time()
-    fetched = [answer.data for answer in read_rows(rows, limits.max_bytes, image_column)]
+    fetched = [one.data for one in read_rows(rows, limits.max_bytes, image_column)]
     fetch_s, fetch_cpu_s = time.perf_counter() - began, time.process_time() - cpu
     _BARRIERS[-1].wait(_WAIT_S)
     cpu = time.process_time()
     images = decode_images(fetched, len(fetched), bundle.image_size_px, limits)
     decode_cpu_s = time.process_time() - cpu
     readable = np.flatnonzero(np.array(images.status, object) == OK)
+    infer_s = 0.0
     _BARRIERS[-1].wait(_WAIT_S)
     began = time.perf_counter()
     if len(readable):
-        batches = -(-len(readable) // batch_size)
-        # whole batches, as nearly all of a long run are
-        filled = np.resize(readable, batches * batch_size)
+        # fill the last batch: nearly all batches of a long run are full
+        filled = np.resize(readable, -(-len(readable) // batch_size) * batch_size)
         for start in range(0, len(filled), batch_size):
             engine.predict(images.pixels[filled[start : start + batch_size]])
         infer_s = (time.perf_counter() - began) * len(readable) / len(filled)
-    else:
-        infer_s = 0.0
-    return Measured(
-        images=len(fetched),
-        failed=len(fetched) - len(readable),
-        engine=str(engine.form),
-        gpus=num_gpus,
-        fetch_s=fetch_s,
-        fetch_cpu_s=fetch_cpu_s,
-        decode_cpu_s=decode_cpu_s,
-        infer_s=infer_s,
-    )
+    num_failed = len(fetched) - len(readable)
+    return Measured(len(fetched), num_failed, str(engine.form), num_gpus, fetch_s, fetch_cpu_s, decode_cpu_s, infer_s)
 
 
 def _time_writing(output: str, num_rows: int) -> float:
-    """Seconds an image that one PUT of a part's size takes, its label counted with `_ROW_BYTES`."""
+    """Return the seconds per row of writing one part, with `_ROW_BYTES` per label."""
     rows = min(num_rows, 8192)
     address = storage.join(output, FOLDER, "_probe.partial")
     began = time.perf_counter()
@@ -249,16 +231,17 @@ def _put(address: str, data: bytes) -> None:
 def _conclude(
     measured: list[Measured], cores: int, write_s: float, num_rows: int, price_per_hour: float | None
 ) -> Probe:
-    """Sum the processes up."""
-    images = sum(one.images for one in measured)
-    answered = images - sum(one.failed for one in measured)
-    if answered == 0:
-        raise StoppedError(f"none of {images:,} sampled images can be labelled; --probe N with a larger N takes more")
+    """Add up the processes, and extrapolate to the plan."""
+    images, failed = sum(one.images for one in measured), sum(one.failed for one in measured)
+    if failed == images:
+        raise StoppedError(f"none of {images:,} sampled images can be predicted; sample more with a larger --probe")
     gpus = sum(one.gpus for one in measured)
-    stages = ("fetch_s", "fetch_cpu_s", "decode_cpu_s", "infer_s")
-    spent = {name: sum(getattr(one, name) for one in measured) / images for name in stages}
-    cores_s, infer_s = spent["fetch_cpu_s"] + spent["decode_cpu_s"], spent["infer_s"]
-    rates = {"fetching": cores / spent["fetch_s"], "writing": 1 / write_s}
+    fetch_s = sum(one.fetch_s for one in measured) / images
+    fetch_cpu_s = sum(one.fetch_cpu_s for one in measured) / images
+    decode_cpu_s = sum(one.decode_cpu_s for one in measured) / images
+    infer_s = sum(one.infer_s for one in measured) / images
+    cores_s = fetch_cpu_s + decode_cpu_s
+    rates = {"fetching": cores / fetch_s, "writing": 1 / write_s}
     if gpus:
         rates |= {"inference": gpus / infer_s, "decoding": cores / cores_s}
     else:
@@ -268,11 +251,14 @@ def _conclude(
     hours = num_rows / rates[limited_by] / 3600
     return Probe(
         images=images,
-        failed=images - answered,
+        failed=failed,
         engine=measured[0].engine,
         cores=cores,
         gpus=gpus,
-        **spent,
+        fetch_s=fetch_s,
+        fetch_cpu_s=fetch_cpu_s,
+        decode_cpu_s=decode_cpu_s,
+        infer_s=infer_s,
         write_s=write_s,
         images_per_s=round(rates[limited_by], 2),
         limited_by=limited_by,

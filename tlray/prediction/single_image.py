@@ -1,15 +1,18 @@
-"""The answer for one file, without Ray: the same decoder and the same engine as a labelling run."""
+"""Predict one image without Ray, with the decoder and the engine of a prediction run."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tlray import storage
+from tlray.console import silence_stderr
 from tlray.images.decode import decode
 from tlray.model.bundle import Bundle, load_bundle
+from tlray.model.tf_imports import enable_onednn
 
 if TYPE_CHECKING:
     from tlray.model.engine import Engine
@@ -17,13 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer for one image.
-
-    Attributes:
-        index: of the most probable class.
-        class_name: its name.
-        probability: in [0, 1].
-    """
+    """A class of one image by index and name, and its probability in [0, 1]."""
 
     index: int
     class_name: str
@@ -31,11 +28,11 @@ class Prediction:
 
 
 def predict_image(path_or_uri: str, bundle: str | Bundle) -> Prediction:
-    """Label one file or s3:// object.
+    """Predict the class of one file or s3:// object.
 
     Args:
-        path_or_uri: the image.
-        bundle: a bundle's address, verified and loaded once a process; or an opened `Bundle`.
+        path_or_uri: address of the image.
+        bundle: address of a bundle, which is loaded once per process; or an opened `Bundle`.
 
     Raises:
         FetchError: the image cannot be read.
@@ -46,7 +43,7 @@ def predict_image(path_or_uri: str, bundle: str | Bundle) -> Prediction:
 
 
 def rank_classes(path_or_uri: str, bundle: str | Bundle, top_k: int) -> list[Prediction]:
-    """The `top_k` most probable classes of one image, the most probable first; errors as `predict_image`."""
+    """Return the `top_k` most probable classes of one image, the most probable first; raise as `predict_image`."""
     opened = bundle if isinstance(bundle, Bundle) else _open_bundle(storage.resolve(str(bundle)))
     pixels = decode(storage.get(storage.resolve(str(path_or_uri))), opened.image_size_px).pixels
     engine = _open_engine(str(opened.path), opened.model_id, opened.image_size_px)
@@ -62,12 +59,7 @@ def _open_bundle(uri: str) -> Bundle:
 
 @cache
 def _open_engine(path: str, model_id: str, image_size_px: int) -> Engine:
-    """One engine a bundle and process; `model_id` tells apart what lay at the same path."""
-    from pathlib import Path
-
-    from tlray.console import silence_stderr
-    from tlray.model.tf_imports import enable_onednn
-
+    """Return the process's engine of a bundle; `model_id` distinguishes bundles that replaced each other at a path."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     enable_onednn()
     with silence_stderr():

@@ -1,10 +1,8 @@
-"""Answers of an earlier output that still hold: the object is unchanged and the model is the same."""
+"""Copy predictions of an earlier output whose object and model are unchanged."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +13,10 @@ from tlray.console import say
 from tlray.errors import IN_THE_WAY, OutputError
 from tlray.output.plan import Plan, open_plan
 from tlray.output.reader import LabelsReader
-from tlray.output.receipt import Receipt, read_receipt
+from tlray.output.receipt import Receipt, UpdateRecord, read_receipt
 from tlray.output.rowset import RowSet
 from tlray.output.schema import PREDICTED_COLUMNS, PREDICTION_FIELDS
+from tlray.storage.records import Json
 
 _IDENTITY = ("uri", "size", "etag", "mtime_ns")
 _MUST_AGREE = (
@@ -25,28 +24,11 @@ _MUST_AGREE = (
 )  # fmt: skip
 
 
-@dataclass
-class Comparison:
-    """What became of the rows.
-
-    Attributes:
-        new: rows whose address the earlier output doesn't have.
-        changed: rows that it has, but whose object or model is another one, or whose sameness nothing tells.
-        kept: rows whose answer is copied.
-        vanished: rows of the earlier output that this one doesn't have.
-    """
-
-    new: int = 0
-    changed: int = 0
-    kept: int = 0
-    vanished: int = 0
-
-
 def find_finished(output: str) -> tuple[Receipt, Plan]:
-    """Receipt and plan of a finished output.
+    """Return the receipt and the plan of a finished output.
 
     Raises:
-        OutputError: it is not one.
+        OutputError: the output is not finished.
     """
     receipt, plan = read_receipt(output), open_plan(output)
     if receipt is None or plan is None:
@@ -55,20 +37,16 @@ def find_finished(output: str) -> tuple[Receipt, Plan]:
 
 
 class EarlierOutput:
-    """A finished output to copy from.
-
-    Args:
-        output: its address.
-        asked: what the new job is asked for.
+    """A finished output from which a job with the options `asked` can copy.
 
     Raises:
-        OutputError: it is not a finished labelling run.
+        OutputError: the output is not finished.
     """
 
-    def __init__(self, output: str, asked: dict[str, Any]) -> None:
+    def __init__(self, output: str, asked: dict[str, Json]) -> None:
         receipt, plan = find_finished(output)
         self.output = output
-        self.comparison = Comparison()
+        self.comparison = UpdateRecord(output)
         self._plan = plan
         self._labels = LabelsReader.open(output, receipt)
         self._addresses = _hash_all(plan)
@@ -76,35 +54,35 @@ class EarlierOutput:
         differing = [name for name in _MUST_AGREE if receipt.config.get(name) != asked.get(name)]
         self._usable = not differing
         if differing:
-            say(f"nothing can be copied from {output}: another {' and '.join(differing)}; all rows are labelled anew")
+            say(f"nothing can be copied from {output}: another {' and '.join(differing)}; all rows are predicted again")
 
     def compare(self, plan: Plan, again: Collection[str] = ()) -> RowSet:
-        """The rows whose answer still holds; `comparison` is complete afterwards.
+        """Return the rows of a new plan whose prediction can be copied, and set `comparison`.
 
-        Args:
-            plan: the new one.
-            again: codes of rows that are to be tried again.
+        Rows with a status in `again`, or that could not be reached, are not copied.
         """
         kept = RowSet(plan.num_rows)
         matched = RowSet(self._plan.num_rows)
+        new_rows = changed = kept_rows = 0
         for table in plan.iter_tables():
             new, old = self._find(table)
             ours, theirs = table.take(pa.array(new)), self._plan.take(old)
-            same = {name: _compare(ours[name], theirs[name]) for name in _IDENTITY}
-            known = ours["etag"].is_valid().to_numpy() | ours["mtime_ns"].is_valid().to_numpy()
-            unchanged = known & np.logical_and.reduce(list(same.values())) & self._usable
+            same_uri, *same = (_compare(ours[name], theirs[name]) for name in _IDENTITY)
+            known = np.logical_or.reduce([ours[name].is_valid().to_numpy() for name in ("etag", "mtime_ns")])
+            unchanged = np.logical_and.reduce([known, same_uri, *same]) & self._usable
             unchanged[unchanged] = self._find_settled(old[unchanged], IN_THE_WAY | set(again))
             kept.add(ours["row_id"].to_numpy()[unchanged])
-            matched.add(old[same["uri"]])
-            num_found, num_kept = int(same["uri"].sum()), int(unchanged.sum())
-            self.comparison.new += table.num_rows - num_found
-            self.comparison.kept += num_kept
-            self.comparison.changed += num_found - num_kept
-        self.comparison.vanished = self._plan.num_rows - len(matched)
+            matched.add(old[same_uri])
+            num_found, num_kept = int(same_uri.sum()), int(unchanged.sum())
+            new_rows += table.num_rows - num_found
+            kept_rows += num_kept
+            changed += num_found - num_kept
+        vanished = self._plan.num_rows - len(matched)
+        self.comparison = UpdateRecord(self.output, new_rows, changed, kept_rows, vanished)
         return kept
 
     def take(self, rows: pa.Table) -> pa.Table:
-        """The earlier predictions of rows that `compare` kept, under their new row ids, by `PREDICTION_FIELDS`."""
+        """Return the earlier predictions of kept rows under their new row ids, by `PREDICTION_FIELDS`."""
         _, old = self._find(rows)
         labels = self._labels.take(old)
         predictions = labels.select([name for name in labels.column_names if name in PREDICTED_COLUMNS])
@@ -112,12 +90,12 @@ class EarlierOutput:
         return predictions.append_column(PREDICTION_FIELDS[-1], pa.array(np.zeros(len(old), np.int32)))
 
     def _find_settled(self, row_ids: npt.NDArray[np.int64], codes: Collection[str]) -> npt.NDArray[np.bool_]:
-        """Which rows have another status than these."""
+        """Return a mask of the rows whose status is none of `codes`."""
         statuses = self._labels.take(row_ids, ["status"])["status"].to_pylist()
         return np.array([status not in codes for status in statuses], bool)
 
     def _find(self, table: pa.Table) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Positions in a table of new rows, and the earlier rows with the same address."""
+        """Return the positions of a new plan's rows that the earlier plan may have, and the row ids there."""
         hashes = _hash(table)
         places = np.minimum(np.searchsorted(self._addresses, hashes, sorter=self._order), len(self._order) - 1)
         candidates = self._order[places]
@@ -126,7 +104,7 @@ class EarlierOutput:
 
 
 def _compare(ours: pa.ChunkedArray, theirs: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
-    """Where two columns are equal, or both null."""
+    """Return a mask of the rows in which two columns are equal, or both null."""
     equal = pc.fill_null(pc.equal(ours, theirs), False).to_numpy(zero_copy_only=False)
     both_null = (~ours.is_valid().to_numpy()) & (~theirs.is_valid().to_numpy())
     either: npt.NDArray[np.bool_] = np.logical_or(equal, both_null)
@@ -134,7 +112,7 @@ def _compare(ours: pa.ChunkedArray, theirs: pa.ChunkedArray) -> npt.NDArray[np.b
 
 
 def _hash_all(plan: Plan) -> npt.NDArray[np.int64]:
-    """A hash of each row's address, good within this process."""
+    """Return a hash of each row's address, valid within this process."""
     return np.concatenate([_hash(table) for table in plan.iter_tables()])
 
 

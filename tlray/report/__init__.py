@@ -1,4 +1,8 @@
-"""HTML pages for people: one file each for training, evaluation and labelling, which loads nothing from elsewhere."""
+"""HTML report pages, each one file that loads nothing from elsewhere.
+
+`training`, `evaluation` and `prediction` render the pages; `measurement`, `prediction_facts` and `shift` prepare their
+contents; `charts` draws SVG, `thumbnails` embeds images, and `page` formats names and numbers and holds the templates.
+"""
 
 from tlray.report.evaluation import render_evaluation
 from tlray.report.page import NAME

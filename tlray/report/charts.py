@@ -1,17 +1,19 @@
-"""Small charts as inline SVG: real text, and colours by CSS variables of the page, so that light and dark both work.
+"""Small charts as inline SVG, with real text and with colours from the page's CSS variables for light and dark themes.
 
-All are `WIDTH` units wide, which is about the width of a phone, so that their text stays readable there; wide pages
-put two beside one another.
+All are `WIDTH` units wide, about the width of a phone, so their text stays readable there; wide pages show two side by
+side.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 from markupsafe import Markup
 
+from tlray.metrics.calibration import Bin
+from tlray.model.manifest import EpochRecord
 from tlray.report.page import clean, format_count, format_percent, keep_frequent, shorten
 
 WIDTH = 360
@@ -22,8 +24,24 @@ _NAME_COLUMNS = 15
 _MAX_STEPS = 90
 
 
+class Throughput(Protocol):
+    """Rows fetched and predicted until some seconds after the start."""
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start."""
+
+    @property
+    def fetched(self) -> int:
+        """Rows fetched until then."""
+
+    @property
+    def predicted(self) -> int:
+        """Rows predicted until then."""
+
+
 class _Scale(NamedTuple):
-    """Maps values to units."""
+    """A linear map from values to SVG units."""
 
     low: float
     high: float
@@ -34,17 +52,17 @@ class _Scale(NamedTuple):
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
 
-def draw_learning_curve(history: Sequence[dict[str, Any]], name: str, kept_epoch: int) -> Markup:
-    """Training and validation by epoch.
+def draw_learning_curve(history: Sequence[EpochRecord], name: str, kept_epoch: int) -> Markup:
+    """Draw training and validation by epoch.
 
     Args:
-        history: one record an epoch.
+        history: one record per epoch.
         name: "loss" or "accuracy".
-        kept_epoch: is marked.
+        kept_epoch: epoch to mark.
     """
     lines = [("b", _pick(history, name)), ("a", _pick(history, f"val_{name}"))]
     values = [value for _, points in lines for _, value in points]
-    epochs = [record["epoch"] for record in history]
+    epochs = [record.epoch for record in history]
     if not values:
         return Markup("")
     across = _Scale(epochs[0] - 0.5, epochs[-1] + 0.5, _LEFT, _RIGHT)
@@ -76,19 +94,18 @@ def draw_learning_curve(history: Sequence[dict[str, Any]], name: str, kept_epoch
     return _draw(f"{name} by epoch: {said}; epoch {kept_epoch} was kept", _HEIGHT, parts)
 
 
-def _pick(history: Sequence[dict[str, Any]], key: str) -> list[tuple[int, float]]:
-    """The points that are there and finite."""
-    return [
-        (record["epoch"], record[key]) for record in history if record[key] is not None and math.isfinite(record[key])
-    ]
+def _pick(history: Sequence[EpochRecord], key: str) -> list[tuple[int, float]]:
+    """Return the finite points of one series."""
+    points = [(record.epoch, getattr(record, key)) for record in history]
+    return [(epoch, value) for epoch, value in points if value is not None and math.isfinite(value)]
 
 
-def _draw_phases(history: Sequence[dict[str, Any]], across: _Scale) -> list[Markup]:
-    """A band behind the second phase, and both names where they fit."""
+def _draw_phases(history: Sequence[EpochRecord], across: _Scale) -> list[Markup]:
+    """Draw a band behind the second phase, and both names where they fit."""
     parts = []
-    phases = list(dict.fromkeys(record["phase"] for record in history))
+    phases = list(dict.fromkeys(record.phase for record in history))
     for phase in phases:
-        epochs = [record["epoch"] for record in history if record["phase"] == phase]
+        epochs = [record.epoch for record in history if record.phase == phase]
         start, end = across.place(epochs[0] - 0.5), across.place(epochs[-1] + 0.5)
         if phase == "finetune" and len(phases) > 1:
             parts.append(_rect(start, _TOP, end - start, _BOTTOM - _TOP, "band"))
@@ -98,12 +115,12 @@ def _draw_phases(history: Sequence[dict[str, Any]], across: _Scale) -> list[Mark
     return parts
 
 
-def draw_reliability(bins: Sequence[dict[str, Any]], before: Sequence[dict[str, Any]] | None = None) -> Markup:
-    """How often answers of a given confidence are right; on the diagonal, the confidence can be taken at its word.
+def draw_reliability(bins: Sequence[Bin], before: Sequence[Bin] | None = None) -> Markup:
+    """Draw a reliability diagram: accuracy by confidence, equal on the diagonal.
 
     Args:
-        bins: each with `confidence`, `accuracy` and `images`.
-        before: those before calibration, drawn thinly.
+        bins: bins of the diagram.
+        before: bins before calibration, drawn thinly.
     """
     bottom, height = 262, 296
     left, right = 70, 310  # a square
@@ -112,23 +129,23 @@ def draw_reliability(bins: Sequence[dict[str, Any]], before: Sequence[dict[str, 
     parts = _draw_rows(up, ticks, [f"{tick:.0%}" for tick in ticks], left, right)
     parts += [_text(across.place(tick), bottom + 16, f"{tick:.0%}", "middle") for tick in ticks]
     parts += [
-        _text(left - 40, _TOP - 10, "share that is right", "start"),
+        _text(left - 40, _TOP - 10, "accuracy", "start"),
         _text(right, bottom + 31, "confidence", "end"),
     ]
     parts.append(_line(left, bottom, right, _TOP, "even"))
     for style, found in (("b", before or ()), ("a", bins)):
-        places = [(across.place(entry["confidence"]), up.place(entry["accuracy"])) for entry in found]
+        places = [(across.place(entry.confidence), up.place(entry.accuracy)) for entry in found]
         parts.append(_path(places, style))
-        most = max((entry["images"] for entry in found), default=1)
+        most = max((entry.images for entry in found), default=1)
         for entry, (x, y) in zip(found, places, strict=True):
-            title = f"confidence {entry['confidence']:.1%}: {entry['accuracy']:.1%} right of {entry['images']:,} images"
-            parts.append(_dot(x, y, 2 + 4 * math.sqrt(entry["images"] / most), f"dot {style}", title))
-    said = "; ".join(f"at {entry['confidence']:.0%} {entry['accuracy']:.0%} are right" for entry in bins)
+            title = f"confidence {entry.confidence:.1%}: {entry.accuracy:.1%} of {entry.images:,} images correct"
+            parts.append(_dot(x, y, 2 + 4 * math.sqrt(entry.images / most), f"dot {style}", title))
+    said = "; ".join(f"at {entry.confidence:.0%}, {entry.accuracy:.0%} are correct" for entry in bins)
     return _draw(f"reliability: {said}", height, parts)
 
 
 def draw_confidences(counts: Sequence[int], reference: Sequence[int] | None = None) -> Markup:
-    """How sure the answers are: shares of them by probability; a reference, such as validation's, as an outline."""
+    """Draw shares of predictions by probability, with a reference such as the validation images' as an outline."""
     total = sum(counts)
     if not total:
         return Markup("")
@@ -151,14 +168,14 @@ def draw_confidences(counts: Sequence[int], reference: Sequence[int] | None = No
         parts.append(_text(across.place(share * len(shares)), _BOTTOM + 16, f"{share:.0%}", anchor))
     parts.append(_text(_RIGHT, _BOTTOM + 31, "probability of the predicted class", "end"))
     sure = sum(shares[-len(shares) // 10 :])
-    return _draw(f"confidence of {total:,} answers: {sure:.0%} of them lie above 90%", _HEIGHT, parts)
+    return _draw(f"confidence of {total:,} predictions: {sure:.0%} of them are above 90%", _HEIGHT, parts)
 
 
 def draw_class_bars(counts: Mapping[str, int], reference: Mapping[str, float] | None = None) -> Markup:
-    """Images by class, each with its share; reference shares, such as validation's, as ticks.
+    """Draw images by class with their shares; reference shares, such as the validation images', as ticks.
 
     Args:
-        counts: by class name.
+        counts: images by class name.
         reference: shares by class name.
     """
     total = sum(counts.values()) or 1
@@ -184,13 +201,13 @@ def draw_class_bars(counts: Mapping[str, int], reference: Mapping[str, float] | 
     return _draw(f"images by class: {said}", 10 + 22 * len(names), parts)
 
 
-def draw_throughput(timeline: Sequence[Mapping[str, float]]) -> Markup:
-    """Images a second over time, of those that were fetched (drawn thinly) and of those that were answered.
+def draw_throughput(timeline: Sequence[Throughput]) -> Markup:
+    """Draw images per second over time, fetched (thin line) and predicted.
 
     Args:
-        timeline: samples with `seconds` since the start, and how many rows were `fetched` and `answered` until then.
+        timeline: samples over the run.
     """
-    steps, fetched = _measure_rates(timeline, "answered"), _measure_rates(timeline, "fetched")
+    steps, fetched = _measure_rates(timeline, "predicted"), _measure_rates(timeline, "fetched")
     if not steps:
         return Markup("")
     end = steps[-1][1]
@@ -210,27 +227,27 @@ def draw_throughput(timeline: Sequence[Mapping[str, float]]) -> Markup:
             parts.append(_text(across.place(tick * unit), _BOTTOM + 16, f"{tick:g}", "middle"))
     parts += [_text(_RIGHT, _BOTTOM + 31, name, "end"), _text(_LEFT - 36, _TOP - 8, "images/s", "start")]
     rates = [rate for _, _, rate in steps]
-    return _draw(f"images a second over {end / unit:.1f} {name}, at most {max(rates):,.1f}", _HEIGHT, parts)
+    return _draw(f"images per second over {end / unit:.1f} {name}, at most {max(rates):,.1f}", _HEIGHT, parts)
 
 
-def _measure_rates(timeline: Sequence[Mapping[str, float]], stage: str) -> list[tuple[float, float, float]]:
-    """`(begin, end, rate)` between samples, in seconds; at most `_MAX_STEPS` of them."""
+def _measure_rates(timeline: Sequence[Throughput], stage: str) -> list[tuple[float, float, float]]:
+    """Return at most `_MAX_STEPS` triples `(begin, end, rate)` between samples, in seconds and rows/s."""
     if len(timeline) < 2:
         return []
-    least = (timeline[-1]["seconds"] - timeline[0]["seconds"]) / _MAX_STEPS
+    least = (timeline[-1].seconds - timeline[0].seconds) / _MAX_STEPS
     steps = []
     last = timeline[0]
     for sample in timeline[1:]:
-        spent = sample["seconds"] - last["seconds"]
+        spent = sample.seconds - last.seconds
         if spent > 0 and spent >= least * 0.999:
-            rate = max(0.0, (sample[stage] - last[stage]) / spent)
-            steps.append((last["seconds"], sample["seconds"], rate))
+            rate = max(0.0, (getattr(sample, stage) - getattr(last, stage)) / spent)
+            steps.append((last.seconds, sample.seconds, rate))
             last = sample
     return steps
 
 
 def _choose_step(span: float, most: int) -> float:
-    """A step of 1, 2 or 5 times a power of ten that cuts a span into at most `most` pieces."""
+    """Return a step of 1, 2 or 5 times a power of ten that cuts a span into at most `most` pieces."""
     if span <= 0:
         return 1.0
     power = 10.0 ** math.floor(math.log10(span / most))
@@ -238,7 +255,7 @@ def _choose_step(span: float, most: int) -> float:
 
 
 def _choose_ticks(low: float, high: float, most: int) -> list[float]:
-    """Round numbers that span both ends."""
+    """Return round numbers that span both ends."""
     step = _choose_step(max(high - low, 1e-6), most)
     first = math.floor(low / step + 1e-6)
     last = max(math.ceil(high / step - 1e-6), first + 1)
@@ -248,7 +265,7 @@ def _choose_ticks(low: float, high: float, most: int) -> list[float]:
 def _draw_rows(
     up: _Scale, ticks: Sequence[float], texts: Sequence[str], left: float = _LEFT, right: float = _RIGHT
 ) -> list[Markup]:
-    """Grid lines with their values."""
+    """Draw horizontal grid lines with their values."""
     parts = []
     for tick, text in zip(ticks, texts, strict=True):
         y = up.place(tick)

@@ -1,204 +1,274 @@
-"""What the training page and the evaluation page share: measurements and label_errors, ready for their templates."""
+"""Measurements and label errors ready for the templates of the training page and the evaluation page."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
-from tlray.metrics.label_errors import LIKELY_ERROR
+from tlray.metrics.classification import Measurement, list_confused
+from tlray.metrics.label_errors import LIKELY_ERROR, DuplicatePair, LabelError, LabelErrorSummary
+from tlray.metrics.thresholds import Threshold, Thresholds
 from tlray.report.page import MAX_CLASSES, clean, format_decimal, format_percent, keep_frequent, shorten
 
 MAX_LABEL_ERRORS = 40
 MAX_DUPLICATES = 20
 
-_MAX_PAIRS = 20
 _GOOD_ECE = 0.05
-_STRONG = 0.75  # opacity of the colour from which text on it is written in the colour of the page
-_WIDE_CLASSES = 8  # up to so many classes have their names side by side
+_STRONG = 0.75  # from this opacity on, a cell's text takes the page's colour
+_WIDE_CLASSES = 8  # with more classes, column names are rotated
 _WIDE_COLUMNS = 11
 
 
-def describe_accuracy(measurement: Mapping[str, Any], which: str) -> dict[str, Any]:
-    """The first screen's number.
+@dataclass(frozen=True)
+class Point:
+    """A sentence on how far to trust something, and its tone: "good", "bad" or ""."""
 
-    Args:
-        measurement: whose accuracy it is.
-        which: what its images are called: "test", "validation" or "labelled".
+    tone: Literal["good", "bad", ""]
+    text: str
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A measurement and the name of its images: "test", "validation" or "labelled"."""
+
+    which: str
+    measurement: Measurement
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A share with its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """A row of the table of classes; recall is None without images, precision None without predictions."""
+
+    name: str
+    precision: Bound | None
+    recall: Bound | None
+    f1: float
+    images: int
+    predicted: int
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """The most frequent classes, and the number of classes not shown."""
+
+    rows: list[ClassRow]
+    more: int
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of the confusion matrix: its count, opacity, CSS classes and title."""
+
+    count: int
+    opacity: float
+    kind: str
+    title: str
+
+
+@dataclass(frozen=True)
+class MatrixRow:
+    """A true class and its cells."""
+
+    name: str
+    cells: list[Cell]
+
+
+@dataclass(frozen=True)
+class SharedPair:
+    """A confused pair, and its share of the true class's images."""
+
+    true: str
+    predicted: str
+    images: int
+    share: float
+
+
+@dataclass(frozen=True)
+class ConfusionTable:
+    """The confusion matrix, and the most confused pairs.
+
+    Attributes:
+        rows: empty with more than `MAX_CLASSES` classes.
+        classes: names by column.
+        tall: True where column names are rotated.
+        pairs: confused pairs, most frequent first.
     """
-    return {
-        "accuracy": measurement["accuracy"],
-        "low": measurement["accuracy_low"],
-        "high": measurement["accuracy_high"],
-        "images": measurement["images"],
-        "which": which,
-        "top_k": measurement["top_k"],
-        "top_k_accuracy": measurement["top_k_accuracy"],
-        "macro_f1": measurement["macro_f1"],
-        "log_loss": measurement["log_loss"],
-        "ece": measurement["ece"],
-    }
+
+    rows: list[MatrixRow]
+    classes: list[str]
+    tall: bool
+    pairs: list[SharedPair]
 
 
-def list_points(measurement: Mapping[str, Any], label_errors: Mapping[str, Any] | None) -> list[dict[str, str]]:
-    """Sentences on how far to trust a measurement, each with its tone: "good", "bad" or ""."""
+@dataclass(frozen=True)
+class ThresholdRow:
+    """A class and its threshold, None where no probability reaches the target."""
+
+    name: str
+    threshold: Threshold | None
+
+
+@dataclass(frozen=True)
+class ThresholdTable:
+    """Thresholds over all labels and of the most frequent classes, and the number of classes not shown."""
+
+    target: float
+    overall: Threshold | None
+    rows: list[ThresholdRow]
+    more: int
+
+
+@dataclass(frozen=True)
+class ShownLabelErrors:
+    """The label errors that a page shows, and the numbers of those not shown."""
+
+    checked: int
+    listed: list[LabelError]
+    more_listed: int
+    duplicates: list[DuplicatePair]
+    more_duplicates: int
+
+    def list_uris(self) -> list[str]:
+        """List the addresses of the images to show."""
+        pairs = [uri for pair in self.duplicates for uri in (pair.first, pair.second)]
+        return [error.uri for error in self.listed] + pairs
+
+
+def list_points(measurement: Measurement, label_errors: LabelErrorSummary | None) -> list[Point]:
+    """List sentences on how far to trust a measurement."""
     points = []
-    ece = measurement["ece"]
+    ece = measurement.ece
     error = f"{ece * 100:.1f} percentage points"
     if ece <= _GOOD_ECE:
-        text = f"Probabilities can be taken at their word: on average they differ from the accuracy by {error}."
-        points.append({"tone": "good", "text": text})
+        text = f"Probabilities are reliable: on average they differ from the accuracy by {error}."
+        points.append(Point("good", text))
     else:
-        text = f"Probabilities cannot be taken at their word: on average they differ from the accuracy by {error}."
-        points.append({"tone": "bad", "text": text})
-    seen = {name: values for name, values in measurement["by_class"].items() if values["images"]}
+        text = f"Probabilities are not reliable: on average they differ from the accuracy by {error}."
+        points.append(Point("bad", text))
+    seen = {name: values for name, values in measurement.by_class.items() if values.images}
     if len(seen) > 1:
-        name = min(seen, key=lambda name: seen[name]["recall"])
+        name = min(seen, key=lambda name: seen[name].recall)
         worst = seen[name]
-        whole = shorten(clean(name), 40)
+        quoted = f"\N{LEFT DOUBLE QUOTATION MARK}{_label(name)}\N{RIGHT DOUBLE QUOTATION MARK}"
         text = (
-            f"The class found least often is \N{LEFT DOUBLE QUOTATION MARK}{whole}\N{RIGHT DOUBLE QUOTATION MARK}: "
-            f"{format_percent(worst['recall'])} of its {worst['images']:,} images are recognised."
+            f"The class with the lowest recall is {quoted}: "
+            f"{format_percent(worst.recall)} of its {worst.images:,} images are recognised."
         )
-        points.append({"tone": "bad" if worst["recall"] < 0.5 else "", "text": text})
-    missing = len(measurement["by_class"]) - len(seen)
+        points.append(Point("bad" if worst.recall < 0.5 else "", text))
+    missing = len(measurement.by_class) - len(seen)
     if missing:
-        text = f"{_count(missing, 'class', 'classes')} without images here: nothing is known about them."
-        points.append({"tone": "bad", "text": text})
+        text = f"{_count(missing, 'class has', 'classes have')} no images here and could not be measured."
+        points.append(Point("bad", text))
     if label_errors is not None:
-        listed, duplicates = label_errors["contradicted"], len(label_errors["duplicates"])
+        listed, duplicates = label_errors.contradicted, len(label_errors.duplicates)
         if listed or duplicates:
             found = []
             if listed:
-                found.append(
-                    _count(listed, "label is contradicted", "labels are contradicted")
-                    + " by the images most like "
-                    + ("it" if listed == 1 else "them")
-                )
+                found.append(f"{_count(listed, 'label is', 'labels are')} contradicted by the most similar images")
             if duplicates:
                 found.append(
-                    _count(duplicates, "pair of images is nearly the same", "pairs of images are nearly the same")
+                    _count(duplicates, "pair of images is nearly identical", "pairs of images are nearly identical")
                 )
             text = f"{' and '.join(found)}; they are shown below."
-            points.append({"tone": "bad" if listed else "", "text": text})
-        elif label_errors["checked"]:
-            text = f"No label of {label_errors['checked']:,} checked images is contradicted by those most like it."
-            points.append({"tone": "good", "text": text})
+            points.append(Point("bad" if listed else "", text))
+        elif label_errors.checked:
+            text = f"None of {label_errors.checked:,} checked labels is contradicted by the most similar images."
+            points.append(Point("good", text))
     return points
 
 
-def point_at_threshold(thresholds: Mapping[str, Any]) -> list[dict[str, str]]:
-    """A sentence on the probability from which labels are good enough; none without thresholds."""
-    if not thresholds:
+def point_at_threshold(thresholds: Thresholds | None) -> list[Point]:
+    """List one sentence on the probability threshold; empty without thresholds."""
+    if thresholds is None:
         return []
-    overall, target = thresholds["overall"], format_percent(thresholds["target_precision"], 0)
+    overall, target = thresholds.overall, format_percent(thresholds.target_precision, 0)
     if overall is None:
-        text = f"No probability is high enough for {target} of the labels above it to be right: review them."
-        return [{"tone": "bad", "text": text}]
+        text = f"No probability threshold reaches a precision of {target}: review all labels."
+        return [Point("bad", text)]
     text = (
-        f"Keep labels with a probability of at least {format_decimal(overall['probability'])}: "
-        f"{format_percent(overall['precision'])} of those are right, "
-        f"and {format_percent(overall['kept'])} of the images are kept."
+        f"Keep labels with a probability of at least {format_decimal(overall.probability)}: "
+        f"{format_percent(overall.precision)} of them are correct, "
+        f"and {format_percent(overall.kept)} of the images are kept."
     )
-    return [{"tone": "good", "text": text}]
+    return [Point("good", text)]
 
 
 def _count(number: int, one: str, many: str) -> str:
     return f"{number:,} {one if number == 1 else many}"
 
 
-def list_classes(measurement: Mapping[str, Any]) -> dict[str, Any]:
-    """Rows of the table of classes, and how many more there are."""
-    by_class = measurement["by_class"]
-    names = keep_frequent(list(by_class), [values["images"] for values in by_class.values()])
+def list_classes(measurement: Measurement) -> ClassTable:
+    """Return the table of classes."""
+    by_class = measurement.by_class
+    names = keep_frequent(list(by_class), [values.images for values in by_class.values()])
     rows = []
     for name in names:
-        values = by_class[name]
-        rows.append(
-            {
-                "name": name,
-                "precision": _bound(values, "precision") if values["predicted"] else None,
-                "recall": _bound(values, "recall") if values["images"] else None,
-                "f1": values["f1"],
-                "images": values["images"],
-                "predicted": values["predicted"],
-            }
-        )
-    return {"rows": rows, "more": len(by_class) - len(rows)}
+        one = by_class[name]
+        precision = Bound(one.precision, one.precision_low, one.precision_high) if one.predicted else None
+        recall = Bound(one.recall, one.recall_low, one.recall_high) if one.images else None
+        rows.append(ClassRow(name, precision, recall, one.f1, one.images, one.predicted))
+    return ClassTable(rows, len(by_class) - len(rows))
 
 
-def _bound(values: Mapping[str, float], key: str) -> dict[str, float]:
-    return {"value": values[key], "low": values[f"{key}_low"], "high": values[f"{key}_high"]}
-
-
-def make_confusion(measurement: Mapping[str, Any], classes: Sequence[str]) -> dict[str, Any]:
-    """The matrix where there are few enough classes, and the pairs that are confused most."""
-    counts = measurement["confusion"]
+def make_confusion(measurement: Measurement, classes: Sequence[str]) -> ConfusionTable:
+    """Return the confusion matrix and the most confused pairs."""
+    counts = measurement.confusion
     rows = []
     for row, name in enumerate(classes if len(classes) <= MAX_CLASSES else ()):
         total = sum(counts[row])
         cells = []
         for column, count in enumerate(counts[row]):
             share = count / total if total else 0.0
-            opacity = share if row == column else math.sqrt(share)  # few mistakes are to be seen too
+            opacity = share if row == column else math.sqrt(share)  # keeps rare mistakes visible
             kind = "same" if row == column else "other"
             kind += " zero" if not count else " strong" if opacity > _STRONG else ""
-            title = f"{_label(name)} taken for {_label(classes[column])}: {count:,} of {total:,}"
-            cells.append({"count": count, "opacity": opacity, "kind": kind, "title": title if count else ""})
-        rows.append({"name": name, "cells": cells})
+            title = f"{_label(name)} predicted as {_label(classes[column])}: {count:,} of {total:,}"
+            cells.append(Cell(count, opacity, kind, title if count else ""))
+        rows.append(MatrixRow(name, cells))
     wide = len(classes) <= _WIDE_CLASSES and all(len(name) <= _WIDE_COLUMNS for name in classes)
-    return {"rows": rows, "classes": list(classes), "tall": not wide, "pairs": _list_pairs(counts, classes)}
+    totals = {name: sum(counts[row]) for row, name in enumerate(classes)}
+    pairs = [
+        SharedPair(pair.true, pair.predicted, pair.images, pair.images / totals[pair.true])
+        for pair in list_confused(counts, classes)
+    ]
+    return ConfusionTable(rows, list(classes), not wide, pairs)
 
 
 def _label(name: str) -> str:
     return shorten(clean(name), 40)
 
 
-def _list_pairs(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> list[dict[str, Any]]:
-    pairs: list[dict[str, Any]] = [
-        {"true": classes[row], "predicted": classes[column], "images": count, "share": count / sum(counts[row])}
-        for row in range(len(classes))
-        for column, count in enumerate(counts[row])
-        if row != column and count
-    ]
-    return sorted(pairs, key=lambda pair: -pair["images"])[:_MAX_PAIRS]
-
-
-def list_thresholds(thresholds: Mapping[str, Any], measurement: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Rows of the table of thresholds, None where there are none."""
-    if not thresholds:
+def list_thresholds(thresholds: Thresholds | None, measurement: Measurement) -> ThresholdTable | None:
+    """Return the table of thresholds; None without thresholds."""
+    if thresholds is None:
         return None
-    by_class = thresholds["by_class"]
-    images = {name: values["images"] for name, values in measurement["by_class"].items()}
+    by_class = thresholds.by_class
+    images = {name: values.images for name, values in measurement.by_class.items()}
     names = keep_frequent(list(by_class), [images.get(name, 0) for name in by_class])
-    return {
-        "target": thresholds["target_precision"],
-        "overall": thresholds["overall"],
-        "rows": [{"name": name, "threshold": by_class[name]} for name in names],
-        "more": len(by_class) - len(names),
-    }
+    rows = [ThresholdRow(name, by_class[name]) for name in names]
+    return ThresholdTable(thresholds.target_precision, thresholds.overall, rows, len(by_class) - len(names))
 
 
-def pick_label_errors(label_errors: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """What of the label_errors is shown; None without a look for them."""
+def pick_label_errors(label_errors: LabelErrorSummary | None) -> ShownLabelErrors | None:
+    """Pick the label errors that a page shows; None if labels were not checked."""
     if label_errors is None:
         return None
-    duplicates = label_errors["duplicates"]
-    listed = [error for error in label_errors["listed"] if error["score"] >= LIKELY_ERROR]
-    return {
-        "checked": label_errors["checked"],
-        "listed": listed[:MAX_LABEL_ERRORS],
-        "more_listed": max(0, label_errors["contradicted"] - MAX_LABEL_ERRORS),
-        "duplicates": duplicates[:MAX_DUPLICATES],
-        "more_duplicates": max(0, len(duplicates) - MAX_DUPLICATES),
-    }
-
-
-def list_label_error_uris(shown: Mapping[str, Any] | None) -> list[str]:
-    """The images of what `pick_label_errors` gave."""
-    if shown is None:
-        return []
-    uris = [error["uri"] for error in shown["listed"]]
-    for pair in shown["duplicates"]:
-        uris += [pair["first"], pair["second"]]
-    return uris
+    listed = [error for error in label_errors.listed if error.score >= LIKELY_ERROR]
+    return ShownLabelErrors(
+        checked=label_errors.checked,
+        listed=listed[:MAX_LABEL_ERRORS],
+        more_listed=max(0, label_errors.contradicted - MAX_LABEL_ERRORS),
+        duplicates=label_errors.duplicates[:MAX_DUPLICATES],
+        more_duplicates=max(0, len(label_errors.duplicates) - MAX_DUPLICATES),
+    )

@@ -1,4 +1,4 @@
-"""The one jinja2 environment of the pages, and how numbers and names are written in them."""
+"""The jinja2 environment of the pages, and the formatting of names and numbers in them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from markupsafe import Markup
 from tlray.storage import redact
 
 NAME = "report.html"
-"""What every page is called."""
+"""File name of every page."""
 
 MAX_CLASSES = 30
-"""Classes that a table or chart shows; of more, the most frequent."""
+"""Maximum number of classes in a table or chart; the most frequent are shown."""
 
 NONE = "\N{EN DASH}"
-"""What stands where there is no number."""
+"""Placeholder for a missing number."""
 
 _TITLE_CHARACTERS = 300
 _UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
@@ -30,7 +30,7 @@ Item = TypeVar("Item")
 
 
 def render(template: str, **values: Any) -> bytes:
-    """One page as UTF-8."""
+    """Render a template as UTF-8."""
     return _open_environment().get_template(template).render(**values).encode()
 
 
@@ -59,7 +59,7 @@ def _open_environment() -> jinja2.Environment:
 
 
 def clean(text: str) -> str:
-    """A text without secrets, and without characters that are not seen but reorder or hide others."""
+    """Return a text without secrets and without invisible characters that reorder or hide others."""
     return "".join(
         "\N{REPLACEMENT CHARACTER}" if unicodedata.category(letter) in _UNSEEN and letter not in _JOINERS else letter
         for letter in redact(text)
@@ -67,7 +67,7 @@ def clean(text: str) -> str:
 
 
 def shorten(text: str, width: int) -> str:
-    """A text cut in its middle where it is wider than `width` columns; East Asian letters take two."""
+    """Return a text cut in its middle if it is wider than `width` columns; East Asian wide characters take two."""
     widths = [2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text]
     if sum(widths) <= width:
         return text
@@ -85,12 +85,12 @@ def _take(text: str, widths: Sequence[int], width: int) -> str:
 
 
 def format_name(text: str, width: int = 32) -> Markup:
-    """A name from outside: apart from the text around it, shortened, the whole in its title."""
+    """Return an untrusted name, isolated from the surrounding text and shortened, with the whole in its title."""
     return _format_shortened(clean(text), width)
 
 
 def format_file(uri: str, width: int = 20) -> Markup:
-    """The last part of an address, the whole in its title."""
+    """Return the last part of an address, with the whole in its title."""
     whole = clean(uri)
     return _format_shortened(whole, width, whole.rstrip("/").rpartition("/")[2])
 
@@ -103,22 +103,22 @@ def _format_shortened(whole: str, width: int, shown: str | None = None) -> Marku
 
 
 def format_whole(text: str) -> str:
-    """A name from outside for a title."""
+    """Return an untrusted name for a title attribute."""
     return shorten(clean(text), _TITLE_CHARACTERS)
 
 
 def format_count(value: float) -> str:
-    """12345 -> 12,345."""
+    """Format 12345 as 12,345."""
     return f"{value:,.0f}"
 
 
 def format_decimal(value: float | None, digits: int = 3) -> str:
-    """A number with fixed digits; a dash where there is none."""
+    """Format a number with fixed digits; a dash for None, NaN and infinity."""
     return NONE if value is None or not math.isfinite(value) else f"{value:,.{digits}f}"
 
 
 def format_percent(share: float | None, digits: int = 1) -> str:
-    """0.9234 -> 92.3%; what is not all or nothing is never rounded to it."""
+    """Format 0.9234 as 92.3%; only exactly 0 and 1 become 0% and 100%."""
     if share is None or not math.isfinite(share):
         return NONE
     text = f"{share * 100:.{digits}f}%"
@@ -131,12 +131,12 @@ def format_percent(share: float | None, digits: int = 1) -> str:
 
 
 def format_points(share: float) -> str:
-    """0.0234 -> 2.3 points."""
+    """Format 0.0234 as 2.3 points."""
     return f"{share * 100:.1f} points"
 
 
 def format_duration(seconds: float) -> str:
-    """Seconds in the unit that people would say."""
+    """Format seconds in seconds, minutes or hours."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     if seconds < 7200:
@@ -145,12 +145,12 @@ def format_duration(seconds: float) -> str:
 
 
 def format_moment(moment: str) -> str:
-    """2026-11-23T06:03:35Z -> 2026-11-23 06:03 UTC."""
+    """Format 2026-11-23T06:03:35Z as 2026-11-23 06:03 UTC."""
     return f"{moment[:10]} {moment[11:16]} UTC"
 
 
 def keep_frequent(items: Sequence[Item], counts: Sequence[float], most: int = MAX_CLASSES) -> list[Item]:
-    """All items in their order, or of too many the most frequent, those first."""
+    """Return all items in their order; of more than `most`, the most frequent, in descending order."""
     if len(items) <= most:
         return list(items)
     order = sorted(range(len(items)), key=lambda index: -counts[index])

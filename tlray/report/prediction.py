@@ -1,13 +1,14 @@
-"""The page of a labelling run: `report.html` in its output."""
+"""The page of a prediction run, `report.html` in its output."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from markupsafe import Markup
 
+from tlray.output.receipt import Receipt
 from tlray.report import charts
+from tlray.report.measurement import Point
 from tlray.report.page import (
     MAX_CLASSES,
     clean,
@@ -23,22 +24,22 @@ from tlray.report.page import (
 from tlray.report.prediction_facts import MAX_FAILURES, PredictionFacts
 from tlray.report.thumbnails import Reader, make_thumbnails
 
-_USUAL_ODD_SHARE = 0.01  # of validation images, by construction
-_MANY_ODD = 0.05
+_USUAL_OOD_SHARE = 0.01  # of validation images, by construction
+_MANY_OOD = 0.05
 _MANY_FAILED = 0.01
 
 
 def render_prediction(facts: PredictionFacts, read: Reader[int]) -> bytes:
-    """The page as UTF-8.
+    """Return the page as UTF-8.
 
     Args:
-        facts: by `gather_prediction_facts`.
-        read: brings images by row id; asked once, for ascending ids.
+        facts: result of `gather_prediction_facts`.
+        read: reader of images by row id; called once, with ascending ids.
     """
     names = sorted(facts.class_counts, key=lambda name: -facts.class_counts[name])
     shown = keep_frequent(names, [facts.class_counts[name] for name in names])
     examples = [(name, facts.surest[name], facts.least_sure[name]) for name in shown]
-    row_ids = {row.row_id for row in facts.oddest}
+    row_ids = {row.row_id for row in facts.most_ood}
     row_ids |= {row.row_id for _, surest, least_sure in examples for row in [*surest, *least_sure]}
     thumbnails = make_thumbnails(sorted(row_ids), read)
     reference = facts.validation
@@ -46,7 +47,7 @@ def render_prediction(facts: PredictionFacts, read: Reader[int]) -> bytes:
     return render(
         "prediction.html",
         title=f"Prediction report: {shorten(clean(_name_input(facts.receipt)), 80)}",
-        version=facts.receipt["versions"].get("tlray", ""),
+        version=facts.receipt.versions.get("tlray", ""),
         input=_name_input(facts.receipt),
         receipt=facts.receipt,
         figures=_list_figures(facts),
@@ -60,10 +61,10 @@ def render_prediction(facts: PredictionFacts, read: Reader[int]) -> bytes:
         throughput=charts.draw_throughput(facts.timeline),
         failures=[
             {"code": code, "count": count, "examples": facts.failures.get(code, [])}
-            for code, count in sorted(facts.receipt["failed_by_code"].items(), key=lambda item: -item[1])
+            for code, count in sorted(facts.receipt.failed_by_code.items(), key=lambda item: -item[1])
         ],
         max_failures=MAX_FAILURES,
-        oddest=facts.oddest,
+        most_ood=facts.most_ood,
         examples=examples,
         more_examples=len(names) - len(shown),
         class_counts=facts.class_counts,
@@ -73,8 +74,8 @@ def render_prediction(facts: PredictionFacts, read: Reader[int]) -> bytes:
     )
 
 
-def _name_input(receipt: Mapping[str, Any]) -> str:
-    given = receipt["config"].get("input", "")
+def _name_input(receipt: Receipt) -> str:
+    given = receipt.config.get("input", "")
     return given if isinstance(given, str) else ", ".join(given)
 
 
@@ -82,76 +83,78 @@ def _describe_sample(facts: PredictionFacts) -> str:
     if not facts.is_sample:
         return ""
     return (
-        f"Counts of classes, confidence and review are of a sample: {facts.rows_read:,} of "
-        f"{facts.receipt['planned']:,} rows, in parts spread evenly over the archive."
+        f"Class counts, confidence and review counts are from a sample: {facts.rows_read:,} of "
+        f"{facts.receipt.planned:,} rows, in parts spread evenly over the archive."
     )
 
 
 def _list_figures(facts: PredictionFacts) -> list[tuple[str, str]]:
-    """The first screen's numbers."""
+    """List the numbers at the top of the page."""
     receipt = facts.receipt
-    figures = [("labelled", format_count(receipt["labelled"])), ("failed", format_count(receipt["failed"]))]
-    for count, heading in ((facts.needs_review, "need review"), (facts.odd, "look odd")):
+    figures = [("labelled", format_count(receipt.labelled)), ("failed", format_count(receipt.failed))]
+    for count, heading in ((facts.needs_review, "need review"), (facts.ood, "out of distribution")):
         if count is not None:
             share = count / max(facts.labelled_read, 1)
             figures.append((heading, format_percent(share) if facts.is_sample else format_count(count)))
     return figures
 
 
-def _list_points(facts: PredictionFacts) -> list[dict[str, str]]:
-    """How far to trust the labels."""
-    receipt, points = facts.receipt, []
-    share = receipt["failed"] / max(receipt["planned"], 1)
-    if receipt["failed"]:
-        codes = receipt["failed_by_code"]
+def _list_points(facts: PredictionFacts) -> list[Point]:
+    """List sentences on how far to trust the labels."""
+    receipt = facts.receipt
+    points: list[Point] = []
+    share = receipt.failed / max(receipt.planned, 1)
+    if receipt.failed:
+        codes = receipt.failed_by_code
         most = max(codes, key=lambda code: codes[code])
         text = f"{format_percent(share)} of the rows have no label, most of them {clean(most)} ({codes[most]:,})."
-        points.append({"tone": "bad" if share > _MANY_FAILED else "", "text": text})
+        points.append(Point("bad" if share > _MANY_FAILED else "", text))
     else:
-        points.append({"tone": "good", "text": "Every row has its label."})
+        points.append(Point("good", "Every row has its label."))
     if facts.needs_review is not None and facts.labelled_read:
-        text = f"{format_percent(facts.needs_review / facts.labelled_read)} of the labels are too unsure: review them."
-        points.append({"tone": "", "text": text})
+        review = format_percent(facts.needs_review / facts.labelled_read)
+        text = f"{review} of the labels are below the minimum probability: review them."
+        points.append(Point("", text))
     if facts.shift is not None and facts.verdict is not None:
-        points.append({"tone": "good" if facts.shift.fits else "bad", "text": facts.verdict})
-    if facts.odd is not None and facts.labelled_read:
-        odd = facts.odd / facts.labelled_read
+        points.append(Point("good" if facts.shift.fits else "bad", facts.verdict))
+    if facts.ood is not None and facts.labelled_read:
+        ood = facts.ood / facts.labelled_read
         text = (
-            f"{format_percent(odd)} of the images look odder than 99% of the validation images; "
-            f"{format_percent(_USUAL_ODD_SHARE, 0)} would be usual."
+            f"{format_percent(ood)} of the images are less like the training images than 99% of the validation images; "
+            f"{format_percent(_USUAL_OOD_SHARE, 0)} is expected."
         )
-        points.append({"tone": "bad" if odd > _MANY_ODD else "good", "text": text})
+        points.append(Point("bad" if ood > _MANY_OOD else "good", text))
     return points
 
 
 def _list_facts(facts: PredictionFacts) -> list[tuple[str, Any]]:
-    """What was done, with what."""
+    """List the facts of the run."""
     receipt = facts.receipt
     listed: list[tuple[str, Any]] = [
         ("Input", format_name(_name_input(receipt), 90)),
-        ("Rows", f"{receipt['planned']:,} in {len(receipt['parts']):,} parts"),
+        ("Rows", f"{receipt.planned:,} in {len(receipt.parts):,} parts"),
     ]
-    if receipt["excluded"]:
-        listed.append(("Excluded", f"{receipt['excluded']:,} files that are not images, or were not asked for"))
-    if receipt["update"] is not None:
-        told = ", ".join(f"{receipt['update'][name]:,} {name}" for name in ("kept", "new", "changed", "vanished"))
-        listed.append(("Update", Markup("{}; from {}").format(told, format_name(receipt["update"]["from"], 60))))
-    listed += [("Started", format_moment(receipt["started"])), ("Finished", format_moment(receipt["finished"]))]
-    speed = f"{receipt['images_per_s']:,.1f} images/s over all"
-    if receipt["first_label_s"] is not None:
-        speed += f", the first label after {receipt['first_label_s']:.1f} s"
-    if receipt["images_per_s_steady"] != receipt["images_per_s"]:
-        speed += f"; {receipt['images_per_s_steady']:,.1f} images/s from there on"
+    if receipt.excluded:
+        listed.append(("Excluded", f"{receipt.excluded:,} files that are not images or were not selected"))
+    if receipt.update is not None:
+        told = Markup("{}; from {}").format(str(receipt.update), format_name(receipt.update.earlier, 60))
+        listed.append(("Update", told))
+    listed += [("Started", format_moment(receipt.started)), ("Finished", format_moment(receipt.finished))]
+    speed = f"{receipt.images_per_s:,.1f} images/s overall"
+    if receipt.first_label_s is not None:
+        speed += f", first label after {receipt.first_label_s:.1f} s"
+    if receipt.images_per_s_steady != receipt.images_per_s:
+        speed += f"; {receipt.images_per_s_steady:,.1f} images/s from then on"
     listed.append(("Speed", speed))
-    if receipt["engines"]:
-        engines = "; ".join(f"{count:,} in {form}" for form, count in receipt["engines"].items())
+    if receipt.engines:
+        engines = "; ".join(f"{count:,} in {form}" for form, count in receipt.engines.items())
         listed.append(("Engines", clean(engines)))
-    if receipt["stages"]:
-        stages = ", ".join(f"{name} {format_duration(seconds)}" for name, seconds in receipt["stages"].items())
+    if receipt.stages:
+        stages = ", ".join(f"{name} {format_duration(seconds)}" for name, seconds in receipt.stages.items())
         listed.append(("Time", clean(stages)))
-    if receipt["retries"]:
-        listed.append(("Retries", f"{receipt['retries']:,} requests were asked again"))
-    listed.append(("Versions", clean(", ".join(f"{name} {number}" for name, number in receipt["versions"].items()))))
-    listed.append(("Model id", Markup("<code>{}</code>").format(receipt["model_id"])))
-    listed.append(("Run id", Markup("<code>{}</code>").format(receipt["run_id"])))
+    if receipt.retries:
+        listed.append(("Retries", f"{receipt.retries:,} requests were repeated"))
+    listed.append(("Versions", clean(", ".join(f"{name} {number}" for name, number in receipt.versions.items()))))
+    listed.append(("Model id", Markup("<code>{}</code>").format(receipt.model_id)))
+    listed.append(("Run id", Markup("<code>{}</code>").format(receipt.run_id)))
     return listed

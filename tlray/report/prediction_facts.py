@@ -1,11 +1,11 @@
-"""What a labelling run's page tells, read back from its labels."""
+"""The contents of a prediction run's page, read back from its labels."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
@@ -15,33 +15,36 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tlray.errors import OK
+from tlray.model.manifest import Manifest
 from tlray.output.reader import LabelsReader
 from tlray.output.receipt import Receipt
+from tlray.report.charts import Throughput
 from tlray.report.shift import Shift, Validation, compare_with_validation, measure_shift, read_validation
 
 MAX_PARTS = 512
-"""Parts that are read back; of more, so many spread evenly."""
+"""Maximum number of parts read back; of more, evenly spread ones are read."""
 
 MAX_FAILURES = 8
-"""Rows that are kept of each code."""
+"""Maximum number of rows kept per error code."""
 
 _COLUMNS = ["row_id", "uri", "status", "error", "class_name", "probability", "needs_review", "ood_score"]
 _BINS = 20
 _MAX_EXAMPLES = 6
-_MAX_ODD = 12
-_ODD = 1.0
+_MAX_OOD = 12
+_OOD = 1.0
 
 
 @dataclass(frozen=True)
 class Example:
-    """A labelled row to look at.
+    """A labelled row to show.
 
     Attributes:
-        row_id: its number in the plan.
-        uri: where it lies.
-        class_name: what it was taken for.
-        probability: of that class.
-        ood_score: above 1 it is odder than 99% of the validation images; None where that isn't known.
+        row_id: row number in the plan.
+        uri: address of the image.
+        class_name: predicted class.
+        probability: probability of that class.
+        ood_score: above 1 for images less like the training images than 99% of the validation images; None where
+            unknown.
     """
 
     row_id: int
@@ -53,7 +56,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Failure:
-    """A row without a label: where it lies, and why."""
+    """A row without a label: its address and the error."""
 
     uri: str
     error: str
@@ -61,26 +64,26 @@ class Failure:
 
 @dataclass(frozen=True)
 class PredictionFacts:
-    """What the page says of a labelling run; all but the receipt is of the rows that were read back.
+    """The contents of the page; all but the receipt covers only the rows that were read back.
 
     Attributes:
-        receipt: `Receipt` as a dict.
+        receipt: receipt of the run.
         classes: the bundle's class names by index.
         class_counts: labelled rows by class.
         confidences: `[20]`, labelled rows by probability over [0, 1].
         confidence: mean probability, None without labelled rows.
-        rows_read: how many rows were read back.
-        is_sample: whether there are more.
-        needs_review: rows below the asked probability, None where none was asked.
-        odd: rows with an ood_score above 1, None where it isn't known.
+        rows_read: number of rows read back.
+        is_sample: True if the run has more rows.
+        needs_review: rows below `--min-probability`, None without that option.
+        ood: rows with an ood_score above 1, None where unknown.
         failures: up to 8 rows of each code.
-        surest, least_sure: up to 6 rows of each class, in that order.
-        oddest: up to 12 rows, the oddest first.
-        timeline: samples of `seconds` since the start, rows `fetched` and `answered` until then.
-        validation: what the bundle knows of its validation images, None where it had none.
+        surest, least_sure: up to 6 rows of each class, the most and the least confident first.
+        most_ood: up to 12 rows, the highest ood_score first.
+        timeline: throughput samples over the run.
+        validation: predictions on the bundle's validation images, None without any.
     """
 
-    receipt: dict[str, Any]
+    receipt: Receipt
     classes: tuple[str, ...]
     class_counts: dict[str, int]
     confidences: list[int]
@@ -88,22 +91,22 @@ class PredictionFacts:
     rows_read: int
     is_sample: bool
     needs_review: int | None
-    odd: int | None
+    ood: int | None
     failures: dict[str, list[Failure]]
     surest: dict[str, list[Example]]
     least_sure: dict[str, list[Example]]
-    oddest: list[Example]
-    timeline: list[dict[str, float]]
+    most_ood: list[Example]
+    timeline: Sequence[Throughput]
     validation: Validation | None
 
     @property
     def labelled_read(self) -> int:
-        """Rows read back that have a label."""
+        """Number of rows read back that have a label."""
         return sum(self.class_counts.values())
 
     @property
     def verdict(self) -> str | None:
-        """One sentence on whether the answers look like validation's."""
+        """One sentence comparing the predictions with those on validation images; None without such."""
         return compare_with_validation(self.class_counts, self.confidences, self.confidence, self.validation)
 
     @property
@@ -113,51 +116,51 @@ class PredictionFacts:
 
 
 def gather_prediction_facts(
-    output: str, receipt: Receipt, manifest: dict[str, Any], timeline: list[dict[str, float]]
+    output: str, receipt: Receipt, manifest: Manifest, timeline: Sequence[Throughput]
 ) -> PredictionFacts:
-    """Read the labels of a finished run back, at most `MAX_PARTS` parts; memory holds a few parts and the examples.
+    """Read back the labels of a finished run, at most `MAX_PARTS` parts, with a few parts in memory at a time.
 
     Args:
-        output: of the run, with its parts in `labels/`.
-        receipt: names the parts.
+        output: address of the run's output, with its parts in `labels/`.
+        receipt: receipt of the run, which lists the parts.
         manifest: `bundle.json` of the model.
-        timeline: samples of `seconds`, `fetched`, `answered`.
+        timeline: throughput samples over the run.
 
     Raises:
         OutputError: a part cannot be read.
     """
-    names = _spread([part["name"] for part in receipt.parts], MAX_PARTS)
+    names = _spread([part.name for part in receipt.parts], MAX_PARTS)
     tally = _Tally()
     for table in LabelsReader(output, names).read(_COLUMNS):
         tally.add(table)
     return PredictionFacts(
-        receipt=asdict(receipt),
-        classes=tuple(manifest["classes"]),
-        class_counts={name: tally.counts[name] for name in manifest["classes"] if tally.counts[name]},
+        receipt=receipt,
+        classes=manifest.classes,
+        class_counts={name: tally.counts[name] for name in manifest.classes if tally.counts[name]},
         confidences=tally.confidences.tolist(),
         confidence=tally.confidence / int(tally.confidences.sum()) if tally.confidences.any() else None,
         rows_read=tally.rows,
         is_sample=len(names) < len(receipt.parts),
         needs_review=tally.needs_review,
-        odd=tally.odd,
+        ood=tally.ood,
         failures=dict(sorted(tally.failures.items())),
         surest=tally.surest,
         least_sure=tally.least_sure,
-        oddest=tally.oddest,
+        most_ood=tally.most_ood,
         timeline=timeline,
         validation=read_validation(manifest),
     )
 
 
 def _spread(names: Sequence[str], most: int) -> list[str]:
-    """All names, or `most` of them at even distances."""
+    """Return all names, or `most` of them, evenly spread."""
     if len(names) <= most:
         return list(names)
     return [names[index * len(names) // most] for index in range(most)]
 
 
 class _Tally:
-    """Counts over tables of labels, and the few rows that are shown."""
+    """Counts over tables of labels, and the few rows to show."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -165,14 +168,14 @@ class _Tally:
         self.confidences = np.zeros(_BINS, np.int64)
         self.confidence = 0.0
         self.needs_review: int | None = None
-        self.odd: int | None = None
+        self.ood: int | None = None
         self.failures: dict[str, list[Failure]] = {}
         self.surest: dict[str, list[Example]] = {}
         self.least_sure: dict[str, list[Example]] = {}
-        self.oddest: list[Example] = []
+        self.most_ood: list[Example] = []
 
     def add(self, table: pa.Table) -> None:
-        """Take a table with `_COLUMNS`."""
+        """Add a table with `_COLUMNS`."""
         self.rows += table.num_rows
         labelled = pc.equal(table["status"], OK)
         self._add_failures(table.filter(pc.invert(labelled)))
@@ -182,11 +185,11 @@ class _Tally:
         review, ood_score = table["needs_review"], table["ood_score"]
         if review.null_count < len(review):
             self.needs_review = (self.needs_review or 0) + (pc.sum(review).as_py() or 0)
-        odd = np.nan_to_num(ood_score.to_numpy(), nan=-math.inf)
+        ood = np.nan_to_num(ood_score.to_numpy(), nan=-math.inf)
         if ood_score.null_count < len(ood_score):
-            self.odd = (self.odd or 0) + int((odd > _ODD).sum())
-            best = _find_largest(odd, _MAX_ODD)
-            self._merge_oddest(_make_examples(table, best[np.isfinite(odd[best])]))
+            self.ood = (self.ood or 0) + int((ood > _OOD).sum())
+            best = _find_largest(ood, _MAX_OOD)
+            self._merge_most_ood(_make_examples(table, best[np.isfinite(ood[best])]))
         probability = table["probability"].to_numpy().astype(np.float64)
         bins = np.clip((probability * _BINS).astype(np.int64), 0, _BINS - 1)
         self.confidences += np.bincount(bins, minlength=_BINS)
@@ -203,7 +206,7 @@ class _Tally:
     def _add_classes(self, table: pa.Table, probability: npt.NDArray[np.float64]) -> None:
         encoded = table["class_name"].combine_chunks().dictionary_encode()
         codes = encoded.indices.to_numpy()
-        order = np.lexsort((-probability, codes))  # by class, the surest first
+        order = np.lexsort((-probability, codes))  # by class, the most confident first
         starts = np.searchsorted(codes[order], np.arange(len(encoded.dictionary) + 1))
         for code, name in enumerate(encoded.dictionary.to_pylist()):
             rows = order[starts[code] : starts[code + 1]]
@@ -217,8 +220,8 @@ class _Tally:
                 have.sort(key=attrgetter("probability"), reverse=sign > 0)
                 del have[_MAX_EXAMPLES:]
 
-    def _merge_oddest(self, more: Sequence[Example]) -> None:
-        self.oddest = sorted([*self.oddest, *more], key=lambda row: -(row.ood_score or 0.0))[:_MAX_ODD]
+    def _merge_most_ood(self, more: Sequence[Example]) -> None:
+        self.most_ood = sorted([*self.most_ood, *more], key=lambda row: -(row.ood_score or 0.0))[:_MAX_OOD]
 
 
 def _find_largest(values: npt.NDArray[np.floating[Any]], most: int) -> npt.NDArray[np.intp]:

@@ -1,29 +1,29 @@
-"""Whether an archive's answers look like those on the validation images."""
+"""Comparison of an archive's predictions with those on the validation images."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from tlray.model.manifest import Manifest
 from tlray.report.page import clean, format_percent, shorten
 
-_LEAST_DISTANCE = 0.1  # a tenth of the images in other classes: less is not worth a warning
-_LEAST_DIFFERENCE = 0.05  # of the mean confidence
-_SURE = 0.01  # how often noise alone may look like a difference
-_SURE_DEVIATIONS = 2.576  # the same, two-sided, of a normal distribution
+_LEAST_DISTANCE = 0.1  # share of images in other classes; less is not worth a warning
+_LEAST_DIFFERENCE = 0.05  # in mean confidence
+_SURE = 0.01  # accepted rate of false alarms
+_SURE_DEVIATIONS = 2.576  # the same two-sided level, in standard deviations of a normal distribution
 
 
 @dataclass(frozen=True)
 class Validation:
-    """What the bundle's validation images were answered.
+    """Predictions on the bundle's validation images.
 
     Attributes:
-        images: how many there were.
-        shares: of them, by predicted class.
+        images: number of images.
+        shares: shares of the images by predicted class.
         confidence: mean probability of the predicted class.
         confidences: `[20]`, images by that probability over [0, 1].
     """
@@ -36,14 +36,14 @@ class Validation:
 
 @dataclass(frozen=True)
 class Shift:
-    """How far an archive's answers are from validation's, and from where on that counts.
+    """Distance of an archive's predictions from those on validation images, with limits above which it matters.
 
     Attributes:
         distance: total variation distance of the class shares, in [0, 1]: the share of images in other classes.
-        distance_limit: more is neither small nor noise.
-        difference: the archive's mean confidence less validation's.
-        difference_limit: more, either way, is neither small nor noise.
-        class_name: the class whose share differs most.
+        distance_limit: limit of `distance`; more is neither small nor noise.
+        difference: mean confidence in the archive minus that on validation images.
+        difference_limit: limit of `difference` in either direction; more is neither small nor noise.
+        class_name: class whose share differs most.
     """
 
     distance: float
@@ -54,21 +54,21 @@ class Shift:
 
     @property
     def fits(self) -> bool:
-        """Whether neither is beyond its limit."""
+        """True if both are within their limits."""
         return self.distance <= self.distance_limit and abs(self.difference) <= self.difference_limit
 
 
-def read_validation(manifest: Mapping[str, Any]) -> Validation | None:
-    """What a bundle knows of its validation images, None where it had none or its tlray didn't measure them."""
-    measured = manifest["metrics"].get("validation", {})
-    if not measured.get("images") or not {"by_class", "bins", "confidences"} <= measured.keys():
+def read_validation(manifest: Manifest) -> Validation | None:
+    """Return the predictions on a bundle's validation images; None without any."""
+    measured = manifest.metrics.validation
+    if measured is None or not measured.images:
         return None
-    images = measured["images"]
+    images = measured.images
     return Validation(
         images=images,
-        shares={name: values["predicted"] / images for name, values in measured["by_class"].items()},
-        confidence=sum(entry["images"] * entry["confidence"] for entry in measured["bins"]) / images,
-        confidences=list(measured["confidences"]),
+        shares={name: one.predicted / images for name, one in measured.by_class.items()},
+        confidence=sum(entry.images * entry.confidence for entry in measured.bins) / images,
+        confidences=list(measured.confidences),
     )
 
 
@@ -78,17 +78,17 @@ def measure_shift(
     confidence: float | None,
     validation: Validation | None,
 ) -> Shift | None:
-    """Compare class shares and confidence with validation's; None where there is nothing to compare.
+    """Compare class shares and confidence with those on validation images; None if there is nothing to compare.
 
-    Shares differ by more than noise where their total variation distance is above the one expected of two samples of
-    one distribution (half the sum of the mean absolute deviations of normal variables) by more than McDiarmid's
-    inequality allows in 1% of cases; means, where they are more than 2.576 standard errors apart.
+    Shares differ by more than noise if their total variation distance exceeds the one expected of two samples of one
+    distribution (half the sum of the mean absolute deviations of normal variables) by more than McDiarmid's inequality
+    allows in 1% of cases; means differ by more than noise if they are more than 2.576 standard errors apart.
 
     Args:
         class_counts: labelled rows by class.
-        confidences: `[20]`, the same by probability over [0, 1].
+        confidences: `[20]`, labelled rows by probability over [0, 1].
         confidence: mean probability, None without labelled rows.
-        validation: what they are compared with.
+        validation: predictions on validation images, None without any.
     """
     labelled = sum(class_counts.values())
     if validation is None or confidence is None or not labelled:
@@ -112,7 +112,7 @@ def measure_shift(
 
 
 def _measure_variance(histogram: Sequence[int]) -> float:
-    """Of values in equal bins over [0, 1]."""
+    """Return the variance of values counted in equal bins over [0, 1]."""
     counts = np.array(histogram, np.float64)
     middles = (np.arange(len(counts)) + 0.5) / len(counts)
     total = max(counts.sum(), 1.0)
@@ -126,7 +126,7 @@ def compare_with_validation(
     confidence: float | None,
     validation: Validation | None,
 ) -> str | None:
-    """One sentence on whether the answers look like those on validation images, None where that cannot be told.
+    """Return one sentence comparing the predictions with those on validation images; None without such.
 
     Args:
         class_counts, confidences, confidence, validation: as in `measure_shift`.
@@ -141,13 +141,13 @@ def compare_with_validation(
         name = shift.class_name
         share = class_counts.get(name, 0) / sum(class_counts.values())
         faults.append(
-            f"the classes are spread otherwise ({shorten(clean(name), 40)} is {format_percent(share)} here and "
+            f"the classes are distributed differently ({shorten(clean(name), 40)} is {format_percent(share)} here and "
             f"{format_percent(validation.shares.get(name, 0.0))} there)"
         )
     if abs(shift.difference) > shift.difference_limit:
         way = "less" if shift.difference < 0 else "more"
         faults.append(
-            f"the answers are {way} sure (on average {format_percent(confidence)} here and "
+            f"the predictions are {way} confident (on average {format_percent(confidence)} here and "
             f"{format_percent(validation.confidence)} there)"
         )
-    return f"This archive is not like the validation images: {' and '.join(faults)}. Review a sample of its labels."
+    return f"This archive differs from the validation images: {' and '.join(faults)}. Review a sample of its labels."

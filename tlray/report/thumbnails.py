@@ -1,4 +1,4 @@
-"""Images -> small JPEGs inside the page."""
+"""Thumbnails embedded in a page as small JPEG data URIs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tlray.images.limits import Limits
 Key = TypeVar("Key", bound=Hashable)
 
 Reader = Callable[[Sequence[Key]], Iterator[bytes | None]]
-"""The encoded image of each key (a uri, or a row id of the plan) in the order asked; None where it cannot be read."""
+"""A function that yields the encoded image of each key (a uri or a row id) in order; None where it cannot be read."""
 
 SIDE_PX = 96
 MAX_BYTES = 4 * 2**20
@@ -31,23 +31,23 @@ _HEAD = "data:image/jpeg;base64,"
 
 @dataclass(frozen=True)
 class Thumbnails(Generic[Key]):
-    """What a page shows of its images.
+    """The thumbnails of a page.
 
     Attributes:
-        uris: data URI by key; a key without one could not be read or decoded, or there was no room.
-        full: whether the page's room ran out.
+        uris: data URI by key; missing where an image could not be read or decoded, or exceeded the size limit.
+        full: True if the size limit was reached.
     """
 
     uris: dict[Key, str]
     full: bool
 
     def get(self, key: Key) -> str | None:
-        """The data URI of an image, None where there is none."""
+        """Return the data URI of an image; None if it has none."""
         return self.uris.get(key)
 
 
 def read_files(uris: Sequence[str]) -> Iterator[bytes | None]:
-    """A `Reader` of local paths and s3:// addresses."""
+    """Yield the contents of local paths and s3:// addresses, as a `Reader`."""
     return (None if isinstance(data, FetchError) else data for data in storage.get_many(uris))
 
 
@@ -58,7 +58,7 @@ def make_thumbnails(
     side_px: int = SIDE_PX,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Thumbnails[Key]:
-    """Read images one by one until all are there or `max_bytes` of data URIs are full; each key is read once."""
+    """Read each distinct key once, in order, and make thumbnails until their data URIs reach `max_bytes`."""
     uris: dict[Key, str] = {}
     wanted = list(dict.fromkeys(keys))
     used = 0
@@ -74,9 +74,9 @@ def make_thumbnails(
 
 
 def make_thumbnail(data: bytes, side_px: int = SIDE_PX, limits: Limits = DEFAULT_LIMITS) -> str | None:
-    """An encoded image as a data URI of at most `side_px` a side, None where it cannot be decoded."""
+    """Return an encoded image as a data URI, its longer side `side_px`; None if it cannot be decoded."""
     try:
-        decoded = decode(data, 2 * side_px, limits)  # squashed to a square; twice the size keeps both sides sharp
+        decoded = decode(data, 2 * side_px, limits)  # decoded to a square at twice the size, to stay sharp
     except ImageError:
         return None
     scale = side_px / max(decoded.width, decoded.height)

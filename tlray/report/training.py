@@ -1,13 +1,16 @@
-"""The page of a training: `report.html` in the bundle."""
+"""The page of a training run, `report.html` in the bundle."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from markupsafe import Markup
 
+from tlray.metrics.label_errors import LabelErrorSummary
+from tlray.model.manifest import EpochRecord, Manifest, Metrics, TrainingRecord
 from tlray.report import charts, measurement
+from tlray.report.measurement import Headline, Point
 from tlray.report.page import (
     MAX_CLASSES,
     clean,
@@ -24,155 +27,147 @@ _PHASES = {"head": "the head phase", "finetune": "fine-tuning"}
 
 
 def render_training(
-    manifest: dict[str, Any],
-    history: list[dict[str, Any]],
-    label_errors: dict[str, Any] | None,
+    manifest: Manifest,
+    history: Sequence[EpochRecord],
+    label_errors: LabelErrorSummary | None,
     read: Reader[str],
     finished: str | None = None,
 ) -> bytes:
-    """The page as UTF-8.
+    """Return the page as UTF-8.
 
     Args:
         manifest: `bundle.json`.
-        history: one record an epoch.
-        label_errors: what was found among the labels, None where nobody looked.
-        read: brings the images of the label_errors by uri.
-        finished: when, in UTC, ISO 8601.
+        history: one record per epoch.
+        label_errors: likely label errors, None if labels were not checked.
+        read: reader of the images of label errors, by uri.
+        finished: end of the training, UTC, ISO 8601.
     """
-    metrics, training = manifest["metrics"], manifest["training"]
-    roles = [role for role in ("test", "validation") if role in metrics]
-    best = metrics[roles[0]] if roles else None
+    metrics, training = manifest.metrics, manifest.training
+    assert training is not None
+    measured = [Headline(role, one) for role, one in reversed(metrics.list_measured())]
+    headline = measured[0] if measured else None
     shown = measurement.pick_label_errors(label_errors)
-    thumbnails = make_thumbnails(measurement.list_label_error_uris(shown), read)
-    validated = any(record["val_loss"] is not None for record in history)
-    before = metrics.get("uncalibrated")
+    thumbnails = make_thumbnails(shown.list_uris() if shown else [], read)
+    data = training.config["data"]
     values: dict[str, Any] = {
-        "title": f"Training report: {shorten(clean(training['data']), 80)}",
-        "version": manifest["versions"].get("tlray", ""),
-        "data": training["data"],
-        "headline": measurement.describe_accuracy(best, roles[0]) if best else None,
-        "points": _list_points(manifest, roles, label_errors),
+        "title": f"Training report: {shorten(clean(data), 80)}",
+        "version": manifest.versions.get("tlray", ""),
+        "data": data,
+        "headline": headline,
+        "points": _list_points(manifest, training, measured, label_errors),
         "curves": [(name, _draw_curve(history, name, metrics)) for name in ("accuracy", "loss")] if history else [],
         "kept": _describe_kept(metrics),
-        "validated": validated,
-        "measured": [measurement.describe_accuracy(metrics[role], role) for role in roles],
-        "thresholds": measurement.list_thresholds(manifest["thresholds"], metrics["validation"])
-        if "validation" in metrics
+        "validated": any(record.val_loss is not None for record in history),
+        "measured": measured,
+        "thresholds": measurement.list_thresholds(manifest.thresholds, metrics.validation)
+        if metrics.validation
         else None,
         "label_errors": shown,
         "picture": thumbnails.get,
         "thumbnails_full": thumbnails.full,
         "distribution": None,
-        "distribution_of": " and ".join(reversed(roles)),
-        "more_classes": max(0, len(manifest["classes"]) - MAX_CLASSES),
-        "facts": _list_facts(manifest, history, finished),
+        "distribution_of": " and ".join(role for role, _ in metrics.list_measured()),
+        "more_classes": max(0, len(manifest.classes) - MAX_CLASSES),
+        "facts": _list_facts(manifest, training, history, finished),
     }
-    if best:
-        shaped = metrics["validation"] if before else best  # before and after belong to the same images
-        counts = {
-            name: sum(metrics[role]["by_class"][name]["images"] for role in roles) for name in manifest["classes"]
-        }
+    if headline:
+        before = metrics.uncalibrated
+        # before and after calibration must cover the same images
+        shaped = metrics.validation if before and metrics.validation else headline.measurement
+        counts = {name: sum(one.measurement.by_class[name].images for one in measured) for name in manifest.classes}
         values |= {
-            "classes": measurement.list_classes(best),
-            "confusion": measurement.make_confusion(best, manifest["classes"]),
-            "reliability": charts.draw_reliability(shaped["bins"], before["bins"] if before else None),
-            "reliability_of": "validation" if before else roles[0],
-            "ece": shaped["ece"],
-            "ece_before": before["ece"] if before else None,
-            "confidences": charts.draw_confidences(shaped["confidences"]),
+            "classes": measurement.list_classes(headline.measurement),
+            "confusion": measurement.make_confusion(headline.measurement, manifest.classes),
+            "reliability": charts.draw_reliability(shaped.bins, before.bins if before else None),
+            "reliability_of": "validation" if before else headline.which,
+            "ece": shaped.ece,
+            "ece_before": before.ece if before else None,
+            "confidences": charts.draw_confidences(shaped.confidences),
             "distribution": charts.draw_class_bars(counts),
         }
     return render("training.html", **values)
 
 
-def _draw_curve(history: Sequence[dict[str, Any]], name: str, metrics: Mapping[str, Any]) -> Markup:
-    return charts.draw_learning_curve(history, name, metrics["kept"]["epoch"])
+def _draw_curve(history: Sequence[EpochRecord], name: str, metrics: Metrics) -> Markup:
+    return charts.draw_learning_curve(history, name, metrics.kept.epoch if metrics.kept else 0)
 
 
 def _list_points(
-    manifest: Mapping[str, Any], roles: Sequence[str], label_errors: Mapping[str, Any] | None
-) -> list[dict[str, str]]:
-    """How far to trust the number above them."""
+    manifest: Manifest,
+    training: TrainingRecord,
+    measured: Sequence[Headline],
+    label_errors: LabelErrorSummary | None,
+) -> list[Point]:
+    """List sentences on how far to trust the headline number."""
     points = []
-    if not roles:
-        text = "Give --val-data or --test-data, or a larger --val-fraction, to learn how good the model is."
-        return [{"tone": "bad", "text": text}]
-    if roles[0] == "test":
-        text = "Measured on test images, which had no part in training."
-        points.append({"tone": "good", "text": text})
+    if not measured:
+        return [Point("bad", "Give --val-data or --test-data, or a larger --val-fraction, to measure the model.")]
+    if measured[0].which == "test":
+        points.append(Point("good", "Measured on test images, which were not used in training."))
     else:
         text = (
-            "Measured on validation images, which also chose the epoch and set the probabilities: a little too "
-            "hopeful. Give --test-data for a number that is not."
+            "Measured on validation images, which also chose the epoch and calibrated the probabilities: slightly "
+            "optimistic. Give --test-data for an unbiased number."
         )
-        points.append({"tone": "bad", "text": text})
-    if "validation" in roles:
-        points += measurement.point_at_threshold(manifest["thresholds"])
-    points += measurement.list_points(manifest["metrics"][roles[0]], label_errors)
-    left_out = manifest["training"]["left_out"]
-    if left_out:
-        points.append(
-            {"tone": "bad", "text": f"{_count_images(left_out)} could not be decoded and left out of training."}
-        )
+        points.append(Point("bad", text))
+    if manifest.metrics.validation:
+        points += measurement.point_at_threshold(manifest.thresholds)
+    points += measurement.list_points(measured[0].measurement, label_errors)
+    if training.left_out:
+        count = f"{training.left_out:,} {'image' if training.left_out == 1 else 'images'}"
+        points.append(Point("bad", f"Left out of training: {count} that could not be decoded."))
     return points
 
 
-def _describe_kept(metrics: Mapping[str, Any]) -> str:
-    kept = metrics["kept"]
-    text = f"Epoch {kept['epoch']} was kept, of {_PHASES[kept['phase']]}."
+def _describe_kept(metrics: Metrics) -> str:
+    if metrics.kept is None:
+        return ""
+    text = f"Epoch {metrics.kept.epoch} was kept, of {_PHASES[metrics.kept.phase]}."
     best = [
-        f"{format_percent(record['val_accuracy'])} in {_PHASES[phase]} (epoch {record['epoch']})"
-        for phase, record in metrics["phases"].items()
-        if record["val_accuracy"] is not None
+        f"{format_percent(record.val_accuracy)} in {_PHASES[phase]} (epoch {record.epoch})"
+        for phase, record in metrics.phases.items()
+        if record.val_accuracy is not None
     ]
     return f"{text} The best validation accuracy was {' and '.join(best)}." if best else text
 
 
-def _count_images(count: int) -> str:
-    return f"{count:,} {'image' if count == 1 else 'images'}"
-
-
 def _list_facts(
-    manifest: Mapping[str, Any], history: Sequence[Mapping[str, Any]], finished: str | None
+    manifest: Manifest, training: TrainingRecord, history: Sequence[EpochRecord], finished: str | None
 ) -> list[tuple[str, Any]]:
-    """What was done, with what."""
-    architecture, calibration = manifest["architecture"], manifest["calibration"]
-    training = {**manifest["training"], **manifest["training"]["resolved"]}
-    counts = training["counts"]
-    images = [f"{count:,} {role}" for role, count in counts.items() if count]
-    if training["left_out"]:
-        images.append(f"{training['left_out']:,} left out")
-    head = " \N{RIGHTWARDS ARROW} ".join(map(str, [*architecture["head_units"], len(manifest["classes"])]))
-    size = manifest["preprocessing"]["image_size"]
-    facts: list[tuple[str, Any]] = [("Data", format_name(training["data"], 90))]
+    """List the facts of the training."""
+    options, calibration = training.options, manifest.calibration
+    images = str(training.counts)
+    if training.left_out:
+        images += f", {training.left_out:,} left out"
+    head = " \N{RIGHTWARDS ARROW} ".join(map(str, [*manifest.architecture.head_units, len(manifest.classes)]))
+    backbone, size = clean(manifest.architecture.backbone), manifest.preprocessing.image_size
+    facts: list[tuple[str, Any]] = [("Data", format_name(options["data"], 90))]
     for option, heading in (("val_data", "Validation data"), ("test_data", "Test data")):
-        if training[option]:
-            facts.append((heading, format_name(training[option], 90)))
+        if options[option]:
+            facts.append((heading, format_name(options[option], 90)))
     facts += [
-        ("Images", ", ".join(images)),
-        ("Classes", f"{len(manifest['classes']):,}"),
-        ("Network", f"{clean(architecture['backbone'])} \N{RIGHTWARDS ARROW} {head}, from {size} x {size} pixels"),
-        ("Weights", format_name(str(training["weights"]), 90)),
+        ("Images", images),
+        ("Classes", f"{len(manifest.classes):,}"),
+        ("Network", f"{backbone} \N{RIGHTWARDS ARROW} {head}, from {size} x {size} pixels"),
+        ("Weights", format_name(str(options["weights"]), 90)),
     ]
     for phase, heading in (("head", "Phase 1"), ("finetune", "Phase 2")):
-        epochs = sum(record["phase"] == phase for record in history)
+        epochs = sum(record.phase == phase for record in history)
         if epochs:
-            rate = f"{training[f'{phase}_optimizer']} at {training[f'lr_{phase}']:g}"
-            part = "the head" if phase == "head" else f"from {clean(training['finetune_from'])} on"
+            rate = f"{options[f'{phase}_optimizer']} at {options[f'lr_{phase}']:g}"
+            part = "the head" if phase == "head" else f"from {clean(options['finetune_from'])} on"
             facts.append((heading, f"{part}; {epochs:,} {'epoch' if epochs == 1 else 'epochs'}, {rate}"))
     facts += [
-        ("Batch", f"{training['batch_size']:,} a worker, {training['num_workers']:,} workers"),
-        ("Precision", clean(training["precision"])),
-        ("Seed", str(training["seed"])),
+        ("Batch", f"{options['batch_size']:,} per worker, {options['num_workers']:,} workers"),
+        ("Precision", clean(options["precision"])),
+        ("Seed", str(options["seed"])),
     ]
-    if calibration["images"]:
-        facts.append(
-            ("Calibration", f"temperature {calibration['temperature']:.3f}, from {calibration['images']:,} images")
-        )
-    seconds = sum(record["seconds"] for record in history)
+    if calibration.images:
+        facts.append(("Calibration", f"temperature {calibration.temperature:.3f}, from {calibration.images:,} images"))
+    seconds = sum(record.seconds for record in history)
     facts.append(("Time", f"{format_duration(seconds)} in {len(history):,} epochs"))
     if finished is not None:
         facts.append(("Finished", format_moment(finished)))
-    facts.append(("Versions", clean(", ".join(f"{name} {number}" for name, number in manifest["versions"].items()))))
-    facts.append(("Model id", Markup("<code>{}</code>").format(manifest["model_id"])))
+    facts.append(("Versions", clean(", ".join(f"{name} {number}" for name, number in manifest.versions.items()))))
+    facts.append(("Model id", Markup("<code>{}</code>").format(manifest.model_id)))
     return facts

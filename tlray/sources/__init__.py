@@ -1,5 +1,13 @@
-"""From what the user points at to numbered rows.
+"""Turn what the user points at into candidates, numbered rows and bytes.
 
-`classes` scans labelled folders for training. For labelling, `inputs` turns folders, prefixes, `manifests`, `archives`
-(tar), `zips` and `tables` (Parquet) into candidates, `planning` numbers and keeps them, `reading` gives a row's bytes.
+`labelled`: class folders or a list of labelled images, for training.
+`listing`: folders, prefixes, manifests, archives and tables as candidates, for prediction.
+`candidates`: the candidate, and the checks of its name.
+`manifests`: lists of addresses and S3 Inventory reports.
+`archives`: tar archives, plain or gzipped.
+`zips`: zip archives.
+`parquet`: tables with a column of images.
+`reading`: the bytes of planned rows.
+
+pyarrow's CSV, JSON and ORC readers are imported in the functions that use them: most inputs need none.
 """

@@ -1,4 +1,4 @@
-"""Tar shards, plain or gzipped: indexed by one pass over their headers, never unpacked to disk."""
+"""Tar archives, plain or gzipped: indexed in one pass over their headers, never unpacked to disk."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ _MEMBER = re.compile(r"(.*?\.(?:tar|tar\.gz|tgz|zip))#(.+)", re.IGNORECASE | re.
 _BUFFER_BYTES = 2**18
 _MAX_HEADER_BYTES = 2**20
 
-_CUT = "the archive is cut short or damaged; what lies behind its last whole member cannot be listed"
+_CUT = "the archive is cut short or damaged; members after the last whole one cannot be listed"
 
 
 def is_archive(uri: str) -> bool:
-    """Whether a name ends as an archive's."""
+    """Return whether a name has an archive's extension."""
     return _ARCHIVE.search(uri) is not None
 
 
 def split_member(uri: str) -> tuple[str, str] | None:
-    """Archive and member of what a user typed as `archive#member`; None for anything else."""
+    """Split `archive#member` into archive and member; None for anything else."""
     match = _MEMBER.fullmatch(uri)
     return None if match is None else (match[1], match[2])
 
 
 def resolve(uri: str) -> str:
-    """What a user typed, with a local path made absolute; a member stays one of its archive."""
+    """Make a local path absolute; `archive#member` keeps its member."""
     parts = split_member(uri)
     return storage.resolve(uri) if parts is None else f"{storage.resolve(parts[0])}#{parts[1]}"
 
 
 def index(archive: storage.Entry) -> list[Candidate]:
-    """Every member of an archive, in its order; what cannot be listed is a last candidate with a reason.
+    """List every member of an archive in its order; if some cannot be listed, a last candidate gives the reason.
 
     Raises:
         FetchError: the archive cannot be read.
@@ -59,7 +59,7 @@ def index(archive: storage.Entry) -> list[Candidate]:
 
 
 def open_unpacked(file: BinaryIO) -> BinaryIO:
-    """What a gzipped archive unpacks to, read forward through a buffer."""
+    """Open the unpacked content of a gzipped archive, to be read forward through a buffer."""
     return io.BufferedReader(cast("io.FileIO", Unpacked(file)), _BUFFER_BYTES)
 
 
@@ -81,16 +81,16 @@ def _index_tar(archive: storage.Entry, file: BinaryIO, kind: SourceKind) -> Iter
                 yield _describe(archive, member, kind)
     except (tarfile.TarError, EOFError, OSError, ValueError, RecursionError, zlib.error):
         headers.last_block = b""
-    # a block of zeros ends an archive; anything else is a damaged header, or an end that is missing
+    # an archive ends with a block of zeros; anything else is a damaged header or a missing end
     if headers.last_block != bytes(tarfile.BLOCKSIZE):
         yield Candidate(archive.uri, archive.name, reason=_CUT)
 
 
 class _Headers:
-    """What tarfile reads its headers through.
+    """The file from which tarfile reads its headers.
 
-    It keeps the last block, since tarfile ends at a damaged header as it does at an archive's end, and gives no large
-    ones: a name of gigabytes would be read whole.
+    It keeps the last block, since tarfile stops at a damaged header as it does at an archive's end, and refuses large
+    headers, since tarfile would read a name of gigabytes whole.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -98,7 +98,7 @@ class _Headers:
         self.last_block = b""
 
     def read(self, size: int) -> bytes:
-        """Read a header, or what belongs to one."""
+        """Read a header or its extension."""
         if size > _MAX_HEADER_BYTES:
             raise tarfile.HeaderError("a header of more than a mebibyte")
         data = self._file.read(size)
@@ -107,11 +107,11 @@ class _Headers:
         return data
 
     def seek(self, offset: int) -> int:
-        """Go to a member's end."""
+        """Move to an offset."""
         return self._file.seek(offset)
 
     def tell(self) -> int:
-        """Where the file stands."""
+        """Return the current offset."""
         return self._file.tell()
 
 
@@ -143,10 +143,12 @@ def _describe(archive: storage.Entry, member: tarfile.TarInfo, kind: SourceKind)
 
 
 class Unpacked(ReadOnlyFile):
-    """Reads `file` from where it stands; gzip members that follow each other are one stream (RFC 1952, 2.2).
+    """The unpacked content of a gzipped file from its current offset on.
+
+    Consecutive gzip members are one stream (RFC 1952, 2.2).
 
     Raises:
-        zlib.error: from a read; what is there is not gzip.
+        zlib.error: from a read; the content is not gzip.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -155,7 +157,7 @@ class Unpacked(ReadOnlyFile):
         self._packed = b""
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Skip to `offset`, or to the end where that comes first."""
+        """Skip to `offset`, or to the end if that comes first."""
         target = self.position + offset if whence == io.SEEK_CUR else offset
         if target < self.position or whence == io.SEEK_END:
             raise io.UnsupportedOperation("a gzipped file is only read forward")

@@ -1,4 +1,4 @@
-"""One thing that might be labelled, however it was found."""
+"""The candidate, a row that might be labelled, and the checks of its name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tlray.images.decode import EXTENSIONS
 
 
 class SourceKind(StrEnum):
-    """How the bytes of a row are read; the last ones are never read, since their archive tells what is wrong."""
+    """The way to read a row's bytes; rows of a kind in `REFUSED` are never read."""
 
     FILE = "file"
     TAR = "tar"
@@ -32,7 +32,7 @@ REFUSED = {
     SourceKind.ENCRYPTED: (Code.UNSUPPORTED, "encrypted inside its archive"),
     SourceKind.CUT: (Code.TRUNCATED, "its archive ends before it does"),
 }
-"""Status and sentence of the rows that are never read."""
+"""Status and error of the rows that are never read, since their archive's index already shows the fault."""
 
 
 class Candidate(NamedTuple):
@@ -40,16 +40,16 @@ class Candidate(NamedTuple):
 
     Attributes:
         uri: address; a member's is `archive#member`.
-        name: what --include and --exclude look at: the path below the input, or inside the archive.
-        source: how it is read.
-        member: its name inside an archive, or its row in a table; None for a file.
-        offset: where its bytes start in the archive (tar.gz: in what it unpacks to; zip: its local header); its row in
-            a table.
-        length: how many bytes to read there.
+        name: path below the input or inside the archive, which --include and --exclude match.
+        source: kind of source.
+        member: name inside an archive, or row in a table; None for a file.
+        offset: start of its bytes in the archive (tar.gz: in the unpacked content; zip: of its local header); its row
+            in a table.
+        length: bytes to read from there.
         size: bytes of the encoded image, None where unknown.
         etag, mtime_ns: of the file or archive as it was listed, None where unknown.
         inputs: a manifest's or table's own columns.
-        reason: why it is left out, None where it is not.
+        reason: reason for leaving it out, None if it is taken.
     """
 
     uri: str
@@ -66,18 +66,18 @@ class Candidate(NamedTuple):
 
 
 def has_image_name(name: str) -> bool:
-    """Whether a file's name ends in a known image extension, in any case, or has none."""
+    """Return whether a file's name has a known image extension, in any case, or none at all."""
     base = PurePosixPath(name).name
     extension = base if base.startswith(".") and base.count(".") == 1 else PurePosixPath(base).suffix
     return not extension or extension.lower() in EXTENSIONS
 
 
 def leads_outside(name: str) -> bool:
-    """Whether unpacking a member of this name could write outside its folder."""
+    """Return whether unpacking a member of this name could write outside the target folder."""
     parts = name.replace("\\", "/").split("/")
     return ".." in parts or parts[0] == "" or (len(parts[0]) == 2 and parts[0][1] == ":")
 
 
 def make_printable(name: str) -> str:
-    """A name that is not UTF-8 with its odd bytes written out."""
+    """Escape the bytes of a name that are not UTF-8."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

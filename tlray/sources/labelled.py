@@ -1,4 +1,4 @@
-"""Labelled images for training: class folders or a manifest -> a table of rows, numbered densely from 0."""
+"""Labelled images for training: class folders or a manifest as a table of rows, numbered from 0."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _MAX_NAMED = 5
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Images sorted into classes.
+    """Labelled images.
 
     Attributes:
         classes: class names, sorted; a label is an index into them.
         table: `row_id int64, uri string, name string, label int32, size int64`, in order of class, then name; `size`
-            is 0 for objects that a manifest names.
+            is 0 for objects in a manifest.
     """
 
     classes: tuple[str, ...]
@@ -35,15 +35,15 @@ class LabelledImages:
 
 
 def scan(root: str, classes: Sequence[str] | None = None, *, option: str = "--data") -> LabelledImages:
-    """List labelled images: class folders, `root/CLASS/image`, or what a manifest names.
+    """List labelled images in class folders, `root/CLASS/image`, or in a manifest.
 
     Args:
         root: folder or s3:// prefix; or a .csv, .jsonl or .parquet with columns `uri` and `label`.
-        classes: class names that those found must be among; None for the first scan, which sets them.
-        option: the command-line option that `root` came from, for errors.
+        classes: allowed class names; None for the first scan, which sets them.
+        option: the command-line option of `root`, for errors.
 
     Raises:
-        DataError: one message naming all that is wrong.
+        DataError: one message with every fault.
     """
     if manifests.is_list(root):
         by_class, faults = read_labels(root)
@@ -73,7 +73,7 @@ def scan(root: str, classes: Sequence[str] | None = None, *, option: str = "--da
 
 
 def _list_folders(root: str) -> tuple[dict[str, list[storage.Entry]], list[str]]:
-    """The images of class folders by class, and one phrase for each thing that is wrong with the tree."""
+    """Return the images of class folders by class, and one phrase for each kind of fault."""
     by_class: dict[str, list[storage.Entry]] = {}
     beside, nested = [], []
     for entry in storage.list_files(root):
@@ -113,7 +113,7 @@ def _list_empty_folders(root: str) -> list[str]:
 
 
 def _find_class_faults(by_class: dict[str, list[storage.Entry]], classes: Sequence[str] | None) -> list[str]:
-    """What is wrong with the classes that were found."""
+    """Return one phrase for each fault of the class names."""
     faults = []
     if len(by_class) == 1 and classes is None:
         faults.append(f"one class only ({next(iter(by_class))})")
@@ -126,13 +126,13 @@ def _find_class_faults(by_class: dict[str, list[storage.Entry]], classes: Sequen
 
 
 def read_labels(manifest: str) -> tuple[dict[str, list[storage.Entry]], list[str]]:
-    """The images of a manifest by label, in the order of their addresses, and what is wrong with it.
+    """Return the images of a manifest by label, in the order of their addresses, and its faults.
 
-    A file that several lines name under one label is there once. An entry's name is `LABEL/` and the address as it was
-    typed; its size is 0 for an object, since asking for it would cost a request each.
+    A file on several lines under one label is listed once. An entry's name is `LABEL/` and the address as typed; its
+    size is 0 for an object, since finding it would cost a request.
 
     Args:
-        manifest: its address; relative ones in it count from its folder.
+        manifest: address; relative addresses in it start at its folder.
 
     Returns:
         Entries by label, and one phrase for each kind of fault.
@@ -151,7 +151,7 @@ def read_labels(manifest: str) -> tuple[dict[str, list[storage.Entry]], list[str
 
 
 def name_some(names: Sequence[str]) -> str:
-    """The first few of many names."""
+    """Join the first few names."""
     shown = ", ".join(names[:_MAX_NAMED])
     return shown if len(names) <= _MAX_NAMED else f"{shown}, ..."
 
@@ -166,7 +166,7 @@ def _check_columns(schema: pa.Schema) -> list[str]:
 
 
 def _holds_text(kind: pa.DataType) -> bool:
-    """Whether values may be addresses or labels; whole numbers are labels too."""
+    """Return whether values may be addresses or labels, which may be whole numbers."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     return any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer)) or (
@@ -175,7 +175,7 @@ def _holds_text(kind: pa.DataType) -> bool:
 
 
 def _iter_lines(batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[str, str]]:
-    """Address and label of each line; an empty text where there is none."""
+    """Yield the address and label of each line, empty where missing."""
     for batch in batches:
         columns = [batch[batch.schema.names.index(name)].to_pylist() for name in (URI, LABEL)]
         for values in zip(*columns, strict=True):

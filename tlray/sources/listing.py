@@ -1,4 +1,4 @@
-"""What the user typed behind --input -> candidates, one for every file, object, member, line or row that was seen."""
+"""The inputs of --input as candidates: one for every file, object, member, line or row found."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _INDEX_THREADS = 16
 
 @dataclass(frozen=True)
 class Selection:
-    """Which inputs are taken, and how manifests and tables are read.
+    """Filters of inputs, and the columns of manifests and tables.
 
     Attributes:
         include, exclude: globs over names below an input, `*` matching slashes too.
-        limit: most rows; the rest is not listed.
-        sample: share of the inputs to take, by a hash of their addresses.
-        shard: `(i, n)`: the i-th of n shares by another hash, i from 1.
+        limit: maximum number of rows; listing stops there.
+        sample: share of the inputs to take, in (0, 1], by a hash of their addresses.
+        shard: `(i, n)`, the i-th of n shares by another hash, i from 1.
         uri_column, id_column: of manifests.
-        image_column: of Parquet files that hold images; None takes them for manifests.
-        allow: prefixes that a manifest's addresses may have; empty for the default.
+        image_column: of Parquet files with images; None reads Parquet files as manifests.
+        allow: allowed prefixes of a manifest's addresses; empty for the default.
     """
 
     include: tuple[str, ...] = ()
@@ -50,10 +50,10 @@ class Selection:
 
 @dataclass(frozen=True)
 class Candidates:
-    """What was found.
+    """Candidates found in the inputs.
 
     Attributes:
-        fields: `input_*` columns that some of them carry.
+        fields: `input_*` columns of any of them.
         rows: candidates in order; those with a reason are left out.
     """
 
@@ -62,7 +62,7 @@ class Candidates:
 
 
 def find_candidates(inputs: Sequence[str], selection: Selection) -> Candidates:
-    """Look into every input, in the order given; one that lies below another is only looked at once.
+    """List every input, in the order given; an input below another one is listed once.
 
     Raises:
         DataError: an input does not exist or cannot be read.
@@ -84,7 +84,7 @@ def find_candidates(inputs: Sequence[str], selection: Selection) -> Candidates:
 
 
 def _drop_covered(inputs: Sequence[str]) -> list[str]:
-    """Inputs without repetitions and without those below another one; a manifest there is looked into all the same."""
+    """Return inputs without duplicates or those below another one; keep manifests, which listings do not open."""
     unique = list(dict.fromkeys(map(archives.resolve, inputs)))
     roots = [uri for uri in unique if not _opens(uri)]
     return [
@@ -95,7 +95,7 @@ def _drop_covered(inputs: Sequence[str]) -> list[str]:
 
 
 def _opens(uri: str) -> bool:
-    """Whether an input is looked into, rather than listed."""
+    """Return whether an input is opened to find its rows."""
     return archives.split_member(uri) is not None or archives.is_archive(uri) or manifests.is_manifest(uri)
 
 
@@ -118,11 +118,11 @@ def _open_input(uri: str, selection: Selection) -> tuple[list[pa.Field], Callabl
 
 
 def _find_fields(entries: Iterable[storage.Entry], image_column: str) -> list[pa.Field]:
-    """The `input_*` columns of the tables in a folder."""
+    """Return the `input_*` columns of the tables in a folder."""
     fields: dict[str, pa.Field] = {}
     for entry in entries:
         if tables.is_table(entry.name):
-            with contextlib.suppress(tables.NotATableError):  # said where the table is listed
+            with contextlib.suppress(tables.NotATableError):  # `_describe` gives the reason
                 for field in tables.read_table(entry, image_column)[0]:
                     if fields.setdefault(field.name, field).type != field.type:
                         raise DataError(
@@ -133,7 +133,7 @@ def _find_fields(entries: Iterable[storage.Entry], image_column: str) -> list[pa
 
 
 def _expand(entries: Iterator[storage.Entry], image_column: str | None) -> Iterator[Candidate]:
-    """Files as candidates; archives among them are indexed side by side, in their place."""
+    """Yield files and the members of archives in order; several archives are indexed at a time."""
     waiting: deque[Future[list[Candidate]] | list[Candidate]] = deque()
     with ThreadPoolExecutor(_INDEX_THREADS) as pool:
         try:
@@ -158,7 +158,7 @@ def _take(promised: Future[list[Candidate]] | list[Candidate]) -> list[Candidate
 
 
 def _index(entry: storage.Entry) -> list[Candidate]:
-    """An archive's members; one that is gone or damaged is left out, one that cannot be reached stops the planning."""
+    """List an archive's members; leave out an unreadable archive, but stop if it is only out of reach for now."""
     try:
         return archives.index(entry)
     except FetchError as error:
@@ -192,19 +192,19 @@ def _find_member(archive: str, member: str) -> Candidate:
 
 
 def _resolve_member(line: Candidate) -> Candidate:
-    """A manifest's line; where it names a member of an archive, how that is read."""
+    """Return a manifest's line, or the archive's member that it names."""
     parts = archives.split_member(line.uri)
     if line.reason is not None or parts is None:
         return line
     found = _index_by_name(parts[0]).get(parts[1])
     if found is None:
-        return line._replace(reason="there is no such archive, or no such member in it")
+        return line._replace(reason="the archive or its member does not exist")
     return found._replace(name=line.name, inputs=line.inputs)
 
 
 @lru_cache(maxsize=64)
 def _index_by_name(archive: str) -> dict[str, Candidate]:
-    """The members of an archive by name, the first of each; none where there is no such archive."""
+    """Return the members of an archive by name, the first of each name; none if the archive does not exist."""
     try:
         entries = [entry for entry in storage.iter_files(archive) if entry.uri == archive]
     except DataError:
@@ -214,7 +214,7 @@ def _index_by_name(archive: str) -> dict[str, Candidate]:
 
 
 def _select(candidates: Iterator[Candidate], selection: Selection) -> Iterator[Candidate]:
-    """Give a reason to each candidate that is not taken; ends where --limit is reached."""
+    """Give a reason to each candidate that is not taken; end when --limit is reached."""
     include, exclude = _compile(selection.include), _compile(selection.exclude)
     shard, num_shards = selection.shard
     left = selection.limit
@@ -247,7 +247,7 @@ def _compile(globs: Sequence[str]) -> re.Pattern[str] | None:
 
 
 def _hash(purpose: bytes, uri: str) -> int:
-    """The same 64 bits for an address in every run, independent between purposes."""
+    """Return 64 bits that are the same for an address in every run, and independent between purposes."""
     return int.from_bytes(hashlib.blake2b(uri.encode(), digest_size=8, person=purpose).digest(), "little")
 
 

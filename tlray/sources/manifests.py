@@ -1,6 +1,6 @@
 """Lists of addresses: manifests in CSV, Parquet or JSON lines, and S3 Inventory reports.
 
-What a manifest names may come from anyone, so an address is used only where its scheme and prefix are allowed.
+A manifest may come from anyone, so an address is used only if its scheme and prefix are allowed.
 """
 
 from __future__ import annotations
@@ -26,27 +26,26 @@ _MAX_KEY_BYTES = 1024
 
 
 def is_list(uri: str) -> bool:
-    """Whether a name ends as a manifest's."""
+    """Return whether a name has a manifest's extension."""
     return uri.lower().endswith(_KINDS)
 
 
 def is_manifest(uri: str) -> bool:
-    """Whether a name ends as a manifest's, or as an S3 Inventory's."""
+    """Return whether a name is that of a manifest or an S3 Inventory report."""
     return uri.lower().endswith((*_KINDS, _INVENTORY))
 
 
 def read_manifest(
     uri: str, uri_column: str, id_column: str | None, allow: Sequence[str]
 ) -> tuple[list[pa.Field], Iterator[Candidate]]:
-    """A manifest's own columns as `input_*` fields, and one candidate for each of its lines, in order.
+    """Return a manifest's own columns as `input_*` fields, and one candidate for each of its lines, in order.
 
     Args:
         uri: the manifest.
-        uri_column: the column of addresses; relative ones count from the manifest's folder.
-        id_column: the column that tells lines apart; a second line with the same value is left out. None: every line
-            is a row, also where two name the same file.
-        allow: prefixes that addresses must start with; empty for s3://, and for local paths where the manifest is
-            local too.
+        uri_column: the column of addresses; relative ones start at the manifest's folder.
+        id_column: the column that identifies a line; a second line with the same value is left out. None: every line
+            is a row, even if two name the same file.
+        allow: allowed prefixes of addresses; empty for s3://, and for local paths if the manifest is local too.
 
     Raises:
         DataError: it cannot be read, or lacks a column.
@@ -95,10 +94,10 @@ def _read_lines(
 
 
 def check_address(typed: str, base: str, allow: Sequence[str]) -> tuple[str, str | None]:
-    """The address that a line means, and why it may not be read.
+    """Return the address of a line, and the reason if it may not be read.
 
     Args:
-        typed: as it stands in the manifest.
+        typed: address as written in the manifest.
         base: the manifest's folder.
         allow: as in `read_manifest`.
     """
@@ -125,11 +124,11 @@ def check_address(typed: str, base: str, allow: Sequence[str]) -> tuple[str, str
 
 
 def _lies_below(address: str, prefix: str) -> bool:
-    return prefix == "s3://" or address == prefix or address.startswith(prefix.rstrip("/") + "/")
+    return address == prefix or address.startswith(prefix if prefix.endswith("/") else prefix + "/")
 
 
 def open_batches(uri: str) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-    """A manifest's columns and lines; all values of a CSV are text.
+    """Open a manifest: its columns and its lines; all values of a CSV are text.
 
     Raises:
         ArrowException, FetchError, OSError: it cannot be read; also from the lines.
@@ -142,7 +141,7 @@ def open_batches(uri: str) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     from pyarrow import json as arrow_json
 
     if ".csv" in name[-7:]:
-        quoted = csv.ParseOptions(newlines_in_values=True)  # a file's name may hold one
+        quoted = csv.ParseOptions(newlines_in_values=True)  # a file's name may hold a newline
         names = csv.open_csv(storage.open_arrow(uri), parse_options=quoted).schema.names
         as_text = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
         reader = csv.open_csv(storage.open_arrow(uri), parse_options=quoted, convert_options=as_text)
@@ -152,7 +151,7 @@ def open_batches(uri: str) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
 
 
 def _read_inventory(uri: str) -> Iterator[Candidate]:
-    """The objects of an S3 Inventory report: CSV, Parquet or ORC files beside a `manifest.json`."""
+    """Yield the objects of an S3 Inventory report: CSV, Parquet or ORC files beside a `manifest.json`."""
     try:
         report: dict[str, Any] = json.loads(storage.get(uri))
         source, kind = report["sourceBucket"], report["fileFormat"].lower()
@@ -189,7 +188,7 @@ def _open_inventory_file(uri: str, kind: str, columns: list[str]) -> Iterator[pa
 
 
 def _read_inventory_line(bucket: str, line: dict[str, Any], *, decode: bool) -> Candidate:
-    """CSV names columns `Key`, `ETag`, with keys URL-encoded; Parquet and ORC name them `key`, `e_tag`."""
+    """Convert one line: CSV has columns `Key`, `ETag` and URL-encoded keys; Parquet and ORC have `key`, `e_tag`."""
     values = {name.lower().replace("_", ""): value for name, value in line.items()}
     key = unquote_plus(values["key"]) if decode else values["key"]
     reason = None

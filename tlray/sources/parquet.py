@@ -1,4 +1,4 @@
-"""Parquet with a column of encoded images: each row is an input."""
+"""Parquet files with a column of encoded images: each row is an input."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _ROWS = 8192
 
 
 class NotATableError(DataError):
-    """A file that is no Parquet, or lacks the column of images."""
+    """A file that is not Parquet or lacks the column of images."""
 
 
 def is_table(uri: str) -> bool:
-    """Whether a name ends as a Parquet file's."""
+    """Return whether a name has Parquet's extension."""
     return uri.lower().endswith(".parquet")
 
 
 def read_table(entry: storage.Entry, image_column: str) -> tuple[list[pa.Field], Iterator[Candidate]]:
-    """A table's other plain columns as `input_*` fields, and one candidate for each of its rows.
+    """Return a table's other plain columns as `input_*` fields, and one candidate for each of its rows.
 
     Args:
         entry: the Parquet file.
@@ -87,9 +87,14 @@ def _is_plain(kind: pa.DataType) -> bool:
 
 
 def iter_images(uri: str, image_column: str, rows: npt.NDArray[np.int64]) -> Iterator[bytes | None]:
-    """The encoded images of some rows, in ascending order of their numbers; None for a null.
+    """Yield the encoded images of some rows, None for a null.
 
-    Parquet is read a row group at a time, so memory holds the image column of one.
+    Memory holds the image column of one row group at most.
+
+    Args:
+        uri: the Parquet file.
+        image_column: as in `read_table`.
+        rows: numbers of the rows, ascending.
 
     Raises:
         FetchError: the table cannot be read.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 from itertools import groupby
-from typing import Any, BinaryIO
+from operator import attrgetter
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,40 @@ from tlray.sources import parquet as tables
 from tlray.sources.candidates import REFUSED, SourceKind
 from tlray.storage import Fetched, Request
 
-Row = dict[str, Any]
+
+class PlannedRow(NamedTuple):
+    """A row of the plan, as far as reading needs it; attributes as in `candidates.Candidate`."""
+
+    uri: str
+    source: SourceKind
+    member: str | None
+    offset: int | None
+    length: int | None
+    size: int | None
+    etag: str | None
+    mtime_ns: int | None
+
+    @property
+    def archive(self) -> str:
+        """Address of the file or archive that holds the row: a member's address without the member."""
+        return self.uri if self.member is None else self.uri[: -len(self.member) - 1]
+
+    @property
+    def start(self) -> int:
+        """Offset of a member's bytes in its archive."""
+        return self.offset or 0
+
+    @property
+    def num_packed_bytes(self) -> int:
+        """Bytes of a member inside its archive."""
+        return self.length or 0
+
+
+def list_rows(rows: pa.Table) -> list[PlannedRow]:
+    """Return the rows of a plan's table."""
+    columns = {name: rows[name].to_pylist() for name in PlannedRow._fields}
+    columns["source"] = map(SourceKind, columns["source"])
+    return list(map(PlannedRow, *columns.values()))
 
 
 def read_rows(rows: pa.Table, max_bytes: int, image_column: str | None) -> Iterator[Fetched]:
@@ -28,13 +62,13 @@ def read_rows(rows: pa.Table, max_bytes: int, image_column: str | None) -> Itera
         max_bytes: a larger image is TOO_LARGE, and is not read.
         image_column: of Parquet rows.
     """
-    for source, run in groupby(rows.to_pylist(), key=lambda row: SourceKind(row["source"])):
+    for source, run in groupby(list_rows(rows), key=attrgetter("source")):
         if source in REFUSED:
             yield from (Fetched(FetchError(*REFUSED[source]), 0) for _ in run)
         elif source in (SourceKind.FILE, SourceKind.TAR, SourceKind.ZIP):
             yield from _read_ranges(source, list(run), max_bytes)
         else:
-            for archive, members in groupby(run, key=_get_archive):
+            for archive, members in groupby(run, key=attrgetter("archive")):
                 if source is SourceKind.TAR_GZ:
                     yield from _read_stream(archive, list(members), max_bytes)
                 else:
@@ -43,19 +77,11 @@ def read_rows(rows: pa.Table, max_bytes: int, image_column: str | None) -> Itera
 
 def list_files(rows: pa.Table) -> list[tuple[str, int | None]]:
     """The files that rows are read from, each once, and their sizes where they are the rows' own."""
-    files = {}
-    for row in rows.to_pylist():
-        files[_get_archive(row)] = row["size"] if row["member"] is None else None
+    files = {row.archive: row.size if row.member is None else None for row in list_rows(rows)}
     return list(files.items())
 
 
-def _get_archive(row: Row) -> str:
-    """The archive's own address: a member's without what follows it."""
-    uri: str = row["uri"]
-    return uri if row["member"] is None else uri[: -len(row["member"]) - 1]
-
-
-def _read_ranges(source: SourceKind, rows: list[Row], max_bytes: int) -> Iterator[Fetched]:
+def _read_ranges(source: SourceKind, rows: list[PlannedRow], max_bytes: int) -> Iterator[Fetched]:
     """Files and members that one request each brings."""
     early = [_answer_early(row, max_bytes) for row in rows]
     wanted = [row for row, answer in zip(rows, early, strict=True) if answer is None]
@@ -66,47 +92,47 @@ def _read_ranges(source: SourceKind, rows: list[Row], max_bytes: int) -> Iterato
         if answered is None and isinstance(data, bytes):
             if source is SourceKind.ZIP:
                 answer = _unpack_zip(row, data, answer.retries)
-            elif source is SourceKind.TAR and len(data) < row["length"]:
+            elif source is SourceKind.TAR and len(data) < row.num_packed_bytes:
                 answer = answer._replace(data=FetchError(Code.TRUNCATED, "its archive ends before it does"))
         yield answer
 
 
-def _answer_early(row: Row, max_bytes: int) -> Fetched | None:
+def _answer_early(row: PlannedRow, max_bytes: int) -> Fetched | None:
     """What a row's own columns tell without a request."""
-    if row["length"] is not None and row["length"] > 2 * max_bytes:
-        return Fetched(_explain_size(row["length"], max_bytes), 0)
-    if row["size"] is not None and row["size"] > max_bytes:
-        return Fetched(_explain_size(row["size"], max_bytes), 0)
-    return Fetched(b"", 0) if row["size"] == 0 and row["member"] is not None else None
+    if row.length is not None and row.length > 2 * max_bytes:
+        return Fetched(_explain_size(row.length, max_bytes), 0)
+    if row.size is not None and row.size > max_bytes:
+        return Fetched(_explain_size(row.size, max_bytes), 0)
+    return Fetched(b"", 0) if row.size == 0 and row.member is not None else None
 
 
-def _request(source: SourceKind, row: Row, max_bytes: int) -> Request:
+def _request(source: SourceKind, row: PlannedRow, max_bytes: int) -> Request:
     if source is SourceKind.FILE:
-        return Request(row["uri"], size=row["size"], etag=row["etag"], mtime_ns=row["mtime_ns"], max_bytes=max_bytes)
-    length = row["length"] if source is SourceKind.TAR else zips.get_span(row["length"])
-    return Request(_get_archive(row), row["offset"], length, None, row["etag"], row["mtime_ns"])
+        return Request(row.uri, size=row.size, etag=row.etag, mtime_ns=row.mtime_ns, max_bytes=max_bytes)
+    length = row.length if source is SourceKind.TAR else zips.get_span(row.num_packed_bytes)
+    return Request(row.archive, row.offset, length, None, row.etag, row.mtime_ns)
 
 
-def _unpack_zip(row: Row, head: bytes, retries: int) -> Fetched:
+def _unpack_zip(row: PlannedRow, head: bytes, retries: int) -> Fetched:
     """A member from the bytes at its local header; asks again where that header is longer than most."""
     try:
         start = zips.find_data(head)
-        data = head[start : start + row["length"]]
-        if len(data) < row["length"] and start + row["length"] > zips.get_span(row["length"]):
-            request = Request(_get_archive(row), row["offset"] + start, row["length"], None, row["etag"])
+        data = head[start : start + row.num_packed_bytes]
+        if len(data) < row.num_packed_bytes and start + row.num_packed_bytes > zips.get_span(row.num_packed_bytes):
+            request = Request(row.archive, row.start + start, row.num_packed_bytes, None, row.etag)
             more = storage.fetch(request)
             retries += more.retries
             if isinstance(more.data, FetchError):
                 return more
             data = more.data
-        if len(data) < row["length"]:
+        if len(data) < row.num_packed_bytes:
             raise FetchError(Code.TRUNCATED, "its archive ends before it does")
-        return Fetched(zips.unpack(head, data, row["size"]), retries)
+        return Fetched(zips.unpack(head, data, row.size or 0), retries)
     except FetchError as error:
         return Fetched(error, retries)
 
 
-def _read_stream(archive: str, rows: list[Row], max_bytes: int) -> Iterator[Fetched]:
+def _read_stream(archive: str, rows: list[PlannedRow], max_bytes: int) -> Iterator[Fetched]:
     """Members of a gzipped tar: one pass over what it unpacks to."""
     answered = 0
     try:
@@ -114,7 +140,7 @@ def _read_stream(archive: str, rows: list[Row], max_bytes: int) -> Iterator[Fetc
         with storage.open_file(archive) as file:
             unpacked = archives.open_unpacked(file)
             for row in rows:
-                if row["offset"] < unpacked.tell():  # a manifest may name members in any order
+                if row.start < unpacked.tell():  # a manifest may name members in any order
                     file.seek(0)
                     unpacked = archives.open_unpacked(file)
                 yield _answer_early(row, max_bytes) or Fetched(_read_member(unpacked, row), 0)
@@ -125,18 +151,18 @@ def _read_stream(archive: str, rows: list[Row], max_bytes: int) -> Iterator[Fetc
         yield from (Fetched(FetchError(Code.CORRUPT, "its archive is damaged"), 0) for _ in rows[answered:])
 
 
-def _read_member(unpacked: BinaryIO, row: Row) -> bytes | FetchError:
-    unpacked.seek(row["offset"])
-    data = unpacked.read(row["length"])
-    return data if len(data) == row["length"] else FetchError(Code.TRUNCATED, "its archive ends before it does")
+def _read_member(unpacked: BinaryIO, row: PlannedRow) -> bytes | FetchError:
+    unpacked.seek(row.start)
+    data = unpacked.read(row.num_packed_bytes)
+    return data if len(data) == row.num_packed_bytes else FetchError(Code.TRUNCATED, "its archive ends before it does")
 
 
-def _read_table(table: str, rows: list[Row], max_bytes: int, image_column: str) -> Iterator[Fetched]:
+def _read_table(table: str, rows: list[PlannedRow], max_bytes: int, image_column: str) -> Iterator[Fetched]:
     """Rows of a Parquet file."""
     answered = 0
     try:
         _check_unchanged(table, rows[0])
-        numbers = np.array([row["offset"] for row in rows], np.int64)
+        numbers = np.array([row.start for row in rows], np.int64)
         for data in tables.iter_images(table, image_column, numbers):
             if data is None:
                 answer: bytes | FetchError = FetchError(Code.EMPTY, "the column is null here")
@@ -153,9 +179,9 @@ def _read_table(table: str, rows: list[Row], max_bytes: int, image_column: str) 
         yield from (Fetched(broken, 0) for _ in rows[answered:])
 
 
-def _check_unchanged(uri: str, row: Row) -> None:
+def _check_unchanged(uri: str, row: PlannedRow) -> None:
     """Ask for one byte of an archive, which tells whether it is still the one that was planned."""
-    data = storage.fetch(Request(uri, 0, 1, None, row["etag"], row["mtime_ns"])).data
+    data = storage.fetch(Request(uri, 0, 1, None, row.etag, row.mtime_ns)).data
     if isinstance(data, FetchError):
         raise data
 

@@ -1,4 +1,4 @@
-"""Zip archives: listed by their directory, or by their local headers where that is missing; read by ranges.
+"""Zip archives: listed by their directory, or by their local headers if it is missing; read by ranges.
 
 The layout is that of PKWARE's APPNOTE 6.3, sections 4.3 and 4.4.
 """
@@ -25,11 +25,11 @@ _ENCRYPTED = 0x1
 _SIZES_FOLLOW = 0x8
 _UTF8 = 0x800
 _CHUNK_BYTES = 2**20
-_CUT = "the archive is cut short or damaged; its directory is missing, and what follows cannot be listed"
+_CUT = "the archive is cut short or damaged; its directory is missing, and any further members cannot be listed"
 
 
 def index(archive: storage.Entry, file: BinaryIO) -> Iterator[Candidate]:
-    """Every member, in the directory's order; where the directory is missing, those found by their local headers."""
+    """List every member in the directory's order; without a directory, the members found by their local headers."""
     try:
         members = zipfile.ZipFile(file).infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error):
@@ -52,7 +52,7 @@ def index(archive: storage.Entry, file: BinaryIO) -> Iterator[Candidate]:
 
 
 def _recover(archive: storage.Entry, file: BinaryIO) -> Iterator[Candidate]:
-    """Walk the local headers from the start, as far as they are whole."""
+    """List members by their local headers, from the start to the first damaged one."""
     offset = 0
     while True:
         file.seek(offset)
@@ -87,7 +87,7 @@ def _recover(archive: storage.Entry, file: BinaryIO) -> Iterator[Candidate]:
 
 
 def _measure(file: BinaryIO, method: int) -> tuple[int, int] | None:
-    """Packed and unpacked bytes of a deflated member whose header doesn't tell; None where it has no end."""
+    """Count the packed and unpacked bytes of a deflated member whose header lacks them; None if its end is missing."""
     if method != zipfile.ZIP_DEFLATED:
         return None
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
@@ -129,15 +129,15 @@ def _make(
 
 
 def get_span(length: int) -> int:
-    """Bytes to read from a member's local header on, so that its data is nearly always among them."""
+    """Return how many bytes to read from a member's local header on, so that they nearly always include its data."""
     return _LOCAL.size + _HEADER_SLACK_BYTES + length
 
 
 def find_data(head: bytes) -> int:
-    """Where a member's data starts behind its local header.
+    """Return the offset of a member's data from its local header.
 
     Raises:
-        FetchError: CORRUPT; there is no local header.
+        FetchError: CORRUPT; the local header is missing.
     """
     if len(head) < _LOCAL.size or not head.startswith(_LOCAL_SIGNATURE):
         raise FetchError(Code.CORRUPT, "no local header where the archive's directory says it is")
@@ -146,12 +146,12 @@ def find_data(head: bytes) -> int:
 
 
 def unpack(head: bytes, data: bytes, size: int) -> bytes:
-    """A member's own bytes.
+    """Unpack a member.
 
     Args:
         head: its local header.
         data: its packed bytes.
-        size: how many bytes it unpacks to; never more are made.
+        size: unpacked bytes in the archive's index; at most one more is unpacked.
 
     Raises:
         FetchError: UNSUPPORTED, TRUNCATED or CORRUPT.
@@ -168,7 +168,7 @@ def unpack(head: bytes, data: bytes, size: int) -> bytes:
     except (zlib.error, OSError, EOFError) as error:
         raise FetchError(Code.CORRUPT, f"cannot be unpacked from its archive: {error}") from None
     if len(unpacked) != size:
-        raise FetchError(Code.CORRUPT, f"unpacks to other than the {size:,} bytes that its archive tells of")
+        raise FetchError(Code.CORRUPT, f"does not unpack to the {size:,} bytes that its archive states")
     if not flags & _SIZES_FOLLOW and zlib.crc32(unpacked) != checksum:
         raise FetchError(Code.CORRUPT, "its checksum is not the one in its archive")
     return unpacked

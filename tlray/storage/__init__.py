@@ -1,7 +1,16 @@
-"""Local paths and s3:// addresses behind one set of verbs; no module outside this package tells them apart.
+"""Read, write and list local paths and s3:// addresses through the same functions.
 
-`addresses` names things, `local` and `s3` (with `s3_listing` and `s3_client`) are the two kinds, `fetch` reads many at
-once, `files` are to seek in, `lock` holds an output.
+- `addresses`: parse, join and redact addresses.
+- `local`: local files.
+- `s3`: objects.
+- `s3_listing`: list objects.
+- `s3_client`: the clients of S3, their options and their errors.
+- `fetch`: read many files or objects at once, with retries.
+- `files`: seekable files.
+- `lock`: let one driver at a time write to an output.
+- `records`: dataclasses as JSON.
+
+Every process imports this package: boto3, botocore, obstore and pyarrow are imported inside functions.
 """
 
 from __future__ import annotations
@@ -52,45 +61,45 @@ __all__ = [
 
 
 def iter_files(uri: str) -> Iterator[Entry]:
-    """Every file below a folder or prefix in order of its path, or the one file that `uri` is, as the listing goes on.
+    """Yield the files below a folder or prefix in order of their paths, or the one file at `uri`, lazily.
 
     Raises:
-        DataError: nothing is there, or it cannot be listed.
+        DataError: `uri` does not exist or cannot be listed.
     """
     return s3_listing.iter_files(uri) if is_s3(uri) else local.iter_files(uri)
 
 
 def list_files(uri: str) -> list[Entry]:
-    """`iter_files` as a list."""
+    """Return the files of `iter_files` as a list."""
     return list(iter_files(uri))
 
 
 def find_any(uri: str) -> Entry:
-    """Some file below a folder or prefix, with content where possible, or the one file that `uri` is; no full listing.
+    """Return some file below a folder or prefix, not empty if possible, or the one file at `uri`; list only the first.
 
     Raises:
-        FetchError: nothing is there, or it cannot be listed.
+        FetchError: `uri` does not exist or cannot be listed.
     """
     return s3_listing.find_any(uri) if is_s3(uri) else local.find_any(uri)
 
 
 def exists(uri: str) -> bool:
-    """Whether a file or object is there."""
+    """Return whether a file or object exists."""
     return s3.exists(uri) if is_s3(uri) else Path(uri).is_file()
 
 
 def find_size(uri: str) -> int | None:
-    """Bytes of a local file, None where there is none; 0 for an object, since asking would cost a request."""
+    """Return the bytes of a local file, None if it does not exist; 0 for an object, to save a request."""
     return 0 if is_s3(uri) else local.find_size(uri)
 
 
 def has_content(uri: str) -> bool:
-    """Whether a folder or prefix holds anything, or a file of that name is there."""
+    """Return whether a folder or prefix holds anything, or a local file has that name."""
     return s3_listing.has_content(uri) if is_s3(uri) else local.has_content(uri)
 
 
 def get(uri: str) -> bytes:
-    """The whole content of a file or object.
+    """Return the whole content of a file or object.
 
     Raises:
         FetchError: NOT_FOUND, DENIED, THROTTLED or TIMEOUT.
@@ -102,12 +111,12 @@ def get(uri: str) -> bytes:
 
 
 def get_many(uris: Iterable[str]) -> Iterator[bytes | FetchError]:
-    """The contents of many files or objects, in order, several requests in flight; an error takes its file's place."""
+    """Yield the contents of many files or objects in order, several requests in flight; errors take their places."""
     return (fetched.data for fetched in fetch_many(Request(uri) for uri in uris))
 
 
 def get_ranges(requests: Iterable[tuple[str, int, int]]) -> Iterator[bytes | FetchError]:
-    """Parts of files or objects, in order: `(uri, offset, length)` each; an error takes its part's place."""
+    """Yield parts of files or objects, `(uri, offset, length)` each, in order; errors take their places."""
     return (fetched.data for fetched in fetch_many(Request(*request) for request in requests))
 
 
@@ -126,9 +135,9 @@ def put(uri: str, data: bytes) -> None:
 
 
 def put_folder(uri: str, files: dict[str, bytes], last: str) -> None:
-    """Write a folder of files that counts as there only when the file named `last` is.
+    """Write a folder of files that counts as complete once it holds the file named `last`.
 
-    Local: all of it under a temporary name, then one rename. S3: one PUT each, `last` at the end.
+    Local: all files under a temporary name, then one rename. S3: one PUT each, `last` at the end.
 
     Raises:
         OutputError: it cannot be written.
@@ -142,7 +151,7 @@ def put_folder(uri: str, files: dict[str, bytes], last: str) -> None:
 
 
 def delete(uri: str) -> None:
-    """Remove a file or object, if it is there."""
+    """Remove a file or object if it exists."""
     if is_s3(uri):
         s3.delete(uri)
     else:
@@ -150,7 +159,7 @@ def delete(uri: str) -> None:
 
 
 def delete_folder(uri: str) -> None:
-    """Remove a folder, or every object below a prefix, if it is there."""
+    """Remove a folder, or every object below a prefix, if it exists."""
     if not is_s3(uri):
         shutil.rmtree(uri, ignore_errors=True)
     elif has_content(uri):
@@ -159,7 +168,7 @@ def delete_folder(uri: str) -> None:
 
 
 def make_arrow_filesystem(uri: str) -> tuple[Any, str]:
-    """The pyarrow filesystem and path of an address, with boto3's region and endpoint."""
+    """Return the pyarrow filesystem and path of an address, with boto3's region and endpoint."""
     if is_s3(uri):
         return s3.make_arrow_filesystem(), uri.removeprefix("s3://")
     from pyarrow import fs
@@ -168,7 +177,7 @@ def make_arrow_filesystem(uri: str) -> tuple[Any, str]:
 
 
 def check_writable(uri: str, option: str = "--output") -> None:
-    """Raise `OutputError` where a new folder or prefix could not be written, before any work is done for it."""
+    """Raise `OutputError` if a new folder or prefix cannot be written, before any work is done for it."""
     if is_s3(uri):
         s3_listing.has_content(uri)
     else:
@@ -176,10 +185,10 @@ def check_writable(uri: str, option: str = "--output") -> None:
 
 
 def try_writing(uri: str) -> None:
-    """Write a small object below a prefix and remove it; of a local folder, ask its permissions only.
+    """Write a small object below a prefix and remove it; of a local folder, check only the permissions.
 
     Raises:
-        FetchError: it cannot be written.
+        FetchError: the location cannot be written to.
     """
     if is_s3(uri):
         s3.try_writing(uri)

@@ -1,4 +1,4 @@
-"""Addresses: local paths and s3:// uris, used raw; a key is never percent-decoded or parsed again."""
+"""Parse, join and redact addresses: local paths and s3:// URIs. Keys are used as given, never percent-decoded."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ class Entry(NamedTuple):
 
     Attributes:
         uri: absolute local path or s3:// address.
-        name: its path below what was listed, with slashes; the file's own name where a single file was listed.
+        name: path below the listed folder or prefix, with slashes; the file's own name where a single file was listed.
         size: bytes.
-        etag: S3's, without quotes; None for a local file.
+        etag: S3 etag without quotes; None for a local file.
         mtime_ns: modification time in nanoseconds since the epoch.
-        unreadable: why it cannot be read at all, None where it can.
+        unreadable: reason why it cannot be read, None where it can.
     """
 
     uri: str
@@ -28,13 +28,13 @@ class Entry(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What is to be read, and what it must still be.
+    """A file, object or range to read, and the version it must still have.
 
     Attributes:
         uri: file or object.
-        offset, length: the range of bytes wanted; None for all of it.
-        size, etag, mtime_ns: of the whole file as it was planned, None where unknown; another one now is CHANGED.
-        max_bytes: a larger file is TOO_LARGE, and is not read.
+        offset, length: range to read, in bytes; None for the whole file.
+        size, etag, mtime_ns: of the whole file when it was planned, None where unknown; a difference is CHANGED.
+        max_bytes: bytes that a whole file may hold, None for any; a larger one is TOO_LARGE and is not read.
     """
 
     uri: str
@@ -47,28 +47,28 @@ class Request(NamedTuple):
 
 
 def is_s3(uri: str) -> bool:
-    """Whether an address points into object storage."""
+    """Return whether an address points into S3."""
     return uri.startswith("s3://")
 
 
 def split_s3(uri: str) -> tuple[str, str]:
-    """Bucket and raw key of an s3:// address."""
+    """Return the bucket and raw key of an s3:// address."""
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     return bucket, key
 
 
 def resolve(uri: str) -> str:
-    """A local path made absolute; an s3:// address without its trailing slash."""
+    """Return a local path as absolute, or an s3:// address without trailing slashes."""
     return uri.rstrip("/") if is_s3(uri) else str(Path(uri).expanduser().absolute())
 
 
 def join(uri: str, *names: str) -> str:
-    """The address of something below `uri`."""
+    """Return the address of `names` below `uri`."""
     return "/".join((uri.rstrip("/"), *names))
 
 
 def redact(text: str) -> str:
-    """Take access keys, signatures and passwords in addresses out of a text."""
+    """Replace access keys, signatures and passwords in a text by ***."""
     text = re.sub(
         r"(?i)([?&](?:x-amz-[a-z-]+|x-goog-[a-z-]+|signature|sig|awsaccesskeyid|key-pair-id|policy|token)=)[^&\s\"'<>]+",
         r"\1***",
@@ -78,5 +78,5 @@ def redact(text: str) -> str:
     text = re.sub(
         r"(?i)((?:secret|access)[a-z_ -]{0,20}key[a-z_ ]{0,4}[\"']?\s*[=:]\s*[\"']?)[^\s\"',;&]+", r"\1***", text
     )
-    # a user name, or one with a password, which may hold slashes; keys such as icon@2x.png stay
+    # a user name, with or without a password that may hold slashes; keys such as icon@2x.png stay
     return re.sub(r"(://)(?:[^/\s@\"'<>]+|[^/\s:@\"'<>]+:[^\s@\"'<>]+)@", r"\1***@", text)

@@ -1,4 +1,4 @@
-"""Files to seek in, local ones and objects alike."""
+"""Seekable files: local ones, and objects read by ranges."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _READ_AHEAD_BYTES = 4 * 2**20
 
 
 def open_file(uri: str) -> BinaryIO:
-    """A file or object to read and seek in; an object is read by ranges, some MiB at a time.
+    """Open a file or object for reading and seeking; an object is read by ranges, up to 4 MiB ahead.
 
     Raises:
-        FetchError: it cannot be read; also from every read.
+        FetchError: the file cannot be read; reads of an object raise it too.
     """
     if not is_s3(uri):
         with local.explain():
@@ -29,10 +29,10 @@ def open_file(uri: str) -> BinaryIO:
 
 
 def open_arrow(uri: str) -> pa.NativeFile:
-    """`open_file` for Arrow's readers; gzip is undone by the name's `.gz`.
+    """Open a file or object for Arrow's readers; decompress it if its name ends in `.gz`.
 
     Raises:
-        FetchError: it cannot be read; also from every read of an object.
+        FetchError: the file cannot be read; reads of an object raise it too.
     """
     import pyarrow as pa
 
@@ -45,7 +45,7 @@ def open_arrow(uri: str) -> pa.NativeFile:
 
 
 class ReadOnlyFile(io.RawIOBase):
-    """What raw files that keep their own position share.
+    """Base of raw files that keep their own position; subclasses add `seek` and `readinto`.
 
     Attributes:
         position: bytes from the start.
@@ -54,20 +54,20 @@ class ReadOnlyFile(io.RawIOBase):
     position = 0
 
     def readable(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """As far as `seek` goes."""
+        """Return True; `seek` may refuse some offsets."""
         return True
 
     def tell(self) -> int:
-        """Where it stands."""
+        """Return the position."""
         return self.position
 
 
 class _RangeFile(ReadOnlyFile):
-    """An object as a file; every read is one request for a range, and a changed object is an error."""
+    """An object as a file: each read is one request for a range, and raises CHANGED if the object has changed."""
 
     def __init__(self, uri: str) -> None:
         self._uri = uri

@@ -1,4 +1,4 @@
-"""Local files: listed in the order of their names, written whole or not at all."""
+"""List, read and write local files; a file is written whole or not at all."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _FIRST_FILES = 100
 
 
 def iter_files(uri: str) -> Iterator[Entry]:
-    """Every file below a folder in order of its path, or the one file that `uri` is; links are followed once.
+    """Yield the files below a folder in order of their paths, or the one file at `uri`; enter each folder once.
 
     Raises:
-        DataError: nothing is there.
+        DataError: `uri` does not exist, or a folder cannot be listed.
     """
     root = Path(uri)
     if root.is_file():
@@ -35,15 +35,15 @@ def iter_files(uri: str) -> Iterator[Entry]:
 
 def _walk(folder: str, prefix: str, seen: set[tuple[int, int]]) -> Iterator[Entry]:
     status = Path(folder).stat()
-    if (status.st_dev, status.st_ino) in seen:  # a link that leads back up
+    if (status.st_dev, status.st_ino) in seen:  # a link to a folder that was listed before
         return
     seen.add((status.st_dev, status.st_ino))
     try:
         with os.scandir(folder) as entries:
-            # a folder sorts with its slash, so that paths come in the order in which S3 lists keys
+            # a folder sorts with its slash: S3 lists keys in this order
             ordered = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in entries)
     except PermissionError:
-        raise DataError(f"{folder} may not be listed; give a folder that you may read") from None
+        raise DataError(f"{folder} cannot be listed; give a folder that you may read") from None
     for name in ordered:
         if name.endswith("/"):
             yield from _walk(join(folder, name[:-1]), prefix + name, seen)
@@ -53,18 +53,18 @@ def _walk(folder: str, prefix: str, seen: set[tuple[int, int]]) -> Iterator[Entr
 
 def _stat(path: str, name: str) -> Entry:
     try:
-        status = os.stat(path)  # noqa: PTH116  (a Path for each of millions of files costs more than the listing)
+        status = os.stat(path)  # noqa: PTH116  (millions of Path objects cost more than the listing)
     except OSError as error:
-        return Entry(path, name, 0, None, 0, f"it cannot be looked at: {error.strerror}")
+        return Entry(path, name, 0, None, 0, f"its status cannot be read: {error.strerror}")
     reason = None if stat.S_ISREG(status.st_mode) else "not a plain file"
     return Entry(path, name, status.st_size, None, status.st_mtime_ns, reason)
 
 
 def find_any(uri: str) -> Entry:
-    """The largest of the first files below a folder, or the one file that `uri` is.
+    """Return the largest of the first files below a folder, or the one file at `uri`.
 
     Raises:
-        FetchError: nothing is there, or it may not be listed.
+        FetchError: `uri` does not exist, holds no files or cannot be listed.
     """
     if not os.path.exists(uri):  # noqa: PTH110  (Path.exists raises where a folder may not be searched)
         raise FetchError(Code.NOT_FOUND, "there is no such file or folder")
@@ -78,19 +78,19 @@ def find_any(uri: str) -> Entry:
 
 
 def try_writing(uri: str) -> None:
-    """Tell whether files can be written into a folder, without writing one.
+    """Check that files can be written into a folder, without writing one.
 
     Raises:
-        FetchError: there is no such folder, or it may not be written to.
+        FetchError: the folder does not exist or cannot be written to.
     """
     if not os.path.isdir(uri):  # noqa: PTH112  (as above)
         raise FetchError(Code.NOT_FOUND, "there is no such folder")
     if not os.access(uri, os.W_OK | os.X_OK):
-        raise FetchError(Code.DENIED, "the folder may not be written to")
+        raise FetchError(Code.DENIED, "the folder cannot be written to")
 
 
 def find_size(uri: str) -> int | None:
-    """Bytes of a plain file, None where there is none."""
+    """Return the bytes of a plain file, None if it does not exist."""
     try:
         status = os.stat(uri)  # noqa: PTH116  (as in `_stat`)
     except (OSError, ValueError):
@@ -99,7 +99,7 @@ def find_size(uri: str) -> int | None:
 
 
 def has_content(uri: str) -> bool:
-    """Whether a folder holds anything, or a file of that name is there."""
+    """Return whether a folder holds anything, or a file has that name."""
     path = Path(uri)
     return path.is_file() or (path.is_dir() and any(path.iterdir()))
 
@@ -121,20 +121,20 @@ def read(request: Request) -> bytes:
 
 @contextlib.contextmanager
 def explain() -> Iterator[None]:
-    """The operating system's errors as those of one input."""
+    """Turn errors of the operating system into `FetchError`."""
     try:
         yield
     except FileNotFoundError:
-        raise FetchError(Code.NOT_FOUND, "the file is not there any more") from None
+        raise FetchError(Code.NOT_FOUND, "the file no longer exists") from None
     except PermissionError:
-        raise FetchError(Code.DENIED, "the file may not be read") from None
+        raise FetchError(Code.DENIED, "permission to read the file is denied") from None
     except OSError as error:
         code = Code.TIMEOUT if error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT) else Code.NOT_FOUND
         raise FetchError(code, f"the file cannot be read: {error.strerror}") from None
 
 
 def _read_range(descriptor: int, offset: int, length: int) -> bytes:
-    """All of a range that is there; one call may return less than was asked."""
+    """Read a range up to the end of the file; one `pread` may return less than requested."""
     pieces = []
     while length > 0:
         piece = os.pread(descriptor, length, offset)
@@ -147,27 +147,27 @@ def _read_range(descriptor: int, offset: int, length: int) -> bytes:
 
 
 def check_unchanged(request: Request, size: int, etag: str | None, mtime_ns: int | None) -> None:
-    """Raise CHANGED where a file is not the one that was planned."""
+    """Raise CHANGED if a file differs from the one that was planned."""
     changes = []
     if request.size is not None and request.size != size:
         changes.append(f"{request.size:,} bytes then, {size:,} now")
     if request.etag is not None and etag is not None and request.etag != etag:
         changes.append(f"etag {request.etag} then, {etag} now")
     elif request.etag is None and None not in (request.mtime_ns, mtime_ns) and request.mtime_ns != mtime_ns:
-        changes.append("written since")
+        changes.append("another modification time")
     if changes:
-        raise FetchError(Code.CHANGED, f"not what was planned: {'; '.join(changes)}")
+        raise FetchError(Code.CHANGED, f"changed since it was planned: {'; '.join(changes)}")
 
 
 def check_size(request: Request, size: int) -> None:
-    """Raise TOO_LARGE before such a file is read."""
+    """Raise TOO_LARGE if a file holds more than `max_bytes`."""
     if request.max_bytes is not None and size > request.max_bytes:
         message = f"the file holds {size:,} bytes, more than --max-bytes {request.max_bytes:,}"
         raise FetchError(Code.TOO_LARGE, message)
 
 
 def put(uri: str, data: bytes) -> None:
-    """Write a file by a temporary name, fsync and rename.
+    """Write a file under a temporary name, sync it and rename it.
 
     Raises:
         OutputError: it cannot be written.
@@ -189,17 +189,21 @@ def put(uri: str, data: bytes) -> None:
 
 
 def put_new(uri: str, data: bytes) -> bool:
-    """Write a file only where none is; whether it was written."""
+    """Write a file unless one exists, and return whether it was written.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     path = Path(uri)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_bytes(data)
         try:
-            os.link(partial, path)  # fails where the name is taken, and shows the content at once
+            os.link(partial, path)  # fails if the name is taken; else the whole content appears at once
         except FileExistsError:
             return False
-        except OSError:  # no hard links here
+        except OSError:  # no hard links on this filesystem
             try:
                 with path.open("xb") as file:
                     file.write(data)
@@ -213,14 +217,18 @@ def put_new(uri: str, data: bytes) -> bool:
 
 
 def put_folder(uri: str, files: dict[str, bytes], names: list[str]) -> None:
-    """Write a folder under a temporary name, then rename it."""
+    """Write a folder under a temporary name, then rename it.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     path = Path(uri)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         for name in names:
             put(join(str(partial), name), files[name])
         if path.is_dir():
-            path.rmdir()  # an empty folder that the user made beforehand
+            path.rmdir()  # an empty folder that the user made; others raise
         partial.rename(path)
         _sync_folder(path.parent)
     except OSError as error:
@@ -230,7 +238,7 @@ def put_folder(uri: str, files: dict[str, bytes], names: list[str]) -> None:
 
 
 def check_writable(uri: str, option: str) -> None:
-    """Raise `OutputError` where a new folder could not be made."""
+    """Raise `OutputError` if a new folder cannot be made."""
     parent = Path(uri)
     while not os.path.exists(parent):  # noqa: PTH110  (Path.exists raises where a folder may not be searched)
         parent = parent.parent

@@ -1,7 +1,7 @@
-"""One driver at a time on an output: a lock that a killed driver's successor takes over at once.
+"""Let one driver at a time write to an output.
 
-The lock is a small record (host, boot id, pid, start time) with a heartbeat every 10 s. On its own host a dead process
-is known at once; elsewhere a lock counts as dead when its heartbeat is 60 s old and stands still.
+The lock is a small JSON record (host, boot id, pid, start time) with a heartbeat every 10 s. On the same host a dead
+owner is detected at once; on another host it counts as dead when its heartbeat is 60 s old and no longer changes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Record = dict[str, Any]
 
 
 class Lock:
-    """Holds an output for this process, as a context manager.
+    """A lock on an output, held by this process while in the context.
 
     Raises:
         StoppedError: another driver still holds it after `wait_s` seconds.
@@ -63,7 +63,7 @@ class Lock:
         while not self._create():
             held = self._read()
             if held is None and time.monotonic() - began < self._wait_s:
-                time.sleep(_LOOK_S / 10)  # it went away between two looks
+                time.sleep(_LOOK_S / 10)  # it was removed between the two calls
                 continue
             held = held or {}
             mark = f"{held.get('token')} {held.get('heartbeat')}"
@@ -76,7 +76,7 @@ class Lock:
             if time.monotonic() - began >= self._wait_s:
                 raise StoppedError(
                     f"another tlray works on {self._output} (process {held.get('pid')} on {held.get('host')}); "
-                    "let it finish or stop it, then the same command goes on"
+                    "let it finish or stop it, then run the same command again"
                 )
             if not said:
                 said = True
@@ -99,16 +99,16 @@ class Lock:
                     Path(self._address).unlink(missing_ok=True)
 
     def check(self) -> None:
-        """Raise `StoppedError` where another driver has taken this lock, since this one seemed dead to it."""
+        """Raise `StoppedError` if another driver has taken over the lock, as after a stalled heartbeat."""
         if self._lost:
-            raise StoppedError(f"another tlray has taken over {self._output}; this one leaves it alone")
+            raise StoppedError(f"another tlray has taken over {self._output}; this one stops")
 
     def _make_record(self) -> bytes:
         return json.dumps({**_describe_self(), "token": self._token, "heartbeat": time.time()}).encode()
 
     def _create(self) -> bool:
         if is_s3(self._address):
-            if self._read() is not None:  # for stores that ignore the condition
+            if self._read() is not None:  # some stores ignore the condition
                 return False
             s3.put_if(self._address, self._make_record(), None)
             return self._find_etag()
@@ -131,14 +131,14 @@ class Lock:
         return held is not None and held.get("token") == self._token
 
     def _find_etag(self) -> bool:
-        """Whether the record that is there is ours; the etag of a write whose answer was lost is asked for."""
+        """Return whether the stored record is ours, and keep its etag: the response to the write may have been lost."""
         if not self._is_ours():
             return False
         _, self._etag = s3.head(self._address)
         return True
 
     def _take_over(self, dead: Record) -> bool:
-        """Replace a dead driver's record, unless another driver was quicker."""
+        """Replace a dead driver's record unless another driver did so first; return whether the lock is ours."""
         if is_s3(self._address):
             _, etag = s3.head(self._address)
             held = self._read()
@@ -159,9 +159,8 @@ class Lock:
 
     def _keep_beating(self) -> None:
         while not self._ended.wait(HEARTBEAT_S):
-            with contextlib.suppress(
-                OutputError, FetchError, OSError
-            ):  # a store that is away for a moment is not a lost lock
+            # an unreachable store does not mean that the lock is lost
+            with contextlib.suppress(OutputError, FetchError, OSError):
                 held = self._read()
                 if held is not None and held.get("token") != self._token:
                     self._lost = True
@@ -189,7 +188,7 @@ def _read_boot_id() -> str:
 
 
 def _is_dead(held: Record, unchanged_s: float) -> bool:
-    """Whether the process that wrote a record is gone."""
+    """Return whether the writer of a record has ended; the record has been the same for `unchanged_s` seconds."""
     if held.get("host") == socket.gethostname():
         if held.get("boot_id") != _read_boot_id():
             return True

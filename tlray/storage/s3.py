@@ -1,4 +1,4 @@
-"""S3's objects: boto3 heads, writes and says what is wrong; obstore carries the bodies with the same credentials."""
+"""Read and write S3 objects: obstore reads the bodies, boto3 does everything else, with the same credentials."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from tlray.storage.s3_client import (
 
 
 def exists(uri: str) -> bool:
-    """Whether an object is there.
+    """Return whether an object exists.
 
     Raises:
-        DataError: it cannot be asked.
+        DataError: the request fails.
     """
     bucket, key = split_s3(uri)
     try:
@@ -36,59 +36,59 @@ def exists(uri: str) -> bool:
 
 
 def head(uri: str) -> tuple[int, str]:
-    """Size in bytes and etag of an object.
+    """Return the size in bytes and the etag of an object.
 
     Raises:
-        FetchError: it cannot be had.
+        FetchError: the request fails.
     """
     bucket, key = split_s3(uri)
     with explain_fetch():
-        answer = get_client().head_object(Bucket=bucket, Key=key, **name_payer())
-    return answer["ContentLength"], answer["ETag"].strip('"')
+        response = get_client().head_object(Bucket=bucket, Key=key, **name_payer())
+    return response["ContentLength"], response["ETag"].strip('"')
 
 
 def read(request: Request) -> bytes:
-    """Read an object, or a range of it, once; the body's full length is checked.
+    """Read an object or a range of it, without retries, and check the length of the body.
 
     Raises:
         FetchError: NOT_FOUND, DENIED, THROTTLED, TIMEOUT, CHANGED or TOO_LARGE.
     """
     bucket, key = split_s3(request.uri)
     if not _is_plain_key(key):
-        return _read_odd_key(bucket, key, request)
+        return _read_by_boto3(bucket, key, request)
     import obstore
 
     store = get_store(bucket)
     with explain_obstore():
         if request.length is None:
-            answer = obstore.get(store, key)
+            result = obstore.get(store, key)
         else:
             offset = request.offset or 0
-            answer = obstore.get(store, key, options={"range": (offset, offset + request.length)})
-        size, etag = answer.meta["size"], answer.meta["e_tag"]
+            result = obstore.get(store, key, options={"range": (offset, offset + request.length)})
+        size, etag = result.meta["size"], result.meta["e_tag"]
         check_unchanged(request, size, None if etag is None else etag.strip('"'), None)
         if request.length is None:
             check_size(request, size)
-        start, end = answer.range
-        data = bytes(answer.bytes())
+        start, end = result.range
+        data = bytes(result.bytes())
     _check_length(data, end - start)
     return data
 
 
-def _read_odd_key(bucket: str, key: str, request: Request) -> bytes:
-    """Keys that obstore would normalise or refuse go through boto3, which takes them as they are."""
-    wanted: dict[str, str] = {}
+def _read_by_boto3(bucket: str, key: str, request: Request) -> bytes:
+    """Read an object whose key obstore would normalise or refuse."""
+    options: dict[str, str] = {}
     if request.length is not None:
         offset = request.offset or 0
-        wanted["Range"] = f"bytes={offset}-{offset + request.length - 1}"
+        options["Range"] = f"bytes={offset}-{offset + request.length - 1}"
     with explain_fetch():
-        answer = get_client().get_object(Bucket=bucket, Key=key, **wanted, **name_payer())
-        whole = int(answer.get("ContentRange", "").rpartition("/")[2] or answer["ContentLength"])
-        check_unchanged(request, whole, answer["ETag"].strip('"'), None)
+        response = get_client().get_object(Bucket=bucket, Key=key, **options, **name_payer())
+        size = int(response.get("ContentRange", "").rpartition("/")[2] or response["ContentLength"])
+        check_unchanged(request, size, response["ETag"].strip('"'), None)
         if request.length is None:
-            check_size(request, whole)
-        data: bytes = answer["Body"].read()
-    _check_length(data, answer["ContentLength"])
+            check_size(request, size)
+        data: bytes = response["Body"].read()
+    _check_length(data, response["ContentLength"])
     return data
 
 
@@ -98,12 +98,12 @@ def _check_length(data: bytes, expected: int) -> None:
 
 
 def open_connection(uri: str) -> None:
-    """Make the store of an address once, before many threads would each make their own."""
+    """Make the store of an address before many threads would each make one."""
     get_store(split_s3(uri)[0])
 
 
 def put(uri: str, data: bytes) -> None:
-    """Write an object by one PUT.
+    """Write an object in one PUT.
 
     Raises:
         OutputError: it cannot be written.
@@ -114,7 +114,7 @@ def put(uri: str, data: bytes) -> None:
 
 
 def put_if(uri: str, data: bytes, etag: str | None) -> str | None:
-    """Write an object only where none is, or where `etag` is the one that is there; its new etag, None if not written.
+    """Write an object if none exists (`etag` None) or its etag is `etag`; return the new etag, None if not written.
 
     Raises:
         OutputError: it cannot be written.
@@ -125,7 +125,7 @@ def put_if(uri: str, data: bytes, etag: str | None) -> str | None:
     condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": f'"{etag}"'}
     with explain_as(OutputError, uri, "written"):
         try:
-            answer = get_client().put_object(
+            response = get_client().put_object(
                 Bucket=bucket, Key=key, Body=data, **condition, **name_key(), **name_payer()
             )
         except ClientError as error:
@@ -134,14 +134,18 @@ def put_if(uri: str, data: bytes, etag: str | None) -> str | None:
                 return None
             if status != 501:
                 raise
-            # a store without conditional writes: the caller reads back what it wrote
-            answer = get_client().put_object(Bucket=bucket, Key=key, Body=data, **name_key(), **name_payer())
-    written: str = answer["ETag"].strip('"')
+            # the store has no conditional writes; the caller reads back what it wrote
+            response = get_client().put_object(Bucket=bucket, Key=key, Body=data, **name_key(), **name_payer())
+    written: str = response["ETag"].strip('"')
     return written
 
 
 def delete(uri: str) -> None:
-    """Remove an object, if it is there."""
+    """Remove an object if it exists.
+
+    Raises:
+        OutputError: it cannot be removed.
+    """
     bucket, key = split_s3(uri)
     with explain_as(OutputError, uri, "removed"):
         get_client().delete_object(Bucket=bucket, Key=key, **name_payer())
@@ -151,7 +155,7 @@ def try_writing(uri: str) -> None:
     """Write a small object below a prefix, and remove it.
 
     Raises:
-        FetchError: it cannot be written, or not be removed.
+        FetchError: it cannot be written or removed.
     """
     bucket, key = split_s3(join(uri, f".tlray-doctor-{secrets.token_hex(4)}"))
     with explain_fetch():
@@ -164,7 +168,7 @@ def try_writing(uri: str) -> None:
 
 
 def make_arrow_filesystem() -> Any:
-    """pyarrow's filesystem with boto3's region and endpoint."""
+    """Return pyarrow's filesystem of S3, with boto3's region and endpoint."""
     from pyarrow import fs
 
     client = get_client()
@@ -172,5 +176,5 @@ def make_arrow_filesystem() -> Any:
 
 
 def _is_plain_key(key: str) -> bool:
-    """Whether obstore's path rules leave a key as it is."""
+    """Return whether obstore uses a key unchanged."""
     return key.isprintable() and not {"", ".", ".."} & set(key.split("/"))

@@ -1,7 +1,7 @@
-"""What every request to S3 needs: switches, one client a process, one store a bucket, and errors in one sentence.
+"""The clients of S3, their options, and their errors as messages of one sentence.
 
-Both clients find credentials, region and endpoint the way boto3 does (AWS_ENDPOINT_URL included). `configure` sets the
-usual switches in the environment, where the processes of a run find them.
+Both clients find credentials, region and endpoint the way boto3 does (AWS_ENDPOINT_URL included). `configure` stores
+the options in the environment, which the processes of a run inherit.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tlray.storage.addresses import redact
 OPTIONS_VARIABLE = "TLRAY_S3_OPTIONS"
 
 ARCHIVED = {"GLACIER", "DEEP_ARCHIVE"}
-"""Storage classes whose objects can only be read after they were restored."""
+"""Storage classes whose objects must be restored before they can be read."""
 
 ARCHIVED_REASON = "archived (Glacier); restore it first"
 
@@ -32,25 +32,25 @@ _CODES = {
     401: Code.DENIED,
     403: Code.DENIED,
     404: Code.NOT_FOUND,
-    416: Code.CHANGED,  # the range was there when it was planned
+    416: Code.CHANGED,  # the range existed when it was planned
     429: Code.THROTTLED,
     503: Code.THROTTLED,
 }
-_SAID_BY_CODE = {
+_MESSAGE_BY_CODE = {
     Code.DENIED: "access denied; check the credentials and the bucket's policy",
-    Code.NOT_FOUND: "the object is not there any more",
-    Code.CHANGED: "not what was planned: it ends before the range that was",
-    Code.THROTTLED: "the store asks to slow down",
+    Code.NOT_FOUND: "the object no longer exists",
+    Code.CHANGED: "changed since it was planned: it is too short for the range to read",
+    Code.THROTTLED: "the store throttles requests",
 }
 _NO_BUCKET = "the bucket does not exist"
 _NO_CREDENTIALS = "no AWS credentials were found; set a profile, environment variables or a role"
-_SAID_BY_NAME = {
+_MESSAGE_BY_NAME = {
     "NoSuchBucket": _NO_BUCKET,
-    "NoSuchKey": _SAID_BY_CODE[Code.NOT_FOUND],
-    "404": _SAID_BY_CODE[Code.NOT_FOUND],
-    "AccessDenied": _SAID_BY_CODE[Code.DENIED],
-    "403": _SAID_BY_CODE[Code.DENIED],
-    "InvalidAccessKeyId": "the access key is not known",
+    "NoSuchKey": _MESSAGE_BY_CODE[Code.NOT_FOUND],
+    "404": _MESSAGE_BY_CODE[Code.NOT_FOUND],
+    "AccessDenied": _MESSAGE_BY_CODE[Code.DENIED],
+    "403": _MESSAGE_BY_CODE[Code.DENIED],
+    "InvalidAccessKeyId": "the access key is unknown",
     "InvalidObjectState": ARCHIVED_REASON,
     "SignatureDoesNotMatch": "the secret key does not match",
 }
@@ -58,12 +58,12 @@ _SAID_BY_NAME = {
 
 @dataclass(frozen=True)
 class S3Options:
-    """S3's usual switches.
+    """Options of every request to S3.
 
     Attributes:
-        no_sign_request: ask without credentials, as public buckets allow.
-        request_payer: pay for requests to a bucket whose owner doesn't.
-        kms_key_id: key of the server-side encryption (SSE-KMS) of what is written; None for the bucket's own default.
+        no_sign_request: send requests without credentials, as public buckets allow.
+        request_payer: pay for requests to a requester-pays bucket.
+        kms_key_id: key that encrypts written objects (SSE-KMS); None for the bucket's default.
     """
 
     no_sign_request: bool = False
@@ -72,7 +72,7 @@ class S3Options:
 
 
 def configure(options: S3Options) -> None:
-    """Use these switches from now on, in this process and those it starts."""
+    """Use these options from now on, in this process and those it starts."""
     os.environ[OPTIONS_VARIABLE] = json.dumps(asdict(options))
     get_client.cache_clear()
     get_store.cache_clear()
@@ -81,13 +81,13 @@ def configure(options: S3Options) -> None:
 
 @cache
 def get_options() -> S3Options:
-    """The switches that were configured in this process or the one that started it."""
+    """Return the options configured in this process or the one that started it."""
     return S3Options(**json.loads(os.environ.get(OPTIONS_VARIABLE, "{}")))
 
 
 @cache
 def get_client() -> Any:
-    """One boto3 client a process; clients are thread-safe."""
+    """Return the boto3 client of this process; clients are thread-safe."""
     import boto3
     from botocore import UNSIGNED
     from botocore.config import Config
@@ -99,7 +99,11 @@ def get_client() -> Any:
 
 @cache
 def get_store(bucket: str) -> Any:
-    """One obstore store a process and bucket; it doesn't retry by itself, since `fetch` does and counts."""
+    """Return the obstore store of a bucket in this process; it never retries, since `fetch` does and counts.
+
+    Raises:
+        FetchError: DENIED, no credentials were found.
+    """
     import boto3
     from obstore.auth.boto3 import Boto3CredentialProvider
     from obstore.store import S3Store
@@ -131,7 +135,7 @@ def get_store(bucket: str) -> Any:
 
 
 def _find_region(bucket: str) -> str:
-    """A bucket's own region: boto3 follows S3's redirects there, obstore does not."""
+    """Return the region of a bucket: unlike boto3, obstore does not follow redirects to it."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     client = get_client()
@@ -146,25 +150,25 @@ def _find_region(bucket: str) -> str:
 
 
 def make_endpoint(name: str) -> dict[str, Any]:
-    """The endpoint as the option `name`, where it isn't AWS's own."""
+    """Return the endpoint as an option called `name`, or no option for AWS's own endpoint."""
     endpoint: str = get_client().meta.endpoint_url
     return {} if endpoint.endswith(".amazonaws.com") else {name: endpoint}
 
 
 def name_payer() -> dict[str, str]:
-    """What a request says of who pays."""
+    """Return the request parameters for requester-pays buckets."""
     return {"RequestPayer": "requester"} if get_options().request_payer else {}
 
 
 def name_key() -> dict[str, str]:
-    """What a write says of its encryption."""
+    """Return the request parameters for encryption with a key."""
     key = get_options().kms_key_id
     return {} if key is None else {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key}
 
 
 @contextlib.contextmanager
 def explain_as(kind: type[DataError | OutputError], uri: str, doing: str) -> Iterator[None]:
-    """S3's errors in one sentence; FileNotFoundError where an object isn't there."""
+    """Turn boto3's errors into `kind`, or FileNotFoundError if a HEAD finds no object."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
@@ -179,7 +183,7 @@ def explain_as(kind: type[DataError | OutputError], uri: str, doing: str) -> Ite
 
 @contextlib.contextmanager
 def explain_fetch() -> Iterator[None]:
-    """boto3's errors as those of one input."""
+    """Turn boto3's errors into `FetchError`."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
@@ -188,13 +192,13 @@ def explain_fetch() -> Iterator[None]:
         status = error.response["ResponseMetadata"]["HTTPStatusCode"]
         raise FetchError(_CODES.get(status, Code.TIMEOUT), _explain(error)) from None
     except BotoCoreError as error:
-        said = _explain(error)
-        raise FetchError(Code.DENIED if said == _NO_CREDENTIALS else Code.TIMEOUT, said) from None
+        message = _explain(error)
+        raise FetchError(Code.DENIED if message == _NO_CREDENTIALS else Code.TIMEOUT, message) from None
 
 
 @contextlib.contextmanager
 def explain_obstore() -> Iterator[None]:
-    """obstore's errors as those of one input."""
+    """Turn obstore's errors into `FetchError`."""
     from obstore.exceptions import BaseError
 
     try:
@@ -207,16 +211,16 @@ def explain_obstore() -> Iterator[None]:
             raise FetchError(Code.NOT_FOUND, ARCHIVED_REASON) from None
         status = _STATUS.search(text)
         code = _CODES.get(int(status[1]), Code.TIMEOUT) if status else Code.TIMEOUT
-        raise FetchError(code, _SAID_BY_CODE.get(code) or _shorten(error)) from None
+        raise FetchError(code, _MESSAGE_BY_CODE.get(code) or _shorten(error)) from None
 
 
 def _explain(error: Exception) -> str:
-    """One sentence on what S3 said, without secrets."""
+    """Return an error of boto3 as one sentence without secrets."""
     response: dict[str, Any] = getattr(error, "response", {})
     code = response.get("Error", {}).get("Code", "")
     if type(error).__name__ == "NoCredentialsError":
         return _NO_CREDENTIALS
-    return _SAID_BY_NAME.get(code) or _shorten(error)
+    return _MESSAGE_BY_NAME.get(code) or _shorten(error)
 
 
 def _shorten(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Listing S3: prefixes are listed side by side and wait on disk for their turn, so that memory stays bounded."""
+"""List S3: several prefixes at once, each kept on disk until its turn, so that memory stays bounded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MOST_LEVEL_PAGES = 10
 
 
 def has_content(uri: str) -> bool:
-    """Whether a prefix holds anything.
+    """Return whether a prefix holds any object.
 
     Raises:
         OutputError: it cannot be listed.
@@ -36,10 +36,10 @@ def has_content(uri: str) -> bool:
 
 
 def find_any(uri: str) -> Entry:
-    """The largest of the first objects below a prefix, or the one object that `uri` is.
+    """Return the largest of the first objects below a prefix, or the one object at `uri`.
 
     Raises:
-        FetchError: nothing is there, or it cannot be listed.
+        FetchError: no object exists there, or it cannot be listed.
     """
     bucket, key = split_s3(uri)
     prefix = f"{key}/" if key else ""
@@ -49,14 +49,14 @@ def find_any(uri: str) -> Entry:
         found = [item for item in page.get("Contents", ()) if start == prefix or item["Key"] == key]
         if found:
             return _make_entry(bucket, start, max(found, key=lambda item: item["Size"]))
-    raise FetchError(Code.NOT_FOUND, "nothing is there")
+    raise FetchError(Code.NOT_FOUND, "no object exists at or below this address")
 
 
 def iter_files(uri: str) -> Iterator[Entry]:
-    """Every object below a prefix in order of its key, or the one object that `uri` is.
+    """Yield the objects below a prefix in order of their keys, or the one object at `uri`.
 
     Raises:
-        DataError: nothing is there, or it cannot be listed.
+        DataError: no object exists there, or it cannot be listed.
     """
     bucket, key = split_s3(uri)
     prefix = f"{key}/" if key else ""
@@ -75,11 +75,11 @@ def iter_files(uri: str) -> Iterator[Entry]:
 
 
 def _iter_tree(bucket: str, prefix: str) -> Iterator[Entry]:
-    here, children = _list_level(bucket, prefix)
+    here, children = _list_level(bucket, prefix, prefix)
     below = prefix
     while len(children) == 1 and not here:
         below = children[0]
-        here, children = _list_level(bucket, below)
+        here, children = _list_level(bucket, below, prefix)
     if len(children) < 2:
         yield from _iter_objects(bucket, below, prefix)
         return
@@ -99,21 +99,24 @@ def _iter_tree(bucket: str, prefix: str) -> Iterator[Entry]:
             pool.shutdown(cancel_futures=True)
 
 
-def _list_level(bucket: str, prefix: str) -> tuple[dict[str, Entry], list[str]]:
-    """The objects right below a prefix, by key, and the prefixes there; none of either where they are many."""
+def _list_level(bucket: str, prefix: str, base: str) -> tuple[dict[str, Entry], list[str]]:
+    """Return the objects directly below a prefix, by key, and the prefixes; neither if there are more than 10 pages.
+
+    Names of objects are relative to `base`.
+    """
     objects: dict[str, Entry] = {}
     children: list[str] = []
     pages = get_client().get_paginator("list_objects_v2")
     for number, page in enumerate(pages.paginate(Bucket=bucket, Prefix=prefix, Delimiter="/", **name_payer())):
-        objects.update((item["Key"], _make_entry(bucket, prefix, item)) for item in page.get("Contents", ()))
+        objects.update((item["Key"], _make_entry(bucket, base, item)) for item in page.get("Contents", ()))
         children += [item["Prefix"] for item in page.get("CommonPrefixes", ())]
-        if number == _MOST_LEVEL_PAGES:  # a flat prefix of very many objects: one after the other
+        if number == _MOST_LEVEL_PAGES:  # very many objects: the caller lists them in sequence
             return {}, []
     return objects, children
 
 
 def _iter_objects(bucket: str, prefix: str, base: str) -> Iterator[Entry]:
-    """Objects whose keys start with `prefix`, named by what follows `base`."""
+    """Yield the objects whose keys start with `prefix`; names are relative to `base`."""
     for page in get_client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, **name_payer()):
         for item in page.get("Contents", ()):
             yield _make_entry(bucket, base, item)
@@ -127,7 +130,7 @@ def _make_entry(bucket: str, base: str, item: dict[str, Any]) -> Entry:
 
 
 class _Spool:
-    """The listing of one prefix, kept on disk from when a thread lists it until it is its turn."""
+    """The listing of one prefix: written to disk by a thread, and read when its turn comes."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -135,7 +138,7 @@ class _Spool:
         self._stopped = False
 
     def fill(self, bucket: str, prefix: str, base: str) -> None:
-        """List a prefix; the queue gets the length of each page, then None or what went wrong."""
+        """List a prefix; put the length of each page into the queue, then None or the error."""
         entries = _iter_objects(bucket, prefix, base)
         try:
             with open(self._path, "ab", buffering=0) as file:  # noqa: PTH123
@@ -149,7 +152,7 @@ class _Spool:
             self._pages.put(None)
 
     def stop(self) -> None:
-        """List no further."""
+        """Stop listing after the current page."""
         self._stopped = True
 
     def __iter__(self) -> Iterator[Entry]:

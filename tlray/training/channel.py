@@ -1,81 +1,183 @@
-"""What the workers tell the driver while Ray Train runs: progress, epochs, and the finished model."""
+"""Messages between driver and workers while Ray Train runs: the task, its progress, the finished model."""
 
 from __future__ import annotations
 
 import queue
-from typing import Any, NamedTuple
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import ray
+
+from tlray.errors import TlrayError
+from tlray.metrics.calibration import Calibration
+from tlray.model.manifest import Architecture, EpochRecord
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
+    from tlray.training.predictions import RowPredictions
+    from tlray.training.task import TrainingTask
+
+StageName = Literal["phase 1", "phase 2", "saving"]
+
+ChannelHandle: TypeAlias = Any
+"""Handle of a `Channel` actor, which Ray leaves untyped."""
+
+_PROGRESS_INTERVAL_S = 0.5
+_POLL_S = 0.2
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A worker group has started; `history` holds the epochs finished before."""
+
+    history: list[EpochRecord]
+    num_workers: int
+
+
+@dataclass(frozen=True)
+class StageBegan:
+    """A stage has begun."""
+
+    name: StageName
+
+
+@dataclass(frozen=True)
+class ImagesTrained:
+    """A number of images were trained or validated on since the last such event."""
+
+    count: int
+
+
+@dataclass(frozen=True)
+class EpochEnded:
+    """An epoch has ended, and its checkpoint is written."""
+
+    record: EpochRecord
+
+
+@dataclass(frozen=True)
+class ModelReady:
+    """The finished model.
+
+    Attributes:
+        files: Ray reference to uint8 arrays by file name; in a list, so that Ray doesn't resolve it.
+        architecture, calibration: as in `bundle.json`.
+        kept: the epoch that became the model.
+        predictions: Ray reference to predictions by role; also in a list.
+    """
+
+    files: list[ray.ObjectRef[dict[str, npt.NDArray[np.uint8]]]]
+    architecture: Architecture
+    kept: EpochRecord
+    calibration: Calibration
+    predictions: list[ray.ObjectRef[dict[str, RowPredictions]]]
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A worker raised an error that a restart would not fix."""
+
+    error: TlrayError
+
+
+Event: TypeAlias = Resumed | StageBegan | ImagesTrained | EpochEnded | ModelReady | Failed
 
 
 class Message(NamedTuple):
-    """One thing a worker has to say.
+    """An event and the Unix time at which it was sent."""
 
-    Attributes:
-        kind: "resumed", "stage", "images", "epoch", "model" or "failed".
-        body: plain values, see `training.loop`.
-        sent: when, seconds since the epoch.
-    """
-
-    kind: str
-    body: dict[str, Any]
+    event: Event
     sent: float
 
 
 @ray.remote(num_cpus=0)
 class Channel:
-    """A queue that outlives the workers, whose own prints and exceptions reach nobody."""
+    """An actor that outlives the workers and carries their messages; their prints do not reach the driver."""
 
     def __init__(self) -> None:
         self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._closed = False
-        self._task: Any = None
-        self._predictions: dict[int, Any] = {}
-        self._controller: Any = None
+        self._task: TrainingTask | None = None
+        self._predictions: dict[int, dict[str, RowPredictions]] = {}
+        self._controller: ActorHandle[Any] | None = None
 
     def send(self, message: Message) -> None:
         """Append a message."""
         self._messages.put(message)
 
     def drain(self) -> list[Message]:
-        """Take every message that waits."""
-        messages = []
-        while not self._messages.empty():
-            messages.append(self._messages.get())
-        return messages
+        """Remove and return all waiting messages."""
+        return [self._messages.get() for _ in range(self._messages.qsize())]
 
-    def put_task(self, task: Any) -> None:
-        """Let the workers have their task."""
+    def put_task(self, task: TrainingTask) -> None:
+        """Set the workers' task."""
         self._task = task
 
-    def get_task(self) -> Any:
-        """The workers' task; None before it is known."""
+    def get_task(self) -> TrainingTask | None:
+        """Return the task; None before it is known."""
         return self._task
 
-    def put_controller(self, controller: Any) -> None:
-        """Keep the handle of Ray Train's controller."""
+    def put_controller(self, controller: ActorHandle[Any]) -> None:
+        """Set the handle of Ray Train's controller."""
         self._controller = controller
 
-    def get_controller(self) -> Any:
-        """Its handle; None before it has started."""
+    def get_controller(self) -> ActorHandle[Any] | None:
+        """Return the controller's handle; None before it has started."""
         return self._controller
 
-    def put_predictions(self, rank: int, share: Any) -> None:
-        """Keep what a worker found out, for rank 0; a worker that took its place finds out the same."""
-        self._predictions[rank] = share
+    def put_predictions(self, rank: int, predictions: dict[str, RowPredictions]) -> None:
+        """Store a worker's predictions by role; those of its replacement overwrite them."""
+        self._predictions[rank] = predictions
 
     def count_predicted(self) -> int:
-        """How many workers have found out what is theirs."""
+        """Return the number of workers that have stored predictions."""
         return len(self._predictions)
 
-    def get_predictions(self) -> dict[int, Any]:
-        """What workers found out so far, by rank."""
+    def get_predictions(self) -> dict[int, dict[str, RowPredictions]]:
+        """Return the predictions by rank and role."""
         return self._predictions
 
     def close(self) -> None:
-        """Tell workers that nothing more is needed of them, also those that Ray Train starts from now on."""
+        """Tell the workers, also those that Ray Train starts later, that they are no longer needed."""
         self._closed = True
 
     def is_closed(self) -> bool:
-        """Whether the driver has all that it needs, or has given up."""
+        """Return whether the driver has received the model or has given up."""
         return self._closed
+
+
+class WorkerReporter:
+    """Reports a worker group's progress to the driver; ranks other than 0 send nothing."""
+
+    def __init__(self, channel: ChannelHandle, rank: int) -> None:
+        self._channel = channel
+        self._rank = rank
+        self._count = 0
+        self._last = time.monotonic()
+
+    def count(self, images: int) -> None:
+        """Count images, and report them at most every half second."""
+        self._count += images
+        if time.monotonic() - self._last >= _PROGRESS_INTERVAL_S:
+            self.report(ImagesTrained(self._count))
+            self._count = 0
+            self._last = time.monotonic()
+
+    def report(self, event: Event) -> None:
+        """Send an event from rank 0."""
+        if self._rank == 0:
+            send(self._channel, event)
+
+    def wait_for_end(self) -> None:
+        """Wait until the driver closes the channel."""
+        while not ray.get(self._channel.is_closed.remote()):
+            time.sleep(_POLL_S)
+
+
+def send(channel: ChannelHandle, event: Event) -> None:
+    """Send an event from any rank."""
+    ray.get(channel.send.remote(Message(event, time.time())))

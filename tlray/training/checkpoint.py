@@ -1,72 +1,109 @@
-"""What a checkpoint holds, and where it lies: one file an epoch that appears whole or not at all.
+"""Save and load the state of a training: one file for each epoch, written atomically.
 
     STORAGE/RUN/epoch-0007/state.npz
 
-A run finds its latest state by itself. Ray Train is told of each as a checkpoint, but learns of it only at its next
-look, a moment later; epochs shorter than that would be run twice.
+A run finds its latest state by itself. Ray Train gets each one as a checkpoint too, but notices it only at its next
+poll; shorter epochs would run twice.
 """
 
 from __future__ import annotations
 
 import io
-import json
+import zipfile
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from tlray import storage
+from tlray.config import TrainConfig, describe_run
 from tlray.errors import FetchError, StoppedError
+from tlray.model.manifest import EpochRecord, hash_json
+from tlray.storage.records import RecordError, dump_record, parse_record
+from tlray.training.schedule import score_epoch
 
 if TYPE_CHECKING:
+    import keras
+
     from tlray.model.network import Weights
 
 STATE = "state.npz"
 
-_KEPT = 2
-# the latest, and the one before it for whoever reads while the latest is being written
+_KEPT = 2  # a reader may still need the one before the latest
 _META = "_meta"
+
+
+def name_run(config: TrainConfig, images_fingerprint: str) -> str:
+    """Return the folder of a run's checkpoints; the same for every command that may resume them."""
+    fingerprint = hash_json({**describe_run(config), "images": images_fingerprint})
+    return storage.join(storage.resolve(config.resolved_storage_path), f"run-{fingerprint[:16]}")
 
 
 @dataclass
 class TrainingState:
-    """Training after some epochs.
+    """State of a training after some epochs.
 
     Attributes:
-        phase: index of the phase that comes next, or goes on.
-        history: one record an epoch, over both phases.
-        weights: of all that has been trained so far.
-        slots: the optimizer's variables, in order; none where a phase has just ended.
-        best: the kept epoch's record, and its weights where they are not the current ones.
-        best_weights: see `best`; empty where the current weights are the best.
+        phase: index of the current phase.
+        history: records of all epochs, over both phases.
+        weights: everything trained so far.
+        slots: the optimizer's variables, in order; empty at the start of a phase.
+        best: record of the best epoch.
+        best_weights: its weights; empty if they are the current ones.
         loss_scale: of float16 steps.
     """
 
     phase: int = 0
-    history: list[dict[str, Any]] = field(default_factory=list)
+    history: list[EpochRecord] = field(default_factory=list)
     weights: Weights = field(default_factory=dict)
-    slots: list[npt.NDArray[Any]] = field(default_factory=list)
-    best: dict[str, Any] | None = None
+    slots: list[npt.NDArray[np.generic]] = field(default_factory=list)
+    best: EpochRecord | None = None
     best_weights: Weights = field(default_factory=dict)
     loss_scale: float = 1.0
 
     @property
     def epoch(self) -> int:
-        """Finished epochs over both phases."""
+        """Number of finished epochs over both phases."""
         return len(self.history)
+
+    def take_epoch(
+        self, record: EpochRecord, weights: Weights, optimizer: keras.optimizers.Optimizer, loss_scale: float
+    ) -> None:
+        """Add an epoch that has just ended; `weights` are those that it trained."""
+        is_best = self.best is None or score_epoch(record) > score_epoch(self.best)
+        if self.best is not None and not self.best_weights and not is_best:
+            self.best_weights = self.weights  # the previous epoch is the best
+        self.history.append(record)
+        self.weights = {**self.weights, **weights}
+        if is_best:
+            self.best, self.best_weights = record, {}
+        self.slots = [np.array(variable) for variable in optimizer.variables]
+        self.loss_scale = loss_scale
+
+    def end_phase(self) -> None:
+        """Go to the next phase, which starts from the best epoch so far."""
+        if self.best_weights:
+            self.weights, self.best_weights = self.best_weights, {}
+        self.slots = []
+        self.phase += 1
+
+
+@dataclass(frozen=True)
+class CheckpointRecord:
+    """The part of a checkpoint that is not an array: as `TrainingState`, with the number of slots."""
+
+    phase: int
+    history: list[EpochRecord]
+    best: EpochRecord | None
+    slots: int
+    loss_scale: float
 
 
 def save_state(uri: str, state: TrainingState) -> str:
-    """Write a run's state after an epoch and forget all but the last two; returns the checkpoint's folder."""
-    meta = {
-        "phase": state.phase,
-        "history": state.history,
-        "best": state.best,
-        "slots": len(state.slots),
-        "loss_scale": state.loss_scale,
-    }
-    arrays: dict[str, npt.NDArray[Any]] = {_META: np.frombuffer(json.dumps(meta).encode(), np.uint8)}
+    """Write a run's state, delete all but the last two, and return the checkpoint's folder."""
+    meta = CheckpointRecord(state.phase, state.history, state.best, len(state.slots), state.loss_scale)
+    arrays: Weights = {_META: np.frombuffer(dump_record(meta), np.uint8)}
     arrays |= {f"weights/{name}": array for name, array in state.weights.items()}
     arrays |= {f"best/{name}": array for name, array in state.best_weights.items()}
     arrays |= {f"slots/{index}": array for index, array in enumerate(state.slots)}
@@ -80,36 +117,36 @@ def save_state(uri: str, state: TrainingState) -> str:
 
 
 def load_state(uri: str) -> TrainingState:
-    """A run's latest state; an empty one where there is none.
+    """Return a run's latest state; an empty one if it has none.
 
     Raises:
-        StoppedError: it cannot be read.
+        StoppedError: it cannot be read, is damaged, or was written by another version.
     """
     epochs = _list_states(uri)
     if not epochs:
         return TrainingState()
     data = next(storage.get_many([storage.join(uri, f"epoch-{epochs[-1]:04d}", STATE)]))
+    checkpoint = f"the checkpoint of epoch {epochs[-1]} in {uri}"
     if isinstance(data, FetchError):
-        raise StoppedError(f"the checkpoint of epoch {epochs[-1]} in {uri} cannot be read ({data})")
-    with np.load(io.BytesIO(data)) as stored:
-        meta = json.loads(stored[_META].tobytes())
+        raise StoppedError(f"{checkpoint} cannot be read ({data})")
+    try:
+        with np.load(io.BytesIO(data)) as stored:
+            arrays: Weights = dict(stored)
+        meta = parse_record(CheckpointRecord, arrays[_META].tobytes())
+        slots = [arrays[f"slots/{index}"] for index in range(meta.slots)]
+    except RecordError as error:
+        raise StoppedError(f"{checkpoint} is of another tlray ({error}); remove it to start anew") from None
+    except (ValueError, LookupError, EOFError, zipfile.BadZipFile) as error:
+        raise StoppedError(f"{checkpoint} is damaged ({error}); remove it to go on from the one before") from None
 
-        def take(group: str) -> Weights:
-            return {name.partition("/")[2]: stored[name] for name in stored.files if name.startswith(f"{group}/")}
+    def take(group: str) -> Weights:
+        return {name.removeprefix(group): array for name, array in arrays.items() if name.startswith(group)}
 
-        return TrainingState(
-            phase=meta["phase"],
-            history=meta["history"],
-            weights=take("weights"),
-            slots=[stored[f"slots/{index}"] for index in range(meta["slots"])],
-            best=meta["best"],
-            best_weights=take("best"),
-            loss_scale=meta["loss_scale"],
-        )
+    weights, best_weights = take("weights/"), take("best/")
+    return TrainingState(meta.phase, meta.history, weights, slots, meta.best, best_weights, meta.loss_scale)
 
 
 def _list_states(uri: str) -> list[int]:
-    """Epochs of which a whole state is there, in order."""
     if not storage.has_content(uri):
         return []
     names = [entry.name for entry in storage.list_files(uri)]

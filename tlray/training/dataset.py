@@ -1,4 +1,4 @@
-"""The images of a training: listed by class, looked at once, given their roles."""
+"""List a training's images, inspect each once, and assign their roles."""
 
 from __future__ import annotations
 
@@ -14,30 +14,28 @@ import pyarrow as pa
 from tlray import storage
 from tlray.cluster.connect import explain_failure
 from tlray.cluster.resources import DATA_TASK_CPUS
-from tlray.config import TrainConfig
+from tlray.config import TrainConfig, count_allowed
 from tlray.console import Stage, say
 from tlray.errors import DataError, FetchError, ImageError, StoppedError
 from tlray.images.decode import decode
 from tlray.images.limits import Limits
-from tlray.model import bundle
+from tlray.model.manifest import hash_json
 from tlray.sources.labelled import scan
 
 VALIDATION_BITS = 64
 
 _INSPECT_ROWS = 64
-
 _NAMED_FAULTS = 10
 
 
 @dataclass(frozen=True)
 class Images:
-    """All rows of all roles in one table, numbered together.
+    """Images of all roles, numbered together.
 
     Attributes:
         classes: names by label.
-        uris: addresses by row id.
-        labels: int32 by row id.
-        folder: which option named the row: "train", "val" or "test".
+        uris, labels: addresses and int32 labels by row id.
+        folder: the role whose option named the image, by row id: "train", "val" or "test".
         fingerprint: sha256 over the listing.
     """
 
@@ -50,12 +48,12 @@ class Images:
 
 @dataclass(frozen=True)
 class Roles:
-    """Which rows train, validate and test.
+    """Roles of the images.
 
     Attributes:
         rows: int64 row ids of "train", "val" and "test".
-        digests: sha256 of every row's encoded image, in hexadecimal.
-        left_out: address and reason of every image that cannot be used.
+        digests: hexadecimal sha256 of each encoded image, by row id.
+        left_out: address and reason of every unusable image.
     """
 
     rows: dict[str, npt.NDArray[np.int64]]
@@ -64,10 +62,10 @@ class Roles:
 
 
 def list_images(config: TrainConfig) -> Images:
-    """List the class folders or manifest of every role; their names decide labels and row ids.
+    """List the class folders or manifest of every role; names decide labels and row ids.
 
     Raises:
-        DataError: one is missing, has no classes, or has others than the training images.
+        DataError: a folder is missing, has no classes, or has other classes than the training images.
     """
     training = scan(storage.resolve(config.data), option="--data")
     tables = [("train", training.table)]
@@ -76,38 +74,40 @@ def list_images(config: TrainConfig) -> Images:
             scanned = scan(storage.resolve(root), training.classes, option=option)
             tables.append((role, scanned.table))
     listing = [
-        (role, row["name"], row["size"]) for role, table in tables for row in table.select(["name", "size"]).to_pylist()
+        (role, name, size)
+        for role, table in tables
+        for name, size in zip(table["name"].to_pylist(), table["size"].to_pylist(), strict=True)
     ]
     return Images(
         classes=training.classes,
         uris=[uri for _, table in tables for uri in table["uri"].to_pylist()],
         labels=np.concatenate([table["label"].to_numpy() for _, table in tables]).astype(np.int32),
         folder=np.concatenate([np.full(table.num_rows, role) for role, table in tables]),
-        fingerprint=bundle.hash_json(listing),
+        fingerprint=hash_json(listing),
     )
 
 
 def assign_roles(config: TrainConfig, images: Images, *, spread: bool) -> Roles:
-    """Read every image once; leave out what cannot be decoded, split the rest by content hash.
+    """Inspect every image, leave out those that cannot be decoded, and split the rest by content hash.
 
-    Args:
-        config: limits and split.
-        images: as listed.
-        spread: whether a cluster reads them.
+    Args as `inspect_images`.
 
     Raises:
         DataError: a class has no usable image.
-        StoppedError: too many are unusable, or one cannot be fetched.
+        StoppedError: too many images are unusable, or one cannot be fetched.
     """
-    from tlray.training.dataset import choose_validation, inspect_images
-
     digests, faults = inspect_images(images.uris, config.limits, spread=spread)
     left_out = [(uri, fault) for uri, fault in zip(images.uris, faults, strict=True) if fault is not None]
     for uri, fault in left_out[:_NAMED_FAULTS]:
         say(f"left out: {uri} ({fault})")
     if len(left_out) > _NAMED_FAULTS:
         say(f"left out: {len(left_out) - _NAMED_FAULTS:,} more")
-    _check_failed(config.max_failed, len(left_out), len(images.uris))
+    allowed = count_allowed(config.max_failed, len(images.uris))
+    if len(left_out) > allowed:
+        raise StoppedError(
+            f"{len(left_out):,} of {len(images.uris):,} images cannot be decoded, --max-failed allows {allowed:,.0f}; "
+            "mend or remove them, or raise --max-failed"
+        )
     good = np.array([fault is None for fault in faults])
     rows = np.arange(len(images.uris))
     train_rows = rows[good & (images.folder == "train")]
@@ -126,26 +126,16 @@ def assign_roles(config: TrainConfig, images: Images, *, spread: bool) -> Roles:
     )
 
 
-def _check_failed(max_failed: float, failed: int, total: int) -> None:
-    """Compare with `--max-failed`: a share up to 1, a count above."""
-    allowed = max_failed * total if max_failed <= 1 else max_failed
-    if failed > allowed:
-        raise StoppedError(
-            f"{failed:,} of {total:,} images cannot be decoded, --max-failed allows {allowed:,.0f}; "
-            "mend or remove them, or raise --max-failed"
-        )
-
-
 def inspect_images(uris: Sequence[str], limits: Limits, *, spread: bool) -> tuple[list[str], list[str | None]]:
-    """Read every image once: sha256 of its bytes in hexadecimal, and what is wrong with it or None.
+    """Read every image once; return the hexadecimal sha256 of its bytes, and its fault or None.
 
     Args:
         uris: addresses.
-        limits: what an image may be.
-        spread: over a cluster, by Ray Data; else by threads of this process, which need no start.
+        limits: of an image's size.
+        spread: read by Ray Data over the cluster; else by threads of this process, which start at once.
 
     Raises:
-        StoppedError: an image cannot be fetched, so nobody knows whether it is good.
+        StoppedError: an image cannot be fetched.
     """
     blocks = [
         pa.table({"index": pa.array(range(start, min(start + _INSPECT_ROWS, len(uris)))), "uri": part})
@@ -156,11 +146,12 @@ def inspect_images(uris: Sequence[str], limits: Limits, *, spread: bool) -> tupl
     faults: list[str | None] = [None] * len(uris)
     with Stage("inspect", len(uris)) as stage:
         for block in _inspect_by_ray(blocks, limits) if spread else _inspect_by_threads(blocks, limits):
-            for row in block.to_pylist():
-                digests[row["index"]] = row["digest"]
-                faults[row["index"]] = row["fault"]
-                if row["unreachable"]:
-                    raise StoppedError(f"{uris[row['index']]} cannot be read ({row['fault']})")
+            for index, digest, fault, unreachable in zip(
+                *(column.to_pylist() for column in block.columns), strict=True
+            ):
+                digests[index], faults[index] = digest, fault
+                if unreachable:
+                    raise StoppedError(f"{uris[index]} cannot be read ({fault})")
             stage.advance(block.num_rows)
     return digests, faults
 
@@ -174,11 +165,7 @@ def _inspect_by_ray(blocks: list[pa.Table], limits: Limits) -> Iterator[pa.Table
     import ray.data
 
     dataset = ray.data.from_blocks(blocks).map_batches(
-        _inspect_block,
-        fn_kwargs={"limits": limits},
-        batch_size=None,
-        batch_format="pyarrow",
-        num_cpus=DATA_TASK_CPUS,
+        _inspect_block, fn_kwargs={"limits": limits}, batch_size=None, batch_format="pyarrow", num_cpus=DATA_TASK_CPUS
     )
     try:
         yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
@@ -191,19 +178,16 @@ def _inspect_block(block: pa.Table, limits: Limits) -> pa.Table:
     faults: list[str | None] = []
     unreachable: list[bool] = []
     for data in storage.get_many(block["uri"].to_pylist()):
-        if isinstance(data, FetchError):
-            digests.append("")
-            faults.append(f"{data.code}: {data}")
-            unreachable.append(True)
-            continue
-        digests.append(hashlib.sha256(data).hexdigest())
-        unreachable.append(False)
+        fault = None
         try:
+            if isinstance(data, FetchError):
+                raise data
             decode(data, 64, limits)
-        except ImageError as error:
-            faults.append(f"{error.code}: {error}")
-        else:
-            faults.append(None)
+        except (FetchError, ImageError) as error:
+            fault = f"{error.code}: {error}"
+        digests.append("" if isinstance(data, FetchError) else hashlib.sha256(data).hexdigest())
+        faults.append(fault)
+        unreachable.append(isinstance(data, FetchError))
     return pa.table(
         {
             "index": block["index"],
@@ -215,15 +199,10 @@ def _inspect_block(block: pa.Table, limits: Limits) -> pa.Table:
 
 
 def choose_validation(digests: list[str], labels: npt.NDArray[np.int32], fraction: float) -> npt.NDArray[np.bool_]:
-    """Which rows are kept for validation: those whose content hash lies below `fraction`.
+    """Choose the images for validation: those whose content hash, as a number in [0, 1), is below `fraction`.
 
-    An image keeps its side whatever else is added, and equal images share theirs. A class whose images would all be
-    kept gives the one with the highest hash back to training.
-
-    Args:
-        digests: sha256 of each row's bytes, in hexadecimal.
-        labels: int32 `[N]`.
-        fraction: share in [0, 1).
+    An image keeps its role whatever images are added, and equal images share a role. If all images of a class would be
+    chosen, the one with the highest hash stays in training.
     """
     hashes = np.array([int(digest[: VALIDATION_BITS // 4], 16) / 2**VALIDATION_BITS for digest in digests])
     chosen = hashes < fraction

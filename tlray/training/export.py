@@ -1,4 +1,4 @@
-"""Trained weights -> the files of a bundle that hold the model: Keras's, TensorFlow's, and the golden answers."""
+"""Export trained weights as the model files of a bundle: Keras, SavedModel, golden images and TensorBoard."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from tlray.errors import StoppedError
 from tlray.metrics.calibration import Calibration
+from tlray.model.manifest import Architecture, EpochRecord
 from tlray.model.network import (
     POOL,
     Network,
@@ -38,25 +39,25 @@ _SCALAR = tf.compat.v1.SummaryMetadata(
 
 
 def export_model(
-    task: TrainingTask, weights: Weights, history: Sequence[dict[str, Any]], calibration: Calibration
-) -> tuple[dict[str, npt.NDArray[np.uint8]], dict[str, Any]]:
+    task: TrainingTask, weights: Weights, history: Sequence[EpochRecord], calibration: Calibration
+) -> tuple[dict[str, npt.NDArray[np.uint8]], Architecture]:
     """Build the whole network outside of any strategy, on the CPU, in float32, and save it.
 
     Args:
-        task: what was trained.
-        weights: of what was trained, by name; the rest is as it began.
-        history: one record an epoch.
-        calibration: its temperature goes into the last layer, its ood_score beside the network.
+        task: the training.
+        weights: the trained weights by name; all others keep their initial values.
+        history: for TensorBoard.
+        calibration: its temperature is folded into the last layer, its out-of-distribution score into the SavedModel.
 
     Returns:
-        `model.keras`, `saved_model/...`, `golden/...` and `training/tensorboard/...` by name, as bytes that Ray
-        can share without a copy; and the bundle's `architecture`.
+        `model.keras`, `saved_model/...`, `golden/...` and `training/tensorboard/...` by name, as arrays that Ray
+        shares without a copy; and the bundle's `architecture`.
     """
     keras.config.set_dtype_policy("float32")
     with tf.device("/CPU:0"):
         model = _assemble(task, weights, calibration.temperature)
         frozen = freeze_classifier(model, model.get_layer(POOL).output, task.image_size_px, calibration.ood_score)
-        # TensorFlow's first run works for seconds outside of Python's lock, saving inside of it
+        # TensorFlow's first run spends seconds outside Python's lock, saving spends them inside
         with ThreadPoolExecutor(1) as pool, tempfile.TemporaryDirectory(prefix="tlray-") as folder:
             golden = pool.submit(_make_golden, frozen, task)
             model.save(Path(folder, "model.keras"))
@@ -68,18 +69,18 @@ def export_model(
                 if path.is_file()
             }
             files |= {name: np.frombuffer(data, np.uint8) for name, data in golden.result().items()}
-    architecture = {
-        "backbone": task.backbone,
-        "head_units": list(task.head_units),
-        "num_classes": len(task.classes),
-        "num_features": int(model.get_layer(POOL).output.shape[-1]),
-        "weights_sha256": hash_weights(model.get_weights()),
-    }
+    architecture = Architecture(
+        backbone=task.backbone,
+        head_units=tuple(task.head_units),
+        num_classes=len(task.classes),
+        num_features=int(model.get_layer(POOL).output.shape[-1]),
+        weights_sha256=hash_weights(model.get_weights()),
+    )
     return files, architecture
 
 
 def _assemble(task: TrainingTask, weights: Weights, temperature: float) -> keras.Model:
-    """The whole network; a softmax of logits divided by the temperature is one of weights divided by it."""
+    """Build the whole network; dividing the last layer's weights by the temperature divides its logits."""
     base_weights = ray.get(task.base_weights) if task.base_weights is not None else None
     base = build_base(task.backbone, task.image_size_px, weights=base_weights, seed=task.seed)
     head = build_head(task.backbone, task.head_units, len(task.classes), seed=task.seed)
@@ -90,22 +91,21 @@ def _assemble(task: TrainingTask, weights: Weights, temperature: float) -> keras
     return assemble_model(task.backbone, base, head)
 
 
-def _write_tensorboard(history: Sequence[dict[str, Any]], path: Path) -> None:
-    """One run for training and one for validation, as Keras's own callback names them."""
-    for run, prefix in (("train", ""), ("validation", "val_")):
-        if history[0][f"{prefix}loss"] is None:
+def _write_tensorboard(history: Sequence[EpochRecord], path: Path) -> None:
+    """Write one run for training and one for validation, named as Keras's callback names them."""
+    runs = (("train", ("loss", "accuracy", "learning_rate")), ("validation", ("val_loss", "val_accuracy")))
+    for run, names in runs:
+        if getattr(history[0], names[0]) is None:
             continue
         with tf.summary.create_file_writer(str(path / run)).as_default():
             for record in history:
-                values = {f"epoch_{name}": record[prefix + name] for name in ("loss", "accuracy")}
-                if run == "train":
-                    values["learning_rate"] = record["learning_rate"]
-                for name, value in values.items():
+                for name in names:
+                    tag = name if name == "learning_rate" else f"epoch_{name.removeprefix('val_')}"
                     # tf.summary.scalar does the same, but only where TensorBoard itself is installed
-                    tf.summary.write(name, np.float32(value), record["epoch"], _SCALAR)
+                    tf.summary.write(tag, np.float32(getattr(record, name)), record.epoch, _SCALAR)
 
 
-def _make_golden(frozen: Any, task: TrainingTask) -> dict[str, bytes]:
+def _make_golden(frozen: tf.types.experimental.ConcreteFunction, task: TrainingTask) -> dict[str, bytes]:
     addresses = ray.get(task.images.uris)
     uris = [addresses[int(row)] for row in task.golden_rows]
     read = read_images(uris, task.image_size_px, task.images.limits)

@@ -1,4 +1,4 @@
-"""Ray Train's side of a training on the driver: start the workers, show what they send, end with what went wrong."""
+"""Start Ray Train's workers from the driver, show their progress, and return the model or raise their error."""
 
 from __future__ import annotations
 
@@ -8,71 +8,84 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import ray
+import ray.exceptions
 
 from tlray import storage
+from tlray.cluster import capacity
+from tlray.cluster.connect import explain_failure
+from tlray.cluster.nodes import stay_here
 from tlray.cluster.ray_private import count_training_workers, get_train_snapshot_name, make_controller_callback
 from tlray.cluster.resources import Cluster, plan_workers
-from tlray.config import TrainConfig, describe_run
+from tlray.config import TrainConfig
 from tlray.console import Stage, say
 from tlray.errors import StoppedError, TlrayError
-from tlray.training.dataset import Images
+from tlray.metrics.calibration import Calibration
+from tlray.model.manifest import Architecture, EpochRecord
+from tlray.training import channel as channels
+from tlray.training.task import TrainingTask, WorkerSettings
 
 if TYPE_CHECKING:
-    from tlray.training.task import TrainingTask
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    from tlray.training.predictions import RowPredictions
 
 _POLL_S = 0.25
 _END_S = 60.0
 _SILENCE_S = 30.0
 _CONTROLLER_POLL_S = "0.5"
-# a report waits for the controller's next look, 2 s apart by default: longer than an epoch on cached features
+# every report waits for the controller's next poll; the default of 2 s is longer than an epoch on cached features
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """The model that rank 0 sent: `channel.ModelReady` with its references fetched."""
+
+    files: dict[str, bytes]
+    architecture: Architecture
+    kept: EpochRecord
+    calibration: Calibration
+    predictions: dict[str, RowPredictions]
 
 
 @dataclass
 class Outcome:
-    """What the workers sent.
+    """The result of a training so far.
 
     Attributes:
-        history: one record an epoch.
-        model: files, architecture and the kept epoch's record.
-        stages: when each stage began, seconds since the epoch.
-        starts: how often the workers were started.
+        model: None until training has ended.
+        stages: Unix time at which each stage began.
+        starts: number of times the workers were started.
     """
 
-    history: list[dict[str, Any]] = field(default_factory=list)
-    model: dict[str, Any] | None = None
+    history: list[EpochRecord] = field(default_factory=list)
+    model: TrainedModel | None = None
     stages: dict[str, float] = field(default_factory=dict)
     starts: int = 0
 
 
 class Launch:
-    """The workers of one training: started, told what to do, watched.
+    """Starts the workers of one training, gives them their task, and follows them.
 
-    On a local cluster without GPUs they may start before their task is known: they import TensorFlow and connect while
-    the driver reads images and engines compute the frozen base. Elsewhere they would hold what the engines need.
+    On a local cluster without GPUs they may start before their task is known, and import TensorFlow while the driver
+    reads images and engines compute the frozen base. Elsewhere they would hold resources that the engines need.
     """
 
     def __init__(self, config: TrainConfig, cluster: Cluster, checkpoints: str) -> None:
-        """Start nothing yet.
-
-        Args:
-            config, cluster: the training, and where.
-            checkpoints: folder of this run's states.
-        """
-        from tlray.cluster.nodes import stay_here
-        from tlray.training.channel import Channel
-
+        """Start the channel, but no worker; `checkpoints` is the folder of this run's states."""
         self._config = config
         self._cluster = cluster
         self._checkpoints = checkpoints
-        self._channel = Channel.options(scheduling_strategy=stay_here()).remote()  # type: ignore[attr-defined]
+        self._channel = channels.Channel.options(scheduling_strategy=stay_here()).remote()  # type: ignore[attr-defined]
         self._thread: threading.Thread | None = None
         self._failures: list[BaseException] = []
         self.resources = plan_workers(cluster, config.num_workers, config.gpus_per_worker)
         self.may_start_early = cluster.local and not self.resources.gpus
 
     def start(self) -> None:
-        """Let Ray Train start the workers."""
+        """Start Ray Train in a thread."""
         trainer = self._make_trainer()
 
         def fit() -> None:
@@ -85,15 +98,12 @@ class Launch:
         self._thread.start()
 
     def close(self) -> None:
-        """End Ray Train, and with its controller all workers; nothing that they do is needed any more.
+        """Kill Ray Train's controller, and with it all workers.
 
-        Its thread must have ended before this process leaves the cluster: it would crash inside Ray.
+        Its thread must end before this process leaves the cluster, or it would crash inside Ray.
         """
-        import ray
-        import ray.exceptions
-
         deadline = time.monotonic() + _END_S
-        with contextlib.suppress(ray.exceptions.RayError):  # with the channel gone, no worker waits at it
+        with contextlib.suppress(ray.exceptions.RayError):  # without a channel, no worker waits for it
             ray.get(self._channel.close.remote())
             while self._thread is not None and self._thread.is_alive() and time.monotonic() < deadline:
                 controller = ray.get(self._channel.get_controller.remote())
@@ -102,13 +112,11 @@ class Launch:
                 self._thread.join(_POLL_S)
 
     def run(self, task: TrainingTask) -> Outcome:
-        """Give the workers their task and watch until the model is there.
+        """Give the workers their task and wait for the model.
 
         Raises:
-            TlrayError: what a worker raised; StoppedError for anything else that ended training.
+            TlrayError: a worker's error; StoppedError if anything else ended the training.
         """
-        import ray
-
         if self._thread is None:
             self.start()
         ray.get(self._channel.put_task.remote(task))
@@ -124,34 +132,25 @@ class Launch:
         return outcome
 
     def _check_room(self, silent_s: float) -> None:
-        """Say so where lost workers find no room to start again, which Ray Train tries without end and a word.
+        """Say if lost workers find no room to restart; Ray Train retries forever without a message.
 
         Args:
-            silent_s: seconds since a worker was last heard of.
+            silent_s: seconds since the workers' last message.
 
         Raises:
-            StoppedError: they found none for as long as a job waits for room.
+            StoppedError: they found none within --wait-for-resources.
         """
-        from tlray.cluster.capacity import (
-            Demand,
-            choose_wait,
-            describe_resources,
-            has_room,
-            is_growing,
-            list_node_resources,
-        )
-
         if self._cluster.local or count_training_workers() >= self._config.num_workers:
             return
         workers, resources = self._config.num_workers, self.resources
         readers = workers * resources.num_readers * resources.reader_cpus
         all_cpus = workers * resources.worker_cpus + readers
-        demand = Demand(f"--num-workers {workers}", workers, resources.worker_cpus, resources.gpus, all_cpus)
-        rooms = list_node_resources()
-        if has_room(rooms, demand):
+        demand = capacity.Demand(f"--num-workers {workers}", workers, resources.worker_cpus, resources.gpus, all_cpus)
+        rooms = capacity.list_node_resources()
+        if capacity.has_room(rooms, demand):
             return
-        wait_s = choose_wait(self._config.wait_for_resources, growing=is_growing())
-        has = describe_resources(rooms, gpus=resources.gpus > 0)
+        wait_s = capacity.choose_wait(self._config.wait_for_resources, growing=capacity.is_growing())
+        has = capacity.describe_resources(rooms, gpus=resources.gpus > 0)
         if silent_s > wait_s:
             raise StoppedError(
                 f"workers were lost, and there is no room for new ones: {demand.option} needs {demand}; {has}; the "
@@ -159,21 +158,20 @@ class Launch:
             )
         say(f"workers were lost; waiting for room for new ones, {demand}: {has}; {wait_s - silent_s:.0f} s left")
 
-    def _make_trainer(self) -> Any:
+    def _make_trainer(self) -> DataParallelTrainer:
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _CONTROLLER_POLL_S)
-        if self._cluster.local:  # nobody takes this machine away with notice, and the watcher is one more process
+        if self._cluster.local:  # this machine is not preempted, and the watcher is one more process
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
         from tlray.training.ray_train import MultiWorkerConfig, run_worker
-        from tlray.training.task import WorkerSettings
 
         config, resources = self._config, self.resources
         filesystem, path = storage.make_arrow_filesystem(self._checkpoints)
-        # Ray Train's own notes, which a kill may have left half written; workers find their state without them
+        # Ray Train's own snapshot may be half written after a kill; workers find their state without it
         storage.delete(storage.join(self._checkpoints, get_train_snapshot_name()))
-        setting = WorkerSettings(
+        settings = WorkerSettings(
             channel=self._channel,
             checkpoints=self._checkpoints,
             num_threads=int(self._cluster.cpus) if self._cluster.local else max(1, int(resources.worker_cpus)),
@@ -181,17 +179,15 @@ class Launch:
         )
         return DataParallelTrainer(
             run_worker,
-            train_loop_config={"setting": setting},
+            train_loop_config={"settings": settings},
             backend_config=MultiWorkerConfig(),
             scaling_config=ScalingConfig(
                 num_workers=config.num_workers,
                 use_gpu=resources.gpus > 0,
-                # GPUs of one machine sum fastest; cores of one machine share its memory's bandwidth
+                # GPUs of one machine reduce fastest; cores of one machine share its memory bandwidth
                 placement_strategy="PACK" if resources.gpus else "SPREAD",
-                resources_per_worker={
-                    "CPU": resources.worker_cpus,
-                    **({"GPU": resources.gpus} if resources.gpus else {}),
-                },
+                resources_per_worker={"CPU": resources.worker_cpus}
+                | ({"GPU": resources.gpus} if resources.gpus else {}),
             ),
             run_config=RunConfig(
                 name=path.rpartition("/")[2],
@@ -203,16 +199,8 @@ class Launch:
         )
 
 
-def name_run(config: TrainConfig, images: Images) -> str:
-    """Folder of a run's checkpoints: the same for every command that may go on with them."""
-    from tlray.model.bundle import hash_json
-
-    fingerprint = hash_json({**describe_run(config), "images": images.fingerprint})
-    return storage.join(storage.resolve(config.resolved_storage_path), f"run-{fingerprint[:16]}")
-
-
 class _TrainingMonitor:
-    """Shows what the workers send while Ray Train runs in its thread."""
+    """Collects and prints the workers' messages while Ray Train runs in its thread."""
 
     def __init__(self, epochs: int, images_an_epoch: int, check_room: Callable[[float], None]) -> None:
         self._check_room = check_room
@@ -221,30 +209,23 @@ class _TrainingMonitor:
         self._outcome = Outcome()
         self._failure: TlrayError | None = None
 
-    def run(self, thread: threading.Thread, failures: list[BaseException], channel: Any) -> Outcome:
-        """Until the model is there.
-
-        Args:
-            thread: runs Ray Train.
-            failures: what it raised.
-            channel: where workers send to.
+    def run(self, thread: threading.Thread, failures: list[BaseException], channel: channels.ChannelHandle) -> Outcome:
+        """Return the outcome once the model has come; `thread` runs Ray Train and adds its error to `failures`.
 
         Raises:
             TlrayError: as `Launch.run`.
         """
-        import ray
-
         heard = looked = time.monotonic()
         with Stage("train", self._epochs * self._images_an_epoch) as stage:
             while self._outcome.model is None:
                 alive = thread.is_alive()
                 for message in ray.get(channel.drain.remote()):
-                    self._take(message.kind, message.body, message.sent, stage)
+                    self._take(message.event, message.sent, stage)
                     heard = looked = time.monotonic()
                 if time.monotonic() - looked > _SILENCE_S:
                     looked = time.monotonic()
                     self._check_room(looked - heard)
-                if self._failure is not None:  # Ray Train would try again what cannot succeed
+                if self._failure is not None:  # Ray Train would retry it
                     raise self._failure
                 if not alive and self._outcome.model is None:
                     if failures:
@@ -253,35 +234,34 @@ class _TrainingMonitor:
                 thread.join(_POLL_S)
         return self._outcome
 
-    def _take(self, kind: str, body: dict[str, Any], sent: float, stage: Stage) -> None:
+    def _take(self, event: channels.Event, sent: float, stage: Stage) -> None:
         outcome = self._outcome
-        if kind == "images":
-            stage.advance(body["count"])
-        elif kind == "resumed":
-            outcome.starts += 1
-            outcome.history = list(body["history"])
-            stage.move_to(len(outcome.history) * self._images_an_epoch)
-            self._say_start(len(outcome.history), body["num_workers"], stage)
-        elif kind == "stage":
-            outcome.stages.setdefault(body["name"], sent)
-        elif kind == "epoch":
-            outcome.history.append(body)
-            self._say_epoch(body, stage)
-        elif kind == "model":
-            outcome.model = self._fetch_model(body)
-        elif kind == "failed":
-            self._failure = body["error"]
+        match event:
+            case channels.ImagesTrained(count):
+                stage.advance(count)
+            case channels.Resumed(history, num_workers):
+                outcome.starts += 1
+                outcome.history = list(history)
+                stage.move_to(len(history) * self._images_an_epoch)
+                self._say_start(len(history), num_workers, stage)
+            case channels.StageBegan(name):
+                outcome.stages.setdefault(name, sent)
+            case channels.EpochEnded(record):
+                outcome.history.append(record)
+                self._say_epoch(record, stage)
+            case channels.ModelReady():
+                outcome.model = self._fetch_model(event)
+            case channels.Failed(error):
+                self._failure = error
 
-    def _fetch_model(self, body: dict[str, Any]) -> dict[str, Any] | None:
-        """Its files' bytes; None where their worker has died meanwhile: another one will send them again."""
-        import ray
-        import ray.exceptions
-
+    def _fetch_model(self, model: channels.ModelReady) -> TrainedModel | None:
+        """Fetch the model's files; None if their worker has died, since its replacement sends them again."""
         try:
-            files, predictions = ray.get([body["files"][0], body["predictions"][0]])
+            files, predictions = ray.get([model.files[0], model.predictions[0]])
         except ray.exceptions.RayError:
             return None
-        return {**body, "predictions": predictions, "files": {name: data.tobytes() for name, data in files.items()}}
+        contents = {name: data.tobytes() for name, data in files.items()}
+        return TrainedModel(contents, model.architecture, model.kept, model.calibration, predictions)
 
     def _say_start(self, epochs: int, num_workers: int, stage: Stage) -> None:
         behind = f"behind epoch {epochs}" if epochs else "from the beginning"
@@ -290,21 +270,19 @@ class _TrainingMonitor:
         elif epochs:
             stage.say(f"an earlier run was stopped; going on {behind} with {num_workers} workers")
 
-    def _say_epoch(self, record: dict[str, Any], stage: Stage) -> None:
+    def _say_epoch(self, record: EpochRecord, stage: Stage) -> None:
         val = ""
-        if record["val_loss"] is not None:
-            val = f", val loss {record['val_loss']:.4f} accuracy {record['val_accuracy']:.4f}"
+        if record.val_loss is not None:
+            val = f", val loss {record.val_loss:.4f} accuracy {record.val_accuracy:.4f}"
         stage.say(
-            f"epoch {record['epoch']}/{self._epochs} ({record['phase']}): loss {record['loss']:.4f} "
-            f"accuracy {record['accuracy']:.4f}{val}  {record['seconds']:.1f} s"
+            f"epoch {record.epoch}/{self._epochs} ({record.phase}): loss {record.loss:.4f} "
+            f"accuracy {record.accuracy:.4f}{val}  {record.seconds:.1f} s"
         )
 
 
 def _explain(error: BaseException) -> TlrayError:
-    """What happened first: one worker's own error makes the others fail at their next sum."""
+    """Return the error that came first: when one worker fails, the others fail at their next sum."""
     from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
-
-    from tlray.cluster.connect import explain_failure
 
     causes: list[BaseException] = [error]
     if isinstance(error, WorkerGroupError):

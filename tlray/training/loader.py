@@ -1,11 +1,12 @@
-"""Batches for training: images through Ray Data, or features from the cache; both read ahead of the step.
+"""Read a worker's batches ahead of its steps: images through Ray Data, or features from the cache.
 
-`inspect_images` looks at every image once on the driver. `ImageSource` then streams a worker's batches through one
-ordered Ray Data pipeline, `FeatureSource` reads them by offset in a thread; each holds a bounded number of batches.
+`ImageSource` streams them through one ordered Ray Data pipeline, `FeatureSource` reads them by offset in a thread; each
+holds a bounded number of batches.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import queue
@@ -13,7 +14,7 @@ import threading
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -28,20 +29,18 @@ from tlray.images.batch import read_images
 from tlray.images.limits import Limits
 
 PREFETCH_BATCHES = 4
-"""Decoded batches that wait for the step."""
+"""Number of decoded batches read ahead."""
 
 FEATURE_PREFETCH_BATCHES = 2
-"""Batches of features that wait for the step."""
+"""Number of batches of features read ahead."""
+
+
+Inputs: TypeAlias = npt.NDArray[np.generic]
+"""The network's inputs for one batch: uint8 pixels `[B, S, S, 3]`, or features `[B, ...]`."""
 
 
 class RowBatch(NamedTuple):
-    """What one worker takes in one step.
-
-    Attributes:
-        role: "train", "val" or "test".
-        view: of training images.
-        rows: int64 `[B]`, row ids.
-    """
+    """One worker's batch of one step: role, view of the training images, and row ids `[B]`."""
 
     role: str
     view: int
@@ -49,10 +48,10 @@ class RowBatch(NamedTuple):
 
 
 class BatchSource(Protocol):
-    """Where a phase's batches come from."""
+    """The source of a phase's batches."""
 
-    def stream(self, batches: Sequence[RowBatch]) -> Generator[npt.NDArray[Any]]:
-        """The batches' inputs in order, `[B, ...]` each, read ahead; closing the iterator ends the reading."""
+    def stream(self, batches: Sequence[RowBatch]) -> Generator[Inputs]:
+        """Yield the batches' inputs in order, `[B, ...]` each, read ahead; closing the generator ends the reading."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +61,11 @@ class ImageSource:
     Attributes:
         uris: Ray reference to every address, by row id.
         image_size_px: side S of the decoded square.
-        limits: as for labelling.
-        num_readers, reader_cpus: processes that read, and what Ray books for each.
-        keep_in, keep_bytes: local folder where encoded images from object storage are kept, and how much of them.
+        num_readers, reader_cpus: number of reading actors, and the cores that Ray reserves for each.
+        keep_in, keep_bytes: local folder for encoded images from object storage, and its maximum size.
     """
 
-    uris: ray.ObjectRef[Sequence[str]]
+    uris: ray.ObjectRef[list[str]]
     image_size_px: int
     limits: Limits
     num_readers: int
@@ -75,11 +73,11 @@ class ImageSource:
     keep_in: str
     keep_bytes: int
 
-    def stream(self, batches: Sequence[RowBatch]) -> Generator[npt.NDArray[Any]]:
+    def stream(self, batches: Sequence[RowBatch]) -> Generator[Inputs]:
         """Read ahead in actors.
 
         Raises:
-            StoppedError: an image that was good when training began cannot be read any more.
+            StoppedError: an image can no longer be read.
         """
         if not batches:
             return
@@ -89,14 +87,16 @@ class ImageSource:
                 raise StoppedError(item["fault"][0])
             yield item["images"][0]
 
-    def _make_dataset(self, rows: npt.NDArray[np.int64]) -> Any:
-        import ray.data  # a training on cached features does without its import
+    def _make_dataset(self, rows: npt.NDArray[np.int64]) -> ray.data.Dataset:
+        import ray.data  # not needed for cached features
 
         indices = pa.array(range(len(rows)), pa.int64())
-        # from_blocks starts no task; ray.data.range and from_arrow start some that want a whole core each, and wait
-        # for ever where the workers left less
-        dataset = ray.data.from_blocks([pa.table({"index": indices.slice(start, 1)}) for start in range(len(rows))])
-        # actors, not tasks: Ray ends a task's process after an idle second, and starting one costs 2 s of a core
+        # from_blocks starts no task; ray.data.range and from_arrow start tasks of a whole core each, and would wait
+        # forever if the workers left less
+        dataset: ray.data.Dataset = ray.data.from_blocks(
+            [pa.table({"index": indices.slice(start, 1)}) for start in range(len(rows))]
+        )
+        # actors, since Ray ends a task's process after an idle second, and starting one costs 2 s of a core
         dataset = dataset.map_batches(
             _Reader,
             fn_constructor_kwargs={
@@ -116,32 +116,31 @@ class ImageSource:
 
 @dataclass(frozen=True)
 class FeatureSource:
-    """Features from the cache, `[B, ...]`, read by offset in a thread; never more than a few batches in memory."""
+    """Features from the cache, `[B, ...]`."""
 
     cache: OpenCache
     kind: Kind
 
-    def stream(self, batches: Sequence[RowBatch]) -> Generator[npt.NDArray[Any]]:
+    def stream(self, batches: Sequence[RowBatch]) -> Generator[Inputs]:
         """Read ahead in a thread.
 
         Raises:
-            StoppedError: the cache changed meanwhile.
+            StoppedError: the cache has changed.
         """
-        waiting: queue.Queue[npt.NDArray[Any] | BaseException] = queue.Queue(FEATURE_PREFETCH_BATCHES)
+        waiting: queue.Queue[Inputs | BaseException] = queue.Queue(FEATURE_PREFETCH_BATCHES)
         stopped = threading.Event()
 
         def read() -> None:
             for batch in batches:
+                item: Inputs | BaseException
                 try:
-                    item: Any = self.cache.read(batch.role, self.kind, batch.view, batch.rows)
+                    item = self.cache.read(batch.role, self.kind, batch.view, batch.rows)
                 except BaseException as error:
                     item = error
                 while not stopped.is_set():
-                    try:
+                    with contextlib.suppress(queue.Full):
                         waiting.put(item, timeout=0.5)
                         break
-                    except queue.Full:
-                        continue
                 if stopped.is_set() or isinstance(item, BaseException):
                     return
 
@@ -158,11 +157,9 @@ class FeatureSource:
 
 
 class _Reader:
-    """Reads one batch after another."""
-
     def __init__(
         self,
-        uris: list[ray.ObjectRef[Sequence[str]]],
+        uris: list[ray.ObjectRef[list[str]]],
         batches: list[ray.ObjectRef[npt.NDArray[np.int64]]],
         image_size_px: int,
         limits: Limits,
@@ -174,7 +171,7 @@ class _Reader:
         self._image_size_px = image_size_px
         self._limits = limits
 
-    def __call__(self, batch: dict[str, npt.NDArray[np.int64]]) -> dict[str, Any]:
+    def __call__(self, batch: dict[str, npt.NDArray[np.int64]]) -> dict[str, Inputs]:
         names = [self._uris[int(row)] for row in self._batches[int(batch["index"][0])]]
         images = read_images(names, self._image_size_px, self._limits, self._kept.get_many)
         faults = [
@@ -186,10 +183,10 @@ class _Reader:
 
 
 class KeptBytes:
-    """Encoded images from object storage, kept in a local folder, so that epochs don't download them again.
+    """Encoded images from object storage in a local folder, so that later epochs don't download them again.
 
-    A machine's readers share the folder; each adds up to its own limit. What does not fit is fetched each time, and
-    nothing is thrown out for it, since every epoch reads everything.
+    A machine's readers share the folder, and each adds up to its own limit. Images beyond it are fetched every time;
+    none is evicted, since every epoch reads all of them.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
@@ -197,7 +194,7 @@ class KeptBytes:
         self._left = max_bytes
 
     def get_many(self, uris: Sequence[str]) -> Iterator[bytes | FetchError]:
-        """Like `storage.get_many`."""
+        """Fetch images as `storage.get_many` does."""
         paths = [self._folder / hashlib.sha256(uri.encode()).hexdigest() for uri in uris]
         kept = [storage.is_s3(uri) and path.is_file() for uri, path in zip(uris, paths, strict=True)]
         fetched = storage.get_many([uri for uri, there in zip(uris, kept, strict=True) if not there])
@@ -216,7 +213,7 @@ class KeptBytes:
             self._folder.mkdir(parents=True, exist_ok=True)
             partial.write_bytes(data)
             partial.replace(path)
-        except OSError:  # a full disk only means that nothing more is kept
+        except OSError:  # the disk is full: keep no more
             partial.unlink(missing_ok=True)
             self._left = 0
         else:

@@ -1,17 +1,19 @@
-"""Which row a worker sees when, at what rate: the same for any number of workers at one global batch.
+"""Order of the rows, learning rates, dropout and early stopping; the same for any number of workers.
 
-Every epoch is a seeded permutation of the training rows, cut into steps of `num_workers * batch_size` rows; what the
-last step lacks is filled with rows of weight 0. So every worker takes the same steps and every row counts once.
+Every epoch is a seeded permutation of the training rows, cut into steps of `num_workers * batch_size` rows; the last
+step is padded with rows of weight 0. So all workers take the same number of steps and every row counts once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+
+from tlray.model.manifest import EpochRecord
 
 
 @dataclass(frozen=True)
@@ -20,8 +22,8 @@ class StepRows:
 
     Attributes:
         rows: int64 `[steps, batch]`, row ids.
-        weights: float32 `[steps, batch]`, 1 for a row that counts and 0 for one that only fills.
-        totals: float32 `[steps]`, rows that count in a step over all workers.
+        weights: float32 `[steps, batch]`, 1 for a row that counts and 0 for padding.
+        totals: float32 `[steps]`, number of rows that count in a step over all workers.
     """
 
     rows: npt.NDArray[np.int64]
@@ -30,7 +32,7 @@ class StepRows:
 
 
 def permute(rows: npt.NDArray[np.int64], seed: int, epoch: int) -> npt.NDArray[np.int64]:
-    """The order of the training rows in one epoch; epochs count from 0 over both phases."""
+    """Return the training rows in the order of an epoch; epochs count from 0 over both phases."""
     random = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch])))
     return random.permutation(rows)
 
@@ -53,9 +55,9 @@ def cut_steps(rows: npt.NDArray[np.int64], rank: int, num_workers: int, batch_si
 def make_rates(
     peak: float, num_steps: int, schedule: Literal["constant", "cosine"], num_warmup_steps: int
 ) -> npt.NDArray[np.float32]:
-    """Learning rate of every step of a phase, float32 `[num_steps]`.
+    """Return the learning rate of every step of a phase, float32 `[num_steps]`.
 
-    Rises linearly to `peak` over the warm-up, then stays, or falls to 0 along half a cosine (Loshchilov and Hutter,
+    It rises linearly to `peak` over the warm-up, then stays, or falls to 0 along half a cosine (Loshchilov and Hutter,
     SGDR, 2017, equation 5 without restarts).
     """
     steps = np.arange(num_steps, dtype=np.float64)
@@ -68,9 +70,9 @@ def make_rates(
 def draw_dropout(
     seed: int, epoch: int, step: int, global_batch: int, units: Sequence[int], rate: float
 ) -> npt.NDArray[np.float32]:
-    """Masks of the dense layers' outputs for one global step, `[global_batch, sum of units]`: 0 or 1 / (1 - rate).
+    """Return the dense layers' dropout masks for one global step, `[global_batch, sum of units]`: 0 or 1 / (1 - rate).
 
-    Inverted dropout (Srivastava et al., 2014), drawn for the whole step, so that any number of workers shares it.
+    Inverted dropout (Srivastava et al., 2014), drawn for the whole step to be the same for any number of workers.
     """
     random = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch, step, 1])))
     kept = random.random((global_batch, sum(units)), np.float32) >= rate
@@ -78,20 +80,20 @@ def draw_dropout(
 
 
 def weigh_classes(labels: npt.NDArray[np.int32], num_classes: int) -> npt.NDArray[np.float32]:
-    """Weight of each class that gives all of them the same sum, N / (C n_c), with a mean of 1 over the N rows."""
+    """Return balanced class weights, N / (C n_c): every class has the same sum, and the mean over the N rows is 1."""
     counts = np.bincount(labels, minlength=num_classes)
     return (len(labels) / (num_classes * np.maximum(counts, 1))).astype(np.float32)
 
 
-def score_epoch(record: dict[str, Any]) -> tuple[float, float]:
-    """What makes an epoch better: validation accuracy, then a lower validation loss; without them, being later."""
-    if record["val_accuracy"] is None:
-        return (float(record["epoch"]), 0.0)
-    return (record["val_accuracy"], -record["val_loss"])
+def score_epoch(record: EpochRecord) -> tuple[float, float]:
+    """Return the rank of an epoch: validation accuracy, then lower validation loss; without validation, its number."""
+    if record.val_accuracy is None or record.val_loss is None:
+        return (float(record.epoch), 0.0)
+    return (record.val_accuracy, -record.val_loss)
 
 
-def is_exhausted(phase_history: Sequence[dict[str, Any]], patience: int | None) -> bool:
-    """Whether a phase has not become better for `patience` epochs."""
+def is_exhausted(phase_history: Sequence[EpochRecord], patience: int | None) -> bool:
+    """Return whether a phase has not improved for `patience` epochs."""
     if patience is None or not phase_history:
         return False
     scores = [score_epoch(record) for record in phase_history]
@@ -99,6 +101,5 @@ def is_exhausted(phase_history: Sequence[dict[str, Any]], patience: int | None) 
 
 
 def draw_rows(rows: npt.NDArray[np.int64], most: int, seed: int) -> npt.NDArray[np.int64]:
-    """At most so many of the rows, all alike likely, in order."""
-    chosen = np.random.default_rng(seed).permutation(rows)[:most]
-    return np.sort(chosen)
+    """Return a random sample of at most `most` rows, sorted."""
+    return np.sort(np.random.default_rng(seed).permutation(rows)[:most])

@@ -1,17 +1,16 @@
-"""What all workers do together: one training step, one evaluation step, sums and checks over the workers.
+"""Steps that all workers take together: training, evaluation, and sums and checks over the workers.
 
-The step is our own: Keras's `fit` does not run under `MultiWorkerMirroredStrategy`. Each worker computes the gradient
-of its share of the global batch, the optimizer sums them over the workers, and so every worker ends a step with the
-same weights. The strategy sums once more where the step itself must know the whole gradient: to clip it, or to see
-whether float16 has overflowed. XLA stays out of it: MobileNetV2's step took it six to ten times as long as TensorFlow's
-own kernels (tests/benchmarks/steps.py), and compiled sums over the workers have hung or crashed for others.
+Keras's `fit` does not run under `MultiWorkerMirroredStrategy`, hence this training step. Each worker computes the
+gradient of its share of the global batch, and the optimizer sums the gradients, so that all workers end a step with the
+same weights. Another sum is needed only to clip the gradient or to detect a float16 overflow. XLA is not used: with it,
+MobileNetV2's step took six to ten times as long (tests/benchmarks/steps.py).
 """
 
 from __future__ import annotations
 
 import zlib
 from functools import cache
-from typing import Any
+from typing import TypeAlias
 
 import keras
 import numpy as np
@@ -22,6 +21,10 @@ from tlray.errors import StoppedError
 from tlray.images.augment import warp
 from tlray.model.network import Network
 
+Batch: TypeAlias = dict[str, npt.NDArray[np.generic]]
+Tensors: TypeAlias = dict[str, tf.Tensor]
+Function: TypeAlias = tf.types.experimental.PolymorphicFunction
+
 _GRADIENT_PACK_BYTES = 32 * 2**20
 # 2 workers, all of InceptionV3 at 75 px on 2 cores: 1.14 s a step in packs of 32 MiB, 1.35 s unpacked
 
@@ -30,12 +33,8 @@ _LOSS_SCALE_GROWTH_STEPS = 2000
 _SMALLEST_PROBABILITY = 1e-7  # Keras's epsilon
 
 
-def make_strategy(collective_timeout_s: float) -> Any:
-    """Connect to the other workers that TF_CONFIG names.
-
-    Args:
-        collective_timeout_s: how long a worker waits for the others inside one sum before it gives up.
-    """
+def make_strategy(collective_timeout_s: float) -> tf.distribute.Strategy:
+    """Connect to the workers in TF_CONFIG; a sum fails after waiting `collective_timeout_s` for them."""
     for gpu in tf.config.list_physical_devices("GPU"):
         tf.config.experimental.set_memory_growth(gpu, True)
     options = tf.distribute.experimental.CommunicationOptions(
@@ -45,13 +44,13 @@ def make_strategy(collective_timeout_s: float) -> Any:
 
 
 class RateTable(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
-    """The learning rate of every step, from a table."""
+    """Learning rates from a table, float32 `[steps]`; the last one holds for all later steps."""
 
     def __init__(self, rates: npt.NDArray[np.float32]) -> None:
         self._rates = np.asarray(rates, np.float32)
 
-    def __call__(self, step: Any) -> Any:
-        """The rate of a step; past the end, the last one."""
+    def __call__(self, step: tf.Tensor) -> tf.Tensor:
+        """Return the rate of a step."""
         return tf.gather(self._rates, tf.minimum(tf.cast(step, tf.int32), len(self._rates) - 1))
 
 
@@ -59,56 +58,49 @@ class TrainStep:
     """Training steps of one phase.
 
     Attributes:
-        loss_scale: what a float16 loss is multiplied by, so that small gradients survive; 1 otherwise.
+        loss_scale: factor of a float16 loss, so that small gradients do not vanish; 1 otherwise.
     """
 
     def __init__(
         self,
-        strategy: Any,
+        strategy: tf.distribute.Strategy,
         network: Network,
-        optimizer: Any,
+        optimizer: keras.optimizers.Optimizer,
         *,
         label_smoothing: float,
         clip_norm: float | None,
     ) -> None:
-        """Trace nothing yet.
+        """Make the step, without tracing it.
 
         Args:
             strategy: of all workers.
             network: opened for its phase.
-            optimizer: built on its trainable variables.
+            optimizer: built on the network's trainable variables.
             label_smoothing: share of the target that is spread over all classes (Szegedy et al., 2016, section 7).
-            clip_norm: largest global norm of the gradient; None leaves it as it is.
+            clip_norm: maximum global norm of the gradient; None does not clip.
         """
         scaled = keras.config.dtype_policy().name == "mixed_float16"
         self.loss_scale = _FIRST_LOSS_SCALE if scaled else 1.0
         self._scaled = scaled
         self._finite_steps = 0
-        self._step = _make_train_step(
-            strategy,
-            network,
-            optimizer,
-            label_smoothing,
-            clip_norm,
-            watched=scaled or clip_norm is not None,
-        )
+        self._step = _make_train_step(strategy, network, optimizer, label_smoothing, clip_norm, scaled=scaled)
 
-    def step(self, batch: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
+    def step(self, batch: Batch) -> npt.NDArray[np.float32]:
         """Take one step on this worker's share; every worker must call it.
 
         Args:
             batch: `inputs` `[B, ...]`, `labels` int32 `[B]`, `weights` float32 `[B]` (0 for padding), `counts` float32
-                `[B]` (1 or 0), `total` (rows of the whole step that count), and where they apply `transforms` `[B, 8]`
-                and `masks` `[B, units]`.
+                `[B]` (1 or 0), `total` (number of rows of the whole step that count), and optionally `transforms`
+                `[B, 8]` and `masks` `[B, units]`.
 
         Returns:
-            `[weighted loss sum, correct sum]` of this worker.
+            this worker's `[weighted loss sum, number correct]`.
         """
         result, finite = self._step(batch, np.float32(self.loss_scale))
         if self._scaled:
             self._adapt_scale(bool(finite))
-        answer: npt.NDArray[np.float32] = result.numpy()
-        return answer
+        sums: npt.NDArray[np.float32] = result.numpy()
+        return sums
 
     def _adapt_scale(self, finite: bool) -> None:
         """Halve after an overflow, double after 2,000 steps without one (Micikevicius et al., 2018, section 3.2)."""
@@ -120,25 +112,25 @@ class TrainStep:
 
 
 def _make_train_step(
-    strategy: Any,
+    strategy: tf.distribute.Strategy,
     network: Network,
-    optimizer: Any,
+    optimizer: keras.optimizers.Optimizer,
     label_smoothing: float,
     clip_norm: float | None,
     *,
-    watched: bool,
-) -> Any:
+    scaled: bool,
+) -> Function:
     variables = network.trainable_variables
 
-    def limit(gradients: Any, scale: Any) -> Any:
-        """Unscale, clip by the whole gradient's norm; nothing at all where it is not finite."""
+    def limit(gradients: list[tf.Tensor], scale: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """Unscale the gradients and clip them by their global norm over all workers; zero if it is not finite."""
         whole = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, gradients)
         norm = tf.linalg.global_norm(whole) / scale
         finite = tf.math.is_finite(norm)
         factor = tf.minimum(1.0, clip_norm / norm) / scale if clip_norm is not None else 1 / scale
         return [tf.where(finite, gradient * factor, tf.zeros_like(gradient)) for gradient in gradients], finite
 
-    def differentiate(batch: dict[str, Any], scale: Any) -> Any:
+    def differentiate(batch: Tensors, scale: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
         inputs = tf.cast(batch["inputs"], tf.float32)
         if network.entrance == "pixels":
             inputs = warp(inputs, batch["transforms"])
@@ -146,29 +138,29 @@ def _make_train_step(
         with tf.GradientTape() as tape:
             probabilities = network.call(inputs, training=True, masks=batch.get("masks"))
             losses = _cross_entropy(labels, probabilities, label_smoothing) * weights
-            # the optimizer sums gradients over the workers, so each divides by the rows of the whole step
+            # the optimizer sums over the workers, so each divides by the rows of the whole step
             loss = tf.reduce_sum(losses) / batch["total"] * scale
         gradients = tape.gradient(loss, variables)
         hits = tf.cast(tf.argmax(probabilities, axis=1, output_type=labels.dtype) == labels, tf.float32)
         return gradients, tf.stack([tf.reduce_sum(losses), tf.reduce_sum(hits * batch["counts"])])
 
-    def step_replica(batch: dict[str, Any], scale: Any) -> Any:
+    def step_replica(batch: Tensors, scale: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         gradients, sums = differentiate(batch, scale)
         finite = tf.constant(True)
-        if watched:
+        if scaled or clip_norm is not None:
             gradients, finite = limit(gradients, scale)
         optimizer.apply(gradients, variables)
         return sums, finite
 
     @tf.function
-    def step(batch: dict[str, Any], scale: Any) -> Any:
-        return strategy.run(step_replica, args=(batch, scale))
+    def step(batch: Tensors, scale: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        sums, finite = strategy.run(step_replica, args=(batch, scale))
+        return sums, finite
 
     return step
 
 
-def _cross_entropy(labels: Any, probabilities: Any, label_smoothing: float) -> Any:
-    """Of float32 probabilities `[B, C]`, one a row."""
+def _cross_entropy(labels: tf.Tensor, probabilities: tf.Tensor, label_smoothing: float) -> tf.Tensor:
     logs = tf.math.log(tf.clip_by_value(probabilities, _SMALLEST_PROBABILITY, 1.0))
     own = -tf.gather(logs, labels, axis=1, batch_dims=1)
     if not label_smoothing:
@@ -176,44 +168,42 @@ def _cross_entropy(labels: Any, probabilities: Any, label_smoothing: float) -> A
     return (1 - label_smoothing) * own - label_smoothing * tf.reduce_mean(logs, axis=1)
 
 
-def make_evaluate_step(strategy: Any, network: Network) -> Any:
-    """This worker's share of answers: inputs `[B, ...]` -> float32 probabilities `[B, C]`, pooled features `[B, D]`."""
+def make_evaluate_step(strategy: tf.distribute.Strategy, network: Network) -> Function:
+    """Make a function of inputs `[B, ...]`: float32 probabilities `[B, C]` and pooled features `[B, D]`."""
 
-    def evaluate_replica(inputs: Any) -> Any:
+    def evaluate_replica(inputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         features = network.embed(tf.cast(inputs, tf.float32), training=False)
         return network.classify(features), tf.cast(features, tf.float32)
 
     @tf.function
-    def step(inputs: Any) -> Any:
-        return strategy.run(evaluate_replica, args=(inputs,))
+    def step(inputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        probabilities, features = strategy.run(evaluate_replica, args=(inputs,))
+        return probabilities, features
 
     return step
 
 
-def sum_over_workers(strategy: Any, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Add up a small vector over all workers; every worker must call it."""
+def sum_over_workers(strategy: tf.distribute.Strategy, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Sum a small vector over all workers; every worker must call it."""
     result: npt.NDArray[np.float64] = _make_sum(strategy)(tf.constant(values, tf.float64)).numpy()
     return result
 
 
 @cache
-def _make_sum(strategy: Any) -> Any:
-    def sum_replica(vector: Any) -> Any:
-        # identity places the vector on the replica's device; a bare argument has none and is refused
+def _make_sum(strategy: tf.distribute.Strategy) -> Function:
+    def sum_replica(vector: tf.Tensor) -> tf.Tensor:
+        # identity places the vector on the replica's device; all_reduce rejects a bare argument, which has none
         return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(vector))
 
     @tf.function
-    def run(vector: Any) -> Any:
+    def run(vector: tf.Tensor) -> tf.Tensor:
         return strategy.run(sum_replica, args=(vector,))
 
     return run
 
 
-def average_statistics(strategy: Any, network: Network) -> None:
-    """Give every worker the mean of BatchNorm's moving statistics, which each has followed over its own share alone.
-
-    Every worker must call it.
-    """
+def average_statistics(strategy: tf.distribute.Strategy, network: Network) -> None:
+    """Average BatchNorm's moving statistics, which each worker updates on its own share; every worker must call it."""
     variables = network.list_statistics()
     if not variables:
         return
@@ -224,11 +214,11 @@ def average_statistics(strategy: Any, network: Network) -> None:
         variable.assign(mean.astype(np.float32))
 
 
-def check_replicas(strategy: Any, network: Network) -> None:
-    """Make sure that every worker holds the same weights; every worker must call it.
+def check_replicas(strategy: tf.distribute.Strategy, network: Network) -> None:
+    """Check that all workers hold the same weights; every worker must call it.
 
     Raises:
-        StoppedError: they have drifted apart, so the model would depend on which worker saves it.
+        StoppedError: they have drifted apart.
     """
     checksum = 0
     for array in network.read_weights(opened_only=True).values():

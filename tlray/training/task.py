@@ -1,4 +1,4 @@
-"""What a training worker is told, and its entrance; without TensorFlow, so that the driver can make one."""
+"""The task of a training worker; without TensorFlow, so that the driver can make it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import secrets
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +14,10 @@ import ray
 
 from tlray.cluster.resources import WorkerResources
 from tlray.config import TrainConfig
-from tlray.features.cache import Cache
+from tlray.features.cache import Cache, Kind
 from tlray.images.augment import Augmentation
 from tlray.metrics.ood import MAX_HELD, MAX_REFERENCES
+from tlray.model.manifest import PhaseName
 from tlray.model.precision import Precision
 from tlray.training.dataset import Images, Roles
 from tlray.training.loader import ImageSource
@@ -33,48 +34,40 @@ class PhasePlan:
     """One phase.
 
     Attributes:
-        name: "head" or "finetune".
-        epochs: at most.
-        optimizer: "rmsprop", "sgd" or "adam".
-        learning_rate: the highest.
-        schedule: "constant" or "cosine".
-        warmup_epochs: over which the rate rises.
+        epochs: maximum number.
+        learning_rate: the peak.
+        warmup_epochs: epochs over which the rate rises.
         cached: whether its inputs come from the feature cache.
     """
 
-    name: Any
+    name: PhaseName
     epochs: int
     optimizer: str
     learning_rate: float
-    schedule: Any
+    schedule: Literal["constant", "cosine"]
     warmup_epochs: float
     cached: bool
 
 
 @dataclass(frozen=True)
 class TrainingTask:
-    """All that a worker is told.
+    """Everything a worker needs to know.
 
     Attributes:
-        backbone, image_size_px, head_units, finetune_from, train_batchnorm: the network.
         classes: class names by label.
-        class_weights: float32 `[C]`, what a training row of each class counts.
-        phases: in order.
+        class_weights: float32 `[C]`, weight of a training row by label.
         batch_size: images of one worker in one step.
-        augmentation: of training images.
-        num_views: views that the cache holds; epoch e trains on view e mod this.
+        num_views: number of views in the cache; epoch e trains on view e mod this.
         seed: of weights, order and dropout.
-        precision: of steps.
-        label_smoothing, dropout, clip_norm, early_stopping: as in the config.
         labels: int32 by row id.
         train_rows, val_rows, test_rows: row ids by role.
-        reference_rows: training rows that images are compared with for their ood_score.
+        reference_rows: training rows that the out-of-distribution score compares images with.
         calibration_rows: validation rows that the finished network is calibrated and measured on.
-        held_rows: those of them that tell how odd an ordinary image is.
+        held_rows: validation rows that set the scale of the out-of-distribution score.
         golden_rows: candidates for golden images.
-        base_weights: Ray reference to the weights file; None for random ones.
-        images: where batches of images come from.
-        cache: the feature cache, where a phase uses it.
+        base_weights: Ray reference to the weights file; None for random weights.
+        images: source of batches for phases that are not cached.
+        cache: None if no phase is cached.
     """
 
     backbone: str
@@ -109,13 +102,13 @@ class TrainingTask:
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """Where a worker works, known before its task is.
+    """Settings of a worker, known before its task.
 
     Attributes:
-        channel: where the driver listens, and where the task comes from.
+        channel: handle of the `Channel` actor.
         checkpoints: folder of this run's states.
-        num_threads: of one machine, shared by its workers.
-        collective_timeout_s: how long a worker waits for the others.
+        num_threads: threads of one machine, shared by its workers.
+        collective_timeout_s: maximum wait for other workers in one sum.
     """
 
     channel: Any
@@ -133,22 +126,15 @@ def make_training_task(
     precision: Precision,
     augmentation: Augmentation,
     cache: Cache | None,
-    uris: Any,
-    base_weights: Any,
+    uris: ray.ObjectRef[list[str]],
+    base_weights: ray.ObjectRef[bytes] | None,
 ) -> TrainingTask:
-    """Resolve what workers are told.
-
-    Args:
-        config, images, roles: what is trained, and on what.
-        resources: readers for the online road.
-        precision: of steps.
-        augmentation: of training images.
-        cache: the built feature cache; None for the online road.
-        uris, base_weights: Ray references to every address and to the weights file, None for random weights.
-    """
+    """Make the task of all workers; arguments as the attributes of `TrainingTask` and `ImageSource`."""
     train_rows, val_rows = roles.rows["train"], roles.rows["val"]
     num_classes = len(images.classes)
-    balanced = config.class_weights == "balanced"
+    class_weights = np.ones(num_classes, np.float32)
+    if config.class_weights == "balanced":
+        class_weights = weigh_classes(images.labels[train_rows], num_classes)
     return TrainingTask(
         backbone=config.backbone,
         image_size_px=config.resolved_image_size,
@@ -156,9 +142,7 @@ def make_training_task(
         finetune_from=config.resolved_finetune_from,
         train_batchnorm=config.batchnorm == "train",
         classes=images.classes,
-        class_weights=(
-            weigh_classes(images.labels[train_rows], num_classes) if balanced else np.ones(num_classes, np.float32)
-        ),
+        class_weights=class_weights,
         phases=_plan_phases(config, cache),
         batch_size=config.batch_size,
         augmentation=augmentation,
@@ -193,7 +177,7 @@ def make_training_task(
 
 def _plan_phases(config: TrainConfig, cache: Cache | None) -> tuple[PhasePlan, ...]:
     kinds = cache.frozen.kinds if cache is not None else ()
-    phases = (
+    phases: tuple[tuple[PhaseName, int, str, float, Kind], ...] = (
         ("head", config.head_epochs, config.head_optimizer, config.resolved_lr_head, "pooled"),
         ("finetune", config.finetune_epochs, config.finetune_optimizer, config.resolved_lr_finetune, "activations"),
     )
@@ -205,7 +189,7 @@ def _plan_phases(config: TrainConfig, cache: Cache | None) -> tuple[PhasePlan, .
 
 
 def _choose_golden_rows(rows: npt.NDArray[np.int64], labels: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
-    """Some rows of every class in turn."""
+    """Return up to 16 rows, taken from the classes in turn."""
     turns = np.zeros(len(rows), np.int64)
     for label in np.unique(labels[rows]):
         members = labels[rows] == label

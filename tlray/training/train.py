@@ -1,4 +1,4 @@
-"""The driver of training: check, list, look at every image once, compute the frozen base, run the workers, save.
+"""Train a classifier from the driver: check, list and inspect the images, cache features, run the workers, save.
 
 tlray train --data photos/ --output bundle/
 """
@@ -7,37 +7,42 @@ from __future__ import annotations
 
 import hashlib
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tlray import storage
+from tlray import report, storage
+from tlray.cluster import connect as clusters
+from tlray.cluster.resources import DATA_TASK_CPUS, Cluster
 from tlray.config import TrainConfig, describe, resolve
 from tlray.console import now, say
 from tlray.errors import OutputError
+from tlray.features.cache import Cache, FrozenBase
 from tlray.images.augment import Augmentation
+from tlray.metrics.label_errors import LabelErrorSummary
 from tlray.model import bundle
 from tlray.model.backbones import BACKBONES
+from tlray.model.manifest import Manifest, Preprocessing, RoleCounts, TrainingRecord
+from tlray.model.precision import FloatName, Precision, choose_precision, detect_fastest
 from tlray.model.weights import load_weights
+from tlray.storage.records import Json
+from tlray.training import results
+from tlray.training.checkpoint import name_run
 from tlray.training.dataset import Images, Roles, assign_roles, list_images
-from tlray.training.results import (
-    LABEL_ERRORS,
-    RowPredictions,
-    TrainSummary,
-    collect_label_errors,
-    collect_metrics,
-    collect_thresholds,
-)
+from tlray.training.results import TrainSummary
 
-_LOOKED_AT = 16
+if TYPE_CHECKING:
+    from tlray.training.launch import Outcome, TrainedModel
 
 CONFIG = "training/config.yaml"
 
+_CHECKED_FILES = 16
+
 
 def train(config: TrainConfig) -> TrainSummary:
-    """Train a classifier and save its bundle; a finished bundle of the same config and images is left as it is.
+    """Train a classifier and save its bundle; an existing bundle of the same config and images is returned.
 
-    Stopped at any moment, the same call goes on: behind the last finished epoch, with the features that are stored.
+    After an interruption the same call resumes after the last finished epoch, with the features in the cache.
 
     Raises:
         UsageError: a value, folder, weights file or output cannot be used; nothing was started.
@@ -53,79 +58,72 @@ def train(config: TrainConfig) -> TrainSummary:
         if uri is not None:
             storage.check_writable(storage.resolve(uri), option)
     images = list_images(config)
-    asked = {**describe(config), "images_fingerprint": images.fingerprint}
+    asked = {name: _plain(value) for name, value in describe(config).items()}
     if manifest is not None:
-        return _summarize_existing(output, manifest, asked)
+        return _summarize_existing(output, manifest, asked, images)
     base_weights = load_weights(config.weights, config.backbone)
-
-    from tlray.cluster import connect as runtime
-    from tlray.training import launch
-
-    local = runtime.is_local(config.address)
-    roles = assign_roles(config, images, spread=False) if local else None
-    checkpoints = launch.name_run(config, images)
-    with runtime.connect(config.address, config.max_cpus, verbose=config.verbose) as cluster:
+    roles = assign_roles(config, images, spread=False) if clusters.is_local(config.address) else None
+    checkpoints = name_run(config, images.fingerprint)
+    with clusters.connect(config.address, config.max_cpus, verbose=config.verbose) as cluster:
         cluster = _prepare(config, cluster, images, checkpoints)
         if roles is None:
             roles = assign_roles(config, images, spread=True)
-        outcome, frozen_s, cache = _run(config, cluster, images, roles, base_weights, checkpoints)
-    model = outcome.model
-    assert model is not None
-    metrics = collect_metrics(model, outcome.history, images)
-    label_errors, listed = _find_label_errors(config, cache, model["predictions"], roles, images)
-    counts = {"train": len(roles.rows["train"]), "validation": len(roles.rows["val"]), "test": len(roles.rows["test"])}
-
-    from tlray import report
-    from tlray.training.results import advise
-
-    saved = bundle.save_bundle(
-        output,
-        {name: data for name, data in model["files"].items() if not name.startswith("training/")},
-        make_reports=lambda manifest: {
-            **{name: data for name, data in model["files"].items() if name.startswith("training/")},
-            CONFIG: _dump_config(config),
-            LABEL_ERRORS: listed,
-            report.NAME: report.render_training(
-                manifest, outcome.history, label_errors, report.read_files, finished=now()
-            ),
-        },
-        architecture=model["architecture"],
-        classes=images.classes,
-        preprocessing=_describe_preprocessing(config),
-        calibration=model["calibration"].describe(),
-        thresholds=collect_thresholds(model["predictions"], model["calibration"], images, config.target_precision),
-        training={**asked, "counts": counts, "left_out": len(roles.left_out), "resolved": resolve(config)},
-        metrics=metrics,
-        history=outcome.history,
-    )
-    storage.delete_folder(checkpoints)
-    if config.storage_path is None and not storage.has_content(storage.resolve(config.resolved_storage_path)):
-        storage.delete_folder(storage.resolve(config.resolved_storage_path))
+        outcome, frozen_s, cache = _run_workers(config, cluster, images, roles, base_weights, checkpoints)
+    assert outcome.model is not None
+    label_errors, listed = _find_label_errors(config, cache, outcome.model, roles, images)
+    counts = RoleCounts(*(len(roles.rows[role]) for role in ("train", "val", "test")))
+    record = TrainingRecord(asked, resolve(config), images.fingerprint, counts, len(roles.left_out))
+    saved = _save(config, output, images, outcome, record, label_errors, listed)
+    _remove_checkpoints(config, checkpoints)
     summary = TrainSummary(
         output=output,
-        model_id=saved["model_id"],
+        model_id=saved.model_id,
         classes=images.classes,
         images=counts,
-        left_out=roles.left_out,
         history=outcome.history,
-        metrics=metrics,
+        metrics=saved.metrics,
+        left_out=roles.left_out,
         seconds=_measure_stages(outcome.stages, started, frozen_s, time.time()),
         label_errors=label_errors,
-        advice=advise(config, outcome.history, metrics, images.labels[roles.rows["train"]], len(roles.left_out)),
-        already_done=False,
+        advice=results.advise(
+            config, outcome.history, saved.metrics, images.labels[roles.rows["train"]], len(roles.left_out)
+        ),
     )
     if config.mlflow_uri is not None:
-        from tlray.training.tracking import log_run
-
-        try:
-            log_run(config, summary)
-        except Exception as error:  # the bundle is saved, and MLflow raises whatever its server and store raise
-            say(f"MLflow at {storage.redact(config.mlflow_uri)} did not take the run: {storage.redact(str(error))}")
+        _track(config, summary)
     return summary
 
 
-def _prepare(config: TrainConfig, cluster: Any, images: Images, checkpoints: str) -> Any:
-    """Wait for room on a cluster, and see that its machines reach what is to be read and written; measure it then."""
+def _read_existing(output: str) -> Manifest | None:
+    """Return the manifest of an existing bundle; None if the output is empty."""
+    if storage.exists(storage.join(output, bundle.MANIFEST)):
+        return bundle.read_manifest(output)
+    if storage.has_content(output):
+        raise OutputError(
+            f"--output {output} already holds something that is not a bundle; give a new folder or prefix"
+        )
+    return None
+
+
+def _summarize_existing(output: str, manifest: Manifest, asked: dict[str, Json], images: Images) -> TrainSummary:
+    made_by = manifest.training
+    if made_by is None:
+        raise OutputError(f"--output {output} already holds an imported model; give a new folder or prefix")
+    differing = sorted(name for name, value in asked.items() if made_by.config.get(name) != value)
+    if made_by.images_fingerprint != images.fingerprint:
+        differing.append("images_fingerprint")
+    if differing:
+        raise OutputError(
+            f"--output {output} already holds a bundle that was trained otherwise (differing: {', '.join(differing)}); "
+            "give a new folder or prefix"
+        )
+    loaded = bundle.load_bundle(output)
+    history, counts = loaded.load_history(), made_by.counts
+    return TrainSummary(output, loaded.model_id, loaded.classes, counts, history, manifest.metrics, already_done=True)
+
+
+def _prepare(config: TrainConfig, cluster: Cluster, images: Images, checkpoints: str) -> Cluster:
+    """Wait for room on the cluster, and check that its machines can read and write all folders."""
     from tlray.cluster.capacity import demand_workers, wait_for
     from tlray.cluster.checks import check_seen, check_shared
 
@@ -133,7 +131,7 @@ def _prepare(config: TrainConfig, cluster: Any, images: Images, checkpoints: str
     cluster = wait_for(demand, cluster, config.wait_for_resources)
     if not cluster.local:
         for role, option in (("train", "--data"), ("val", "--val-data"), ("test", "--test-data")):
-            rows = np.flatnonzero(images.folder == role)[:_LOOKED_AT]
+            rows = np.flatnonzero(images.folder == role)[:_CHECKED_FILES]
             check_seen(option, [(images.uris[row], None) for row in rows])
         check_shared("--storage-path", checkpoints)
         if config.cache_dir is not None:
@@ -141,13 +139,12 @@ def _prepare(config: TrainConfig, cluster: Any, images: Images, checkpoints: str
     return cluster
 
 
-def _run(
-    config: TrainConfig, cluster: Any, images: Images, roles: Roles, base_weights: bytes | None, checkpoints: str
-) -> tuple[Any, float, Any]:
-    """What needs the cluster; returns what the workers sent, the seconds of the frozen base, and the feature cache."""
+def _run_workers(
+    config: TrainConfig, cluster: Cluster, images: Images, roles: Roles, base_weights: bytes | None, checkpoints: str
+) -> tuple[Outcome, float, Cache | None]:
+    """Build the feature cache and train; return the outcome, the cache's seconds, and the cache."""
     import ray
 
-    from tlray.features.cache import FrozenBase
     from tlray.features.decide import prepare_cache
     from tlray.training.launch import Launch
     from tlray.training.task import make_training_task
@@ -189,79 +186,91 @@ def _run(
     return outcome, frozen_s, cache
 
 
-def _find_label_errors(
-    config: TrainConfig, cache: Any, predictions: dict[str, RowPredictions], roles: Roles, images: Images
-) -> tuple[dict[str, Any], bytes]:
-    """As `collect_label_errors`, from pooled features where phase 1 left some."""
-    has_pooled = cache is not None and "pooled" in cache.frozen.kinds and config.head_epochs > 0
-    view = (config.head_epochs - 1) % config.resolved_views if has_pooled else 0
-    return collect_label_errors(cache if has_pooled else None, predictions, roles, images, view, config.seed)
-
-
-def _choose_precision(config: TrainConfig, cluster: Any, *, gpus: bool) -> Any:
-    """Resolve `--precision` on a machine that will do the work."""
-    from tlray.model.precision import choose_precision, detect_fastest
-
-    fastest: Any = "float32"
+def _choose_precision(config: TrainConfig, cluster: Cluster, *, gpus: bool) -> Precision:
+    """Resolve `--precision` on a machine of the kind that trains."""
+    fastest: FloatName = "float32"
     if config.precision == "auto":
         if cluster.local:
             fastest = detect_fastest(gpus=gpus)
         else:
             import ray
 
-            from tlray.cluster.resources import DATA_TASK_CPUS
-
-            # cores are booked so that it doesn't land on a head that takes no work
+            # reserve cores, so that it doesn't run on a head node that takes no work
             remote: Any = ray.remote(num_cpus=DATA_TASK_CPUS, num_gpus=0.01 if gpus else 0)
-            probe = remote(detect_fastest)
-            fastest = ray.get(probe.remote(gpus=gpus))
+            fastest = ray.get(remote(detect_fastest).remote(gpus=gpus))
     precision = choose_precision(config.precision, fastest, gpus=gpus)
     if precision.reason:
         say(f"precision: {precision.step} steps, {precision.frozen} frozen base; {precision.reason}")
     return precision
 
 
-def _read_existing(output: str) -> dict[str, Any] | None:
-    """The manifest of a bundle that is already there."""
-    if storage.exists(storage.join(output, bundle.MANIFEST)):
-        return bundle.read_manifest(output)
-    if storage.has_content(output):
-        raise OutputError(
-            f"--output {output} already holds something that is not a bundle; give a new folder or prefix"
-        )
-    return None
-
-
-def _summarize_existing(output: str, manifest: dict[str, Any], asked: dict[str, Any]) -> TrainSummary:
-    have = manifest["training"]
-    differing = sorted(name for name, value in asked.items() if _plain(have.get(name)) != _plain(value))
-    if differing:
-        raise OutputError(
-            f"--output {output} already holds a bundle that was trained otherwise (differing: {', '.join(differing)}); "
-            "give a new folder or prefix"
-        )
-    loaded = bundle.load_bundle(output)
-    return TrainSummary(
-        output=output,
-        model_id=loaded.model_id,
-        classes=loaded.classes,
-        images=have["counts"],
-        left_out=[],
-        history=loaded.load_history(),
-        metrics=manifest["metrics"],
-        seconds={},
-        label_errors=None,
-        advice=[],
-        already_done=True,
+def _find_label_errors(
+    config: TrainConfig, cache: Cache | None, model: TrainedModel, roles: Roles, images: Images
+) -> tuple[LabelErrorSummary, bytes]:
+    """Collect label errors, from the cached features of phase 1 if there are any."""
+    has_pooled = cache is not None and "pooled" in cache.frozen.kinds and config.head_epochs > 0
+    view = (config.head_epochs - 1) % config.resolved_views if has_pooled else 0
+    return results.collect_label_errors(
+        cache if has_pooled else None, model.predictions, roles, images, view, config.seed
     )
 
 
-def _plain(value: Any) -> Any:
+def _save(
+    config: TrainConfig,
+    output: str,
+    images: Images,
+    outcome: Outcome,
+    record: TrainingRecord,
+    label_errors: LabelErrorSummary,
+    listed: bytes,
+) -> Manifest:
+    """Save the bundle; `listed` is the CSV of label errors."""
+    model, history = outcome.model, outcome.history
+    assert model is not None
+    backbone = BACKBONES[config.backbone]
+    extra = {name: data for name, data in model.files.items() if name.startswith("training/")}
+
+    def make_reports(manifest: Manifest) -> dict[str, bytes]:
+        page = report.render_training(manifest, history, label_errors, report.read_files, finished=now())
+        return {**extra, CONFIG: _dump_config(config), results.LABEL_ERRORS: listed, report.NAME: page}
+
+    return bundle.save_bundle(
+        output,
+        {name: data for name, data in model.files.items() if name not in extra},
+        make_reports=make_reports,
+        architecture=model.architecture,
+        classes=images.classes,
+        preprocessing=Preprocessing(config.resolved_image_size, backbone.scale, backbone.offset),
+        calibration=model.calibration.describe(),
+        thresholds=results.collect_thresholds(model, images, config.target_precision),
+        training=record,
+        metrics=results.collect_metrics(model, history, images),
+        history=history,
+    )
+
+
+def _remove_checkpoints(config: TrainConfig, checkpoints: str) -> None:
+    storage.delete_folder(checkpoints)
+    if config.storage_path is None and not storage.has_content(storage.resolve(config.resolved_storage_path)):
+        storage.delete_folder(storage.resolve(config.resolved_storage_path))
+
+
+def _track(config: TrainConfig, summary: TrainSummary) -> None:
+    """Log the run to MLflow; an error is only printed, since the bundle is saved."""
+    from tlray.training.tracking import log_run
+
+    try:
+        log_run(config, summary)
+    except Exception as error:  # MLflow passes on whatever its server or store raises
+        say(f"MLflow at {storage.redact(config.mlflow_uri or '')} did not take the run: {storage.redact(str(error))}")
+
+
+def _plain(value: Json) -> Json:
     return list(value) if isinstance(value, tuple) else value
 
 
 def _measure_stages(stages: dict[str, float], started: float, frozen_s: float, ended: float) -> dict[str, float]:
-    """Seconds by stage: what is neither the frozen base, a phase nor saving is start-up."""
+    """Return seconds by stage; start-up is the rest."""
     names = ["phase 1", "phase 2", "saving"]
     begun = [name for name in names if name in stages]
     ends = [*(stages[name] for name in begun[1:]), ended]
@@ -271,14 +280,9 @@ def _measure_stages(stages: dict[str, float], started: float, frozen_s: float, e
 
 
 def _dump_config(config: TrainConfig) -> bytes:
-    """The config with its defaults resolved, as a file that `--config` takes."""
+    """Return the config with its defaults resolved, as a file that `--config` takes."""
     import yaml
 
     values = {**describe(config), **resolve(config)}
     text: str = yaml.safe_dump({name: _plain(value) for name, value in values.items()}, sort_keys=False)
     return text.encode()
-
-
-def _describe_preprocessing(config: TrainConfig) -> dict[str, Any]:
-    backbone = BACKBONES[config.backbone]
-    return bundle.make_preprocessing(config.resolved_image_size, backbone.scale, backbone.offset)

@@ -153,7 +153,7 @@ def test_35_output_that_cannot_be_written(undisturbed, tmp_path):
     (tmp_path / "out" / "labels").write_text("in the way")  # as good as a full disk, and the same for root
     printed = run_tlray(*options, expect=1)
     assert "cannot be written" in printed
-    assert "the same command goes on" in printed
+    assert "run the same command to resume" in printed
     (tmp_path / "out" / "labels").unlink()
     run_tlray(*options)
     assert read_receipt(tmp_path / "out")["labelled"] == 3

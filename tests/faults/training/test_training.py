@@ -131,9 +131,10 @@ def test_42_driver_killed(tmp_path, small, undisturbed):
 
 WRITE_STATES = """
 import sys, numpy as np
-from tlray.training.state import TrainingState, save_state
+from tests.factories import make_epoch
+from tlray.training.checkpoint import TrainingState, save_state
 for epoch in range(1, 1000):
-    state = TrainingState(history=[{"epoch": number} for number in range(epoch)])
+    state = TrainingState(history=[make_epoch(number + 1) for number in range(epoch)])
     state.weights = {"head/a/kernel": np.full(6_000_000, epoch, np.float32)}
     save_state(sys.argv[1], state)
     print(epoch, flush=True)

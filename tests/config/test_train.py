@@ -1,0 +1,134 @@
+import importlib.util
+
+import pytest
+
+from tlray.config import TrainConfig, describe, describe_run, resolve
+from tlray.errors import ConfigError
+
+
+def make_train(**options):
+    return TrainConfig(**{"data": "photos", "output": "bundle", **options})
+
+
+def test_defaults_are_allowed():
+    make_train().check()
+
+
+def test_every_fault_is_reported_at_once():
+    with pytest.raises(ConfigError) as caught:
+        make_train(batch_size=0, zoom=2.0, finetune_from="mixed99", data="gs://bucket", seed=-1).check()
+    text = str(caught.value)
+    assert len(caught.value.faults) == 5
+    for flag in ("--batch-size", "--zoom", "--finetune-from", "--data", "--seed"):
+        assert flag in text
+
+
+def test_a_fault_says_what_was_allowed_and_what_came():
+    with pytest.raises(ConfigError, match="--batch-size takes 1 to 65,536; got 0"):
+        make_train(batch_size=0).check()
+
+
+def test_an_image_size_below_the_backbones_least_is_refused():
+    with pytest.raises(ConfigError, match="--image-size takes 75 to"):
+        make_train(image_size=64).check()
+    make_train(image_size=64, backbone="mobilenet_v2").check()
+
+
+def test_no_epochs_at_all_are_refused():
+    with pytest.raises(ConfigError, match="at least one"):
+        make_train(head_epochs=0, finetune_epochs=0).check()
+    make_train(head_epochs=0).check()
+    make_train(finetune_epochs=0).check()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"early_stopping": 2, "val_fraction": 0}, "--early-stopping needs validation images"),
+        ({"early_stopping": 0}, "--early-stopping takes 1 to"),
+        ({"label_smoothing": 1.0}, "--label-smoothing takes 0 to 0.99; got 1.0"),
+        ({"dropout": -0.1}, "--dropout takes"),
+        ({"clip_norm": 0.0}, "--clip-norm takes a number above 0"),
+        ({"views": 0}, "--views takes 1 to"),
+        ({"max_failures": -2}, "--max-failures takes -1 to"),
+        ({"max_failed": -0.1}, "--max-failed takes 0 to"),
+        ({"lr_head": 0.0}, "--lr-head takes a number above 0; got 0.0"),
+        ({"lr_finetune": float("inf")}, "--lr-finetune takes a number above 0; got inf"),
+        ({"head_units": (64, 0)}, "--head-units takes 1 to 65,536; got 0"),
+        ({"collective_timeout": float("nan")}, "--collective-timeout takes a number above 0; got nan"),
+        ({"weights": "gs://bucket/w.h5"}, "--weights takes a local path or s3://"),
+        ({"cache_dir": "gs://bucket"}, "--cache-dir takes a local path or s3://"),
+        ({"cache": "on", "head_epochs": 0, "finetune_from": "input"}, "--cache on needs a frozen part of the base"),
+        ({"cache": "on", "address": "ray://head:10001"}, "--cache on needs a --cache-dir"),
+    ],
+)
+def test_options_are_checked(options, expected):
+    with pytest.raises(ConfigError, match=expected):
+        make_train(**options).check()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"early_stopping": 2, "val_fraction": 0, "val_data": "held-out"},
+        {"cache": "on", "finetune_from": "input"},
+        {"cache": "on", "address": "local"},
+        {"cache": "on", "address": "head:6379", "cache_dir": "s3://cache"},
+        {"weights": "none"},
+        {"weights": "s3://weights/base.h5"},
+        {"max_failures": -1},
+    ],
+)
+def test_combinations_that_work_are_allowed(options):
+    make_train(**options).check()
+
+
+def test_a_tracking_server_needs_mlflow(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="--mlflow-uri needs MLflow, which is not installed; pip install"):
+        make_train(mlflow_uri="http://127.0.0.1:5000").check()
+    make_train().check()
+
+
+def test_defaults_follow_backbone_and_optimizer():
+    assert resolve(make_train()) == {
+        "image_size": 299,
+        "finetune_from": "mixed8",
+        "lr_head": 1e-3,
+        "lr_finetune": 1e-3,
+        "views": 5,
+    }
+    other = make_train(backbone="mobilenet_v2", head_optimizer="sgd", finetune_optimizer="adam", head_epochs=3)
+    assert resolve(other) | {"finetune_from": None} == {
+        "image_size": 224,
+        "finetune_from": None,
+        "lr_head": 1e-2,
+        "lr_finetune": 1e-5,
+        "views": 5,
+    }
+    given = {"image_size": 128, "finetune_from": "mixed9", "lr_head": 0.5, "lr_finetune": 0.25, "views": 2}
+    assert resolve(make_train(**given)) == given
+
+
+def test_there_are_no_more_views_than_epochs():
+    assert make_train(head_epochs=2, finetune_epochs=1).resolved_views == 3
+    assert make_train(head_epochs=2, finetune_epochs=1, views=2).resolved_views == 2
+    assert make_train(views=100).resolved_views == 10
+
+
+def test_checkpoints_go_beside_the_output():
+    assert make_train(output="s3://bundles/first/").resolved_storage_path == "s3://bundles/first-checkpoints"
+    assert make_train(storage_path="elsewhere").resolved_storage_path == "elsewhere"
+
+
+def test_the_division_of_work_and_the_target_do_not_keep_a_run_from_resuming():
+    other = make_train(num_workers=4, batch_size=8, gpus_per_worker=1, target_precision=0.5)
+    assert describe_run(other) == describe_run(make_train())
+    assert describe_run(make_train(lr_head=0.1)) != describe_run(make_train())
+
+
+def test_where_and_how_it_runs_does_not_decide_the_result():
+    elsewhere = {"address": "head:6379", "wait_for_resources": 5.0, "verbose": True, "cache": "off", "max_failures": 0}
+    assert describe(make_train(**elsewhere)) == describe(make_train())
+    assert describe(make_train(max_cpus=2)) == describe(make_train())
+    assert describe(make_train(seed=1)) != describe(make_train())

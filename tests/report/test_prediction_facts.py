@@ -1,0 +1,82 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tests.factories import make_table
+from tests.report import data
+from tests.report.pages import parse, read_nothing
+from tlray.output.schema import LABEL_FIELDS
+from tlray.report import prediction_facts
+from tlray.report.prediction import render_prediction
+
+
+def test_labels_are_read_back(tmp_path):
+    rng = np.random.default_rng(0)
+    rows, facts = data.gather(tmp_path, [data.make_labels(start, 1000, rng) for start in (0, 1000, 2000)])
+    good = [row for row in rows if row["status"] == "ok"]
+    assert facts.rows_read == 3000
+    assert not facts.is_sample
+    assert facts.labelled_read == len(good)
+    assert facts.class_counts["metal"] == sum(row["class_name"] == "metal" for row in good)
+    assert facts.needs_review == sum(row["needs_review"] for row in good)
+    assert facts.ood == sum(row["ood_score"] > 1 for row in good)
+    assert facts.confidence == pytest.approx(np.mean([row["probability"] for row in good]))
+    assert facts.confidences == np.histogram([row["probability"] for row in good], 20, (0, 1))[0].tolist()
+    ranked = sorted((row for row in good if row["class_name"] == "glass"), key=lambda row: row["probability"])
+    assert [row.row_id for row in facts.least_sure["glass"]] == [row["row_id"] for row in ranked[:6]]
+    assert [row.row_id for row in facts.surest["glass"]] == [row["row_id"] for row in ranked[:-7:-1]]
+    most_ood = sorted(good, key=lambda row: -row["ood_score"])[:12]
+    assert [row.row_id for row in facts.most_ood] == [row["row_id"] for row in most_ood]
+    bad = [row["uri"] for row in rows if row["status"] == "CORRUPT"]
+    assert [failure.uri for failure in facts.failures["CORRUPT"]] == bad[:8]
+
+
+def test_of_many_parts_a_sample_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(prediction_facts, "MAX_PARTS", 2)
+    rng = np.random.default_rng(0)
+    tables = [data.make_labels(start, 100, rng, review=False, ood=False) for start in range(0, 500, 100)]
+    _, facts = data.gather(tmp_path, tables)
+    assert facts.is_sample
+    assert facts.rows_read == 200
+    read = pa.concat_tables([tables[0], tables[2]])["class_name"].to_pylist()
+    assert facts.class_counts == {name: read.count(name) for name in data.CLASSES}
+    assert facts.needs_review is None
+    assert facts.ood is None
+    assert facts.most_ood == []
+    _, text = parse(render_prediction(facts, read_nothing))
+    assert "from a sample: 200 of 500 rows" in text
+    assert "need review" not in text
+
+
+def test_a_run_without_labels_has_no_confidence(tmp_path):
+    columns = {"row_id": [0, 1, 2], "uri": ["/a", "/b", "/c"], "status": ["EMPTY"] * 3, "error": ["no bytes"] * 3}
+    columns["model_id"] = [data.MODEL_ID] * 3
+    _, facts = data.gather(tmp_path, [make_table(columns, LABEL_FIELDS)])
+    assert facts.confidence is None
+    assert facts.verdict is None
+    assert facts.shift is None
+    assert (facts.labelled_read, facts.class_counts, facts.most_ood) == (0, {}, [])
+    assert [(failure.uri, failure.error) for failure in facts.failures["EMPTY"]] == [
+        ("/a", "no bytes"),
+        ("/b", "no bytes"),
+        ("/c", "no bytes"),
+    ]
+    _, text = parse(render_prediction(facts, read_nothing))
+    assert "Rows without a label" in text
+
+
+def test_a_probability_of_one_is_in_the_last_bin_and_a_missing_score_is_not_an_example(tmp_path):
+    columns = {
+        "row_id": [0, 1, 2],
+        "uri": ["/a", "/b", "/c"],
+        "status": ["ok"] * 3,
+        "class_name": ["glass"] * 3,
+        "probability": [1.0, 0.0, 0.5],
+        "ood_score": [None, 1.0, 1.5],
+        "model_id": [data.MODEL_ID] * 3,
+    }
+    _, facts = data.gather(tmp_path, [make_table(columns, LABEL_FIELDS)])
+    assert facts.confidences == [1] + [0] * 9 + [1] + [0] * 8 + [1]
+    assert facts.ood == 1  # a score of exactly 1 is not above 1
+    assert [row.row_id for row in facts.most_ood] == [2, 1]
+    assert [row.row_id for row in facts.surest["glass"]] == [0, 2, 1]

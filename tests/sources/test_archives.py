@@ -1,0 +1,178 @@
+import gzip
+import io
+import tarfile
+import zlib
+
+import numpy as np
+import pytest
+
+from tlray import storage
+from tlray.errors import Code, FetchError
+from tlray.sources.archives import Unpacked, index, is_archive, open_unpacked, resolve, split_member
+from tlray.sources.candidates import SourceKind
+
+CONTENTS = {f"{number}.jpg": np.random.default_rng(number).bytes(700) for number in range(4)}
+
+
+def pack(contents=CONTENTS, tar_format=tarfile.GNU_FORMAT):
+    """A plain tar."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tar_format) as tar:
+        for name, data in contents.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def write(path, data):
+    path.write_bytes(gzip.compress(data, mtime=0) if path.suffix != ".tar" else data)
+    (entry,) = storage.list_files(str(path))
+    return entry
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("a.tar", True), ("A.TAR.GZ", True), ("a.tgz", True), ("s3://b/a.Zip", True), ("a.tar.bz2", False),
+     ("a.gz", False), ("tar", False), ("a.zip/b.jpg", False), ("a.zip#b.jpg", False)],
+)  # fmt: skip
+def test_archives_are_known_by_their_extension(name, expected):
+    assert is_archive(name) == expected
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("/d/a.tar#in/b.jpg", ("/d/a.tar", "in/b.jpg")),
+        ("s3://b/A.TGZ#b.jpg", ("s3://b/A.TGZ", "b.jpg")),
+        ("a.tar.gz#x", ("a.tar.gz", "x")),
+        ("a.zip#in.zip#b.jpg", ("a.zip", "in.zip#b.jpg")),
+        ("a#1/b.zip#new\nline.jpg", ("a#1/b.zip", "new\nline.jpg")),
+        ("a.zip", None),
+        ("a.zip#", None),
+        ("a.jpg#b", None),
+        ("a.zip/b.jpg", None),
+    ],
+)
+def test_members_are_split_at_their_archive(uri, expected):
+    assert split_member(uri) == expected
+
+
+def test_only_the_archive_of_a_member_is_made_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert resolve("in/a.jpg") == f"{tmp_path}/in/a.jpg"
+    assert resolve("a.tar#in/b.jpg") == f"{tmp_path}/a.tar#in/b.jpg"
+    assert resolve("s3://b/a.tar#in/b.jpg") == "s3://b/a.tar#in/b.jpg"
+
+
+@pytest.mark.parametrize("tar_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize(("name", "kind"), [("a.tar", SourceKind.TAR), ("a.tgz", SourceKind.TAR_GZ)])
+def test_members_are_found_where_their_bytes_are(tmp_path, tar_format, name, kind):
+    contents = {**CONTENTS, f"{'deep/' * 25}a.jpg": b"long", "empty.jpg": b""}
+    data = pack(contents, tar_format)
+    entry = write(tmp_path / name, data)
+    found = index(entry)
+    assert [candidate.name for candidate in found] == list(contents)
+    for candidate in found:
+        assert candidate.uri == f"{tmp_path}/{name}#{candidate.member}"
+        assert (candidate.source, candidate.reason) == (kind, None)
+        assert (candidate.etag, candidate.mtime_ns) == (None, entry.mtime_ns)
+        assert data[candidate.offset : candidate.offset + candidate.length] == contents[candidate.name]
+        assert candidate.size == candidate.length == len(contents[candidate.name])
+
+
+def test_an_empty_tar_has_no_members_and_an_empty_file_is_damaged(tmp_path):
+    assert index(write(tmp_path / "a.tar", pack({}))) == []
+    (only,) = index(write(tmp_path / "b.tar", b""))
+    assert only.uri == f"{tmp_path}/b.tar"
+    assert only.member is None
+    assert "cut short or damaged" in only.reason
+
+
+def test_a_tar_cut_inside_a_member_names_that_member_and_the_archive(tmp_path):
+    # each member takes a header of 512 bytes and 1,024 bytes of data
+    *whole, cut, last = index(write(tmp_path / "a.tar", pack()[: 2 * 1536 + 600]))
+    assert [candidate.name for candidate in whole] == ["0.jpg", "1.jpg"]
+    assert (cut.name, cut.source, cut.size) == ("2.jpg", SourceKind.CUT, 700)
+    assert (last.name, last.member) == ("a.tar", None)
+    assert "cut short" in last.reason
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
+def test_a_tar_cut_between_two_members_is_noticed(tmp_path, name):
+    *whole, last = index(write(tmp_path / name, pack()[: 2 * 1536]))
+    assert [candidate.name for candidate in whole] == ["0.jpg", "1.jpg"]
+    assert "cut short" in last.reason
+
+
+def test_a_gzipped_tar_keeps_the_members_before_its_damage(tmp_path):
+    contents = {f"{number}.jpg": np.random.default_rng(number).bytes(400_000) for number in range(4)}
+    data = gzip.compress(pack(contents), 0)  # stored, so that the damage falls into the third member
+    place = 1_150_000
+    for damaged in (data[:place], data[:place] + b"\xff" * len(data)):
+        (tmp_path / "a.tgz").write_bytes(damaged)
+        *members, last = index(storage.list_files(str(tmp_path / "a.tgz"))[0])
+        assert [member.name for member in members] == ["0.jpg", "1.jpg", "2.jpg"]
+        assert "cut short or damaged" in last.reason
+
+
+def test_a_header_of_megabytes_is_not_read(tmp_path):
+    *members, last = index(write(tmp_path / "a.tar", pack({"good.jpg": b"x", "y" * (2**20 + 1): b"x"})))
+    assert [candidate.name for candidate in members] == ["good.jpg"]
+    assert "damaged" in last.reason
+
+
+def test_a_name_that_is_not_utf8_is_escaped(tmp_path):
+    (member,) = index(write(tmp_path / "a.tar", pack({"b\udce9.jpg": b"x"})))
+    assert member.name == member.member == "b\\xe9.jpg"
+
+
+def test_a_folder_is_left_out_and_a_sparse_file_is_special(tmp_path):
+    folder, sparse = tarfile.TarInfo("in"), tarfile.TarInfo("sparse.jpg")
+    folder.type, sparse.type = tarfile.DIRTYPE, tarfile.GNUTYPE_SPARSE
+    found = index(write(tmp_path / "a.tar", folder.tobuf() + sparse.tobuf(tarfile.GNU_FORMAT) + bytes(1024)))
+    assert [(candidate.name, candidate.reason) for candidate in found] == [("in", "a folder"), ("sparse.jpg", None)]
+    assert found[1].source is SourceKind.SPECIAL
+
+
+def test_an_archive_that_is_gone_is_an_error(tmp_path):
+    entry = write(tmp_path / "a.tar", pack())
+    (tmp_path / "a.tar").unlink()
+    with pytest.raises(FetchError) as caught:
+        index(entry)
+    assert caught.value.code is Code.NOT_FOUND
+
+
+def test_gzip_members_are_one_stream_from_the_current_offset():
+    pieces = [np.random.default_rng(seed).bytes(100_000) for seed in range(3)]
+    file = io.BytesIO(b"before" + b"".join(map(gzip.compress, [pieces[0], b"", pieces[1], pieces[2]])))
+    file.seek(len(b"before"))
+    assert open_unpacked(file).read() == b"".join(pieces)
+
+
+def test_an_unpacked_file_is_only_sought_forward():
+    data = np.random.default_rng(0).bytes(3 * 2**20)
+    unpacked = Unpacked(io.BytesIO(gzip.compress(data, 1)))
+    assert unpacked.seek(2 * 2**20 + 5) == unpacked.tell() == 2 * 2**20 + 5
+    assert unpacked.seek(7, io.SEEK_CUR) == 2 * 2**20 + 12
+    assert unpacked.read(4) == data[2 * 2**20 + 12 :][:4]
+    for offset, whence in ((0, io.SEEK_SET), (-1, io.SEEK_CUR), (2**30, io.SEEK_END)):
+        with pytest.raises(io.UnsupportedOperation, match="only read forward"):
+            unpacked.seek(offset, whence)
+    assert unpacked.seek(2**30) == len(data)
+    assert unpacked.read(1) == b""
+
+
+def test_a_zip_bomb_is_unpacked_in_small_pieces():
+    unpacked = Unpacked(io.BytesIO(gzip.compress(bytes(20 * 2**20), 1)))
+    assert unpacked.read(10) == bytes(10)
+    assert unpacked.position == 10
+
+
+def test_a_cut_stream_ends_and_another_format_is_an_error():
+    data = np.random.default_rng(0).bytes(10_000)
+    unpacked = open_unpacked(io.BytesIO(gzip.compress(data)[:5000])).read()
+    assert 4000 < len(unpacked) < 5000
+    assert data.startswith(unpacked)
+    with pytest.raises(zlib.error):
+        Unpacked(io.BytesIO(b"<html>not found</html>")).read(1)

@@ -1,0 +1,241 @@
+"""The records of a bundle: `bundle.json`, `training/history.json` and `golden/golden.json`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Literal
+
+from tlray.metrics.calibration import CalibrationRecord
+from tlray.metrics.classification import Measurement, UncalibratedMeasurement
+from tlray.metrics.thresholds import Thresholds
+from tlray.storage.records import Json
+
+FORMAT: Literal[2] = 2
+
+PhaseName = Literal["head", "finetune"]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The network.
+
+    Attributes:
+        backbone: a name in `BACKBONES`; of an imported model, its own name.
+        head_units: width of each dense layer between pooling and softmax.
+        num_classes, num_features: lengths of the probabilities and of the pooled features; 0 features where the model
+            gives none.
+        weights_sha256: of all weights.
+    """
+
+    backbone: str
+    head_units: tuple[int, ...]
+    num_classes: int
+    num_features: int
+    weights_sha256: str
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """The way from an encoded image to the network's input.
+
+    Attributes:
+        image_size: side of the square, in pixels.
+        scale, offset: a pixel in [0, 255] enters as `pixel * scale + offset`.
+        decoder, mode, exif, alpha, resize: how tlray decodes.
+    """
+
+    image_size: int
+    scale: float
+    offset: float
+    decoder: str = "tlray.images.decode"
+    mode: str = "RGB"
+    exif: str = "upright"
+    alpha: str = "over white"
+    resize: str = "bilinear, squashed"
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One epoch.
+
+    Attributes:
+        phase: "head" or "finetune".
+        epoch: from 1, over both phases.
+        loss, accuracy: over the training images, each counted once.
+        val_loss, val_accuracy: over the validation images; None without any.
+        images, steps: trained on.
+        seconds: validation included; `train_seconds` without it, `wait_seconds` of these spent waiting for input.
+        learning_rate: of the last step.
+    """
+
+    phase: PhaseName
+    epoch: int
+    loss: float
+    accuracy: float
+    val_loss: float | None
+    val_accuracy: float | None
+    images: int
+    steps: int
+    seconds: float
+    train_seconds: float
+    wait_seconds: float
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class KeptEpoch:
+    """The epoch that became the model."""
+
+    phase: PhaseName
+    epoch: int
+
+
+@dataclass(frozen=True)
+class PhaseBest:
+    """The best epoch of a phase; attributes as in `EpochRecord`."""
+
+    epoch: int
+    loss: float
+    accuracy: float
+    val_loss: float | None
+    val_accuracy: float | None
+
+
+@dataclass(frozen=True)
+class OodPercentiles:
+    """Percentiles of the out-of-distribution score of the validation images, by name ("50", "99")."""
+
+    percentiles: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """How good the model is; None where there were no such images, or where the model was imported.
+
+    Attributes:
+        kept: the epoch that became the model.
+        phases: the best epoch of each phase.
+        validation, test: measured after calibration.
+        uncalibrated: of the validation images before calibration.
+        ood_score: of the validation images.
+    """
+
+    kept: KeptEpoch | None = None
+    phases: dict[str, PhaseBest] = field(default_factory=dict)
+    validation: Measurement | None = None
+    test: Measurement | None = None
+    uncalibrated: UncalibratedMeasurement | None = None
+    ood_score: OodPercentiles | None = None
+
+    def list_measured(self) -> list[tuple[str, Measurement]]:
+        """List the roles that were measured, validation first."""
+        roles = (("validation", self.validation), ("test", self.test))
+        return [(role, measured) for role, measured in roles if measured is not None]
+
+
+@dataclass(frozen=True)
+class RoleCounts:
+    """Images by role."""
+
+    train: int
+    validation: int
+    test: int
+
+    def __str__(self) -> str:
+        return ", ".join(f"{count:,} {role}" for role, count in asdict(self).items() if count)
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """The training that made the model.
+
+    Attributes:
+        config: what decides the result, as it was asked for.
+        resolved: values that the config leaves to defaults which depend on others.
+        images_fingerprint: sha256 over the listing of all images.
+        counts: images used, by role.
+        left_out: images that could not be decoded.
+    """
+
+    config: dict[str, Json]
+    resolved: dict[str, Json]
+    images_fingerprint: str
+    counts: RoleCounts
+    left_out: int
+
+    @property
+    def options(self) -> dict[str, Json]:
+        """The config with its defaults resolved."""
+        return {**self.config, **self.resolved}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """`bundle.json`.
+
+    Attributes:
+        format: version of this record.
+        model_id: sha256 over architecture (which names the weights' hash), preprocessing, class list and calibration.
+        classes: names by index.
+        training: None for an imported model.
+        thresholds: None without validation images.
+        versions: of tlray and what it stands on, when the bundle was made.
+        files: sha256 by name of every file that inference needs.
+    """
+
+    format: Literal[2]
+    model_id: str
+    architecture: Architecture
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    calibration: CalibrationRecord
+    thresholds: Thresholds | None
+    training: TrainingRecord | None
+    metrics: Metrics
+    versions: dict[str, str]
+    files: dict[str, str]
+
+
+@dataclass(frozen=True)
+class GoldenImage:
+    """A golden image: its file in the bundle, its class and its probabilities, `[C]`."""
+
+    file: str
+    class_name: str
+    probabilities: list[float]
+
+
+@dataclass(frozen=True)
+class GoldenRecord:
+    """`golden/golden.json`."""
+
+    images: list[GoldenImage]
+
+
+def hash_json(value: Json) -> str:
+    """Return the sha256 of a JSON value in one canonical form."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def hash_preprocessing(preprocessing: Preprocessing) -> str:
+    """Return the sha256 of a preprocessing."""
+    return hash_json(asdict(preprocessing))
+
+
+def compute_model_id(manifest: Manifest) -> str:
+    """Return the identity of a manifest's model, whatever id it holds."""
+    plain = asdict(manifest)
+    return hash_json({key: plain[key] for key in ("architecture", "preprocessing", "classes", "calibration")})
+
+
+def sign(manifest: Manifest) -> Manifest:
+    """Return a manifest with its model id filled in."""
+    return replace(manifest, model_id=compute_model_id(manifest))
+
+
+def find_kept(history: Sequence[EpochRecord], kept: KeptEpoch | None) -> EpochRecord:
+    """Return the record of the kept epoch; the last one where none is named."""
+    return next((record for record in history if kept is not None and record.epoch == kept.epoch), history[-1])

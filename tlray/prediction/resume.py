@@ -1,0 +1,102 @@
+"""Find the rows that earlier runs of a job finished, and keep the state of the run that continues them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tlray import storage
+from tlray.config import PredictConfig
+from tlray.errors import IN_THE_WAY, Code
+from tlray.output import receipt as receipts
+from tlray.output.parts import Part, PartWriter, get_row_ids, make_name
+from tlray.output.plan import Plan
+from tlray.output.reader import find_parts
+from tlray.output.receipt import UpdateRecord
+from tlray.output.rowset import RowSet
+from tlray.prediction.job import Job
+from tlray.prediction.update import EarlierOutput
+
+
+@dataclass
+class RunState:
+    """The rows of a run and their parts, from its start to its end.
+
+    Attributes:
+        settled: rows that need no prediction: done, kept, or waiting in `writer`.
+        resumed_rows: number of rows that earlier runs had finished.
+        retried_codes: codes of failed rows to predict again.
+        parts: parts written so far, by name.
+        unreachable: row ids that could not be reached; they are tried again at the end.
+        update: comparison with the output of `--update-from`, None without it.
+    """
+
+    writer: PartWriter
+    settled: RowSet
+    resumed_rows: int
+    retried_codes: set[str]
+    parts: dict[str, Part] = field(default_factory=dict)
+    unreachable: list[int] = field(default_factory=list)
+    update: UpdateRecord | None = None
+
+    @property
+    def num_failed(self) -> int:
+        """Number of failed rows that stay failed."""
+        by_code = [item for part in self.parts.values() for item in part.failed_by_code.items()]
+        return sum(count for code, count in by_code if code not in self.retried_codes | IN_THE_WAY)
+
+    def add(self, predictions: pa.Table, statuses: Sequence[str]) -> None:
+        """Take predictions, and write the parts that they complete."""
+        self.parts.update((part.name, part) for part in self.writer.add(predictions))
+        if IN_THE_WAY & set(statuses):
+            row_ids = predictions["row_id"].to_pylist()
+            self.unreachable += [row for row, status in zip(row_ids, statuses, strict=True) if status in IN_THE_WAY]
+
+    def take_unreachable(self, writer: PartWriter, settled: RowSet) -> None:
+        """Continue with the rows that could not be reached, the only ones not in `settled`."""
+        self.unreachable = []
+        self.writer, self.settled = writer, settled
+
+
+def resume(config: PredictConfig, output: str, plan: Plan, job: Job, schema: pa.Schema, model_id: str) -> RunState:
+    """Return the state in which earlier runs of a job left it; parts of another model are ignored."""
+    # unreachable rows are tried again in any case, at the end
+    retried = set() if config.retry_failed is None else set(config.retry_failed or map(str, Code)) - IN_THE_WAY
+    done = RowSet(plan.num_rows)
+    parts: dict[str, Part] = {}
+    unreachable: list[int] = []
+    for part, table in find_parts(output, model_id):
+        row_ids = get_row_ids(part.name)
+        count = min(config.rows_per_part, plan.num_rows - row_ids.start)
+        if row_ids.start % config.rows_per_part or part.name != make_name(row_ids.start, count):
+            continue
+        parts[part.name] = part
+        rows = np.arange(row_ids.start, row_ids.stop)
+        if part.failed_by_code:
+            statuses = np.array(table["status"].to_pylist(), object)
+            unreachable += rows[np.isin(statuses, [*IN_THE_WAY])].tolist()
+            rows = rows[~np.isin(statuses, [*retried])]
+        done.add(rows)
+    if config.retry_failed is not None:
+        storage.delete(storage.join(output, receipts.NAME))
+    writer = PartWriter(output, plan, schema, config.rows_per_part, done)
+    state = RunState(writer, done.copy(), len(done), retried, parts, unreachable)
+    if job.update_from is not None:
+        earlier = EarlierOutput(job.update_from, job.asked)
+        kept = earlier.compare(plan, retried)
+        state.update = earlier.comparison
+        state.writer = PartWriter(output, plan, schema, config.rows_per_part, done, kept, earlier)
+        state.settled.update(kept)
+        state.parts.update((part.name, part) for part in state.writer.write_kept())
+    waiting = state.writer.load_waiting()
+    if waiting is not None:
+        waiting = waiting.filter(pc.invert(pc.is_in(waiting["status"], pa.array([*retried], pa.string()))))
+        state.add(waiting, waiting["status"].to_pylist())
+        known = len(state.settled)
+        state.settled.add(waiting["row_id"].to_numpy())
+        state.resumed_rows += len(state.settled) - known
+    return state
