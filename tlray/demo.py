@@ -39,15 +39,7 @@ class Example:
 
 @dataclass(frozen=True)
 class DemoSummary:
-    """The result of the demo.
-
-    Attributes:
-        output: folder of train, test, bundle and labels.
-        accuracy, images: accuracy on the held-out images, and their number.
-        weights: description of the initial weights.
-        examples: a few held-out images.
-        seconds: wall time.
-    """
+    """The result of the demo: accuracy on the held-out images, and a few of them."""
 
     output: str
     accuracy: float

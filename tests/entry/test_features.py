@@ -48,7 +48,7 @@ def test_another_rate_reuses_it_and_an_interrupted_build_goes_on(cached, digits,
     root, history, first = cached
     assert "frozen base:" in first
     output = train(digits, tmp_path / "other", "--cache-dir", str(root), "--lr-finetune", "2e-4")
-    assert "are there from an earlier run" in output
+    assert "are cached from an earlier run" in output
     assert "frozen base:" not in output
     other = read_history(tmp_path / "other")
     assert [record["loss"] for record in other[:2]] == [record["loss"] for record in history[:2]]
@@ -57,7 +57,7 @@ def test_another_rate_reuses_it_and_an_interrupted_build_goes_on(cached, digits,
     shards[0].unlink()
     shards[-1].write_bytes(shards[-1].read_bytes()[:-8])
     output = train(digits, tmp_path / "again", "--cache", "on", "--cache-dir", str(root))
-    assert "are there already" in output
+    assert "are cached already" in output
     assert "frozen base:" in output
     check_equal(read_history(tmp_path / "again"), history)
 

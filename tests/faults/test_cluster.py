@@ -270,7 +270,7 @@ def test_52_a_node_is_lost_while_training(nodes, store, undisturbed):
     nodes.kill(busy[1])
     output, _ = process.communicate(timeout=400)
     assert process.returncode == 0, shown + output
-    assert "workers were lost; 2 new ones go on behind epoch" in output
+    assert "workers were lost; 2 new ones go on after epoch" in output
     theirs = json.loads((undisturbed / "training" / "history.json").read_text())
     check_same_history(read_json(client, "bundle/training/history.json"), theirs)
     nodes.add(busy[1], 2)
@@ -295,5 +295,5 @@ def test_52_the_head_is_lost_and_the_same_job_goes_on_elsewhere(store, undisturb
     with RayNodes(tmp_path / "second", store[0]) as nodes:
         nodes.add("one", 1)
         shown = nodes.submit("predict", *options)
-    assert "going on:" in shown
+    assert "resuming:" in shown
     check_labels(by_name(pq.read_table(output / "labels")), expected)

@@ -38,7 +38,7 @@ def test_it_is_used_where_it_saves_passes_and_fits():
     assert not decide(Passes(1000.0, 950), 10**9, 10**10).use
     full = decide(Passes(1000.0, 500), 6 * 10**9, 10**10)
     assert not full.use
-    assert full.reason == "it would take 6.0 GB of the 10 GB that are free"
+    assert full.reason == "it would take 6.0 GB of the 10.0 GB that are free"
 
 
 def test_views_that_another_training_has_stored_are_used(tmp_path):

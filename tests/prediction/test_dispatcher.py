@@ -2,16 +2,14 @@ import numpy as np
 import pytest
 
 from tlray.errors import StoppedError
-from tlray.output.plan import Stream
+from tlray.output.plan import PLAN_SCHEMA
 from tlray.output.rowset import RowSet
 from tlray.prediction.dispatcher import MAX_TRIES, Dispatcher, MemoryRows
-from tlray.prediction.pipeline import make_windows
 
 KEY = ("window", 0)
 
 
 def make_dispatcher(count=10, done=()):
-
     rows = RowSet(count)
     rows.add(np.array(done, np.int64))
     return Dispatcher(MemoryRows([f"/x/{row}.jpg" for row in range(count)]), rows)
@@ -54,7 +52,7 @@ def test_rows_whose_processes_are_killed_from_outside_are_not_given_up():
             assert dispatcher.isolate(KEY, row) < MAX_TRIES
 
 
-def test_engines_that_never_answer_end_the_run():
+def test_engines_that_finish_no_batch_end_the_run():
     dispatcher = make_dispatcher()
     for _ in range(10):
         dispatcher.start_engine(1)
@@ -65,17 +63,23 @@ def test_engines_that_never_answer_end_the_run():
         dispatcher.start_engine(1)
 
 
-def test_windows_cover_what_is_not_done_and_leave_streams_whole():
+def test_rows_in_memory_are_read_like_a_plan():
+    rows = MemoryRows(["/x/a.jpg", "/x/b.jpg", "/x/c.jpg"])
+    table = rows.read(1, 5)
+    assert table.schema == PLAN_SCHEMA
+    assert table["row_id"].to_pylist() == [1, 2]
+    assert table["uri"].to_pylist() == ["/x/b.jpg", "/x/c.jpg"]
+    assert table["source"].to_pylist() == ["file", "file"]
+    assert rows.read(0, 0).num_rows == 0
 
-    done = RowSet(1000)
-    windows = make_windows(done, 2, 1, [Stream(100, 300)])
-    assert (100, 300) in windows
-    assert sorted(row for first, count in windows for row in range(first, first + count)) == list(range(1000))
-    assert len(windows) == 7
-    done.add(np.arange(0, 400))
-    windows = make_windows(done, 2, 1, [Stream(100, 300)])
-    assert min(first for first, _ in windows) == 400
-    done.add(np.arange(400, 1000))
-    assert make_windows(done, 2, 1) == []
-    assert max(count for _, count in make_windows(RowSet(100_000), 2, 1)) == 1024
-    assert {count for _, count in make_windows(RowSet(320), 64, 32)} == {32}
+
+def test_draining_ends_batches_and_tasks():
+    dispatcher = make_dispatcher()
+    assert dispatcher.start_batch(("batch", 0)) == 0
+    assert dispatcher.start_batch(("batch", 0)) == 1
+    assert not dispatcher.look(3)
+    dispatcher.drain()
+    assert dispatcher.look(2)
+    assert dispatcher.start_batch(("batch", 0)) is None
+    dispatcher.leave(("window", 0), 4)
+    assert dispatcher.get_fetched() == 9

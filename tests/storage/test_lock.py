@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 
 import pytest
 
@@ -12,7 +13,7 @@ from tlray.storage.lock import NAME, Lock
 
 
 def write_record(folder, **changes):
-    record = {**lock._describe_self(), "token": "theirs", "heartbeat": time.time(), **changes}
+    record = {**asdict(lock._describe_self()), "token": "theirs", "heartbeat": time.time(), **changes}
     (folder / NAME).write_text(json.dumps(record))
 
 
@@ -97,14 +98,14 @@ def test_a_lock_on_s3_is_held_and_released(bucket):
     output = f"s3://{BUCKET}/a//out"
     with Lock(output):
         record = json.loads(bucket.get_object(Bucket=BUCKET, Key=f"a//out/{NAME}")["Body"].read())
-        assert record["pid"] == lock._describe_self()["pid"]
+        assert record["pid"] == lock._describe_self().pid
         with pytest.raises(StoppedError, match=f"another tlray works on {output}"), Lock(output, wait_s=0):
             pass
     assert "Contents" not in bucket.list_objects_v2(Bucket=BUCKET)
 
 
 def test_a_dead_drivers_lock_on_s3_is_taken_over(bucket):
-    dead = {**lock._describe_self(), "token": "theirs", "heartbeat": time.time(), "started": 1.0}
+    dead = {**asdict(lock._describe_self()), "token": "theirs", "heartbeat": time.time(), "started": 1.0}
     bucket.put_object(Bucket=BUCKET, Key=f"a//out/{NAME}", Body=json.dumps(dead).encode())
     with Lock(f"s3://{BUCKET}/a//out", wait_s=0):
         record = json.loads(bucket.get_object(Bucket=BUCKET, Key=f"a//out/{NAME}")["Body"].read())

@@ -1,9 +1,16 @@
 """Checkpoints come back as they were, and the latest whole one counts."""
 
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
+import pytest
 
 from tests.factories import make_epoch
-from tlray.training.checkpoint import STATE, TrainingState, load_state, save_state
+from tlray.config import TrainConfig
+from tlray.errors import StoppedError
+from tlray.training.checkpoint import STATE, TrainingState, load_state, name_run, save_state
 
 
 def make_state(epoch):
@@ -40,3 +47,84 @@ def test_the_last_two_are_kept_and_a_half_written_one_is_passed_over(tmp_path):
     (tmp_path / "epoch-0005").mkdir()
     (tmp_path / "epoch-0005" / f".{STATE}.1f2e.partial").write_bytes(b"half")
     assert load_state(str(tmp_path)).epoch == 4
+
+
+def take(state, epoch, accuracy, **values):
+    optimizer = SimpleNamespace(variables=[np.array(epoch), np.full(2, epoch, np.float32)])
+    record = make_epoch(epoch, val_accuracy=accuracy, **values)
+    state.take_epoch(record, {"head": np.full(1, epoch)}, optimizer, loss_scale=4.0)
+    return record
+
+
+def test_a_better_epoch_needs_no_second_copy_of_its_weights():
+    state = TrainingState()
+    take(state, 1, 0.5)
+    better = take(state, 2, 0.6)
+    assert (state.best, state.best_weights, state.epoch) == (better, {}, 2)
+    assert state.weights == {"head": np.full(1, 2)}
+    assert [slot.tolist() for slot in state.slots] == [2, [2.0, 2.0]]
+    assert state.loss_scale == 4.0
+
+
+def test_the_best_weights_are_kept_through_worse_epochs():
+    state = TrainingState()
+    best = take(state, 1, 0.5)
+    for epoch in (2, 3):
+        take(state, epoch, 0.4)
+    assert (state.best, state.best_weights, state.weights) == (best, {"head": np.full(1, 1)}, {"head": np.full(1, 3)})
+    best = take(state, 4, 0.7)
+    assert (state.best, state.best_weights) == (best, {})
+
+
+def test_of_equally_accurate_epochs_the_one_with_the_lower_loss_is_best():
+    state = TrainingState()
+    take(state, 1, 0.5, val_loss=0.9)
+    best = take(state, 2, 0.5, val_loss=0.8)
+    take(state, 3, 0.5, val_loss=0.8)
+    assert state.best == best
+
+
+def test_the_next_phase_starts_from_the_best_epoch_without_slots():
+    state = TrainingState(weights={"base": np.zeros(1)})
+    take(state, 1, 0.5)
+    take(state, 2, 0.4)
+    state.end_phase()
+    assert state.weights == {"base": np.zeros(1), "head": np.full(1, 1)}
+    assert (state.phase, state.slots, state.best_weights, state.best.epoch) == (1, [], {}, 1)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"not an archive"]
+)
+def test_a_damaged_state_is_one_clear_sentence(tmp_path, damage):
+    path = Path(save_state(str(tmp_path), make_state(2)), STATE)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(StoppedError, match=r"^the checkpoint of epoch 2 in .* is damaged \(.*\); remove it"):
+        load_state(str(tmp_path))
+
+
+def test_a_state_without_its_slots_is_damaged(tmp_path):
+    path = Path(save_state(str(tmp_path), make_state(1)), STATE)
+    with np.load(path) as stored:
+        arrays = {name: stored[name] for name in stored.files if name != "slots/1"}
+    np.savez(path, **arrays)
+    with pytest.raises(StoppedError, match="is damaged"):
+        load_state(str(tmp_path))
+
+
+def test_a_state_of_another_version_is_named_as_such(tmp_path):
+    path = Path(save_state(str(tmp_path), make_state(1)), STATE)
+    with np.load(path) as stored:
+        arrays = dict(stored)
+    arrays["_meta"] = np.frombuffer(b'{"phase": 1}', np.uint8)
+    np.savez(path, **arrays)
+    with pytest.raises(StoppedError, match=r"of epoch 1 in .* is of another tlray"):
+        load_state(str(tmp_path))
+
+
+def test_a_run_is_named_after_its_config_and_images():
+    config = TrainConfig(data="photos", output="bundle", storage_path="/states")
+    name = name_run(config, "a")
+    assert name.startswith("/states/run-")
+    assert name == name_run(config, "a") == name_run(replace(config, num_workers=2, batch_size=16), "a")
+    assert name not in (name_run(config, "b"), name_run(replace(config, seed=1), "a"))

@@ -1,14 +1,16 @@
-"""What is said while lost training workers find no room to start again."""
+"""Messages while workers train, and while lost workers find no room to start again."""
 
 from types import SimpleNamespace
 
 import pytest
 
+from tests.factories import make_epoch
 from tlray.cluster import capacity
 from tlray.cluster.capacity import NodeResources
 from tlray.cluster.resources import Cluster, WorkerResources
 from tlray.errors import StoppedError
 from tlray.training import launch
+from tlray.training.channel import EpochEnded, Failed, ImagesTrained, Resumed, StageBegan
 from tlray.training.launch import Launch
 
 
@@ -49,3 +51,47 @@ def test_what_there_is_is_said_until_the_wait_is_over(lost):
     ]
     with pytest.raises(StoppedError, match=r"--num-workers 2 needs 14\.5 CPUs; the cluster has 8 CPUs .* last epoch"):
         training._check_room(61.0)
+
+
+@pytest.fixture
+def monitor(monkeypatch):
+    """A monitor of 4 epochs of 10 images, its stage, and the lines it prints."""
+    lines = []
+    stage = launch.Stage("train", 40)
+    monkeypatch.setattr(stage, "say", lines.append)
+    return launch._TrainingMonitor(4, 10, lambda _: None), stage, lines
+
+
+def test_epochs_are_printed_and_collected(monitor):
+    watch, stage, lines = monitor
+    watch._take(Resumed([], 2), 0.0, stage)
+    watch._take(StageBegan("phase 1"), 5.0, stage)
+    watch._take(StageBegan("phase 1"), 9.0, stage)
+    watch._take(EpochEnded(make_epoch(1)), 0.0, stage)
+    watch._take(EpochEnded(make_epoch(2, val_loss=None, val_accuracy=None)), 0.0, stage)
+    assert lines == [
+        "epoch 1/4 (head): loss 0.5000 accuracy 0.8000, val loss 0.6000 accuracy 0.7000  2.0 s",
+        "epoch 2/4 (head): loss 0.5000 accuracy 0.8000  2.0 s",
+    ]
+    assert watch._outcome.history == [make_epoch(1), make_epoch(2, val_loss=None, val_accuracy=None)]
+    assert watch._outcome.stages == {"phase 1": 5.0}
+
+
+def test_a_restart_goes_back_to_the_last_checkpoint(monitor):
+    watch, stage, lines = monitor
+    watch._take(Resumed([make_epoch(1)], 2), 0.0, stage)
+    watch._take(ImagesTrained(8), 0.0, stage)
+    assert stage._done == 18
+    watch._take(Resumed([make_epoch(1)], 1), 0.0, stage)
+    assert stage._done == 10
+    assert lines == [
+        "an earlier run was stopped; going on after epoch 1 with 2 workers",
+        "workers were lost; 1 new ones go on after epoch 1",
+    ]
+
+
+def test_a_worker_error_is_kept_to_be_raised(monitor):
+    watch, stage, _ = monitor
+    error = StoppedError("no more")
+    watch._take(Failed(error), 0.0, stage)
+    assert watch._failure is error

@@ -5,7 +5,16 @@ import pytest
 
 from tests.factories import make_epoch
 from tlray.training.dataset import choose_validation
-from tlray.training.schedule import cut_steps, draw_dropout, is_exhausted, make_rates, permute, weigh_classes
+from tlray.training.schedule import (
+    cut_steps,
+    draw_dropout,
+    draw_rows,
+    is_exhausted,
+    make_rates,
+    permute,
+    score_epoch,
+    weigh_classes,
+)
 
 
 @pytest.mark.parametrize(
@@ -100,3 +109,24 @@ def test_a_phase_ends_when_validation_has_not_found_it_better_for_long():
     assert not is_exhausted(make_records([0.5, 0.4, 0.3]), None)
     assert not is_exhausted(make_records([None, None, None]), 1)
     assert not is_exhausted([], 1)
+
+
+def test_without_validation_the_later_epoch_scores_higher():
+    first, second = make_records([None, None])
+    assert score_epoch(second) > score_epoch(first)
+
+
+def test_accuracy_decides_before_loss():
+    worse = make_epoch(1, val_accuracy=0.5, val_loss=0.1)
+    assert score_epoch(make_epoch(2, val_accuracy=0.6, val_loss=9.0)) > score_epoch(worse)
+    assert score_epoch(make_epoch(2, val_accuracy=0.5, val_loss=0.2)) < score_epoch(worse)
+
+
+def test_a_sample_of_rows_is_sorted_and_seeded():
+    rows = np.arange(100, 200)
+    sample = draw_rows(rows, 10, 1)
+    assert len(set(sample.tolist())) == 10
+    assert set(sample.tolist()) <= set(rows.tolist())
+    assert (np.diff(sample) > 0).all()
+    assert draw_rows(rows, 10, 1).tolist() == sample.tolist() != draw_rows(rows, 10, 2).tolist()
+    assert draw_rows(rows, 1000, 1).tolist() == rows.tolist()

@@ -31,7 +31,7 @@ _SHRINK_ROWS = 65_536
 
 @dataclass(frozen=True)
 class SampleSummary:
-    """What was drawn.
+    """A drawn sample.
 
     Attributes:
         output: of the labelling run.
@@ -79,7 +79,7 @@ def draw(config: AuditConfig) -> SampleSummary:
 
 
 def find_folder(config: AuditConfig) -> str:
-    """Where an audit lies."""
+    """Return the folder of an audit."""
     return storage.resolve(config.output or storage.join(config.labels, FOLDER))
 
 
@@ -226,7 +226,7 @@ def _check_same(folder: str, earlier: Sample, receipt: Receipt, wanted: int, see
 
 
 def _check_folder(folder: str) -> None:
-    """What an interrupted draw left may be written over, nothing else."""
+    """Allow to write over what an interrupted draw left, and nothing else."""
     storage.check_writable(folder)
     if storage.has_content(folder):
         for entry in storage.iter_files(folder):

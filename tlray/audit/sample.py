@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import Literal
 
 from tlray import storage
 from tlray.errors import OutputError
+from tlray.storage.records import RecordError, dump_record, parse_record
 
 NAME = "sample.json"
-FORMAT = 1
+FORMAT: Literal[1] = 1
 
 ReviewedLabels = dict[int, str | None]
 """Right class of each reviewed row, by row id; None if none of the classes is right."""
@@ -47,7 +48,7 @@ class Sample:
         rows: drawn, in order of class, then row id.
     """
 
-    format: int
+    format: Literal[1]
     run_id: str
     model_id: str
     finished: str
@@ -60,7 +61,7 @@ class Sample:
 
 def write_sample(folder: str, sample: Sample) -> None:
     """Write the record, whole or not at all."""
-    storage.put(storage.join(folder, NAME), (json.dumps(asdict(sample), indent=1, ensure_ascii=False) + "\n").encode())
+    storage.put(storage.join(folder, NAME), dump_record(sample))
 
 
 def read_sample(folder: str) -> Sample | None:
@@ -73,7 +74,6 @@ def read_sample(folder: str) -> Sample | None:
     if not storage.exists(address):
         return None
     try:
-        fields = json.loads(storage.get(address))
-        return Sample(**{**fields, "rows": [Drawn(**row) for row in fields["rows"]]})
-    except (ValueError, TypeError, KeyError):
+        return parse_record(Sample, storage.get(address))
+    except RecordError:
         raise OutputError(f"{address} is not the record of a tlray audit; give --output another folder") from None

@@ -26,13 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Command:
-    """One subcommand.
-
-    Attributes:
-        config: name of its dataclass in `tlray.config`, whose docstring is its help.
-        run: runs the command with the parsed config, prints a summary, and returns the exit code.
-        summary: its line in the overview.
-    """
+    """One subcommand: its dataclass in `tlray.config`, its function, which returns the exit code, and its summary."""
 
     config: str
     run: Callable[[Any], int]

@@ -66,8 +66,8 @@ def print_evaluate(summary: EvaluateSummary) -> None:
     facts.append(("calibration", f"probabilities are off by {result.ece:.3f} on average (ECE)"))
     facts.append(("to be right", _describe_threshold(result.thresholds)))
     if worst := result.most_confused[:3]:
-        told = "; ".join(f"{pair.true} taken for {pair.predicted} {pair.images:,}x" for pair in worst)
-        facts.append(("most confused", told))
+        text = "; ".join(f"{pair.true} taken for {pair.predicted} {pair.images:,}x" for pair in worst)
+        facts.append(("most confused", text))
     facts += describe_duplicates(result.label_errors)
     if result.failed_by_code:
         failed = ", ".join(f"{code} {count:,}" for code, count in result.failed_by_code.items())
@@ -84,9 +84,9 @@ def describe_duplicates(label_errors: LabelErrorSummary | None) -> list[tuple[st
         return []
     pairs = label_errors.duplicates
     both = sum(pair.first_label != pair.second_label for pair in pairs)
-    told = f"{len(pairs):,} pair{'s' * (len(pairs) > 1)} of pictures that look the same"
+    text = f"{len(pairs):,} pair{'s' * (len(pairs) > 1)} of pictures that look the same"
     where = "" if both == 0 else ", under two labels" if both == len(pairs) else f", {both:,} of them under two labels"
-    return [("look at", told + where)]
+    return [("look at", text + where)]
 
 
 def _describe_threshold(thresholds: Thresholds) -> str:
@@ -117,8 +117,8 @@ def describe_accuracy(metrics: Metrics) -> list[tuple[str, str]]:
     ]
     if metrics.uncalibrated and metrics.validation:
         before, after = metrics.uncalibrated.ece, metrics.validation.ece
-        told = f"probabilities are off by {after:.3f} on average, {before:.3f} before (ECE)"
+        text = f"probabilities are off by {after:.3f} on average, {before:.3f} before (ECE)"
         if metrics.uncalibrated.images < MIN_IMAGES:
-            told = f"none: {MIN_IMAGES} validation images are needed for it"
-        facts.append(("calibration", told))
+            text = f"none: {MIN_IMAGES} validation images are needed for it"
+        facts.append(("calibration", text))
     return facts

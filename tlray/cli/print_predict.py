@@ -55,7 +55,7 @@ def print_predict(summary: PredictSummary) -> None:
         facts.append(("engines", "; ".join(f"{count} in {form}" for form, count in receipt.engines.items())))
     if receipt.probe is not None and receipt.probe.told:
         promised, came = receipt.probe.told, receipt.probe.came
-        facts.append(("probe", f"told {promised:,.1f} images/s; {came / promised:.0%} of that came"))
+        facts.append(("probe", f"estimated {promised:,.1f} images/s; {came / promised:.0%} of that was reached"))
     facts.append(("model id", receipt.model_id))
     if summary.verdict is not None:
         facts.append(("beside training", summary.verdict))
@@ -173,11 +173,11 @@ def print_audit(summary: AuditSummary) -> None:
         facts.append(("no class", f"{summary.none_of_them:,} of them"))
     if summary.most_confused:
         worst = summary.most_confused[:3]
-        told = "; ".join(f"{pair.true} taken for {pair.predicted} {pair.images:,}x" for pair in worst)
-        facts.append(("most confused", told))
+        text = "; ".join(f"{pair.true} taken for {pair.predicted} {pair.images:,}x" for pair in worst)
+        facts.append(("most confused", text))
     left_out = f"; {summary.inside:,} more lie inside archives or tables, so no address leads to them"
-    told = f"{summary.folder}/corrections.csv ({summary.corrections:,} rows, for tlray train --data)"
-    facts.append(("corrections", told + (left_out if summary.inside else "")))
+    text = f"{summary.folder}/corrections.csv ({summary.corrections:,} rows, for tlray train --data)"
+    facts.append(("corrections", text + (left_out if summary.inside else "")))
     facts.append(("written", f"{summary.folder}/audit.json"))
     facts.append(("model id", summary.model_id))
     print_facts(facts)

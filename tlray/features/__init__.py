@@ -1,4 +1,8 @@
-"""The frozen base's output, computed once: `decide` says whether, `cache` where it lies, `build` computes it.
+"""The output of the frozen base, computed once.
 
-Ray and TensorFlow are imported inside functions: the driver only plans, and engines import what they run.
+- `decide`: decide whether a training uses the cache, and complete it.
+- `cache`: plan, find and read cached features.
+- `build`: compute missing features with Ray Data.
+
+Ray, TensorFlow and Keras are imported inside functions: the driver only plans, and an engine prepares their import.
 """

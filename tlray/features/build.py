@@ -1,7 +1,7 @@
-"""The frozen base at work: a Ray Data stage that computes what a feature cache lacks.
+"""Compute what a feature cache lacks, as a Ray Data stage.
 
-Engines decode a shard's images, make its views, run the base up to its end as one graph of constants, and store what
-comes out. On GPUs separate processes decode ahead of them.
+Engines decode a shard's images, make its views, run the base up to its end as one graph of constants, and store the
+features. For engines on GPUs, separate processes decode ahead.
 """
 
 from __future__ import annotations
@@ -9,31 +9,50 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from tlray import storage
+from tlray.cluster.connect import explain_failure
 from tlray.cluster.resources import EngineResources
-from tlray.errors import StoppedError
-from tlray.features.cache import FROZEN_BASE, TAIL, Cache, FeatureSet, FrozenBase, Missing, Work
+from tlray.errors import OK, StoppedError
+from tlray.features.cache import FROZEN_BASE, TAIL, Cache, Features, FeatureSet, FrozenBase, Missing, Work
+from tlray.images.augment import warp
+from tlray.images.batch import read_images
 from tlray.model.backbones import BACKBONES
 from tlray.model.tf_imports import import_keras
+
+if TYPE_CHECKING:
+    import keras
+    import ray
+    import tensorflow as tf
+
+    from tlray.model.network import Tail
+
+    _Shared: TypeAlias = list[ray.ObjectRef[tuple[Cache, list[Work]]]]
+    _Uris: TypeAlias = ray.ObjectRef[list[str]]
+
+_Block: TypeAlias = dict[str, npt.NDArray[np.generic]]
+"""A batch of Ray Data: one row."""
+
+_Run: TypeAlias = Callable[[npt.NDArray[np.uint8], npt.NDArray[np.int32], npt.NDArray[np.float32]], dict[str, Features]]
+"""Computes features by kind from pixels `[N, S, S, 3]`, places among them `[M]` and transforms `[M, 8]`."""
 
 _RUN_IMAGES = 16
 _RUN_IMAGES_GPU = 128
 _IDENTITY = np.array([1, 0, 0, 0, 1, 0, 0, 0], np.float32)
-"""A transform that leaves an image as it is, see `augment.warp`."""
+"""The transform that leaves an image unchanged, see `augment.warp`."""
 
 
 class Done(NamedTuple):
-    """A shard that has been stored.
+    """A stored shard.
 
     Attributes:
-        images: that went through the frozen.
-        ready: when its engine was ready to work, seconds since the epoch.
+        images: passes through the frozen base.
+        ready: time at which its engine was ready, seconds since the epoch.
     """
 
     images: int
@@ -41,30 +60,25 @@ class Done(NamedTuple):
 
 
 def build(
-    cache: Cache, missing: Missing, uris: Any, resources: EngineResources, num_readers: int, reader_cpus: float
+    cache: Cache, missing: Missing, uris: _Uris, resources: EngineResources, num_readers: int, reader_cpus: float
 ) -> Iterator[Done]:
-    """Compute what is missing, as one Ray Data stage, and store it.
+    """Compute and store what is missing; yield one `Done` a shard.
 
     Args:
-        cache: where it goes.
-        missing: what `find_missing` found.
+        cache: the plan.
+        missing: result of `find_missing`.
         uris: Ray reference to every address, by row id.
-        resources: engines that run the frozen.
-        num_readers, reader_cpus: processes that read ahead of GPU engines; on CPUs each engine reads for itself.
-
-    Yields:
-        one `Done` a shard.
+        resources: engines.
+        num_readers, reader_cpus: processes that read for GPU engines; an engine on CPUs reads for itself.
 
     Raises:
-        StoppedError: an image that was good cannot be read any more, or the cluster failed.
+        StoppedError: an image cannot be read any more, or the cluster failed.
         OutputError: the cache cannot be written.
     """
     import pyarrow as pa
     import ray
     import ray.data
     import ray.exceptions
-
-    from tlray.cluster.connect import explain_failure
 
     # an empty list of works still builds the frozen base's own files
     indices = list(range(len(missing.works))) or [-1]
@@ -95,25 +109,25 @@ def build(
 
 
 class _ReadWork:
-    """Reads the images of one shard after another."""
+    """A Ray Data stage that reads the images of one shard after another."""
 
-    def __init__(self, shared: list[Any], uris: list[Any]) -> None:
+    def __init__(self, shared: _Shared, uris: list[_Uris]) -> None:
         import ray
 
         self._cache, self._works = ray.get(shared[0])
         self._uris = ray.get(uris[0])
 
-    def __call__(self, batch: dict[str, npt.NDArray[np.int64]]) -> dict[str, Any]:
+    def __call__(self, batch: _Block) -> _Block:
         index = int(batch["work"][0])
-        if index < 0:
-            return dict(batch)
-        return {**batch, "pixels": _read_work(self._cache, self._works[index], self._uris)[None]}
+        return (
+            batch if index < 0 else {**batch, "pixels": _read_work(self._cache, self._works[index], self._uris)[None]}
+        )
 
 
 class _RunWork:
-    """One engine: makes the views of a shard's images, runs the frozen, stores what comes out."""
+    """An engine: makes the views of a shard's images, runs the frozen base, stores the features."""
 
-    def __init__(self, shared: list[Any], uris: list[Any], num_threads: int | None) -> None:
+    def __init__(self, shared: _Shared, uris: list[_Uris], num_threads: int | None) -> None:
         import ray
 
         import_keras()
@@ -121,7 +135,7 @@ class _RunWork:
 
         self._cache, self._works = ray.get(shared[0])
         self._uris = ray.get(uris[0])
-        frozen: FrozenBase = self._cache.frozen
+        frozen = self._cache.frozen
         self._on_gpu = num_threads is None
         if num_threads is not None:
             limit_threads(num_threads)
@@ -131,43 +145,45 @@ class _RunWork:
         self._run = _open_frozen_base(frozen, weights, self._cache.uri, mixed=self._on_gpu)
         self._ready = time.time()
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, npt.NDArray[Any]]:
+    def __call__(self, batch: _Block) -> _Block:
         index = int(batch["work"][0])
         if index < 0:
             return {"images": np.zeros(1, np.int64), "ready": np.array([self._ready])}
-        work: Work = self._works[index]
+        work = self._works[index]
         pixels = batch["pixels"][0] if "pixels" in batch else _read_work(self._cache, work, self._uris)
-        feature_set: FeatureSet = self._cache.sets[work.role]
+        feature_set = self._cache.sets[work.role]
         rows = feature_set.slice_shard(work.shard)
-        views = [(view, place) for view in work.needs for place in range(len(rows))]
         transforms = np.concatenate([self._draw(feature_set, rows, view) for view in work.needs])
-        outputs: dict[str, list[npt.NDArray[Any]]] = {kind: [] for kind in self._cache.frozen.kinds}
-        at_once = _RUN_IMAGES_GPU if self._on_gpu else _RUN_IMAGES
-        for start in range(0, len(views), at_once):
-            places = np.array([place for _, place in views[start : start + at_once]], np.int32)
-            for kind, values in self._run(pixels, places, transforms[start : start + at_once]).items():
-                outputs[kind].append(values)
-        joined = {kind: np.concatenate(parts) for kind, parts in outputs.items()}
+        features = self._compute(pixels, np.tile(np.arange(len(rows), dtype=np.int32), len(work.needs)), transforms)
         for number, (view, kinds) in enumerate(work.needs.items()):
             for kind in kinds:
-                values = joined[kind][number * len(rows) : (number + 1) * len(rows)]
+                values = features[kind][number * len(rows) : (number + 1) * len(rows)]
                 if not np.isfinite(values).all():
                     raise StoppedError(
-                        f"the frozen base answers with numbers that are not finite as {values.dtype}; "
-                        "give --precision float32"
+                        f"the frozen base gives numbers that are not finite in {values.dtype}; give --precision float32"
                     )
                 name = feature_set.name_shard(kind, view, work.shard)
                 storage.put(storage.join(feature_set.uri, name), _dump_array(values))
-        return {"images": np.array([len(views)]), "ready": np.array([self._ready])}
+        return {"images": np.array([len(transforms)]), "ready": np.array([self._ready])}
 
     def _draw(self, feature_set: FeatureSet, rows: npt.NDArray[np.int64], view: int) -> npt.NDArray[np.float32]:
         if feature_set.augmentation is None:
             return np.tile(_IDENTITY, (len(rows), 1))
         return feature_set.augmentation.draw(rows, view, self._cache.frozen.image_size_px)
 
+    def _compute(
+        self, pixels: npt.NDArray[np.uint8], places: npt.NDArray[np.int32], transforms: npt.NDArray[np.float32]
+    ) -> dict[str, Features]:
+        at_once = _RUN_IMAGES_GPU if self._on_gpu else _RUN_IMAGES
+        parts = [
+            self._run(pixels, places[start : start + at_once], transforms[start : start + at_once])
+            for start in range(0, len(places), at_once)
+        ]
+        return {kind: np.concatenate([part[kind] for part in parts]) for kind in parts[0]}
 
-def _open_frozen_base(frozen: FrozenBase, weights: bytes | None, uri: str, *, mixed: bool) -> Any:
-    """The frozen as one graph that has run once; in float32 where a CPU refuses the bfloat16 that its flags promise."""
+
+def _open_frozen_base(frozen: FrozenBase, weights: bytes | None, uri: str, *, mixed: bool) -> _Run:
+    """Return the frozen base after one run; in float32 if a CPU refuses the bfloat16 that its flags promise."""
     import tensorflow as tf
 
     from tlray.model.engine import allow_bfloat16
@@ -186,37 +202,31 @@ def _open_frozen_base(frozen: FrozenBase, weights: bytes | None, uri: str, *, mi
     return run
 
 
-def _freeze_base(frozen: FrozenBase, weights: bytes | None, uri: str, *, mixed: bool) -> Any:
-    """Build the base, store what a worker needs of it, and fold the rest into one fast graph."""
+def _freeze_base(frozen: FrozenBase, weights: bytes | None, uri: str, *, mixed: bool) -> _Run:
+    """Build the base, store its shapes and its tail, and fold it into one graph."""
     import keras
     import tensorflow as tf
 
-    from tlray.images.augment import warp
     from tlray.model.engine import freeze
     from tlray.model.network import build_base, cut_tail
 
     entry = BACKBONES[frozen.backbone]
-    base = build_base(frozen.backbone, frozen.image_size_px, weights=weights, seed=frozen.weights_seed)
-    outputs = {"pooled": keras.layers.GlobalAveragePooling2D()(base.output)}
-    if "activations" in frozen.kinds:
-        outputs["activations"] = base.get_layer(frozen.boundary).output
-        if not storage.exists(storage.join(uri, TAIL)):
-            storage.put(storage.join(uri, TAIL), _dump_tail(cut_tail(base, frozen.boundary)))
-    kinds = list(outputs)
+    side = frozen.image_size_px
+    base = build_base(frozen.backbone, side, weights=weights, seed=frozen.weights_seed)
+    if "activations" in frozen.kinds and not storage.exists(storage.join(uri, TAIL)):
+        storage.put(storage.join(uri, TAIL), _dump_tail(cut_tail(base, frozen.boundary)))
+    outputs = _list_outputs(base, frozen)
     shapes = {kind: list(tensor.shape[1:]) for kind, tensor in outputs.items()}
     record = json.dumps({**frozen.describe(), "shapes": shapes}, indent=2).encode()
     if mixed and frozen.precision.frozen != "float32":  # a GPU's types come by Keras's policy, a CPU's by oneDNN
         keras.config.set_dtype_policy(f"mixed_{frozen.precision.frozen}")
-        base = build_base(frozen.backbone, frozen.image_size_px, weights=weights, seed=frozen.weights_seed)
-        outputs["pooled"] = keras.layers.GlobalAveragePooling2D()(base.output)
-        if "activations" in outputs:
-            outputs["activations"] = base.get_layer(frozen.boundary).output
-    model = keras.Model(base.input, [outputs[kind] for kind in kinds])
+        base = build_base(frozen.backbone, side, weights=weights, seed=frozen.weights_seed)
+        outputs = _list_outputs(base, frozen)
+    model = keras.Model(base.input, list(outputs.values()))
     dtype = np.dtype(frozen.precision.storage_dtype)
     storage.put(storage.join(uri, FROZEN_BASE), record)
-    side = frozen.image_size_px
 
-    def call(pixels: Any, places: Any, transforms: Any) -> Any:
+    def call(pixels: tf.Tensor, places: tf.Tensor, transforms: tf.Tensor) -> list[tf.Tensor]:
         images = warp(tf.gather(pixels, places), transforms) * entry.scale + entry.offset
         return [tf.cast(value, dtype) for value in model(images, training=False)]
 
@@ -230,35 +240,40 @@ def _freeze_base(frozen: FrozenBase, weights: bytes | None, uri: str, *, mixed: 
 
     def run(
         pixels: npt.NDArray[np.uint8], places: npt.NDArray[np.int32], transforms: npt.NDArray[np.float32]
-    ) -> dict[str, npt.NDArray[Any]]:
+    ) -> dict[str, Features]:
         values = graph(tf.constant(pixels), tf.constant(places), tf.constant(transforms))
-        return {kind: value.numpy() for kind, value in zip(kinds, values, strict=True)}
+        return {kind: value.numpy() for kind, value in zip(outputs, values, strict=True)}
 
     return run
 
 
-def _read_work(cache: Cache, work: Work, uris: Sequence[str]) -> npt.NDArray[np.uint8]:
-    from tlray.errors import OK
-    from tlray.images.batch import read_images
+def _list_outputs(base: keras.Model, frozen: FrozenBase) -> dict[str, keras.KerasTensor]:
+    import keras
 
+    outputs = {"pooled": keras.layers.GlobalAveragePooling2D()(base.output)}
+    if "activations" in frozen.kinds:
+        outputs["activations"] = base.get_layer(frozen.boundary).output
+    return outputs
+
+
+def _read_work(cache: Cache, work: Work, uris: Sequence[str]) -> npt.NDArray[np.uint8]:
     names = [uris[int(row)] for row in cache.sets[work.role].slice_shard(work.shard)]
     images = read_images(names, cache.frozen.image_size_px, cache.frozen.limits)
     for name, status, error in zip(names, images.status, images.errors, strict=True):
         if status != OK:
-            raise StoppedError(
-                f"{name} cannot be read any more ({status}: {error}); put it back, or start again without it"
-            )
+            fault = f"{name} cannot be read any more ({status}: {error})"
+            raise StoppedError(f"{fault}; put it back, or start again without it")
     return images.pixels
 
 
-def _dump_array(values: npt.NDArray[Any]) -> bytes:
+def _dump_array(values: npt.NDArray[np.generic]) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, np.ascontiguousarray(values))
     return buffer.getvalue()
 
 
-def _dump_tail(tail: Any) -> bytes:
+def _dump_tail(tail: Tail) -> bytes:
     described = json.dumps({"config": tail.config, "positions": tail.positions}).encode()
     buffer = io.BytesIO()
-    np.savez(buffer, _tail=np.frombuffer(described, np.uint8), **tail.weights)
+    np.savez(buffer, _tail=np.frombuffer(described, np.uint8), **tail.weights)  # type: ignore[arg-type]
     return buffer.getvalue()

@@ -1,15 +1,14 @@
-"""The frozen base, computed once: what enters each phase, stored by row and view in a cache folder.
+"""Cached features: the inputs of each training phase, computed once and stored by row and view.
 
     CACHE/BACKBONE-FINGERPRINT/            one network, boundary, input size and precision
-        frozen.json                        what the fingerprint stands for, shapes, dtype
-        tail.npz                           the base after the boundary, so that a worker need not build the rest
+        frozen_base.json                   the contents of the fingerprint, and the shape of a row by kind
+        tail.npz                           the base after the boundary; a worker need not build the rest
         FINGERPRINT/                       one set of images (and its augmentation and seed)
             view-000/pooled-00000.npy      float `[rows, F]`, uncompressed: rows are read by offset
             view-000/activations-00000.npy float `[rows, h, w, c]`
 
-A file appears whole or not at all, so what is there is done, and an interrupted build goes on from it. Views are stored
-one by one: a training that wants more of them, or fewer, uses those that are there. `build.build` computes what
-is missing.
+A file appears whole or not at all, so an interrupted build resumes. Views are stored one by one: a training that needs
+more or fewer of them uses those that exist. `build.build` computes what is missing.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -34,8 +33,17 @@ from tlray.images.limits import Limits
 from tlray.model.backbones import BACKBONES, INPUT
 from tlray.model.manifest import Preprocessing, hash_json
 from tlray.model.precision import Precision
+from tlray.storage.records import Json
+
+if TYPE_CHECKING:
+    import ray
+
+    from tlray.model.network import Tail
 
 Kind = Literal["pooled", "activations"]
+
+Features: TypeAlias = npt.NDArray[np.floating]
+"""Pooled features `[N, F]` or activations `[N, h, w, c]`, float16 or float32."""
 
 FORMAT = 1
 FROZEN_BASE = "frozen_base.json"
@@ -50,21 +58,19 @@ _NPY_HEADER_BYTES = 128  # what NumPy writes before the data of arrays like thes
 
 @dataclass(frozen=True)
 class FrozenBase:
-    """The frozen base: everything that decides its values.
+    """The base up to a boundary: everything that decides its output.
 
     Attributes:
-        backbone, image_size_px, boundary: up to where it reaches.
-        weights: the file's content behind a Ray reference, or None for random ones.
-        weights_sha256: of that content; "" for random ones.
-        weights_seed: of random ones.
-        precision: it computes in.
-        limits: images are decoded under.
+        weights: Ray reference to the weights file; None for random weights.
+        weights_sha256: of that file; "" for random weights.
+        weights_seed: seed of random weights.
+        limits: limits of decoding.
     """
 
     backbone: str
     image_size_px: int
     boundary: str
-    weights: Any
+    weights: ray.ObjectRef[bytes] | None
     weights_sha256: str
     weights_seed: int
     precision: Precision
@@ -72,11 +78,11 @@ class FrozenBase:
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
-        """What it can give: activations only where something is frozen in phase 2."""
+        """Kinds of features: without activations if phase 2 trains the whole base."""
         return ("pooled",) if self.boundary == INPUT else ("pooled", "activations")
 
-    def describe(self) -> dict[str, Any]:
-        """What its fingerprint stands for."""
+    def describe(self) -> dict[str, Json]:
+        """Return the contents of its fingerprint."""
         entry = BACKBONES[self.backbone]
         return {
             "format": FORMAT,
@@ -92,14 +98,12 @@ class FrozenBase:
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """The features of some images in a cache folder: where each row lies, and how to read it. It pickles.
+    """The features of some images in a cache folder.
 
     Attributes:
-        uri: its folder.
         rows: int64 `[N]`, row ids in the order in which they are stored.
-        needs: which kinds each view holds.
-        augmentation: how views differ; None for images as they are, which have one view, 0.
-        rows_per_shard: rows in a file.
+        needs: kinds by view.
+        augmentation: augmentation of the views; None for unaugmented images, whose only view is 0.
     """
 
     uri: str
@@ -110,25 +114,23 @@ class FeatureSet:
 
     @property
     def num_shards(self) -> int:
-        """Files of one kind and view."""
+        """Number of files of one kind and view."""
         return -(-len(self.rows) // self.rows_per_shard)
 
     def name_shard(self, kind: Kind, view: int, shard: int) -> str:
-        """Name of a file below `uri`."""
+        """Return the name of a file below `uri`."""
         return f"view-{view:03d}/{kind}-{shard:05d}.npy"
 
     def slice_shard(self, shard: int) -> npt.NDArray[np.int64]:
-        """Row ids in a file."""
+        """Return the row ids of a shard."""
         start = shard * self.rows_per_shard
         return self.rows[start : start + self.rows_per_shard]
 
-    def read(
-        self, kind: Kind, view: int, rows: npt.NDArray[np.int64], shape: tuple[int, ...], dtype: str
-    ) -> npt.NDArray[Any]:
-        """Features of some rows, `[len(rows), *shape]`, read by offset.
+    def read(self, kind: Kind, view: int, rows: npt.NDArray[np.int64], shape: tuple[int, ...], dtype: str) -> Features:
+        """Read the features of some rows, `[len(rows), *shape]`, by offset.
 
         Raises:
-            StoppedError: they cannot be read any more.
+            StoppedError: a file is gone or shorter than before.
         """
         batch = np.empty((len(rows), *shape), dtype)
         row_bytes = batch[0].nbytes if len(rows) else 0
@@ -157,12 +159,11 @@ class FeatureSet:
 
 @dataclass(frozen=True)
 class Cache:
-    """All the features of one training.
+    """All features of one training.
 
     Attributes:
-        uri: the folder of the frozen.
-        frozen: what was frozen.
-        sets: by role, "train", "val", "test"; without those that hold no rows.
+        uri: folder of the frozen base.
+        sets: by role, "train", "val", "test"; roles without rows are left out.
     """
 
     uri: str
@@ -170,43 +171,40 @@ class Cache:
     sets: dict[str, FeatureSet]
 
     def open(self) -> OpenCache:
-        """Read what a worker needs to use it."""
+        """Open the cache after it was built."""
+        return OpenCache(self, self.read_shapes(), self.frozen.precision.storage_dtype)
+
+    def read_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Read the shape of a row by kind; empty if the folder is of another base."""
         described = json.loads(storage.get(storage.join(self.uri, FROZEN_BASE)))
-        shapes = {kind: tuple(shape) for kind, shape in described["shapes"].items()}
-        return OpenCache(self, shapes, described["dtype"])
+        shapes = described.pop("shapes")
+        return {kind: tuple(shape) for kind, shape in shapes.items()} if described == self.frozen.describe() else {}
 
 
 @dataclass(frozen=True)
 class OpenCache:
-    """A built cache: shapes are known."""
+    """A built cache, with the shape of a row by kind."""
 
     cache: Cache
     shapes: dict[str, tuple[int, ...]]
     dtype: str
 
-    def read(self, role: str, kind: Kind, view: int, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        """Features of some rows of one role, `[len(rows), ...]`."""
+    def read(self, role: str, kind: Kind, view: int, rows: npt.NDArray[np.int64]) -> Features:
+        """Read the features of some rows of one role, `[len(rows), ...]`."""
         return self.cache.sets[role].read(kind, view, rows, self.shapes[kind], self.dtype)
 
-    def load_tail(self) -> Any:
-        """The base after the boundary, a `model.Tail`."""
+    def load_tail(self) -> Tail:
+        """Load the base after the boundary."""
         from tlray.model.network import Tail
 
         with np.load(io.BytesIO(storage.get(storage.join(self.cache.uri, TAIL)))) as stored:
-            described = json.loads(stored["_tail"].tobytes())
             weights = {name: stored[name] for name in stored.files if name != "_tail"}
-        return Tail(described["config"], described["positions"], weights)
+            return Tail(**json.loads(stored["_tail"].tobytes()), weights=weights)
 
 
 @dataclass(frozen=True)
 class Work:
-    """Files of one shard that are not there yet.
-
-    Attributes:
-        role: of its set.
-        shard: which.
-        needs: kinds by view.
-    """
+    """Missing files of one shard of one role: kinds by view."""
 
     role: str
     shard: int
@@ -215,13 +213,12 @@ class Work:
 
 @dataclass(frozen=True)
 class Missing:
-    """What has to be built.
+    """The missing part of a cache.
 
     Attributes:
-        works: shard by shard.
-        tail: whether the frozen base's own files are missing.
-        images: passes through the frozen.
-        total_images: passes, were nothing there.
+        tail: True if the files of the frozen base itself are missing.
+        images: missing passes through the frozen base.
+        total_images: passes for an empty cache.
     """
 
     works: list[Work]
@@ -231,7 +228,7 @@ class Missing:
 
     @property
     def is_empty(self) -> bool:
-        """Whether all is there."""
+        """True if the cache is complete."""
         return not self.works and not self.tail
 
 
@@ -243,18 +240,17 @@ def plan_cache(
     augmentation: Augmentation,
     needs: Mapping[int, tuple[Kind, ...]],
 ) -> Cache:
-    """Say where the features of a training lie, whether they are there or not.
+    """Return the places of a training's features, built or not.
 
     Args:
         root: `--cache-dir`.
-        frozen: what is frozen.
+        frozen: the frozen base.
         roles: row ids of "train", "val" and "test".
         digests: sha256 of every row's encoded image.
-        augmentation: of training images.
-        needs: kinds by view of the training images; the others have one view with every kind that any phase uses.
+        augmentation: augmentation of the training images.
+        needs: kinds by view of the training images; the others have one view with every kind of any phase.
     """
-    described = frozen.describe()
-    uri = storage.join(root, f"{frozen.backbone}-{hash_json(described)[:_FINGERPRINT_DIGITS]}")
+    uri = storage.join(root, f"{frozen.backbone}-{hash_json(frozen.describe())[:_FINGERPRINT_DIGITS]}")
     plain = tuple(kind for kind in frozen.kinds if any(kind in kinds for kinds in needs.values()))
     sets = {}
     for role, rows in roles.items():
@@ -273,13 +269,10 @@ def plan_cache(
 
 
 def find_missing(cache: Cache) -> Missing:
-    """Compare with what is in the folder; files of a wrong size count as missing."""
-    present = {entry.name: entry.size for entry in _list_folder(cache.uri)}
-    shapes: dict[str, list[int]] = {}
-    if FROZEN_BASE in present:
-        described = json.loads(storage.get(storage.join(cache.uri, FROZEN_BASE)))
-        if {key: value for key, value in described.items() if key != "shapes"} == cache.frozen.describe():
-            shapes = described["shapes"]
+    """Compare a plan with the files in the folder; a file of the wrong size counts as missing."""
+    files = storage.list_files(cache.uri) if storage.has_content(cache.uri) else []
+    present = {entry.name: entry.size for entry in files}
+    shapes = cache.read_shapes() if FROZEN_BASE in present else {}
     works = []
     images = total = 0
     for role, feature_set in cache.sets.items():
@@ -304,7 +297,7 @@ def find_missing(cache: Cache) -> Missing:
 
 
 def estimate_bytes(cache: Cache) -> int:
-    """About how many bytes the features of a training take."""
+    """Estimate the size of a training's features in bytes."""
     entry = BACKBONES[cache.frozen.backbone]
     bytes_each = np.dtype(cache.frozen.precision.storage_dtype).itemsize
     each = {
@@ -318,7 +311,7 @@ def estimate_bytes(cache: Cache) -> int:
 
 
 def measure_free_bytes(root: str) -> int | None:
-    """Free bytes where a local cache would lie; None for object storage."""
+    """Return the free bytes of a local folder's disk, also of a folder yet to be made; None for object storage."""
     if storage.is_s3(root):
         return None
     folder = Path(root)
@@ -329,8 +322,8 @@ def measure_free_bytes(root: str) -> int | None:
 
 def _describe_set(
     rows: npt.NDArray[np.int64], digests: Sequence[str], augmentation: Augmentation | None
-) -> dict[str, Any]:
-    """Unaugmented features depend on the images alone; views depend on row ids too."""
+) -> dict[str, Json]:
+    """Return the contents of a set's fingerprint: its images, and for augmented views also their row ids."""
     content = hashlib.sha256()
     for row in rows:
         content.update(digests[row].encode() + (f" {row}" if augmentation else "").encode() + b"\n")
@@ -339,16 +332,12 @@ def _describe_set(
 
 
 def _choose_rows_per_shard(num_rows: int) -> int:
-    """Small enough to share the work out evenly, large enough to keep files few."""
+    """Return a size small enough to share the work evenly, large enough to keep files few."""
     return min(_MAX_ROWS_PER_SHARD, max(_MIN_ROWS_PER_SHARD, num_rows // _SHARDS))
 
 
 def _measure_shard(shape: Iterable[int] | None, count: int, dtype: str) -> int:
-    """Bytes of a whole file; -1, which no file has, where the shape is not known."""
+    """Return the bytes of a whole file; -1, which no file has, if the shape is unknown."""
     if shape is None:
         return -1
     return _NPY_HEADER_BYTES + count * int(np.prod(list(shape))) * np.dtype(dtype).itemsize
-
-
-def _list_folder(uri: str) -> list[storage.Entry]:
-    return storage.list_files(uri) if storage.has_content(uri) else []

@@ -1,4 +1,4 @@
-"""Whether a training computes the frozen base once or every epoch, and the computing."""
+"""Decide whether a training computes the frozen base once or in every epoch, and complete the cache."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+from rich import filesize
 
 from tlray import storage
 from tlray.cluster.resources import Cluster, EngineBounds, plan_engines, plan_workers
@@ -23,6 +24,9 @@ from tlray.features.cache import Cache, FrozenBase, Kind, Missing
 from tlray.images.augment import Augmentation
 from tlray.model.backbones import BACKBONES, INPUT
 
+if TYPE_CHECKING:
+    import ray
+
 Rows = Mapping[str, npt.NDArray[np.int64]]
 """Row ids of "train", "val" and "test"."""
 
@@ -32,12 +36,7 @@ _MOST_OF_FREE = 0.5
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether the cache is used.
-
-    Attributes:
-        use: it is.
-        reason: said to the user.
-    """
+    """The decision on the cache, with a reason for the user."""
 
     use: bool
     reason: str
@@ -45,12 +44,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Passes:
-    """What a training sends through the frozen base, in passes of one image through the whole base.
-
-    Attributes:
-        online: without a cache.
-        missing: to complete the cache.
-    """
+    """Passes of one image through the whole base: without a cache, and missing for a complete one."""
 
     online: float
     missing: int
@@ -62,30 +56,33 @@ def prepare_cache(
     rows: Rows,
     digests: Sequence[str],
     frozen: FrozenBase,
-    uris: Any,
+    uris: ray.ObjectRef[list[str]],
     augmentation: Augmentation,
 ) -> tuple[Cache | None, float]:
-    """Decide, and build what is missing.
+    """Decide on the cache, and build its missing part.
 
     Args:
-        config: what was asked for.
-        cluster: where it is built.
+        config: the training.
+        cluster: machines for the build.
         rows: row ids by role.
         digests: sha256 of every row's encoded image.
-        frozen: what is frozen.
+        frozen: the frozen base.
         uris: Ray reference to every address, by row id.
-        augmentation: of training images.
+        augmentation: augmentation of the training images.
 
     Returns:
-        the cache, or None for the online road; and the seconds that engines ran.
+        the cache, or None if every epoch computes the base; and the seconds that engines ran.
+
+    Raises:
+        StoppedError: `--cache on` is not possible, or the build stopped.
     """
     needs = list_needs(config)
     root = _find_root(config, cluster)
     if config.cache == "off" or not needs or root is None:
-        decision = Decision(False, _explain_absence(config, needs))
+        reason = _explain_absence(config, needs)
         if config.cache == "on":
-            raise StoppedError(f"--cache on is not possible: {decision.reason}")
-        say(f"feature cache: off, {decision.reason}")
+            raise StoppedError(f"--cache on is not possible: {reason}")
+        say(f"feature cache: off, {reason}")
         return None, 0.0
     cache = features.plan_cache(root, frozen, rows, digests, augmentation, needs)
     missing = features.find_missing(cache)
@@ -96,37 +93,34 @@ def prepare_cache(
     else:
         share = missing.images / max(1, missing.total_images)
         decision = decide(passes, int(num_bytes * share), features.measure_free_bytes(root))
-    say(
-        f"feature cache: {'on' if decision.use else 'off'}, {decision.reason}"
-        + (f"; about {_format_bytes(num_bytes)} in {cache.uri}" if decision.use else "")
-    )
     if not decision.use:
+        say(f"feature cache: off, {decision.reason}")
         return None, 0.0
+    say(f"feature cache: on, {decision.reason}; about {filesize.decimal(num_bytes)} in {cache.uri}")
     if missing.is_empty:
-        say(f"feature cache: all {missing.total_images:,} images and views are there from an earlier run")
+        say(f"feature cache: all {missing.total_images:,} images and views are cached from an earlier run")
         return cache, 0.0
     if missing.images < missing.total_images:
-        say(f"feature cache: {missing.total_images - missing.images:,} of {missing.total_images:,} are there already")
+        say(f"feature cache: {missing.total_images - missing.images:,} of {missing.total_images:,} are cached already")
     return cache, _build(config, cluster, cache, missing, uris)
 
 
 def list_needs(config: TrainConfig) -> dict[int, tuple[Kind, ...]]:
-    """Which features each view must hold, for the phases that can use the cache."""
+    """Return the kinds that each view must hold, for the phases that can use the cache."""
     kinds: dict[int, set[Kind]] = {}
     epochs: list[tuple[Kind, range]] = [("pooled", range(config.head_epochs))]
-    if config.resolved_finetune_from != INPUT:
-        # with early stopping, phase 2 may begin behind phase 1's first epoch
+    if config.finetune_epochs and config.resolved_finetune_from != INPUT:
+        # with early stopping, phase 2 may begin after phase 1's first epoch
         first = min(1, config.head_epochs) if config.early_stopping else config.head_epochs
         epochs.append(("activations", range(first, config.head_epochs + config.finetune_epochs)))
     for kind, numbers in epochs:
-        if kind == "pooled" or config.finetune_epochs:
-            for epoch in numbers:
-                kinds.setdefault(epoch % config.resolved_views, set()).add(kind)
+        for epoch in numbers:
+            kinds.setdefault(epoch % config.resolved_views, set()).add(kind)
     return {view: tuple(sorted(kinds[view])) for view in sorted(kinds)}
 
 
 def count_online(config: TrainConfig, rows: Rows) -> float:
-    """Passes through the frozen base that the online road takes: in phase 2 only up to the boundary."""
+    """Return the passes through the frozen base without a cache; in phase 2 only up to the boundary."""
     share = BACKBONES[config.backbone].boundaries[config.resolved_finetune_from].frozen_share
     an_epoch = len(rows["train"]) + len(rows["val"])
     return (config.head_epochs + config.finetune_epochs * share) * an_epoch + len(rows["test"]) * share
@@ -137,20 +131,17 @@ def decide(passes: Passes, num_bytes: int, free_bytes: int | None) -> Decision:
 
     Args:
         passes: with and without the cache.
-        num_bytes: that it would add.
-        free_bytes: where it would lie; None where nobody knows.
+        num_bytes: bytes that the cache would add.
+        free_bytes: free bytes at its place; None if unknown.
     """
     saved = passes.online - passes.missing
     share = saved / passes.online if passes.online else 0.0
     if share < _LEAST_SAVING:
-        return Decision(
-            False,
-            f"it would take {passes.missing:,} passes through the base, computing every epoch {passes.online:,.0f}",
-        )
+        every_epoch = f"computing every epoch {passes.online:,.0f}"
+        return Decision(False, f"it would take {passes.missing:,} passes through the base, {every_epoch}")
     if free_bytes is not None and num_bytes > _MOST_OF_FREE * free_bytes:
-        return Decision(
-            False, f"it would take {_format_bytes(num_bytes)} of the {_format_bytes(free_bytes)} that are free"
-        )
+        free = filesize.decimal(free_bytes)
+        return Decision(False, f"it would take {filesize.decimal(num_bytes)} of the {free} that are free")
     return Decision(True, _compare(passes))
 
 
@@ -174,8 +165,10 @@ def _explain_absence(config: TrainConfig, needs: dict[int, tuple[Kind, ...]]) ->
     return "a cluster's machines share no folder that tlray knows of; give --cache-dir"
 
 
-def _build(config: TrainConfig, cluster: Cluster, cache: Cache, missing: Missing, uris: Any) -> float:
-    """Run the engines; returns the seconds from the first one's being ready."""
+def _build(
+    config: TrainConfig, cluster: Cluster, cache: Cache, missing: Missing, uris: ray.ObjectRef[list[str]]
+) -> float:
+    """Run the engines; return the seconds since the first of them was ready."""
     bounds = EngineBounds(0.0 if config.gpus_per_worker == 0 else None)
     resources = plan_engines(cluster, max(1, len(missing.works)), 1, bounds, beside_workers=True)
     workers = plan_workers(cluster, config.num_workers, config.gpus_per_worker)
@@ -186,12 +179,3 @@ def _build(config: TrainConfig, cluster: Cluster, cache: Cache, missing: Missing
             first_ready = done.ready if index == 0 else min(first_ready, done.ready)
             stage.advance(done.images)
     return time.time() - first_ready
-
-
-def _format_bytes(count: float) -> str:
-    units = ["bytes", "kB", "MB", "GB", "TB"]
-    while count >= 1000 and len(units) > 1:
-        count /= 1000
-        units.pop(0)
-    unit = units[0]
-    return f"{count:,.0f} {unit}" if count >= 10 or unit == "bytes" else f"{count:,.1f} {unit}"

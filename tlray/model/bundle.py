@@ -60,10 +60,12 @@ class Golden:
     """An image with its probabilities, by which any engine is checked.
 
     Attributes:
+        file: its name inside the bundle.
         data: the encoded image.
         probabilities: float32 `[C]`.
     """
 
+    file: str
     data: bytes
     probabilities: npt.NDArray[np.float32]
 
@@ -111,7 +113,7 @@ class Bundle:
         """Load the golden images with their probabilities."""
         record = parse_record(GoldenRecord, (self.path / GOLDEN).read_bytes())
         return [
-            Golden((self.path / image.file).read_bytes(), np.array(image.probabilities, np.float32))
+            Golden(image.file, (self.path / image.file).read_bytes(), np.array(image.probabilities, np.float32))
             for image in record.images
         ]
 
@@ -270,7 +272,7 @@ def unpack(files: dict[str, bytes], folder: Path) -> None:
 
 
 def _is_model_file(name: str) -> bool:
-    """Whether a name is one of a bundle's files; whoever wrote the manifest chose it, so it may lead anywhere."""
+    """Return whether a name, which the manifest's author chose freely, stays inside a bundle."""
     plain = name.isprintable() and not set(name) & set("\\:") and not {".", ".."} & set(name.split("/"))
     return plain and _MODEL_FILES.fullmatch(name) is not None
 

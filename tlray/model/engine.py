@@ -30,7 +30,7 @@ _TIMED_RUNS = 5
 
 @dataclass(frozen=True)
 class Form:
-    """How an engine computes.
+    """The form in which an engine computes.
 
     Attributes:
         precision: type that convolutions and products take their inputs in.
@@ -52,7 +52,7 @@ class Form:
 
 
 class Predictions(NamedTuple):
-    """What an engine says about N images, all float32.
+    """Predictions of an engine for N images, all float32.
 
     Attributes:
         probabilities: `[N, C]`, calibrated.
@@ -201,7 +201,7 @@ def count_gpus() -> int:
 
 
 def find_golden_fault(golden: Sequence[Golden], answers: npt.NDArray[np.float32], tolerance: float) -> str | None:
-    """What is wrong with an engine's answers `[N, C]` to the golden images, None where they agree."""
+    """Return how predictions `[N, C]` of the golden images differ from the recorded ones; None where they agree."""
     expected = np.stack([image.probabilities for image in golden])
     moved = float(np.abs(answers - expected).max())
     if not moved <= tolerance:  # nor where it is NaN
@@ -219,7 +219,7 @@ def freeze(call: Callable[..., Any], variables: Iterable[Any], *specs: tf.Tensor
     Returns:
         a function of the same arguments and results.
     """
-    import keras  # not above: a process that only answers, see lean.py, does without it
+    import keras  # not above: a process that only predicts does without it, see tf_imports.py
 
     values = [(variable, variable.numpy()) for variable in variables]
 

@@ -113,7 +113,7 @@ class OodPercentiles:
 
 @dataclass(frozen=True)
 class Metrics:
-    """How good the model is; None where there were no such images, or where the model was imported.
+    """Metrics of the model; None where there were no such images, or where the model was imported.
 
     Attributes:
         kept: the epoch that became the model.

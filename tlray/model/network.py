@@ -80,7 +80,7 @@ def build_head(backbone: str, head_units: Sequence[int], num_classes: int, *, se
 
 @dataclass(frozen=True)
 class Tail:
-    """What of a base lies after a boundary, to be built without the rest: Keras's config and weights by name.
+    """The layers of a base after a boundary, to be built without the rest: Keras's config and weights by name.
 
     Attributes:
         config: of a functional model, activations -> feature map.
@@ -176,7 +176,7 @@ class Network:
 
     @property
     def trainable_variables(self) -> list[Any]:
-        """What the phase trains, in order."""
+        """Variables that the phase trains, in order."""
         base = self.base.trainable_variables if self.base is not None else []
         return [*base, *(variable for layer in self.head for variable in layer.trainable_variables)]
 

@@ -1,4 +1,4 @@
-"""Which floating-point numbers the machine computes in.
+"""Types of floating-point numbers that a machine computes in.
 
 Weights, sums, loss and softmax are float32 throughout; what changes is the type that convolutions and products take
 their inputs in.
@@ -29,7 +29,7 @@ _FLOAT16_COMPUTE_CAPABILITY = 7.0
 
 @dataclass(frozen=True)
 class Precision:
-    """What a training computes in.
+    """Types that a training computes in.
 
     Attributes:
         frozen: for the frozen base, run once as inference.
@@ -43,7 +43,7 @@ class Precision:
 
     @property
     def storage_dtype(self) -> str:
-        """What cached features are stored in: float32 under float32, else float16."""
+        """Type of stored features: float32 if all is float32, else float16."""
         return "float32" if self.frozen == self.step == "float32" else "float16"
 
 
@@ -104,13 +104,13 @@ def detect_fastest(*, gpus: bool) -> FloatName:
 
 
 def has_bfloat16() -> bool:
-    """Whether the CPU's flags promise bfloat16."""
+    """Return whether the CPU's flags promise bfloat16."""
     flags = Path("/proc/cpuinfo")
     return flags.is_file() and bool(_CPU_FLAGS & set(flags.read_text().split()))
 
 
 def is_bfloat16_refused() -> bool:
-    """Whether oneDNN was told to use fewer instructions than bfloat16 needs.
+    """Return whether oneDNN was told to use fewer instructions than bfloat16 needs.
 
     oneDNN's documentation, "CPU dispatcher control", lists the names.
     """

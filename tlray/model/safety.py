@@ -1,4 +1,4 @@
-"""What in a bundle could run code of its own: looked for before anything is deserialised."""
+"""Find what in a bundle could run code of its own, before anything is deserialised."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _check_keras(path: Path) -> Iterator[str]:
 
 
 def _iter_foreign(node: Any) -> Iterator[str]:
-    """What a Keras config names beside the plain layers and functions of Keras itself."""
+    """List what a Keras config names beside the plain layers and functions of Keras itself."""
     if isinstance(node, list):
         for value in node:
             yield from _iter_foreign(value)

@@ -56,7 +56,7 @@ def freeze_classifier(model: keras.Model, pooled: Any | None, image_size_px: int
 
 
 def _score_ood(embedding: Any, ood_score: OodScore) -> Any:
-    """As `tlray.ood_score.measure_distances`, in the graph."""
+    """Measure distances in the graph, as `metrics.ood.measure_distances`."""
     # in a type that no engine halves: near 1, a cosine in bfloat16 comes in steps of 0.004
     unit = tf.math.l2_normalize(tf.cast(embedding, tf.float64), axis=1)
     alike = tf.linalg.matmul(unit, tf.constant(ood_score.references, tf.float64), transpose_b=True)

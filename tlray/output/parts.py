@@ -59,7 +59,6 @@ class Part:
 
     Attributes:
         name: file name below `labels/`.
-        rows: number of rows.
         sha256: checksum of the file.
         failed_by_code: number of failed rows by status.
         needs_review: number of rows that need a review.
@@ -108,13 +107,9 @@ class PartWriter:
     """Collects predictions in any order and writes each part when its last row has arrived.
 
     Args:
-        output: address of the run.
-        plan: source of the planned columns.
         schema: schema of the parts, by `make_schema`.
-        rows_per_part: rows in a full part.
         done: rows that are in their parts already; adding others rewrites the part and keeps these.
         kept: rows to copy from `earlier` once the rest of their part has arrived.
-        earlier: the earlier output, None without `kept`.
     """
 
     def __init__(
@@ -224,7 +219,7 @@ class PartWriter:
             predictions = pa.concat_tables([predictions, kept.filter(others).cast(predictions.schema)])
         predictions = predictions.sort_by("row_id")
         model_id = self._schema.metadata[MODEL_ID_KEY].decode()
-        columns = {name: predictions[name] for name in predictions.column_names}
+        columns = dict(zip(predictions.column_names, predictions.columns, strict=True))
         columns |= {name: planned[name] for name in planned.column_names if name.startswith("input_")}
         columns |= {"uri": planned["uri"], "model_id": pa.array([model_id] * count, pa.string())}
         table = pa.table([columns[entry.name] for entry in self._schema], schema=self._schema)

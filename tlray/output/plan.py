@@ -63,12 +63,9 @@ class PlanRecord:
     """`_plan.json`: the measures of a whole plan.
 
     Attributes:
-        num_rows: number of planned inputs.
         num_excluded: number of addresses left out.
-        excluded_by_reason: the same by reason.
         num_bytes: total size of the planned images whose sizes are known.
         streams: rows of gzipped archives, one entry per pass.
-        image_column: column of images in Parquet inputs, None without any.
         selection: the options that chose the rows.
     """
 
@@ -100,14 +97,12 @@ class Plan:
 
     def read(self, first: int, count: int) -> pa.Table:
         """Return the rows `first` to `first + count - 1`."""
-        pieces = []
-        start, stop = first, min(first + count, self.num_rows)
-        while start < stop:
-            number, inside = divmod(start, ROWS_PER_FILE)
-            group, skip = divmod(inside, ROWS_PER_GROUP)
-            pieces.append(_read_group(self.address, number, group).slice(skip, stop - start))
-            start += pieces[-1].num_rows
-        return pa.concat_tables(pieces) if pieces else _read_group(self.address, 0, 0).slice(0, 0)
+        stop = min(first + count, self.num_rows)
+        if first >= stop:
+            return _read_group(self.address, 0).slice(0, 0)
+        groups = range(first // ROWS_PER_GROUP, (stop - 1) // ROWS_PER_GROUP + 1)
+        table = pa.concat_tables(_read_group(self.address, group) for group in groups)
+        return table.slice(first - groups.start * ROWS_PER_GROUP, stop - first)
 
     def take(self, row_ids: npt.NDArray[np.int64]) -> pa.Table:
         """Return rows in the order of `row_ids`."""
@@ -136,8 +131,9 @@ def _open_file(address: str, number: int) -> pq.ParquetFile:
 
 
 @lru_cache(maxsize=8)
-def _read_group(address: str, number: int, group: int) -> pa.Table:
-    return _open_file(address, number).read_row_group(group)
+def _read_group(address: str, group: int) -> pa.Table:
+    number, inside = divmod(group, ROWS_PER_FILE // ROWS_PER_GROUP)
+    return _open_file(address, number).read_row_group(inside)
 
 
 def _name(kind: str, number: int) -> str:

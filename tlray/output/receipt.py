@@ -66,14 +66,12 @@ class Receipt:
         excluded: addresses left out of the plan.
         retries: requests repeated by the last run of the job, as are the rates, `stages` and `engines`.
         update: rows of a run with `--update-from`, else None.
-        parts: parts in the order of their rows.
         config: the options that decide the labels.
         started, finished: UTC, ISO 8601.
         images_per_s: rate including start-up.
         images_per_s_steady: rate from the first labels to the last.
         first_label_s: seconds until the first labels; None if nothing was left to predict.
         stages: seconds by stage.
-        versions: versions of tlray and its libraries.
         needs_review: labels below `--min-probability`; None without that option.
         engines: number of engines by compute type.
         probe: None without an earlier probe.

@@ -20,8 +20,8 @@ from tlray.images.limits import Limits
 from tlray.storage import Fetched
 
 Columns = dict[str, npt.NDArray[Any]]
-"""Columns by name: row_id, retries, and either data (bytes or a FetchError) or image, status, error ("" for none), width
-and height; or a packed batch."""
+"""Columns by name: row_id, retries, and either data (bytes or a FetchError) or image, status, error ("" for none),
+width and height; or a packed batch."""
 
 UNKNOWN = -1
 """An unknown width or height; a batch cannot hold null."""
@@ -57,12 +57,7 @@ def make_encoded(row_ids: npt.NDArray[np.int64], fetched: Iterable[Fetched]) -> 
 
 
 def pack(batch: Columns, block_bytes: int) -> Columns:
-    """Return one row that holds a batch, which Ray Data cannot split or join with others.
-
-    Args:
-        batch: batch to pack.
-        block_bytes: size at which Ray Data makes a block.
-    """
+    """Return one row that holds a batch, which Ray Data cannot split; it makes blocks of `block_bytes`."""
     # always above that size, so that a task that is run again makes the same blocks
     data = pickle.dumps(batch, pickle.HIGHEST_PROTOCOL).ljust(block_bytes + 1, b"\0")
     return {"packed": np.array([data], object)}

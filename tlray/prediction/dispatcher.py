@@ -16,6 +16,7 @@ import ray
 
 from tlray.cluster.nodes import stay_here
 from tlray.errors import StoppedError
+from tlray.output.parts import PlannedRows
 from tlray.output.plan import PLAN_SCHEMA
 from tlray.output.rowset import RowSet
 from tlray.sources.candidates import SourceKind
@@ -32,19 +33,12 @@ Handle: TypeAlias = Any
 """A Ray handle of a `Dispatcher`; mypy cannot type its remote calls."""
 
 
-class Rows(Protocol):
+class Rows(PlannedRows, Protocol):
     """Rows to predict, read a slice at a time: a `Plan` or `MemoryRows`."""
-
-    @property
-    def num_rows(self) -> int:
-        """Number of rows."""
 
     @property
     def image_column(self) -> str | None:
         """Column of images in Parquet inputs."""
-
-    def read(self, first: int, count: int) -> pa.Table:
-        """Return rows by `plan.PLAN_SCHEMA`."""
 
 
 @dataclass
@@ -120,8 +114,8 @@ class Dispatcher:
         self._starts += 1
         if self._starts > _MAX_FAILED_STARTS + 2 * num_engines:
             raise StoppedError(
-                f"engine processes died {self._starts - 1} times without a prediction; if memory is short, give a smaller "
-                "--batch-size or fewer --max-cpus; run the same command to resume"
+                f"engine processes died {self._starts - 1} times without a prediction; if memory is short, give "
+                "a smaller --batch-size or fewer --max-cpus; run the same command to resume"
             )
 
     def note_engine(self, form: str) -> None:

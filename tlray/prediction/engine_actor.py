@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,10 +33,7 @@ if TYPE_CHECKING:
 class BatchPredictions:
     """N decoded images and their predictions, NaN for failed ones.
 
-    Attributes:
-        probabilities: float32 `[N, C]`.
-        ood_score: float32 `[N]`.
-        embeddings: float32 `[N, D]`; `[N, 0]` if they are not requested.
+    Shapes: probabilities `[N, C]`, ood_score `[N]`, embeddings `[N, D]`, or `[N, 0]` if they are not requested.
     """
 
     images: ImageBatch
@@ -59,9 +55,7 @@ class EngineActor:
 
     Args:
         files: the bundle's files for inference, by name; in a list, so that Ray's restarts do not depend on it.
-        batch_size: images per step of the engine.
         num_threads: threads of TensorFlow; None on GPUs.
-        precision: as for `open_engine`.
         num_engines: number of engines of the run.
         dispatcher: the run's `Dispatcher`, in a list for the same reason.
     """
@@ -84,7 +78,6 @@ class EngineActor:
 
         self._limits = limits
         self._columns = columns
-        self._fields = columns.fields
         with tempfile.TemporaryDirectory(prefix="tlray-") as folder:
             contents: dict[str, bytes] = ray.get(files[0])
             unpack(contents, Path(folder))
@@ -100,11 +93,11 @@ class EngineActor:
         key = "batch", int(batch["row_id"][0])
         tries: int | None = ray.get(self._dispatcher.start_batch.remote(key))
         if tries is None:
-            return self._make_table({field.name: [] for field in self._fields})
+            return pa.schema(self._columns.fields).empty_table()
         predicted = None if tries else self._predict_together(batch)
         predicted = predicted or self._predict_one_by_one(key, batch)
         self._dispatcher.leave.remote(key)
-        return self._make_labels(batch, predicted)
+        return make_labels(batch, predicted, self._classes, self._columns)
 
     def _expect(self, images: ImageBatch, count: int) -> BatchPredictions:
         sizes = (count, len(self._classes)), (count,), (count, self._columns.embedding_size)
@@ -154,47 +147,45 @@ class EngineActor:
             )
         return predicted
 
-    def _make_labels(self, batch: Columns, predicted: BatchPredictions) -> pa.Table:
-        images, probabilities, top_k = predicted.images, predicted.probabilities, self._columns.top_k
-        for row in np.flatnonzero(~np.isfinite(probabilities).all(axis=1)):
-            if images.status[row] == OK:
-                images.status[row] = Code.MODEL_ERROR.value
-                images.errors[row] = "a probability is not finite"
-        failed = np.array(images.status, object) != OK
-        order = np.argsort(-probabilities, axis=1, kind="stable")[:, : max(1, top_k)]
-        chances = np.take_along_axis(probabilities, order, axis=1)
-        names = self._classes[order]
-        columns: dict[str, object] = {
-            "row_id": batch["row_id"],
-            "status": images.status,
-            "error": images.errors,
-            "predicted_index": pa.array(order[:, 0], mask=failed),
-            "class_name": pa.array(names[:, 0], mask=failed),
-            "probability": pa.array(chances[:, 0], mask=failed),
-            "width": images.widths,
-            "height": images.heights,
-            "ood_score": pa.array(predicted.ood_score, mask=failed | np.isnan(predicted.ood_score)),
-            "needs_review": pa.nulls(len(order), pa.bool_()),
-            "retries": batch["retries"],
-        }
-        if self._columns.min_probabilities is not None:
-            columns["needs_review"] = pa.array(
-                chances[:, 0] < self._columns.min_probabilities[order[:, 0]], mask=failed
-            )
-        if self._columns.embedding_size:
-            values = pa.array(predicted.embeddings.ravel())
-            columns[EMBEDDING] = pa.FixedSizeListArray.from_arrays(
-                values, self._columns.embedding_size, mask=pa.array(failed)
-            )
-        if top_k:
-            for field, values in zip(TOP_FIELDS, (order, names, chances), strict=True):
-                rows = zip(values.tolist(), failed, strict=True)
-                columns[field.name] = [None if without else value for value, without in rows]
-        return self._make_table(columns)
 
-    def _make_table(self, columns: Mapping[str, object]) -> pa.Table:
-        arrays = [_make_array(columns[field.name], field.type) for field in self._fields]
-        return pa.table(arrays, schema=pa.schema(self._fields))
+def make_labels(
+    batch: Columns, predicted: BatchPredictions, classes: npt.NDArray[np.object_], requested: RequestedColumns
+) -> pa.Table:
+    """Return the table of a batch by `RequestedColumns.fields`; a prediction that is not finite fails its row."""
+    images, probabilities = predicted.images, predicted.probabilities
+    for row in np.flatnonzero(~np.isfinite(probabilities).all(axis=1)):
+        if images.status[row] == OK:
+            images.status[row] = Code.MODEL_ERROR.value
+            images.errors[row] = "a probability is not finite"
+    failed = np.array(images.status, object) != OK
+    order = np.argsort(-probabilities, axis=1, kind="stable")[:, : max(1, requested.top_k)]
+    chances = np.take_along_axis(probabilities, order, axis=1)
+    names = classes[order]
+    needs_review = pa.nulls(len(order), pa.bool_())
+    if requested.min_probabilities is not None:
+        needs_review = pa.array(chances[:, 0] < requested.min_probabilities[order[:, 0]], mask=failed)
+    columns: dict[str, object] = {
+        "row_id": batch["row_id"],
+        "status": images.status,
+        "error": images.errors,
+        "predicted_index": pa.array(order[:, 0], mask=failed),
+        "class_name": pa.array(names[:, 0], mask=failed),
+        "probability": pa.array(chances[:, 0], mask=failed),
+        "width": images.widths,
+        "height": images.heights,
+        "ood_score": pa.array(predicted.ood_score, mask=failed | np.isnan(predicted.ood_score)),
+        "needs_review": needs_review,
+        "retries": batch["retries"],
+    }
+    if requested.embedding_size:
+        values = pa.array(predicted.embeddings.ravel())
+        columns[EMBEDDING] = pa.FixedSizeListArray.from_arrays(values, requested.embedding_size, mask=pa.array(failed))
+    if requested.top_k:
+        for field, values in zip(TOP_FIELDS, (order.tolist(), names.tolist(), chances.tolist()), strict=True):
+            rows = zip(values, failed, strict=True)
+            columns[field.name] = [None if without else value for value, without in rows]
+    arrays = [_make_array(columns[field.name], field.type) for field in requested.fields]
+    return pa.table(arrays, schema=pa.schema(requested.fields))
 
 
 def _make_array(values: object, kind: pa.DataType) -> pa.Array:

@@ -9,7 +9,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import FrameType, TracebackType
+from types import FrameType
 
 from tlray import storage
 from tlray.config import count_allowed
@@ -40,8 +40,6 @@ class RunClock:
     Attributes:
         stages: seconds by stage.
         first_label_s: seconds until the first predictions, None before them.
-        num_predicted: rows predicted so far.
-        num_retries: requests repeated so far.
         engines: number of engines by compute type, of the last pass.
         timeline: about one sample per second, at most 400.
     """
@@ -139,10 +137,7 @@ class Reach:
 class Failures:
     """A check that stops a run with more failed rows than `--max-failed` allows.
 
-    Args:
-        max_failed: a share of all rows up to 1, or a count above 1.
-        num_rows: number of all rows.
-        num_failed: rows that had failed before this run.
+    `max_failed` is a share of all rows up to 1, or a count above 1; `num_failed` rows had failed before this run.
     """
 
     def __init__(self, max_failed: float, num_rows: int, num_failed: int) -> None:
@@ -216,16 +211,14 @@ class TermSignal:
             self._before = signal.signal(signal.SIGTERM, self._handle)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._ours:
             signal.signal(signal.SIGTERM, self._before)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.came = True
         signal.signal(signal.SIGTERM, self._before)
-        # in a thread: the interrupted code may hold locks that draining needs
+        # in a thread: the interrupted code may hold locks that printing and draining need
         threading.Thread(target=self._finish, name="drain", daemon=True).start()
 
     def _finish(self) -> None:

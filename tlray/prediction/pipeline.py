@@ -56,7 +56,6 @@ class PredictionTask:
         done: row ids that need no work.
         windows: `(first, count)` of the slices that tasks take, by `make_windows`.
         batch_size: images per step of the engine; None for the default of its device.
-        precision: as for `engine.open_engine`.
     """
 
     rows: Rows
@@ -87,11 +86,8 @@ def make_windows(
 ) -> list[tuple[int, int]]:
     """Cut row ids into windows `(first, count)`, one per task; leave out windows without work.
 
-    Args:
-        done: row ids that need no work.
-        num_cpus: number of cores; a short job is cut so that all get some work.
-        batch_rows: rows in a batch; windows hold whole batches, since an engine pads smaller ones.
-        streams: rows that form one window each, since one pass over an archive reads them.
+    Windows hold whole batches, since an engine pads smaller ones; a short job is cut so that all cores get some work.
+    Each stream is one window, since one pass over an archive reads it.
     """
     spread = math.ceil(done.num_rows / (4 * max(1, int(num_cpus))))
     most = min(_MAX_WINDOW_ROWS, max(_MIN_WINDOW_ROWS, done.num_rows // _MAX_WINDOWS))
@@ -148,8 +144,7 @@ class PredictionPipeline:
 
     def count_fetched(self) -> int:
         """Return the number of rows that were fetched or could not be reached."""
-        fetched: int = ray.get(self._dispatcher.get_fetched.remote())
-        return fetched
+        return int(ray.get(self._dispatcher.get_fetched.remote()))
 
     def __iter__(self) -> Iterator[pa.Table]:
         try:

@@ -45,10 +45,8 @@ class Probe:
     """The costs of a few rows, and an estimate for the plan.
 
     Attributes:
-        images: number of rows measured.
-        failed: number of these that could not be predicted.
+        images, failed: rows measured, and how many of them failed.
         engine: compute type.
-        cores, gpus: cores and GPUs of this machine that prediction uses.
         fetch_s: seconds per image to fetch, with the full number of requests in flight.
         fetch_cpu_s, decode_cpu_s: core-seconds per image.
         infer_s: engine-seconds per image, of a core or a GPU.
@@ -102,11 +100,6 @@ def run_probe(
     price_per_hour: float | None,
 ) -> Probe:
     """Measure rows from all over the plan, and save the result beside it.
-
-    Args:
-        batch_size: images per step of the engine; None for the default of its device.
-        precision: as for `engine.open_engine`.
-        price_per_hour: price of this machine, in any currency.
 
     Raises:
         StoppedError: none of the rows can be predicted, or the output cannot be written.

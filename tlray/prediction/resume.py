@@ -30,7 +30,6 @@ class RunState:
         settled: rows that need no prediction: done, kept, or waiting in `writer`.
         resumed_rows: number of rows that earlier runs had finished.
         retried_codes: codes of failed rows to predict again.
-        parts: parts written so far, by name.
         unreachable: row ids that could not be reached; they are tried again at the end.
         update: comparison with the output of `--update-from`, None without it.
     """

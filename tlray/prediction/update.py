@@ -49,7 +49,7 @@ class EarlierOutput:
         self.comparison = UpdateRecord(output)
         self._plan = plan
         self._labels = LabelsReader.open(output, receipt)
-        self._addresses = _hash_all(plan)
+        self._addresses = np.concatenate([_hash(rows) for rows in plan.iter_tables()])
         self._order = np.argsort(self._addresses, kind="stable")
         differing = [name for name in _MUST_AGREE if receipt.config.get(name) != asked.get(name)]
         self._usable = not differing
@@ -95,7 +95,7 @@ class EarlierOutput:
         return np.array([status not in codes for status in statuses], bool)
 
     def _find(self, table: pa.Table) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Return the positions of a new plan's rows that the earlier plan may have, and the row ids there."""
+        """Return the positions of a new plan's rows that the earlier one may have, and their row ids in that."""
         hashes = _hash(table)
         places = np.minimum(np.searchsorted(self._addresses, hashes, sorter=self._order), len(self._order) - 1)
         candidates = self._order[places]
@@ -107,14 +107,9 @@ def _compare(ours: pa.ChunkedArray, theirs: pa.ChunkedArray) -> npt.NDArray[np.b
     """Return a mask of the rows in which two columns are equal, or both null."""
     equal = pc.fill_null(pc.equal(ours, theirs), False).to_numpy(zero_copy_only=False)
     both_null = (~ours.is_valid().to_numpy()) & (~theirs.is_valid().to_numpy())
-    either: npt.NDArray[np.bool_] = np.logical_or(equal, both_null)
-    return either
-
-
-def _hash_all(plan: Plan) -> npt.NDArray[np.int64]:
-    """Return a hash of each row's address, valid within this process."""
-    return np.concatenate([_hash(table) for table in plan.iter_tables()])
+    return np.asarray(equal | both_null, np.bool_)
 
 
 def _hash(table: pa.Table) -> npt.NDArray[np.int64]:
+    """Return a hash of each row's address, valid within this process."""
     return np.fromiter((hash(uri) for uri in table["uri"].to_pylist()), np.int64, table.num_rows)

@@ -98,7 +98,7 @@ def _read_ranges(source: SourceKind, rows: list[PlannedRow], max_bytes: int) -> 
 
 
 def _answer_early(row: PlannedRow, max_bytes: int) -> Fetched | None:
-    """What a row's own columns tell without a request."""
+    """Return the error that a row's own columns show without a request, if any."""
     if row.length is not None and row.length > 2 * max_bytes:
         return Fetched(_explain_size(row.length, max_bytes), 0)
     if row.size is not None and row.size > max_bytes:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import secrets
 import socket
 import threading
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import psutil
 
@@ -24,6 +23,7 @@ from tlray.errors import Code, FetchError, OutputError, StoppedError
 from tlray.storage import local, s3
 from tlray.storage.addresses import Request, is_s3, join
 from tlray.storage.fetch import fetch
+from tlray.storage.records import RecordError, dump_record, parse_record
 
 NAME = "_lock.json"
 
@@ -35,7 +35,29 @@ _LOOK_S = 1.0
 _CLOCK_TOLERANCE_S = 2.0
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
-Record = dict[str, Any]
+
+@dataclass(frozen=True)
+class LockRecord:
+    """The process that holds a lock.
+
+    Attributes:
+        host: name of its machine.
+        boot_id: of that machine since it started.
+        pid: process id.
+        started: when the process started, seconds since the epoch.
+        token: distinguishes locks of one process.
+        heartbeat: last sign of life, seconds since the epoch.
+    """
+
+    host: str
+    boot_id: str
+    pid: int
+    started: float
+    token: str
+    heartbeat: float
+
+
+_UNREADABLE = LockRecord("an unknown host", "", 0, 0.0, "", 0.0)
 
 
 class Lock:
@@ -65,8 +87,8 @@ class Lock:
             if held is None and time.monotonic() - began < self._wait_s:
                 time.sleep(_LOOK_S / 10)  # it was removed between the two calls
                 continue
-            held = held or {}
-            mark = f"{held.get('token')} {held.get('heartbeat')}"
+            held = held or _UNREADABLE
+            mark = f"{held.token} {held.heartbeat}"
             if mark != seen[0]:
                 seen = (mark, time.monotonic())
             if _is_dead(held, time.monotonic() - seen[1]):
@@ -75,12 +97,12 @@ class Lock:
                 continue
             if time.monotonic() - began >= self._wait_s:
                 raise StoppedError(
-                    f"another tlray works on {self._output} (process {held.get('pid')} on {held.get('host')}); "
+                    f"another tlray works on {self._output} (process {held.pid} on {held.host}); "
                     "let it finish or stop it, then run the same command again"
                 )
             if not said:
                 said = True
-                where = f"process {held.get('pid')} on {held.get('host')}"
+                where = f"process {held.pid} on {held.host}"
                 say(f"another tlray works on {self._output} ({where}); waiting up to {self._wait_s:.0f} s for it")
             time.sleep(_LOOK_S)
         self._beat.start()
@@ -104,7 +126,7 @@ class Lock:
             raise StoppedError(f"another tlray has taken over {self._output}; this one stops")
 
     def _make_record(self) -> bytes:
-        return json.dumps({**_describe_self(), "token": self._token, "heartbeat": time.time()}).encode()
+        return dump_record(replace(_describe_self(), token=self._token, heartbeat=time.time()))
 
     def _create(self) -> bool:
         if is_s3(self._address):
@@ -114,21 +136,20 @@ class Lock:
             return self._find_etag()
         return local.put_new(self._address, self._make_record())
 
-    def _read(self) -> Record | None:
+    def _read(self) -> LockRecord | None:
         data = fetch(Request(self._address)).data
         if isinstance(data, FetchError):
             if data.code is not Code.NOT_FOUND:
                 raise OutputError(f"{self._address} cannot be read: {data}")
             return None
         try:
-            record: Record = json.loads(data)
-        except ValueError:
-            return {}
-        return record
+            return parse_record(LockRecord, data)
+        except RecordError:
+            return _UNREADABLE
 
     def _is_ours(self) -> bool:
         held = self._read()
-        return held is not None and held.get("token") == self._token
+        return held is not None and held.token == self._token
 
     def _find_etag(self) -> bool:
         """Return whether the stored record is ours, and keep its etag: the response to the write may have been lost."""
@@ -137,12 +158,12 @@ class Lock:
         _, self._etag = s3.head(self._address)
         return True
 
-    def _take_over(self, dead: Record) -> bool:
+    def _take_over(self, dead: LockRecord) -> bool:
         """Replace a dead driver's record unless another driver did so first; return whether the lock is ours."""
         if is_s3(self._address):
             _, etag = s3.head(self._address)
             held = self._read()
-            if held is None or held.get("token") != dead.get("token"):
+            if held is None or held.token != dead.token:
                 return False
             s3.put_if(self._address, self._make_record(), etag)
             return self._find_etag()
@@ -150,7 +171,7 @@ class Lock:
             with Path(self._address).open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 held = self._read()
-                if held is None or held.get("token") != dead.get("token"):
+                if held is None or held.token != dead.token:
                     return False
                 local.put(self._address, self._make_record())
         except FileNotFoundError:
@@ -162,7 +183,7 @@ class Lock:
             # an unreachable store does not mean that the lock is lost
             with contextlib.suppress(OutputError, FetchError, OSError):
                 held = self._read()
-                if held is not None and held.get("token") != self._token:
+                if held is not None and held.token != self._token:
                     self._lost = True
                     return
                 if is_s3(self._address):
@@ -173,31 +194,26 @@ class Lock:
                     local.put(self._address, self._make_record())
 
 
-def _describe_self() -> Record:
+def _describe_self() -> LockRecord:
     process = psutil.Process()
-    return {
-        "host": socket.gethostname(),
-        "boot_id": _read_boot_id(),
-        "pid": process.pid,
-        "started": process.create_time(),
-    }
+    return LockRecord(socket.gethostname(), _read_boot_id(), process.pid, process.create_time(), "", 0.0)
 
 
 def _read_boot_id() -> str:
     return _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else str(round(psutil.boot_time()))
 
 
-def _is_dead(held: Record, unchanged_s: float) -> bool:
+def _is_dead(held: LockRecord, unchanged_s: float) -> bool:
     """Return whether the writer of a record has ended; the record has been the same for `unchanged_s` seconds."""
-    if held.get("host") == socket.gethostname():
-        if held.get("boot_id") != _read_boot_id():
+    if held.host == socket.gethostname():
+        if held.boot_id != _read_boot_id():
             return True
         try:
-            process = psutil.Process(held["pid"])
+            process = psutil.Process(held.pid)
             alive = process.status() != psutil.STATUS_ZOMBIE
-            return not alive or abs(process.create_time() - held["started"]) > _CLOCK_TOLERANCE_S
+            return not alive or abs(process.create_time() - held.started) > _CLOCK_TOLERANCE_S
         except psutil.NoSuchProcess:
             return True
-        except (psutil.Error, KeyError, TypeError, ValueError):
+        except psutil.Error:
             return unchanged_s > 2 * HEARTBEAT_S
-    return time.time() - float(held.get("heartbeat", 0)) > STALE_S and unchanged_s > 2 * HEARTBEAT_S
+    return time.time() - held.heartbeat > STALE_S and unchanged_s > 2 * HEARTBEAT_S

@@ -1,7 +1,6 @@
 """Train a classifier: `train` on the driver, `worker` on every Ray Train worker.
 
-train: check, list and inspect the images, run the workers, save the bundle.
-launch: start Ray Train's workers and follow them; channel: messages between workers and driver.
+train, launch, channel: the driver, its control of Ray Train's workers, and the messages between both.
 dataset, results, tracking: images and their roles, metrics and advice, MLflow.
 task: everything a worker needs to know; ray_train: its entry point.
 worker, steps, networks, loader, export: phases and epochs, distributed steps, networks, batches, the finished model.

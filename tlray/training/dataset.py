@@ -106,7 +106,7 @@ def assign_roles(config: TrainConfig, images: Images, *, spread: bool) -> Roles:
     if len(left_out) > allowed:
         raise StoppedError(
             f"{len(left_out):,} of {len(images.uris):,} images cannot be decoded, --max-failed allows {allowed:,.0f}; "
-            "mend or remove them, or raise --max-failed"
+            "repair or remove them, or raise --max-failed"
         )
     good = np.array([fault is None for fault in faults])
     rows = np.arange(len(images.uris))

@@ -44,9 +44,7 @@ def export_model(
     """Build the whole network outside of any strategy, on the CPU, in float32, and save it.
 
     Args:
-        task: the training.
         weights: the trained weights by name; all others keep their initial values.
-        history: for TensorBoard.
         calibration: its temperature is folded into the last layer, its out-of-distribution score into the SavedModel.
 
     Returns:

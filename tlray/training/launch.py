@@ -52,13 +52,7 @@ class TrainedModel:
 
 @dataclass
 class Outcome:
-    """The result of a training so far.
-
-    Attributes:
-        model: None until training has ended.
-        stages: Unix time at which each stage began.
-        starts: number of times the workers were started.
-    """
+    """The result of a training so far: `stages` by Unix time of their start, `starts` of the workers."""
 
     history: list[EpochRecord] = field(default_factory=list)
     model: TrainedModel | None = None
@@ -154,7 +148,7 @@ class Launch:
         if silent_s > wait_s:
             raise StoppedError(
                 f"workers were lost, and there is no room for new ones: {demand.option} needs {demand}; {has}; the "
-                "same command goes on behind the last epoch, with fewer --num-workers too"
+                "same command goes on after the last epoch, with fewer --num-workers too"
             )
         say(f"workers were lost; waiting for room for new ones, {demand}: {has}; {wait_s - silent_s:.0f} s left")
 
@@ -264,11 +258,11 @@ class _TrainingMonitor:
         return TrainedModel(contents, model.architecture, model.kept, model.calibration, predictions)
 
     def _say_start(self, epochs: int, num_workers: int, stage: Stage) -> None:
-        behind = f"behind epoch {epochs}" if epochs else "from the beginning"
+        resumed = f"after epoch {epochs}" if epochs else "from the beginning"
         if self._outcome.starts > 1:
-            stage.say(f"workers were lost; {num_workers} new ones go on {behind}")
+            stage.say(f"workers were lost; {num_workers} new ones go on {resumed}")
         elif epochs:
-            stage.say(f"an earlier run was stopped; going on {behind} with {num_workers} workers")
+            stage.say(f"an earlier run was stopped; going on {resumed} with {num_workers} workers")
 
     def _say_epoch(self, record: EpochRecord, stage: Stage) -> None:
         val = ""

@@ -56,7 +56,7 @@ class BatchSource(Protocol):
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Decoded images, uint8 `[B, S, S, 3]`, for the online road.
+    """Decoded images, uint8 `[B, S, S, 3]`, for phases that are not cached.
 
     Attributes:
         uris: Ray reference to every address, by row id.

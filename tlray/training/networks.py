@@ -40,11 +40,8 @@ def open_network(
     """Build the part of the network that a phase works on.
 
     Args:
-        task: the training.
         phase: decides the part: the whole network without cached features, else the head, or the tail and the head.
-        strategy: of all workers.
         head: the dense layers, shared by all phases.
-        cache: None if features are not cached.
         trained: weights of everything trained so far.
         before: of the previous phase; a whole network is used again.
     """

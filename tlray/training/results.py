@@ -86,7 +86,6 @@ def collect_label_errors(
         cache: with pooled features of the frozen base, which were trained without these labels; None if there are
             none, and the finished network's features are used.
         predictions: of the finished network, by role.
-        roles, images: of the training.
         view: of the training images in the cache.
         seed: chooses the rows of a large set.
 
@@ -168,12 +167,9 @@ class TrainSummary:
     """The result of a training.
 
     Attributes:
-        output: address of the bundle.
-        classes: class names by index.
         left_out: address and reason of every unusable image.
         seconds: wall time by stage.
         label_errors: None if `already_done`.
-        advice: sentences, as `advise` returns them.
         already_done: whether the bundle existed before and nothing was trained.
     """
 
@@ -181,9 +177,9 @@ class TrainSummary:
     model_id: str
     classes: tuple[str, ...]
     images: RoleCounts
+    left_out: list[tuple[str, str]]
     history: list[EpochRecord]
     metrics: Metrics
-    left_out: list[tuple[str, str]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     label_errors: LabelErrorSummary | None = None
     advice: list[str] = field(default_factory=list)

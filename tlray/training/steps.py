@@ -73,9 +73,7 @@ class TrainStep:
         """Make the step, without tracing it.
 
         Args:
-            strategy: of all workers.
-            network: opened for its phase.
-            optimizer: built on the network's trainable variables.
+            network, optimizer: opened for the phase; built on the network's trainable variables.
             label_smoothing: share of the target that is spread over all classes (Szegedy et al., 2016, section 7).
             clip_norm: maximum global norm of the gradient; None does not clip.
         """
@@ -83,7 +81,10 @@ class TrainStep:
         self.loss_scale = _FIRST_LOSS_SCALE if scaled else 1.0
         self._scaled = scaled
         self._finite_steps = 0
-        self._step = _make_train_step(strategy, network, optimizer, label_smoothing, clip_norm, scaled=scaled)
+        self._strategy, self._network, self._optimizer = strategy, network, optimizer
+        self._label_smoothing, self._clip_norm = label_smoothing, clip_norm
+        self._variables = network.trainable_variables
+        self._step = tf.function(lambda batch, scale: strategy.run(self._step_replica, args=(batch, scale)))
 
     def step(self, batch: Batch) -> npt.NDArray[np.float32]:
         """Take one step on this worker's share; every worker must call it.
@@ -110,54 +111,35 @@ class TrainStep:
         elif self._finite_steps == _LOSS_SCALE_GROWTH_STEPS:
             self.loss_scale, self._finite_steps = self.loss_scale * 2, 0
 
+    def _step_replica(self, batch: Tensors, scale: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        gradients, sums = self._differentiate(batch, scale)
+        finite = tf.constant(True)
+        if self._scaled or self._clip_norm is not None:
+            gradients, finite = self._limit(gradients, scale)
+        self._optimizer.apply(gradients, self._variables)
+        return sums, finite
 
-def _make_train_step(
-    strategy: tf.distribute.Strategy,
-    network: Network,
-    optimizer: keras.optimizers.Optimizer,
-    label_smoothing: float,
-    clip_norm: float | None,
-    *,
-    scaled: bool,
-) -> Function:
-    variables = network.trainable_variables
+    def _differentiate(self, batch: Tensors, scale: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
+        inputs = tf.cast(batch["inputs"], tf.float32)
+        if self._network.entrance == "pixels":
+            inputs = warp(inputs, batch["transforms"])
+        labels, weights = batch["labels"], batch["weights"]
+        with tf.GradientTape() as tape:
+            probabilities = self._network.call(inputs, training=True, masks=batch.get("masks"))
+            losses = _cross_entropy(labels, probabilities, self._label_smoothing) * weights
+            # the optimizer sums over the workers, so each divides by the rows of the whole step
+            loss = tf.reduce_sum(losses) / batch["total"] * scale
+        gradients = tape.gradient(loss, self._variables)
+        hits = tf.cast(tf.argmax(probabilities, axis=1, output_type=labels.dtype) == labels, tf.float32)
+        return gradients, tf.stack([tf.reduce_sum(losses), tf.reduce_sum(hits * batch["counts"])])
 
-    def limit(gradients: list[tf.Tensor], scale: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
+    def _limit(self, gradients: list[tf.Tensor], scale: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
         """Unscale the gradients and clip them by their global norm over all workers; zero if it is not finite."""
         whole = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, gradients)
         norm = tf.linalg.global_norm(whole) / scale
         finite = tf.math.is_finite(norm)
-        factor = tf.minimum(1.0, clip_norm / norm) / scale if clip_norm is not None else 1 / scale
+        factor = (1.0 if self._clip_norm is None else tf.minimum(1.0, self._clip_norm / norm)) / scale
         return [tf.where(finite, gradient * factor, tf.zeros_like(gradient)) for gradient in gradients], finite
-
-    def differentiate(batch: Tensors, scale: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
-        inputs = tf.cast(batch["inputs"], tf.float32)
-        if network.entrance == "pixels":
-            inputs = warp(inputs, batch["transforms"])
-        labels, weights = batch["labels"], batch["weights"]
-        with tf.GradientTape() as tape:
-            probabilities = network.call(inputs, training=True, masks=batch.get("masks"))
-            losses = _cross_entropy(labels, probabilities, label_smoothing) * weights
-            # the optimizer sums over the workers, so each divides by the rows of the whole step
-            loss = tf.reduce_sum(losses) / batch["total"] * scale
-        gradients = tape.gradient(loss, variables)
-        hits = tf.cast(tf.argmax(probabilities, axis=1, output_type=labels.dtype) == labels, tf.float32)
-        return gradients, tf.stack([tf.reduce_sum(losses), tf.reduce_sum(hits * batch["counts"])])
-
-    def step_replica(batch: Tensors, scale: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        gradients, sums = differentiate(batch, scale)
-        finite = tf.constant(True)
-        if scaled or clip_norm is not None:
-            gradients, finite = limit(gradients, scale)
-        optimizer.apply(gradients, variables)
-        return sums, finite
-
-    @tf.function
-    def step(batch: Tensors, scale: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        sums, finite = strategy.run(step_replica, args=(batch, scale))
-        return sums, finite
-
-    return step
 
 
 def _cross_entropy(labels: tf.Tensor, probabilities: tf.Tensor, label_smoothing: float) -> tf.Tensor:

@@ -31,14 +31,7 @@ _REFERENCES = 512
 
 @dataclass(frozen=True)
 class PhasePlan:
-    """One phase.
-
-    Attributes:
-        epochs: maximum number.
-        learning_rate: the peak.
-        warmup_epochs: epochs over which the rate rises.
-        cached: whether its inputs come from the feature cache.
-    """
+    """One phase: at most `epochs`, a peak `learning_rate`, and inputs from the feature cache if `cached`."""
 
     name: PhaseName
     epochs: int
@@ -54,7 +47,6 @@ class TrainingTask:
     """Everything a worker needs to know.
 
     Attributes:
-        classes: class names by label.
         class_weights: float32 `[C]`, weight of a training row by label.
         batch_size: images of one worker in one step.
         num_views: number of views in the cache; epoch e trains on view e mod this.
@@ -106,7 +98,6 @@ class WorkerSettings:
 
     Attributes:
         channel: handle of the `Channel` actor.
-        checkpoints: folder of this run's states.
         num_threads: threads of one machine, shared by its workers.
         collective_timeout_s: maximum wait for other workers in one sum.
     """

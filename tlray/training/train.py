@@ -75,19 +75,18 @@ def train(config: TrainConfig) -> TrainSummary:
     record = TrainingRecord(asked, resolve(config), images.fingerprint, counts, len(roles.left_out))
     saved = _save(config, output, images, outcome, record, label_errors, listed)
     _remove_checkpoints(config, checkpoints)
+    train_labels = images.labels[roles.rows["train"]]
     summary = TrainSummary(
         output=output,
         model_id=saved.model_id,
         classes=images.classes,
         images=counts,
+        left_out=roles.left_out,
         history=outcome.history,
         metrics=saved.metrics,
-        left_out=roles.left_out,
         seconds=_measure_stages(outcome.stages, started, frozen_s, time.time()),
         label_errors=label_errors,
-        advice=results.advise(
-            config, outcome.history, saved.metrics, images.labels[roles.rows["train"]], len(roles.left_out)
-        ),
+        advice=results.advise(config, outcome.history, saved.metrics, train_labels, len(roles.left_out)),
     )
     if config.mlflow_uri is not None:
         _track(config, summary)
@@ -118,8 +117,8 @@ def _summarize_existing(output: str, manifest: Manifest, asked: dict[str, Json],
             "give a new folder or prefix"
         )
     loaded = bundle.load_bundle(output)
-    history, counts = loaded.load_history(), made_by.counts
-    return TrainSummary(output, loaded.model_id, loaded.classes, counts, history, manifest.metrics, already_done=True)
+    identity = (output, loaded.model_id, loaded.classes)
+    return TrainSummary(*identity, made_by.counts, [], loaded.load_history(), manifest.metrics, already_done=True)
 
 
 def _prepare(config: TrainConfig, cluster: Cluster, images: Images, checkpoints: str) -> Cluster:
@@ -208,11 +207,10 @@ def _find_label_errors(
     config: TrainConfig, cache: Cache | None, model: TrainedModel, roles: Roles, images: Images
 ) -> tuple[LabelErrorSummary, bytes]:
     """Collect label errors, from the cached features of phase 1 if there are any."""
-    has_pooled = cache is not None and "pooled" in cache.frozen.kinds and config.head_epochs > 0
-    view = (config.head_epochs - 1) % config.resolved_views if has_pooled else 0
-    return results.collect_label_errors(
-        cache if has_pooled else None, model.predictions, roles, images, view, config.seed
-    )
+    if cache is not None and ("pooled" not in cache.frozen.kinds or config.head_epochs == 0):
+        cache = None
+    view = (config.head_epochs - 1) % config.resolved_views if cache is not None else 0
+    return results.collect_label_errors(cache, model.predictions, roles, images, view, config.seed)
 
 
 def _save(

@@ -41,7 +41,7 @@ def test_19_driver_killed(calm, undisturbed, tmp_path):
         driver.kill_driver()
         kept = {path: path.stat().st_mtime_ns for path in (output / "labels").glob("part-*")}
     printed = run_tlray(*options)
-    done = int(printed.partition("going on: ")[2].partition(" of")[0])
+    done = int(printed.partition("resuming: ")[2].partition(" of")[0])
     assert done >= 20 * len(kept) >= 480
     assert all(path.stat().st_mtime_ns == written for path, written in kept.items())
     check_same_labels(output, expected)
@@ -112,7 +112,7 @@ def test_drained_by_sigterm(calm, undisturbed, tmp_path):
     edited = waiting.set_column(position, waiting.field(position), pa.array(statuses))
     pq.write_table(edited, tmp_path / "out" / "_waiting.parquet")
     printed = run_tlray(*options, "--retry-failed", "EMPTY")
-    assert f"going on: {waiting.num_rows - 1:,} of 600 rows" in printed
+    assert f"resuming: {waiting.num_rows - 1:,} of 600 rows" in printed
     assert "trying 1 rows again" in printed
     check_same_labels(tmp_path / "out", expected)
 
@@ -126,7 +126,7 @@ def test_22_half_a_part(calm, undisturbed, tmp_path):
     parts[3].write_bytes(parts[3].read_bytes()[:-9])
     parts[7].rename(output / "labels" / f".{parts[7].name}.0123.partial")
     printed = run_tlray(*make_options(undisturbed, output, folder, rows_per_part=20))
-    assert "going on: 560 of 600 rows" in printed
+    assert "resuming: 560 of 600 rows" in printed
     check_same_labels(output, expected)
 
 
@@ -141,7 +141,7 @@ def test_25_two_drivers(calm, undisturbed, tmp_path):
     second.wait_for("waiting up to 60 s")
     first.kill_driver()
     began = time.monotonic()
-    second.wait_for("going on")
+    second.wait_for("resuming")
     assert time.monotonic() - began < 20
     second.finish()
     check_same_labels(output, expected)

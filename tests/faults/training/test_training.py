@@ -97,7 +97,7 @@ def test_41_worker_killed(tmp_path, small, undisturbed):
     watched.wait_for("epoch 6/10 (finetune)")
     kill(watched.find_workers()[-1])
     output = watched.finish()
-    assert output.count("workers were lost; 2 new ones go on behind epoch") == 2
+    assert output.count("workers were lost; 2 new ones go on after epoch") == 2
     check_same_history(read_history(tmp_path / "bundle"), read_history(undisturbed))
     ours, theirs = read_manifest(tmp_path / "bundle"), read_manifest(undisturbed)
     assert ours["metrics"]["validation"]["accuracy"] == theirs["metrics"]["validation"]["accuracy"]
@@ -112,7 +112,7 @@ def test_41_worker_stopped_dead(tmp_path, small):
     watched.wait_for("epoch 1/10 (head)")
     watched.stop(watched.find_workers()[-1])
     output = watched.finish()
-    assert "workers were lost; 2 new ones go on behind epoch" in output
+    assert "workers were lost; 2 new ones go on after epoch" in output
     assert len(read_history(tmp_path / "bundle")) == 10
 
 
@@ -123,7 +123,7 @@ def test_42_driver_killed(tmp_path, small, undisturbed):
     watched.kill_driver()
     assert not (tmp_path / "bundle").exists()
     output = run_tlray("train", *options)
-    assert "an earlier run was stopped; going on behind epoch" in output
+    assert "an earlier run was stopped; going on after epoch" in output
     assert "epoch 1/10" not in output
     check_same_history(read_history(tmp_path / "bundle"), read_history(undisturbed))
     assert not (tmp_path / "bundle-checkpoints").exists()

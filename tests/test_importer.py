@@ -1,0 +1,99 @@
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from tlray.config import ImportConfig
+from tlray.errors import ConfigError
+from tlray.importer import _calibrate, _draw_images, _find_image_size, _measure, _ValidationPredictions, read_classes
+from tlray.metrics.calibration import MIN_IMAGES
+
+
+@pytest.mark.parametrize("text", ["cat\n\n  dog \nowl\n", json.dumps(["cat", "dog", "owl"])])
+def test_class_names_come_from_lines_or_a_json_list(tmp_path, text):
+    path = tmp_path / "classes.txt"
+    path.write_text(text)
+    assert read_classes(str(path)) == ["cat", "dog", "owl"]
+
+
+@pytest.mark.parametrize("text", ["", "cat\n", "[]", '["cat", 1]', '["cat", ""]', '{"cat": 0, "dog": 1}', "12"])
+def test_anything_but_two_names_is_refused(tmp_path, text):
+    path = tmp_path / "classes.txt"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="--classes takes a file with one name a line, or a JSON list"):
+        read_classes(str(path))
+
+
+def test_a_name_given_twice_is_refused(tmp_path):
+    path = tmp_path / "classes.txt"
+    path.write_text("dog\ncat\ndog\n")
+    with pytest.raises(ConfigError, match="takes each name once; got dog several times"):
+        read_classes(str(path))
+
+
+def test_a_missing_class_list_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"--classes .*none\.txt cannot be read"):
+        read_classes(str(tmp_path / "none.txt"))
+
+
+def find_size(given, height, width):
+    config = ImportConfig(model="m.keras", classes="c", output="o", image_size=given)
+    return _find_image_size(config, SimpleNamespace(inputs=[SimpleNamespace(shape=(None, height, width, 3))]))
+
+
+def test_the_image_size_is_the_models_or_the_given_one():
+    assert (
+        find_size(None, 96, 96) == find_size(96, 96, 96) == find_size(96, None, None) == find_size(None, None, 96) == 96
+    )
+
+
+@pytest.mark.parametrize("sizes", [(64, 96, 96), (None, 96, 64), (64, None, 96)])
+def test_another_size_than_the_models_is_refused(sizes):
+    with pytest.raises(ConfigError, match="--image-size takes what the model does"):
+        find_size(*sizes)
+
+
+def test_a_model_of_any_size_needs_one():
+    with pytest.raises(ConfigError, match="--image-size is needed"):
+        find_size(None, None, None)
+
+
+def make_predictions(count, num_features=4):
+    random = np.random.default_rng(0)
+    features = random.random((count, num_features), np.float32)
+    return _ValidationPredictions(random.integers(0, 2, count), random.dirichlet([1, 1], count), features, 0)
+
+
+def test_without_images_nothing_is_calibrated_or_measured():
+    calibration = _calibrate(None, scalable=True)
+    assert (calibration.temperature, calibration.images, calibration.ood_score) == (1.0, 0, None)
+    metrics, thresholds = _measure(None, calibration, ["a", "b"], 0.9)
+    assert (metrics.validation, thresholds) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("count", "scalable", "images"), [(MIN_IMAGES, True, MIN_IMAGES), (MIN_IMAGES - 1, True, 0), (MIN_IMAGES, False, 0)]
+)
+def test_the_temperature_needs_logits_and_enough_images(count, scalable, images):
+    calibration = _calibrate(make_predictions(count), scalable=scalable)
+    assert calibration.images == images
+    assert (calibration.temperature != 1.0) == (images > 0)
+
+
+def test_half_of_the_images_are_references_and_no_features_give_no_score():
+    assert len(_calibrate(make_predictions(80), scalable=True).ood_score.references) == 40
+    predictions = make_predictions(20, num_features=0)
+    calibration = _calibrate(predictions, scalable=True)
+    assert calibration.ood_score is None
+    metrics, thresholds = _measure(predictions, calibration, ["a", "b"], 0.9)
+    assert metrics.validation.images == metrics.uncalibrated.images == 20
+    assert metrics.ood_score is None
+    assert thresholds.target_precision == 0.9
+
+
+def test_drawn_images_are_the_same_every_time():
+    first, second = _draw_images(24), _draw_images(24)
+    assert [data for _, data, _ in first] == [data for _, data, _ in second]
+    assert {pixels.shape for _, _, pixels in first} == {(24, 24, 3)}
+    assert len({data for _, data, _ in first}) == len(first)

@@ -1,0 +1,94 @@
+import hashlib
+
+import numpy as np
+import pytest
+
+from tlray.config import TrainConfig
+from tlray.errors import Code, DataError, StoppedError
+from tlray.images.limits import Limits
+from tlray.training.dataset import assign_roles, inspect_images, list_images
+
+
+@pytest.fixture
+def folder(tmp_path, write_digits):
+    return write_digits(tmp_path / "train", 2, 6)
+
+
+def make_config(folder, **values):
+    return TrainConfig(data=str(folder), output="unused", **values)
+
+
+def test_images_are_numbered_by_class_and_name(folder):
+    images = list_images(make_config(folder))
+    assert images.classes == ("0", "1")
+    assert images.uris == sorted(map(str, folder.rglob("*.png")))
+    assert images.labels.tolist() == [0] * 6 + [1] * 6
+    assert images.labels.dtype == np.int32
+    assert set(images.folder) == {"train"}
+
+
+def test_the_fingerprint_changes_with_the_files(folder):
+    before = list_images(make_config(folder)).fingerprint
+    assert list_images(make_config(folder)).fingerprint == before
+    next(folder.rglob("*.png")).unlink()
+    assert list_images(make_config(folder)).fingerprint != before
+
+
+def test_validation_and_test_folders_give_their_rows_these_roles(folder, tmp_path, write_digits):
+    val, test = write_digits(tmp_path / "val", 2, 1, 10), write_digits(tmp_path / "test", 2, 2, 20)
+    config = make_config(folder, val_data=str(val), test_data=str(test))
+    images = list_images(config)
+    roles = assign_roles(config, images, spread=False)
+    assert roles.rows["train"].tolist() == list(range(12))
+    assert roles.rows["val"].tolist() == [12, 13]
+    assert roles.rows["test"].tolist() == [14, 15, 16, 17]
+    assert roles.left_out == []
+
+
+def test_without_a_validation_folder_every_training_image_gets_one_role(folder):
+    config = make_config(folder, val_fraction=0.5)
+    images = list_images(config)
+    roles = assign_roles(config, images, spread=False)
+    assert sorted([*roles.rows["train"], *roles.rows["val"]]) == list(range(12))
+    assert 0 < len(roles.rows["val"]) < 12
+    assert set(images.labels[roles.rows["train"]]) == {0, 1}
+
+
+def test_an_image_that_cannot_be_decoded_is_left_out_and_named(folder, capsys):
+    bad = folder / "0" / "a.png"
+    bad.write_bytes(b"not an image")
+    config = make_config(folder, val_fraction=0.0)
+    roles = assign_roles(config, list_images(config), spread=False)
+    ((uri, fault),) = roles.left_out
+    assert uri == str(bad)
+    assert fault.partition(":")[0] in list(Code)
+    assert 0 not in roles.rows["train"]
+    assert len(roles.rows["train"]) == 12
+    assert f"left out: {bad}" in capsys.readouterr().out
+
+
+def test_more_bad_images_than_allowed_stop_the_training(folder):
+    (folder / "0" / "a.png").write_bytes(b"not an image")
+    config = make_config(folder, max_failed=0)
+    with pytest.raises(StoppedError, match="1 of 13 images cannot be decoded, --max-failed allows 0"):
+        assign_roles(config, list_images(config), spread=False)
+
+
+def test_a_class_needs_one_image_that_can_be_decoded(folder):
+    for path in (folder / "1").iterdir():
+        path.write_bytes(b"not an image")
+    config = make_config(folder, max_failed=100)
+    with pytest.raises(DataError, match="no image of 1 can be decoded"):
+        assign_roles(config, list_images(config), spread=False)
+
+
+def test_a_digest_is_the_hash_of_the_file_in_order(folder):
+    paths = sorted(folder.rglob("*.png"))
+    digests, faults = inspect_images(list(map(str, paths)) * 8, Limits(), spread=False)
+    assert digests == [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths] * 8
+    assert faults == [None] * 96
+
+
+def test_an_image_that_cannot_be_fetched_stops_the_training(folder):
+    with pytest.raises(StoppedError, match=r"gone\.png cannot be read \(NOT_FOUND: "):
+        inspect_images([str(folder / "gone.png")], Limits(), spread=False)

@@ -1,0 +1,43 @@
+import numpy as np
+
+from tlray.metrics.calibration import MIN_IMAGES
+from tlray.training.predictions import RowPredictions, fit_calibration, join_predictions
+
+
+def predict(rows, kept):
+    rows, kept = np.array(rows), np.array(kept, np.int64)
+    return RowPredictions(
+        rows,
+        np.stack([rows, -rows], axis=1).astype(np.float32),
+        kept,
+        np.repeat(kept[:, None], 3, axis=1).astype(np.float32),
+    )
+
+
+def test_parts_are_joined_in_order_of_their_rows():
+    joined = join_predictions([predict([5, 1], [1]), predict([3], []), predict([2, 4], [4, 2])])
+    assert joined.rows.tolist() == [1, 2, 3, 4, 5]
+    assert joined.probabilities[:, 0].tolist() == [1, 2, 3, 4, 5]
+    assert joined.feature_rows.tolist() == [1, 2, 4]
+    assert joined.features[:, 2].tolist() == [1, 2, 4]
+
+
+def make_predictions(count, seed):
+    random = np.random.default_rng(seed)
+    probabilities = random.dirichlet([1, 1], count).astype(np.float32)
+    return RowPredictions(np.arange(count), probabilities, np.arange(count), random.random((count, 4), np.float32))
+
+
+def test_without_validation_the_temperature_is_1():
+    calibration = fit_calibration(make_predictions(20, 0), None, np.zeros(20, np.int32))
+    assert (calibration.temperature, calibration.images) == (1.0, 0)
+    assert len(calibration.ood_score.references) == 20
+
+
+def test_validation_images_fit_the_temperature_if_there_are_enough():
+    labels = np.random.default_rng(2).integers(0, 2, MIN_IMAGES, dtype=np.int32)
+    calibration = fit_calibration(make_predictions(20, 0), make_predictions(MIN_IMAGES, 1), labels)
+    assert calibration.images == MIN_IMAGES
+    assert calibration.temperature > 1.0  # random predictions are overconfident
+    few = fit_calibration(make_predictions(20, 0), make_predictions(MIN_IMAGES - 1, 1), labels)
+    assert few.images == 0
