@@ -4,8 +4,8 @@ import pytest
 
 from tlray import errors
 from tlray.errors import (
-    IN_THE_WAY,
     OK,
+    UNREACHABLE,
     Code,
     ConfigError,
     FetchError,
@@ -67,7 +67,7 @@ def test_an_image_error_keeps_the_size_in_its_header():
 def test_codes_are_written_by_their_names():
     assert {str(code): code.name for code in Code} == {code.name: code.name for code in Code}
     assert OK not in set(Code)
-    assert {"DENIED", "THROTTLED", "TIMEOUT"} == IN_THE_WAY
+    assert {"DENIED", "THROTTLED", "TIMEOUT"} == UNREACHABLE
 
 
 # ---- the last line of a message

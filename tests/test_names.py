@@ -51,3 +51,29 @@ def test_a_script_in_a_string_imports_what_exists(path):
 def read(path):
     with open(path) as file:  # noqa: PTH123
         return file.read()
+
+
+PAGES = sorted(
+    path for path in ROOT.rglob("*.md") if not {".venv", "build", "dist", ".git"} & set(path.relative_to(ROOT).parts)
+)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_links_to_what_exists(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if not target.startswith(("http://", "https://")):
+            path, _, anchor = target.partition("#")
+            linked = (page.parent / path).resolve() if path else page
+            assert linked.exists(), target
+            if anchor:
+                headings = re.findall(r"^#+ (.*)$", linked.read_text(), re.M)
+                assert anchor in [re.sub(r"[^\w\- ]", "", line.lower()).replace(" ", "-") for line in headings], target
+
+
+def test_the_architecture_page_names_functions_that_exist():
+    named = re.findall(r"`(\w+(?:/\w+)*\.py):([\w.]+)`", (ROOT / "tlray" / "README.md").read_text())
+    assert len(named) > 30
+    for path, name in named:
+        text = read(ROOT / "tlray" / path)
+        for part in name.split("."):
+            assert re.search(rf"^\s*(?:def|class) {part}\b|^\s*{part}\b ?[:=]", text, re.M), (path, name)

@@ -42,7 +42,7 @@ class Code(StrEnum):
     MODEL_ERROR = "MODEL_ERROR"
 
 
-IN_THE_WAY = frozenset({Code.DENIED, Code.THROTTLED, Code.TIMEOUT})
+UNREACHABLE = frozenset({Code.DENIED, Code.THROTTLED, Code.TIMEOUT})
 """Codes of errors in reaching an image, not in the image itself: worth a retry."""
 
 

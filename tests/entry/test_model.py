@@ -176,7 +176,7 @@ def test_an_engine_that_moves_a_golden_answer_is_not_used(bundle, monkeypatch):
     monkeypatch.setattr(engine, "detect_fastest", lambda *, gpus: "bfloat16")
     chosen = engine.open_engine(opened, 4, num_threads=1)
     assert chosen.form.precision == "float32"
-    assert "bfloat16: a golden answer moves by 0.05, 0.02 are allowed" in chosen.form.note
+    assert "bfloat16: a golden probability moves by 0.05, 0.02 are allowed" in chosen.form.note
     with pytest.raises(StoppedError, match="give another --precision"):
         engine.open_engine(opened, 4, precision="bfloat16")
     with pytest.raises(StoppedError, match="takes auto or bfloat16 or float32 on this CPU; got float16"):
@@ -184,7 +184,7 @@ def test_an_engine_that_moves_a_golden_answer_is_not_used(bundle, monkeypatch):
     moves["bfloat16"] = 0.01
     assert str(engine.open_engine(opened, 4, num_threads=1).form) == "bfloat16 on 1 thread"
     moves["float32"] = 0.003
-    with pytest.raises(StoppedError, match="float32: a golden answer moves by"):
+    with pytest.raises(StoppedError, match="float32: a golden probability moves by"):
         engine.open_engine(opened, 4, precision="float32")
     assert engine.find_golden_fault(opened.load_golden(), expected, 1e-6) is None
     assert "nan" in engine.find_golden_fault(opened.load_golden(), expected * np.nan, 1e-6)

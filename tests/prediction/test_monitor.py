@@ -141,9 +141,9 @@ def test_the_first_sigterm_drains_and_the_old_handler_comes_back():
     before = signal.getsignal(signal.SIGTERM)
     drained = threading.Event()
     with TermSignal(drained.set) as term:
-        assert not term.came
+        assert not term.received
         signal.raise_signal(signal.SIGTERM)
-        assert term.came
+        assert term.received
         assert signal.getsignal(signal.SIGTERM) == before  # a second one ends the process
         assert drained.wait(10)
     assert signal.getsignal(signal.SIGTERM) == before

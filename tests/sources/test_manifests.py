@@ -186,14 +186,20 @@ def test_a_manifest_that_cannot_be_read_is_named(tmp_path, name, data):
         read_manifest(str(tmp_path / name), "uri", None, ())
 
 
-def test_a_manifest_that_breaks_off_is_an_error_after_its_first_lines(tmp_path):
+def test_a_manifest_that_breaks_off_is_an_error(tmp_path):
     numbers = np.random.default_rng(0).integers(0, 10**9, 200_000)
     data = gzip.compress(b"uri\n" + b"".join(b"%d.jpg\n" % number for number in numbers))
     (tmp_path / "m.csv.gz").write_bytes(data[: len(data) * 9 // 10])
-    _, lines = read_manifest(str(tmp_path / "m.csv.gz"), "uri", None, ())
-    assert next(lines).uri == f"{tmp_path}/{numbers[0]}.jpg"
-    with pytest.raises(DataError, match=r"m\.csv\.gz cannot be read to its end"):
-        list(lines)
+    read = []
+
+    def read_all():
+        for line in read_manifest(str(tmp_path / "m.csv.gz"), "uri", None, ())[1]:
+            read.append(line.uri)  # until the error, which comes as early as pyarrow reads ahead
+
+    with pytest.raises(DataError, match=r"m\.csv\.gz cannot be read"):
+        read_all()
+    assert read == [f"{tmp_path}/{number}.jpg" for number in numbers[: len(read)]]
+    assert len(read) < len(numbers)
 
 
 OBJECTS = {

@@ -62,7 +62,7 @@ def run_command(name: str, arguments: Sequence[str]) -> int:
             raise
         return _report(error)
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from what is finished", file=sys.stderr)
+        print("\nstopped; run the same command to resume", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of the output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -53,9 +53,9 @@ def print_predict(summary: PredictSummary) -> None:
         facts.append(("speed", speed))
     if receipt.engines and not summary.already_done:
         facts.append(("engines", "; ".join(f"{count} in {form}" for form, count in receipt.engines.items())))
-    if receipt.probe is not None and receipt.probe.told:
-        promised, came = receipt.probe.told, receipt.probe.came
-        facts.append(("probe", f"estimated {promised:,.1f} images/s; {came / promised:.0%} of that was reached"))
+    if receipt.probe is not None and receipt.probe.estimated:
+        share = receipt.probe.measured / receipt.probe.estimated
+        facts.append(("probe", f"estimated {receipt.probe.estimated:,.1f} images/s; {share:.0%} of that was reached"))
     facts.append(("model id", receipt.model_id))
     if summary.verdict is not None:
         facts.append(("beside training", summary.verdict))

@@ -1,5 +1,16 @@
-"""The network and the bundle that keeps it: built, loaded, checked, made ready to answer.
+"""The network, and the bundle that holds a trained one.
 
-`backbones`, `precision`, `weights`, `bundle`, `safety` and `card` load in milliseconds. `network`, `engine` and
-`serving` import Keras or TensorFlow, so whoever needs those imports them inside a function.
+- `backbones`: the convolutional bases.
+- `network`: build a network, and the part that a phase trains.
+- `weights`: load pre-trained weights.
+- `precision`: choose floating-point types.
+- `manifest`: the records of a bundle.
+- `bundle`: write, verify and open bundles.
+- `safety`: find code in a bundle's model files.
+- `card`: the model card.
+- `serving`: a frozen graph, its SavedModel and golden images.
+- `engine`: predict with a bundle.
+- `tf_imports`: import TensorFlow and Keras faster.
+
+`network`, `serving` and `engine` import Keras or TensorFlow (5 s); other modules import them inside functions.
 """

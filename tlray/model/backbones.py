@@ -1,6 +1,6 @@
-"""The convolutional bases that tlray trains on; adding one means adding one entry to `BACKBONES`.
+"""The convolutional bases; a new one is a new entry of `BACKBONES`.
 
-Nothing here imports Keras until a base is built, so that a config is checked against this table in milliseconds.
+Keras is imported only to build a base, so that a config is checked against this table in milliseconds.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ INPUT = "input"
 
 @dataclass(frozen=True)
 class Boundary:
-    """A layer that the whole network passes through, for an estimate of what freezing it saves.
+    """A layer that every path through the base passes.
 
     Attributes:
-        side_px, channels: of its output, `[side, side, channels]`, at the published input size.
-        frozen_share: share of the base's multiply-adds that lies up to and including it, 0 to 1.
+        side_px, channels: shape of its output, `[side, side, channels]`, at the published input size.
+        frozen_share: share of the base's multiply-adds up to and including it, 0 to 1.
     """
 
     side_px: int
@@ -37,16 +37,15 @@ class Backbone:
     """One convolutional base of `keras.applications`.
 
     Attributes:
-        keras_name: the constructor's name in `keras.applications`.
-        image_size_px: side of the square input that the published weights were trained with.
+        keras_name: name of the constructor.
+        image_size_px: side of the square input of the published weights.
         min_image_size_px: smallest side that the constructor takes.
         scale, offset: pixels in [0, 255] enter the base as `pixel * scale + offset`.
-        num_features: width of the base's output, which pooling hands to the head.
-        num_weights: values in the weights of the base, moving statistics included.
-        boundaries: layers that the whole network passes through, from input to output. What lies after the chosen one
-            is trained in phase 2, what lies up to it stays frozen and can be computed once.
-        default_boundary: leaves the top blocks to phase 2.
-        imagenet_url, imagenet_md5: the published ImageNet weights without the top, as Keras itself fetches them.
+        num_features: width of the base's output.
+        num_weights: number of values in the weights, moving statistics included.
+        boundaries: from input to output. Phase 2 trains the layers after the chosen one; the others stay frozen and can
+            be computed once.
+        imagenet_url, imagenet_md5: the published ImageNet weights without the top, as Keras fetches them.
     """
 
     keras_name: str
@@ -62,7 +61,7 @@ class Backbone:
     imagenet_md5: str | None
 
     def estimate_activation_bytes(self, boundary: str, image_size_px: int, bytes_each: int) -> int:
-        """About how many bytes one image's activations take at a boundary, at `bytes_each` a value."""
+        """Estimate the bytes of one image's activations at a boundary, at `bytes_each` a value."""
         cut = self.boundaries[boundary]
         side = max(1, round(cut.side_px * image_size_px / self.image_size_px))
         return side * side * cut.channels * bytes_each
@@ -77,12 +76,11 @@ class Backbone:
         return base
 
     def list_open_layers(self, base: keras.Model, boundary: str) -> list[keras.Layer]:
-        """The layers of `base` that lie after `boundary`, in order."""
+        """Return the layers of `base` after `boundary`, in order."""
         layers: list[keras.Layer] = list(base.layers)
         if boundary == INPUT:
             return layers
-        names = [layer.name for layer in layers]
-        return layers[names.index(boundary) + 1 :]
+        return layers[[layer.name for layer in layers].index(boundary) + 1 :]
 
 
 _KERAS_APPLICATIONS = "https://storage.googleapis.com/tensorflow/keras-applications"

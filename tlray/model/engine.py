@@ -1,8 +1,7 @@
-"""The fast inference path: a network's graph with its variables folded to constants, and a bundle made ready to answer.
+"""Fast inference: freeze a network's variables to constants of its graph, and open a bundle as an engine.
 
-TensorFlow then merges BatchNorm and activations into the convolutions and lays the weights out once. In bfloat16, which
-oneDNN takes up by itself where the chip has it, InceptionV3 ran at 59 to 64 images/s where a `tf.function` in float32
-reached 27 (2 cores with AVX512-BF16).
+TensorFlow then merges BatchNorm and activations into the convolutions and lays the weights out once. In bfloat16,
+InceptionV3 ran at 59 to 64 images/s, a `tf.function` in float32 at 27 (2 cores with AVX512-BF16).
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +21,11 @@ from tlray.images.decode import decode
 from tlray.model.bundle import Bundle, Golden
 from tlray.model.precision import FloatName, PrecisionName, detect_fastest, list_precisions
 
+if TYPE_CHECKING:
+    import keras
+
 GOLDEN_TOLERANCES: dict[FloatName, float] = {"float32": 2e-3, "bfloat16": 0.02, "float16": 0.02}
-"""How far a probability of a golden image may move, on whatever machine; its label may not."""
+"""Largest allowed change of a golden image's probability on any machine; its label may not change."""
 
 _TIMED_RUNS = 5
 
@@ -33,11 +35,10 @@ class Form:
     """The form in which an engine computes.
 
     Attributes:
-        precision: type that convolutions and products take their inputs in.
-        device: "CPU" or "GPU".
-        threads: on a CPU; None where TensorFlow chooses.
-        xla: whether XLA compiles what it can; tried on GPUs alone, since it was no faster on CPUs.
-        note: why it isn't a faster form, where one was tried.
+        precision: input type of convolutions and products.
+        threads: threads on a CPU; None lets TensorFlow choose.
+        xla: True if XLA compiles the graph; tried on GPUs only, since it was no faster on CPUs.
+        note: faults of the faster forms that were tried.
     """
 
     precision: FloatName
@@ -56,8 +57,8 @@ class Predictions(NamedTuple):
 
     Attributes:
         probabilities: `[N, C]`, calibrated.
-        ood_score: `[N]`; None from a bundle that has nothing to compare with.
-        embeddings: `[N, D]`, pooled features; None from a bundle that was made before there were any.
+        ood_score: `[N]`; None if the bundle has no reference features.
+        embeddings: `[N, D]`, pooled features; None if the model gives none.
     """
 
     probabilities: npt.NDArray[np.float32]
@@ -66,29 +67,15 @@ class Predictions(NamedTuple):
 
 
 class Engine:
-    """Predictions for batches of decoded images.
+    """A loaded SavedModel that predicts batches of decoded images; its first prediction takes longer.
 
-    The ragged end of the work is padded to the batch shape, so that TensorFlow traces and tunes once.
-
-    Attributes:
-        form: how it computes.
+    Smaller batches are padded to the batch size, so that TensorFlow traces and tunes once. Precision and XLA hold for
+    every engine of the process, the number of threads only for the first.
     """
 
     def __init__(
-        self,
-        saved_model: Path,
-        image_size_px: int,
-        batch_size: int,
-        form: Form = Form("float32", "CPU"),
+        self, saved_model: Path, image_size_px: int, batch_size: int, form: Form = Form("float32", "CPU")
     ) -> None:
-        """Load; the first answer takes TensorFlow longer.
-
-        Args:
-            saved_model: a bundle's `saved_model` directory.
-            image_size_px: side S of the square input.
-            batch_size: images in one step.
-            form: precision and XLA count for every engine of the process, threads for its first alone.
-        """
         self.form = form
         self._batch_size = batch_size
         if form.threads is not None:
@@ -98,7 +85,7 @@ class Engine:
         self._pixels = np.zeros((batch_size, image_size_px, image_size_px, 3), np.uint8)
 
     def predict(self, pixels: npt.NDArray[np.uint8]) -> Predictions:
-        """Predictions to uint8 images `[N, S, S, 3]`; N is 1 or more."""
+        """Predict uint8 images `[N, S, S, 3]`; N is 1 or more."""
         parts = [
             _take(self._run_padded(pixels[start : start + self._batch_size]), len(pixels) - start)
             for start in range(0, len(pixels), self._batch_size)
@@ -106,12 +93,17 @@ class Engine:
         return parts[0] if len(parts) == 1 else _join(parts)
 
     def predict_golden(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Probabilities `[N, C]` of few images: where no shape is compiled they aren't padded, which costs a batch."""
+        """Return the probabilities `[N, C]` of a few images, on a CPU without padding them to a whole batch."""
         return (self.predict(pixels) if self.form.device == "GPU" else self._run_all(pixels)).probabilities
 
     def time_batch(self) -> float:
-        """Seconds that a batch takes, the best of a few runs."""
-        return min(_time(self._run_padded, self._pixels) for _ in range(_TIMED_RUNS))
+        """Return the seconds of a batch, the least of a few runs."""
+        seconds = []
+        for _ in range(_TIMED_RUNS):
+            began = time.perf_counter()
+            self._run_padded(self._pixels)
+            seconds.append(time.perf_counter() - began)
+        return min(seconds)
 
     def _run_padded(self, pixels: npt.NDArray[np.uint8]) -> Predictions:
         if len(pixels) < self._batch_size:
@@ -149,17 +141,17 @@ def _join(parts: Sequence[Predictions]) -> Predictions:
 def open_engine(
     bundle: Bundle, batch_size: int, *, num_threads: int | None = None, precision: PrecisionName = "auto"
 ) -> Engine:
-    """The fastest engine that this process's device has and that answers the golden images right; it is warm.
+    """Return the fastest warm engine of this process's device that keeps the golden predictions.
 
     Args:
-        bundle: what to answer with.
+        bundle: the model.
         batch_size: images in one step.
-        num_threads: TensorFlow's on a CPU; None leaves them alone.
-        precision: of convolutions and products; `auto` falls back to float32 where a faster type moves the golden
-            answers by more than `GOLDEN_TOLERANCES`.
+        num_threads: TensorFlow's threads on a CPU; None lets it choose.
+        precision: input type of convolutions and products; `auto` falls back to float32 if a faster type moves the
+            golden probabilities by more than `GOLDEN_TOLERANCES`.
 
     Raises:
-        StoppedError: the precision asked for, or float32, moves them too far.
+        StoppedError: the given precision, or float32, moves them too far.
     """
     device: Literal["CPU", "GPU"] = "GPU" if count_gpus() else "CPU"
     golden = bundle.load_golden()
@@ -167,7 +159,6 @@ def open_engine(
     notes: list[str] = []
 
     def make(form: Form) -> Engine | None:
-        """An engine of this form, None where its golden answers are wrong."""
         try:
             engine = Engine(bundle.path / "saved_model", bundle.image_size_px, batch_size, form)
             fault = find_golden_fault(golden, engine.predict_golden(pixels), GOLDEN_TOLERANCES[form.precision])
@@ -184,47 +175,46 @@ def open_engine(
         if chosen is not None and device == "GPU":
             plain_s = chosen.time_batch()
             compiled = make(replace(form, xla=True))
-            # made anew where it wins: TensorFlow computes every graph as it was told last
+            # if the plain form wins it is made anew: TensorFlow's options hold for all graphs of the process
             chosen = compiled if compiled is not None and compiled.time_batch() < plain_s else make(form)
         if chosen is not None:
             chosen.form = replace(chosen.form, note="; ".join(notes))
             return chosen
     raise StoppedError(
-        f"the model doesn't give its golden answers here ({'; '.join(notes)}); give another --precision, "
+        f"the model does not repeat its golden predictions here ({'; '.join(notes)}); give another --precision, "
         "or use another machine"
     )
 
 
 def count_gpus() -> int:
-    """GPUs that TensorFlow sees."""
+    """Return the number of GPUs that TensorFlow sees."""
     return len(tf.config.list_physical_devices("GPU"))
 
 
-def find_golden_fault(golden: Sequence[Golden], answers: npt.NDArray[np.float32], tolerance: float) -> str | None:
-    """Return how predictions `[N, C]` of the golden images differ from the recorded ones; None where they agree."""
+def find_golden_fault(golden: Sequence[Golden], predicted: npt.NDArray[np.float32], tolerance: float) -> str | None:
+    """Return the fault of an engine's probabilities `[N, C]` of the golden images; None if they agree."""
     expected = np.stack([image.probabilities for image in golden])
-    moved = float(np.abs(answers - expected).max())
-    if not moved <= tolerance:  # nor where it is NaN
-        return f"a golden answer moves by {moved:.2g}, {tolerance:g} are allowed"
-    if (answers.argmax(axis=1) != expected.argmax(axis=1)).any():
+    moved = float(np.abs(predicted - expected).max())
+    if not moved <= tolerance:  # NaN is a fault too
+        return f"a golden probability moves by {moved:.2g}, {tolerance:g} are allowed"
+    if (predicted.argmax(axis=1) != expected.argmax(axis=1)).any():
         return "a golden label changes"
     return None
 
 
-def freeze(call: Callable[..., Any], variables: Iterable[Any], *specs: tf.TensorSpec) -> Any:
-    """Trace `call` on tensors of these specs, with every one of the Keras variables as a constant in the graph.
+def freeze(
+    call: Callable[..., tf.Tensor], variables: Iterable[keras.Variable], *specs: tf.TensorSpec
+) -> tf.types.experimental.ConcreteFunction:
+    """Trace `call` on tensors of these specs, with the variables as constants of the graph.
 
     Freezing a traced graph afterwards would do the same, but takes longer than tracing it.
-
-    Returns:
-        a function of the same arguments and results.
     """
-    import keras  # not above: a process that only predicts does without it, see tf_imports.py
+    import keras  # a process that only predicts does without it, see `tf_imports`
 
     values = [(variable, variable.numpy()) for variable in variables]
 
     @tf.function(input_signature=specs, autograph=False)
-    def traced(*inputs: Any) -> Any:
+    def traced(*inputs: tf.Tensor) -> tf.Tensor:
         constants = [(variable, tf.constant(value)) for variable, value in values]
         with keras.StatelessScope(state_mapping=constants):
             return call(*inputs)
@@ -233,30 +223,23 @@ def freeze(call: Callable[..., Any], variables: Iterable[Any], *specs: tf.Tensor
 
 
 def allow_bfloat16(*, allowed: bool = True) -> None:
-    """Let oneDNN compute convolutions and products in bfloat16; its sums stay float32."""
+    """Let oneDNN compute convolutions and products in bfloat16; sums stay float32."""
     tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": allowed})
 
 
 def limit_threads(num_threads: int) -> None:
-    """Give TensorFlow a number of threads; without effect once it has run anything."""
+    """Set TensorFlow's number of threads; no effect once it has run anything."""
     try:
         tf.config.threading.set_intra_op_parallelism_threads(num_threads)
         tf.config.threading.set_inter_op_parallelism_threads(1)
-    except RuntimeError:  # TensorFlow is already running with what it has
+    except RuntimeError:  # TensorFlow is running already
         return
 
 
 def _set_form(form: Form) -> None:
-    """Have all graphs of this process computed so from now on."""
     if form.device == "CPU":
         allow_bfloat16(allowed=form.precision == "bfloat16")
         return
     tf.config.optimizer.set_experimental_options({"auto_mixed_precision": form.precision == "float16"})
     tf.config.optimizer.set_jit(form.xla)
     tf.config.experimental.enable_tensor_float_32_execution(form.precision != "float32")
-
-
-def _time(call: Callable[..., Any], *arguments: Any) -> float:
-    began = time.perf_counter()
-    call(*arguments)
-    return time.perf_counter() - began

@@ -1,8 +1,7 @@
-"""The network: a pre-trained base, global average pooling, dense layers, a softmax; and what of it each phase trains.
+"""The network: a pre-trained base, global average pooling, dense layers, a softmax; and the part that a phase trains.
 
-It takes float32 pixels in [0, 255], `[N, S, S, 3]`, and answers with float32 probabilities `[N, C]`: the base's own
-input scale is inside. Training may enter it later than at the pixels, where everything before is frozen and was
-computed once:
+It maps float32 pixels in [0, 255], `[N, S, S, 3]`, to float32 probabilities `[N, C]`; the base's own input scale is
+inside. Training may enter it later than at the pixels, if everything before is frozen and was computed once:
 
     pixels ──> rescale ──> base up to the boundary ──> rest of the base ──> pool ──> dense layers ──> softmax
     "pixels"               (always frozen)        "activations"           "pooled"
@@ -17,7 +16,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import h5py
 import keras
@@ -26,18 +25,22 @@ import numpy.typing as npt
 
 from tlray.errors import WeightsError
 from tlray.model.backbones import BACKBONES, BASE
+from tlray.storage.records import Json
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 Entrance = Literal["pixels", "activations", "pooled"]
-"""Where a batch enters the network."""
+"""The place at which a batch enters the network."""
 
-Weights = dict[str, npt.NDArray[Any]]
-"""Arrays by name: `head/LAYER/VARIABLE`, `base/POSITION/VARIABLE`; the same whichever part of the network is built."""
+Weights: TypeAlias = dict[str, npt.NDArray[np.generic]]
+"""Arrays by name, `head/LAYER/VARIABLE` and `base/POSITION/VARIABLE`: the same for any part of the network."""
 
 POOL = "pool"
-"""Name of the layer whose output are an image's features."""
+"""Name of the layer that gives an image's pooled features."""
 
 _FRESH_BATCHNORM_MOMENTUM = 0.9
-# Keras's bases come with 0.99 or more: after a few hundred steps their moving statistics would still be half initial
+# Keras's bases have 0.99 or more: after a few hundred steps their moving statistics would still be half initial
 
 
 def build_base(
@@ -48,9 +51,9 @@ def build_base(
     Args:
         backbone: a name in `BACKBONES`.
         image_size_px: side S of the square input.
-        weights: an HDF5 file of the base without its top; None leaves it random.
-        seed: of random weights.
-        train_batchnorm: whether its BatchNorm will be trained.
+        weights: an HDF5 file of the base without its top; None for random weights.
+        seed: seed of random weights.
+        train_batchnorm: True if its BatchNorm will be trained.
 
     Raises:
         WeightsError: the weights are of another network.
@@ -66,7 +69,7 @@ def build_base(
 
 
 def build_head(backbone: str, head_units: Sequence[int], num_classes: int, *, seed: int) -> list[keras.layers.Dense]:
-    """Dense layers from pooled features to probabilities, built; the last is a float32 softmax."""
+    """Build the dense layers from pooled features to probabilities; the last is a float32 softmax."""
     keras.utils.set_random_seed(seed)
     layers = [
         keras.layers.Dense(units, activation="relu", name=f"dense_{index}") for index, units in enumerate(head_units)
@@ -83,18 +86,17 @@ class Tail:
     """The layers of a base after a boundary, to be built without the rest: Keras's config and weights by name.
 
     Attributes:
-        config: of a functional model, activations -> feature map.
-        positions: of each of its layers in the whole base, by the layer's name.
-        weights: of all its layers.
+        config: config of a functional model, activations -> feature map.
+        positions: position in the whole base by the layer's name.
     """
 
-    config: dict[str, Any]
+    config: dict[str, Json]
     positions: dict[str, int]
     weights: Weights
 
 
 def cut_tail(base: keras.Model, boundary: str) -> Tail:
-    """Take the part after a boundary out of a base."""
+    """Return the part of a base after a boundary."""
     model = keras.Model(base.get_layer(boundary).output, base.output)
     positions = find_positions(base)
     positions = {layer.name: positions[layer.name] for layer in model.layers if layer.name in positions}
@@ -107,26 +109,23 @@ def cut_tail(base: keras.Model, boundary: str) -> Tail:
 
 
 def build_tail(tail: Tail, *, train_batchnorm: bool = False) -> keras.Model:
-    """Build a tail under the current dtype policy, its weights still random: activations -> feature map."""
-    config = {**tail.config, "name": BASE, "layers": []}
-    policy = keras.config.dtype_policy().name
-    for layer in tail.config["layers"]:
-        own = dict(layer["config"])
-        if layer["class_name"] != "InputLayer":
-            own["dtype"] = policy
-        config["layers"].append({**layer, "config": own})
-    model = keras.Model.from_config(config)
+    """Build a tail under the current dtype policy, with random weights: activations -> feature map."""
+    dtype = {"dtype": keras.config.dtype_policy().name}
+    layers = [
+        layer if layer["class_name"] == "InputLayer" else {**layer, "config": {**layer["config"], **dtype}}
+        for layer in tail.config["layers"]
+    ]
+    model = keras.Model.from_config({**tail.config, "name": BASE, "layers": layers})
     if train_batchnorm:
         _follow_quickly(model)
     return model
 
 
 class Network:
-    """The part of the network that a phase works on, entered at pixels, activations or pooled features.
+    """The part of the network from an entrance on.
 
     Attributes:
-        entrance: where a batch enters.
-        base: the whole base, its tail, or None where pooled features enter.
+        base: the whole base, its tail, or None if pooled features enter.
         head: the dense layers.
     """
 
@@ -144,11 +143,11 @@ class Network:
 
         Args:
             backbone: a name in `BACKBONES`.
-            entrance: where a batch enters.
-            base: what lies between the entrance and pooling.
-            positions: of its layers in the whole base, by name.
-            head: as `build_head` made it.
-            train_batchnorm: whether BatchNorm may follow the batch where its layer is trained.
+            entrance: the place at which a batch enters.
+            base: the layers between the entrance and pooling.
+            positions: position of each of them in the whole base, by name.
+            head: result of `build_head`.
+            train_batchnorm: True lets the BatchNorm of trained layers follow the batch.
         """
         self.entrance = entrance
         self.base = base
@@ -158,40 +157,38 @@ class Network:
         self._train_batchnorm = train_batchnorm
 
     def open_base(self, boundary: str | None) -> None:
-        """Train the base after `boundary` (BatchNorm only where it may be); None freezes all of it."""
+        """Train the base after `boundary`, BatchNorm only if the network trains it; None freezes all of it."""
         if self.base is None:
             return
         self.base.trainable = True
-        opened = set()
+        layers: list[keras.Layer] = []
         if boundary is not None:
             tail = self.entrance == "activations"
-            opened = {
-                id(layer)
-                for layer in (self.base.layers if tail else self._backbone.list_open_layers(self.base, boundary))
-            }
+            layers = self.base.layers if tail else self._backbone.list_open_layers(self.base, boundary)
+        opened = {id(layer) for layer in layers}
         if not self._train_batchnorm:
             opened -= {id(layer) for layer in list_batchnorm(self.base)}
         for layer in self.base.layers:
             layer.trainable = id(layer) in opened
 
     @property
-    def trainable_variables(self) -> list[Any]:
+    def trainable_variables(self) -> list[keras.Variable]:
         """Variables that the phase trains, in order."""
         base = self.base.trainable_variables if self.base is not None else []
         return [*base, *(variable for layer in self.head for variable in layer.trainable_variables)]
 
-    def call(self, inputs: Any, *, training: bool, masks: Any = None) -> Any:
-        """Probabilities, float32 `[N, C]`.
+    def call(self, inputs: tf.Tensor, *, training: bool, masks: tf.Tensor | None = None) -> tf.Tensor:
+        """Return the probabilities, float32 `[N, C]`.
 
         Args:
             inputs: float32 pixels in [0, 255], activations or pooled features, by the entrance.
-            training: lets BatchNorm follow the batch where it is trained.
-            masks: float32 `[N, sum of head units]` that multiplies the dense layers' outputs (dropout); None for ones.
+            training: True lets trained BatchNorm follow the batch.
+            masks: float32 `[N, sum of head units]`, factors of the dense layers' outputs (dropout); None for ones.
         """
         return self.classify(self.embed(inputs, training=training), masks=masks)
 
-    def embed(self, inputs: Any, *, training: bool) -> Any:
-        """Pooled features `[N, D]`; arguments as `call`."""
+    def embed(self, inputs: tf.Tensor, *, training: bool) -> tf.Tensor:
+        """Return the pooled features `[N, D]`; arguments as `call`."""
         features = inputs
         if self.entrance == "pixels":
             features = features * self._backbone.scale + self._backbone.offset
@@ -200,8 +197,8 @@ class Network:
             features = keras.ops.mean(features, axis=(1, 2))
         return features
 
-    def classify(self, features: Any, *, masks: Any = None) -> Any:
-        """Probabilities, float32 `[N, C]`, of pooled features; `masks` as `call`."""
+    def classify(self, features: tf.Tensor, *, masks: tf.Tensor | None = None) -> tf.Tensor:
+        """Return the probabilities of pooled features, float32 `[N, C]`; `masks` as `call`."""
         start = 0
         for layer in self.head[:-1]:
             features = layer(features)
@@ -211,21 +208,21 @@ class Network:
         return self.head[-1](features)
 
     def read_weights(self, *, opened_only: bool) -> Weights:
-        """Copies of the weights by name: all, or the head's and those of the base's layers that are trained."""
+        """Copy the weights: all, or the head's and those of the base's trained layers."""
         return {name: np.array(variable) for name, variable in self._iter_variables(opened_only=opened_only)}
 
     def assign_weights(self, weights: Weights) -> None:
-        """Set those of this network's weights that are named."""
+        """Set the weights that are named."""
         for name, variable in self._iter_variables(opened_only=False):
             if name in weights:
                 variable.assign(weights[name])
 
-    def list_statistics(self) -> list[Any]:
-        """BatchNorm's moving mean and variance of every layer that is trained."""
+    def list_statistics(self) -> list[keras.Variable]:
+        """Return the moving mean and variance of every trained BatchNorm."""
         layers = [layer for layer in list_batchnorm(self.base) if layer.trainable] if self.base is not None else []
         return [variable for layer in layers for variable in (layer.moving_mean, layer.moving_variance)]
 
-    def _iter_variables(self, *, opened_only: bool) -> list[tuple[str, Any]]:
+    def _iter_variables(self, *, opened_only: bool) -> list[tuple[str, keras.Variable]]:
         named = [
             (f"head/{layer.name}/{variable.name}", variable) for layer in self.head for variable in layer.variables
         ]
@@ -237,12 +234,12 @@ class Network:
 
 
 def find_positions(base: keras.Model) -> dict[str, int]:
-    """Position of each layer of a whole base, by name."""
+    """Return the position of each layer of a whole base, by name."""
     return {layer.name: position for position, layer in enumerate(base.layers)}
 
 
 def assemble_model(backbone: str, base: keras.Model, head: Sequence[keras.layers.Dense]) -> keras.Model:
-    """The whole network as one Keras model: float32 pixels in [0, 255] `[N, S, S, 3]` -> probabilities `[N, C]`."""
+    """Build the whole network: float32 pixels in [0, 255] `[N, S, S, 3]` -> probabilities `[N, C]`."""
     entry = BACKBONES[backbone]
     inputs = keras.Input(base.input.shape[1:], dtype="float32", name="image")
     features = keras.layers.Rescaling(entry.scale, entry.offset, name="rescale")(inputs)
@@ -253,8 +250,10 @@ def assemble_model(backbone: str, base: keras.Model, head: Sequence[keras.layers
     return keras.Model(inputs, features, name="tlray")
 
 
-def make_optimizer(name: str, learning_rate: Any) -> keras.optimizers.Optimizer:
-    """RMSprop and Adam with Keras's defaults; SGD with momentum 0.9. The rate is a number or a Keras schedule."""
+def make_optimizer(
+    name: str, learning_rate: float | keras.optimizers.schedules.LearningRateSchedule
+) -> keras.optimizers.Optimizer:
+    """Make RMSprop or Adam with Keras's defaults, or SGD with momentum 0.9."""
     if name == "sgd":
         return keras.optimizers.SGD(learning_rate, momentum=0.9)
     constructors = {"rmsprop": keras.optimizers.RMSprop, "adam": keras.optimizers.Adam}
@@ -262,7 +261,7 @@ def make_optimizer(name: str, learning_rate: Any) -> keras.optimizers.Optimizer:
 
 
 def hash_weights(weights: Sequence[npt.NDArray[np.float32]]) -> str:
-    """sha256 over shapes and float32 values, in the network's own order."""
+    """Return the sha256 over shapes and float32 values, in the network's own order."""
     digest = hashlib.sha256()
     for array in weights:
         digest.update(str(array.shape).encode())
@@ -291,5 +290,5 @@ def _follow_quickly(base: keras.Model) -> None:
 
 
 def list_batchnorm(base: keras.Model) -> list[keras.layers.BatchNormalization]:
-    """BatchNorm layers of a base, in order."""
+    """Return the BatchNorm layers of a base, in order."""
     return [layer for layer in base.layers if isinstance(layer, keras.layers.BatchNormalization)]

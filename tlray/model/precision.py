@@ -18,7 +18,7 @@ from tlray.errors import StoppedError
 
 FloatName = Literal["float32", "bfloat16", "float16"]
 PrecisionName = Literal["auto", "float32", "bfloat16", "float16"]
-"""What `--precision` takes."""
+"""Values of `--precision`."""
 
 _CPU_FLAGS = {"avx512_bf16", "amx_bf16"}
 _ISA_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")

@@ -1,4 +1,4 @@
-"""Find what in a bundle could run code of its own, before anything is deserialised."""
+"""Find code in a bundle's model files before anything is deserialised."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import json
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+
+from tlray.storage.records import Json
 
 _FILES = {"config.json", "metadata.json", "model.weights.h5"}
 _MODULES = {
@@ -18,7 +19,7 @@ _MODULES = {
     "keras.regularizers",
     "keras.src.models.functional",
     "keras.src.models.sequential",
-    "keras.src.ops.math",  # what + or a function of keras.ops leaves in a functional model; none takes a function
+    "keras.src.ops.math",  # operators and functions of keras.ops in a functional model; none takes a function
     "keras.src.ops.nn",
     "keras.src.ops.numpy",
 }
@@ -38,11 +39,11 @@ _FORBIDDEN_OPS = (
     b"TFRecord",
     b"TextLineDataset",
 )
-"""Names in TensorFlow operations that run code or reach for files; no graph that tlray writes holds one."""
+"""Parts of the names of TensorFlow operations that run code or touch files; no graph of tlray's has one."""
 
 
 def find_threats(folder: Path) -> Iterator[str]:
-    """One phrase for each thing in a bundle's model files that could run code or touch files."""
+    """Yield a phrase for each part of a bundle's model files that could run code or touch files."""
     keras_file, graph = folder / "model.keras", folder / "saved_model" / "saved_model.pb"
     if keras_file.is_file():
         yield from _check_keras(keras_file)
@@ -70,8 +71,8 @@ def _check_keras(path: Path) -> Iterator[str]:
         yield f"model.keras holds {name}, which could run code of its own"
 
 
-def _iter_foreign(node: Any) -> Iterator[str]:
-    """List what a Keras config names beside the plain layers and functions of Keras itself."""
+def _iter_foreign(node: Json) -> Iterator[str]:
+    """Yield the names in a Keras config that are not plain layers and functions of Keras itself."""
     if isinstance(node, list):
         for value in node:
             yield from _iter_foreign(value)

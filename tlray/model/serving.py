@@ -1,14 +1,15 @@
-"""A Keras model -> what serves it: one graph of constants, its SavedModel, and the golden probabilities."""
+"""Turn a Keras model into a frozen graph, a SavedModel and golden images."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import keras
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from tlray import storage
@@ -23,22 +24,27 @@ from tlray.storage.records import dump_record
 
 GOLDEN_IMAGES = 8
 GOLDEN_MARGIN = 0.1
-"""Least distance between the two most probable classes, so that rounding cannot change a golden image's label."""
+"""Least difference between the two highest probabilities, so that rounding cannot change a golden image's label."""
 _GOLDEN_MAX_BYTES = 4 * 2**20
 
+GoldenCandidate: TypeAlias = tuple[str, bytes, npt.NDArray[np.uint8]]
+"""Address, file and pixels `[S, S, 3]` of an image."""
 
-def freeze_classifier(model: keras.Model, pooled: Any | None, image_size_px: int, ood_score: OodScore | None) -> Any:
-    """The network as one graph of constants.
+
+def freeze_classifier(
+    model: keras.Model, pooled: keras.KerasTensor | None, image_size_px: int, ood_score: OodScore | None
+) -> tf.types.experimental.ConcreteFunction:
+    """Freeze a network to one graph of constants.
 
     Args:
         model: float32 pixels in [0, 255], `[N, S, S, 3]` -> probabilities `[N, C]`.
-        pooled: its tensor of pooled features, `[N, D]`; None where it has none.
+        pooled: its pooled features, `[N, D]`; None if it has none.
         image_size_px: side S.
-        ood_score: what features are compared with; None without that.
+        ood_score: reference features; None gives no score.
 
     Returns:
-        a function of uint8 `[N, S, S, 3]` that gives float32 `probabilities` `[N, C]` and, where there are such,
-        `embedding` `[N, D]` and `ood_score` `[N]`.
+        a function of uint8 `[N, S, S, 3]` that gives float32 `probabilities` `[N, C]`, `embedding` `[N, D]` if the
+        model has pooled features, and `ood_score` `[N]` if it has references.
     """
     outputs = {"probabilities": model.outputs[0]}
     if pooled is not None:
@@ -46,8 +52,8 @@ def freeze_classifier(model: keras.Model, pooled: Any | None, image_size_px: int
     whole = keras.Model(model.inputs, outputs)
     spec = tf.TensorSpec((None, image_size_px, image_size_px, 3), tf.uint8, name="image")
 
-    def call(image: Any) -> dict[str, Any]:
-        outputs: dict[str, Any] = whole(tf.cast(image, tf.float32), training=False)
+    def call(image: tf.Tensor) -> dict[str, tf.Tensor]:
+        outputs: dict[str, tf.Tensor] = whole(tf.cast(image, tf.float32), training=False)
         if ood_score is not None:
             outputs = {**outputs, "ood_score": _score_ood(outputs["embedding"], ood_score)}
         return outputs
@@ -55,17 +61,17 @@ def freeze_classifier(model: keras.Model, pooled: Any | None, image_size_px: int
     return freeze(call, model.variables, spec)
 
 
-def _score_ood(embedding: Any, ood_score: OodScore) -> Any:
-    """Measure distances in the graph, as `metrics.ood.measure_distances`."""
-    # in a type that no engine halves: near 1, a cosine in bfloat16 comes in steps of 0.004
+def _score_ood(embedding: tf.Tensor, ood_score: OodScore) -> tf.Tensor:
+    """Compute `metrics.ood.measure_distances` in the graph, over the scale."""
+    # float64, which no engine reduces to bfloat16: that has steps of 0.004 near a cosine of 1
     unit = tf.math.l2_normalize(tf.cast(embedding, tf.float64), axis=1)
     alike = tf.linalg.matmul(unit, tf.constant(ood_score.references, tf.float64), transpose_b=True)
     nearest = tf.math.top_k(alike, ood_score.neighbours).values[:, -1]
     return tf.cast((1 - nearest) / ood_score.scale, tf.float32)
 
 
-def save_for_serving(frozen: Any, path: Path) -> None:
-    """A SavedModel without variables: it loads four times faster than Keras's own export and probabilities at once."""
+def save_for_serving(frozen: tf.types.experimental.ConcreteFunction, path: Path) -> None:
+    """Write a SavedModel without variables; it loads four times faster than Keras's own export."""
     module = tf.Module()
     signature = [tf.TensorSpec(frozen.inputs[0].shape, tf.uint8, name="image")]
 
@@ -74,16 +80,17 @@ def save_for_serving(frozen: Any, path: Path) -> None:
         return frozen(image)["probabilities"]
 
     @tf.function(input_signature=signature)
-    def serving_default(image: tf.Tensor) -> Any:
-        return frozen(image)
+    def serving_default(image: tf.Tensor) -> dict[str, tf.Tensor]:
+        outputs: dict[str, tf.Tensor] = frozen(image)
+        return outputs
 
     module.serve = serve
     tf.saved_model.save(module, str(path), signatures={"serving_default": serving_default})
 
 
-def read_images(uris: Sequence[str], image_size_px: int, limits: Limits) -> list[tuple[str, bytes, Any]]:
-    """Address, file and pixels of those images that can be decoded and are small enough to be kept in a bundle."""
-    read = []
+def read_images(uris: Sequence[str], image_size_px: int, limits: Limits) -> list[GoldenCandidate]:
+    """Read those images that can be decoded and are small enough for a bundle."""
+    read: list[GoldenCandidate] = []
     for uri, data in zip(uris, storage.get_many(uris), strict=True):
         if not isinstance(data, FetchError) and len(data) <= _GOLDEN_MAX_BYTES:
             with contextlib.suppress(ImageError):
@@ -91,23 +98,25 @@ def read_images(uris: Sequence[str], image_size_px: int, limits: Limits) -> list
     return read
 
 
-def make_golden(frozen: Any, read: Sequence[tuple[str, bytes, Any]], classes: Sequence[str]) -> dict[str, bytes]:
-    """Up to 8 images that the model is sure enough about, as they were read, with its probabilities.
+def make_golden(
+    frozen: tf.types.experimental.ConcreteFunction, read: Sequence[GoldenCandidate], classes: Sequence[str]
+) -> dict[str, bytes]:
+    """Return the files of up to 8 golden images with a clear label, and their probabilities.
 
     Args:
-        frozen: as `freeze_classifier` made it.
-        read: candidates, at least one, by `read_images`.
+        frozen: result of `freeze_classifier`.
+        read: candidates, at least one.
         classes: names by index.
     """
     probabilities = np.empty((0, len(classes)), np.float32)
     margins = np.empty(0, np.float32)
     while len(probabilities) < len(read) and (margins >= GOLDEN_MARGIN).sum() < GOLDEN_IMAGES:
         pixels = np.stack([pixels for _, _, pixels in read[len(probabilities) : len(probabilities) + GOLDEN_IMAGES]])
-        with tf.device("/CPU:0"):  # a device holds for one thread, and this one is the pool's
+        with tf.device("/CPU:0"):  # devices are set by thread, and this is a pool's thread
             probabilities = np.concatenate([probabilities, frozen(tf.constant(pixels))["probabilities"].numpy()])
         ordered = np.sort(probabilities, axis=1)
         margins = ordered[:, -1] - ordered[:, -2]
-    # a model that is sure of nothing still gets one image to be compared by
+    # a model without any clear label still gets one golden image
     chosen = np.flatnonzero(margins >= GOLDEN_MARGIN)[:GOLDEN_IMAGES]
     if len(chosen) == 0:
         chosen = margins.argsort()[-1:]

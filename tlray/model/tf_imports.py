@@ -1,7 +1,7 @@
-"""TensorFlow and Keras for processes that run nothing but tlray: quicker imports, and oneDNN wherever it is built in.
+"""Import TensorFlow and Keras faster, and with oneDNN, in processes that run nothing but tlray.
 
-Both take up what else is installed. Of the 7.4 s that an import took on 2 cores, Keras without the packages that only
-its wrappers, plots and adapters need took 4.2 s, and TensorFlow without Keras 3.8 s.
+Both import optional packages. On 2 cores an import took 7.4 s: Keras without the packages of its wrappers, plots and
+adapters 4.2 s, TensorFlow without Keras 3.8 s.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from tlray.model.precision import has_bfloat16, is_bfloat16_refused
 
 
 def enable_onednn() -> None:
-    """Say so before TensorFlow is imported, which takes oneDNN by itself on CPUs with AVX-512 alone.
+    """Set oneDNN's variable before TensorFlow is imported, which uses oneDNN by default only on CPUs with AVX-512.
 
-    TensorFlow asks oneDNN for bfloat16 where the CPU's flags promise it, also where oneDNN was told to do without:
-    there TensorFlow's own kernels have to do.
+    TensorFlow asks oneDNN for bfloat16 if the CPU's flags promise it, even if oneDNN's variables forbid it: there
+    TensorFlow's own kernels are used.
     """
     refuses = has_bfloat16() and is_bfloat16_refused()
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0" if refuses else "1")
 
 
 def import_keras() -> None:
-    """Import Keras and TensorFlow; Keras's wrappers, plots and adapters stay unusable in this process."""
+    """Import Keras and TensorFlow; Keras's wrappers, plots and adapters do not work in this process."""
     enable_onednn()
     with _without("sklearn", "matplotlib", "scipy", "pandas"):
         import keras  # noqa: F401
 
 
 def import_tensorflow() -> None:
-    """Import TensorFlow alone, for a process that only runs a SavedModel."""
+    """Import TensorFlow without Keras, for a process that only runs a SavedModel."""
     enable_onednn()
     with _without("keras"):
         import tensorflow  # noqa: F401
@@ -40,9 +40,9 @@ def import_tensorflow() -> None:
 
 @contextlib.contextmanager
 def _without(*names: str) -> Iterator[None]:
-    """Let imports of these packages fail meanwhile, as if they were not installed."""
+    """Make imports of these packages fail, as if they were not installed."""
     loaded = {name: sys.modules[name] for name in names if name in sys.modules}
-    sys.modules.update(dict.fromkeys(names))  # type: ignore[arg-type]  # None is how Python is told so
+    sys.modules.update(dict.fromkeys(names))  # type: ignore[arg-type]  # None makes an import fail
     try:
         yield
     finally:

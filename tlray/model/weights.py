@@ -1,4 +1,4 @@
-"""The base's pre-trained weights: found, fetched and looked at before any cluster starts."""
+"""Find, fetch and check the base's pre-trained weights before any cluster starts."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _PROBE_TIMEOUT_S = 8
 
 
 def load_weights(weights: str, backbone: str) -> bytes | None:
-    """The content of a weights file without the top, or None for random weights.
+    """Return the content of a weights file without the top; None for random weights.
 
     Args:
-        weights: `imagenet` (Keras's own file, kept where Keras keeps it), `none`, or a path or s3:// address.
+        weights: `imagenet` (Keras's own file, kept in Keras's folder), `none`, or a path or s3:// address.
         backbone: a name in `BACKBONES`.
 
     Raises:
-        WeightsError: the file is missing, cannot be fetched or is not HDF5.
+        WeightsError: the file is missing, cannot be fetched, or is not of this base.
     """
     if weights == "none":
         return None
@@ -45,14 +45,14 @@ def load_weights(weights: str, backbone: str) -> bytes | None:
     count, expected = _count_values(data), BACKBONES[backbone].num_weights
     if count != expected:
         raise WeightsError(
-            f"--weights {weights} is not of a {backbone} without its top: it holds {count:,} values, that has "
+            f"--weights {weights} is not of a {backbone} without its top: it holds {count:,} values, not "
             f"{expected:,}; give another file, or another --backbone"
         )
     return data
 
 
 def _count_values(data: bytes) -> int:
-    """Numbers in all arrays of an HDF5 file; 0 where it is damaged."""
+    """Return the number of floats in all arrays of an HDF5 file; 0 if it is damaged."""
     import h5py
 
     count = 0
@@ -65,7 +65,7 @@ def _count_values(data: bytes) -> int:
     try:
         with h5py.File(io.BytesIO(data)) as file:
             file.visititems(add)
-    except (OSError, RuntimeError):  # cut short
+    except (OSError, RuntimeError):  # truncated
         return 0
     return count
 
@@ -95,12 +95,12 @@ def _load_imagenet(backbone: str) -> bytes:
 
 
 def _download(url: str) -> bytes:
-    """Fetch a file; whether the server answers at all is decided within a few seconds, name look-up included."""
+    """Fetch a file; a server that does not respond in a few seconds, name look-up included, is an error."""
     probe = ThreadPoolExecutor(1)
     try:
         response = probe.submit(urllib.request.urlopen, url, timeout=_PROBE_TIMEOUT_S).result(_PROBE_TIMEOUT_S)
     except FutureTimeout:
-        raise OSError(f"no answer within {_PROBE_TIMEOUT_S} s") from None
+        raise OSError(f"no response within {_PROBE_TIMEOUT_S} s") from None
     finally:
         probe.shutdown(wait=False)
     with response:

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tlray import storage
-from tlray.errors import IN_THE_WAY, OK, FetchError
+from tlray.errors import OK, UNREACHABLE, FetchError
 from tlray.model.bundle import Bundle
 from tlray.output.rowset import RowSet
 from tlray.output.schema import LABEL_FIELDS, PREDICTED_COLUMNS
@@ -171,7 +171,7 @@ class PartWriter:
         if not pieces:
             return None
         table = pa.concat_tables(pieces)
-        return table.filter(pc.invert(pc.is_in(table["status"], value_set=pa.array([*IN_THE_WAY], pa.string()))))
+        return table.filter(pc.invert(pc.is_in(table["status"], value_set=pa.array([*UNREACHABLE], pa.string()))))
 
     def save_waiting(self) -> None:
         """Save the predictions of parts that are not full, in place of those saved before.

@@ -49,10 +49,10 @@ class UpdateRecord:
 
 @dataclass(frozen=True)
 class ProbeOutcome:
-    """Images/s that `tlray plan --probe` estimated (`told`), and the steady rate of the run (`came`)."""
+    """Images/s that `tlray plan --probe` estimated, and the steady rate of the run."""
 
-    told: float
-    came: float
+    estimated: float
+    measured: float
 
 
 @dataclass(frozen=True)

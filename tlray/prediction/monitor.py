@@ -14,7 +14,7 @@ from types import FrameType
 from tlray import storage
 from tlray.config import count_allowed
 from tlray.console import now, say
-from tlray.errors import IN_THE_WAY, OK, StoppedError
+from tlray.errors import OK, UNREACHABLE, StoppedError
 
 PROGRESS = "_progress.json"
 
@@ -117,7 +117,7 @@ class Reach:
             StoppedError: 20 rows in succession, more than 10 of the last 1,000, or all rows could not be reached.
         """
         for status in statuses:
-            unreachable = status in IN_THE_WAY
+            unreachable = status in UNREACHABLE
             self._in_succession = self._in_succession + 1 if unreachable else 0
             if len(self._window) == _WINDOW:
                 self._in_window -= self._window.popleft()
@@ -153,7 +153,7 @@ class Failures:
         Raises:
             StoppedError: too many rows failed.
         """
-        failed = [status for status in statuses if status != OK and (final or status not in IN_THE_WAY)]
+        failed = [status for status in statuses if status != OK and (final or status not in UNREACHABLE)]
         self._num_failed += len(failed)
         self._by_code.update(failed)
         if self._num_failed > self._allowed:
@@ -203,7 +203,7 @@ class TermSignal:
 
     def __init__(self, drain: Callable[[], None]) -> None:
         self._drain = drain
-        self.came = False
+        self.received = False
 
     def __enter__(self) -> TermSignal:
         self._ours = threading.current_thread() is threading.main_thread()
@@ -216,7 +216,7 @@ class TermSignal:
             signal.signal(signal.SIGTERM, self._before)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.came = True
+        self.received = True
         signal.signal(signal.SIGTERM, self._before)
         # in a thread: the interrupted code may hold locks that printing and draining need
         threading.Thread(target=self._finish, name="drain", daemon=True).start()

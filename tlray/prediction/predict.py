@@ -211,7 +211,7 @@ def _predict_rows(run: _Run, state: RunState, cluster: Cluster, failures: Failur
         if remaining > 0:
             state.writer.save_waiting()
             progress.write("stopped")
-            reason = "stopped by SIGTERM" if term.came else "the pipeline ended early"
+            reason = "stopped by SIGTERM" if term.received else "the pipeline ended early"
             done = f"{num_rows - remaining:,} of {num_rows:,} rows are done"
             raise StoppedError(f"{reason}: {done}; run the same command to resume")
 

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from tlray import storage
 from tlray.config import PredictConfig
-from tlray.errors import IN_THE_WAY, Code
+from tlray.errors import UNREACHABLE, Code
 from tlray.output import receipt as receipts
 from tlray.output.parts import Part, PartWriter, get_row_ids, make_name
 from tlray.output.plan import Plan
@@ -46,14 +46,14 @@ class RunState:
     def num_failed(self) -> int:
         """Number of failed rows that stay failed."""
         by_code = [item for part in self.parts.values() for item in part.failed_by_code.items()]
-        return sum(count for code, count in by_code if code not in self.retried_codes | IN_THE_WAY)
+        return sum(count for code, count in by_code if code not in self.retried_codes | UNREACHABLE)
 
     def add(self, predictions: pa.Table, statuses: Sequence[str]) -> None:
         """Take predictions, and write the parts that they complete."""
         self.parts.update((part.name, part) for part in self.writer.add(predictions))
-        if IN_THE_WAY & set(statuses):
+        if UNREACHABLE & set(statuses):
             row_ids = predictions["row_id"].to_pylist()
-            self.unreachable += [row for row, status in zip(row_ids, statuses, strict=True) if status in IN_THE_WAY]
+            self.unreachable += [row for row, status in zip(row_ids, statuses, strict=True) if status in UNREACHABLE]
 
     def take_unreachable(self, writer: PartWriter, settled: RowSet) -> None:
         """Continue with the rows that could not be reached, the only ones not in `settled`."""
@@ -64,7 +64,7 @@ class RunState:
 def resume(config: PredictConfig, output: str, plan: Plan, job: Job, schema: pa.Schema, model_id: str) -> RunState:
     """Return the state in which earlier runs of a job left it; parts of another model are ignored."""
     # unreachable rows are tried again in any case, at the end
-    retried = set() if config.retry_failed is None else set(config.retry_failed or map(str, Code)) - IN_THE_WAY
+    retried = set() if config.retry_failed is None else set(config.retry_failed or map(str, Code)) - UNREACHABLE
     done = RowSet(plan.num_rows)
     parts: dict[str, Part] = {}
     unreachable: list[int] = []
@@ -77,7 +77,7 @@ def resume(config: PredictConfig, output: str, plan: Plan, job: Job, schema: pa.
         rows = np.arange(row_ids.start, row_ids.stop)
         if part.failed_by_code:
             statuses = np.array(table["status"].to_pylist(), object)
-            unreachable += rows[np.isin(statuses, [*IN_THE_WAY])].tolist()
+            unreachable += rows[np.isin(statuses, [*UNREACHABLE])].tolist()
             rows = rows[~np.isin(statuses, [*retried])]
         done.add(rows)
     if config.retry_failed is not None:

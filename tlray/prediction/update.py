@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tlray.console import say
-from tlray.errors import IN_THE_WAY, OutputError
+from tlray.errors import UNREACHABLE, OutputError
 from tlray.output.plan import Plan, open_plan
 from tlray.output.reader import LabelsReader
 from tlray.output.receipt import Receipt, UpdateRecord, read_receipt
@@ -70,7 +70,7 @@ class EarlierOutput:
             same_uri, *same = (_compare(ours[name], theirs[name]) for name in _IDENTITY)
             known = np.logical_or.reduce([ours[name].is_valid().to_numpy() for name in ("etag", "mtime_ns")])
             unchanged = np.logical_and.reduce([known, same_uri, *same]) & self._usable
-            unchanged[unchanged] = self._find_settled(old[unchanged], IN_THE_WAY | set(again))
+            unchanged[unchanged] = self._find_settled(old[unchanged], UNREACHABLE | set(again))
             kept.add(ours["row_id"].to_numpy()[unchanged])
             matched.add(old[same_uri])
             num_found, num_kept = int(same_uri.sum()), int(unchanged.sum())

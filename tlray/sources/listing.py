@@ -15,7 +15,7 @@ from functools import lru_cache
 import pyarrow as pa
 
 from tlray import storage
-from tlray.errors import IN_THE_WAY, DataError, FetchError, StoppedError
+from tlray.errors import UNREACHABLE, DataError, FetchError, StoppedError
 from tlray.sources import archives, manifests
 from tlray.sources import parquet as tables
 from tlray.sources.candidates import Candidate, SourceKind, has_image_name
@@ -162,8 +162,8 @@ def _index(entry: storage.Entry) -> list[Candidate]:
     try:
         return archives.index(entry)
     except FetchError as error:
-        if error.code in IN_THE_WAY:
-            raise StoppedError(f"{entry.uri} cannot be reached: {error}; the same command starts anew") from None
+        if error.code in UNREACHABLE:
+            raise StoppedError(f"{entry.uri} cannot be reached: {error}; run the same command to start over") from None
         return [Candidate(entry.uri, entry.name, reason=f"the archive cannot be read: {error.code}")]
 
 

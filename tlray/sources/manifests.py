@@ -87,7 +87,7 @@ def _read_lines(
                 yield Candidate(address, address, inputs=inputs or None, reason=reason)
     except FetchError as error:
         raise StoppedError(
-            f"the manifest {manifest} cannot be reached: {error}; the same command starts anew"
+            f"the manifest {manifest} cannot be reached: {error}; run the same command to start over"
         ) from None
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"the manifest {manifest} cannot be read to its end: {storage.redact(str(error))}") from None

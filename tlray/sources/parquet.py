@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tlray import storage
-from tlray.errors import IN_THE_WAY, DataError, FetchError, StoppedError
+from tlray.errors import UNREACHABLE, DataError, FetchError, StoppedError
 from tlray.sources.candidates import Candidate, SourceKind
 
 _ROWS = 8192
@@ -39,7 +39,7 @@ def read_table(entry: storage.Entry, image_column: str) -> tuple[list[pa.Field],
     try:
         file = pq.ParquetFile(storage.open_arrow(entry.uri))
     except FetchError as error:
-        kind = StoppedError if error.code in IN_THE_WAY else NotATableError
+        kind = StoppedError if error.code in UNREACHABLE else NotATableError
         raise kind(f"{entry.uri} cannot be read: {error}") from None
     except (pa.ArrowException, OSError) as error:
         raise NotATableError(f"{entry.uri} cannot be read as Parquet: {storage.redact(str(error))}") from None

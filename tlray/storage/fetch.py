@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import NamedTuple
 
-from tlray.errors import IN_THE_WAY, FetchError
+from tlray.errors import UNREACHABLE, FetchError
 from tlray.storage import local, s3
 from tlray.storage.addresses import Request, is_s3
 
@@ -39,13 +39,13 @@ class Fetched(NamedTuple):
 
 
 def fetch(request: Request) -> Fetched:
-    """Read a file, an object or a range of it; retry codes in `IN_THE_WAY` after growing, jittered pauses."""
+    """Read a file, an object or a range of it; retry codes in `UNREACHABLE` after growing, jittered pauses."""
     read = s3.read if is_s3(request.uri) else local.read
     for retries in range(MAX_TRIES):
         try:
             return Fetched(read(request), retries)
         except FetchError as error:
-            if error.code not in IN_THE_WAY or retries == MAX_TRIES - 1:
+            if error.code not in UNREACHABLE or retries == MAX_TRIES - 1:
                 return Fetched(error, retries)
         # jitter keeps many processes from retrying at the same time
         time.sleep(random.uniform(0.5, 1.0) * min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2**retries))

@@ -135,7 +135,7 @@ def load_state(uri: str) -> TrainingState:
         meta = parse_record(CheckpointRecord, arrays[_META].tobytes())
         slots = [arrays[f"slots/{index}"] for index in range(meta.slots)]
     except RecordError as error:
-        raise StoppedError(f"{checkpoint} is of another tlray ({error}); remove it to start anew") from None
+        raise StoppedError(f"{checkpoint} is of another tlray ({error}); remove {uri} to start over") from None
     except (ValueError, LookupError, EOFError, zipfile.BadZipFile) as error:
         raise StoppedError(f"{checkpoint} is damaged ({error}); remove it to go on from the one before") from None
 

@@ -224,7 +224,7 @@ class _TrainingMonitor:
                 if not alive and self._outcome.model is None:
                     if failures:
                         raise _explain(failures[0]) from failures[0]
-                    raise StoppedError("training stopped without a model; the same command goes on from the last epoch")
+                    raise StoppedError("training stopped without a model; run the same command to resume")
                 thread.join(_POLL_S)
         return self._outcome
 
