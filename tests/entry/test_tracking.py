@@ -15,7 +15,7 @@ from tlray.config import TrainConfig
 from tlray.metrics.classification import measure
 from tlray.model.manifest import Metrics, RoleCounts
 from tlray.training.results import TrainSummary
-from tlray.training.tracking import log_run
+from tlray.training.results import log_run
 history = [make_epoch(epoch, loss=1 / epoch, val_loss=None, val_accuracy=None, images=9) for epoch in (1, 2)]
 metrics = Metrics(test=measure(np.array([[0.9, 0.1], [0.8, 0.2]]), np.array([0, 1]), ("a", "b")))
 counts = RoleCounts(train=9, validation=0, test=2)

@@ -198,8 +198,10 @@ def _draw(
     labels = reader.take(row_ids, ["row_id", "uri", "class_name", "probability"])
     inside = plan.take(row_ids)["member"].is_valid()
     rows = [
-        Drawn(row["row_id"], row["uri"], row["class_name"], round(row["probability"], 6), lies_inside)
-        for row, lies_inside in zip(labels.to_pylist(), inside.to_pylist(), strict=True)
+        Drawn(row_id, uri, class_name, round(probability, 6), lies_inside)
+        for row_id, uri, class_name, probability, lies_inside in zip(
+            *labels.to_pydict().values(), inside.to_pylist(), strict=True
+        )
     ]
     return np.sort(row_ids), Sample(
         format=samples.FORMAT,

@@ -1,21 +1,22 @@
-"""One trained model as one directory: saved by training, verified by everything that loads it.
+"""Write, verify and open a bundle: one trained model as one directory.
 
-bundle.json      what it is: model id, classes, preprocessing, metrics, checksums
+bundle.json      model id, classes, preprocessing, metrics, checksums
 model.keras      the Keras model: float32 pixels in [0, 255] in, probabilities out
 saved_model/     the same for plain `tf.saved_model.load`: uint8 [N, S, S, 3] in, float32 [N, C] out
 golden/          encoded images and the float32 probabilities that a CPU gave for them
 training/        history.json, config.yaml, label_errors.csv, tensorboard/
-report.html      what was trained and how good it is, as one page
+report.html      the training and the metrics as one page
 README.md        the model card
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -43,7 +44,7 @@ from tlray.model.manifest import (
     sign,
 )
 from tlray.model.safety import find_threats
-from tlray.storage.records import Json, RecordError, dump_record, parse_record, parse_records
+from tlray.storage.records import RecordError, dump_record, parse_record, parse_records
 
 MANIFEST = "bundle.json"
 HISTORY = "training/history.json"
@@ -57,13 +58,7 @@ _PACKAGES = ("tlray", "tensorflow", "keras", "ray", "numpy", "pyarrow", "pillow"
 
 @dataclass(frozen=True)
 class Golden:
-    """An image with its probabilities, by which any engine is checked.
-
-    Attributes:
-        file: its name inside the bundle.
-        data: the encoded image.
-        probabilities: float32 `[C]`.
-    """
+    """A golden image: its name in the bundle, its encoded bytes and its probabilities, float32 `[C]`."""
 
     file: str
     data: bytes
@@ -75,9 +70,8 @@ class Bundle:
     """A verified bundle.
 
     Attributes:
-        path: the local directory that holds it (a copy, where it came from object storage).
+        path: the local directory, a copy if it came from object storage.
         uri: the address it was loaded from.
-        manifest: `bundle.json`.
     """
 
     path: Path
@@ -86,7 +80,7 @@ class Bundle:
 
     @property
     def model_id(self) -> str:
-        """The identity of the model."""
+        """Id of the model."""
         return self.manifest.model_id
 
     @property
@@ -101,12 +95,12 @@ class Bundle:
 
     @property
     def num_features(self) -> int:
-        """Length D of an image's pooled features; 0 where the model gives none."""
+        """Length D of an image's pooled features; 0 if the model gives none."""
         return self.manifest.architecture.num_features
 
     @property
     def preprocessing_fingerprint(self) -> str:
-        """sha256 over the preprocessing."""
+        """sha256 of the preprocessing."""
         return hash_preprocessing(self.manifest.preprocessing)
 
     def load_golden(self) -> list[Golden]:
@@ -118,19 +112,17 @@ class Bundle:
         ]
 
     def load_history(self) -> list[EpochRecord]:
-        """Load the history; empty where the bundle carries none.
+        """Load the history; empty if the bundle has none.
 
         Raises:
             BundleError: it is damaged.
         """
         path = self.path / HISTORY
-        try:
+        with _explain_damage(self.uri, HISTORY):
             return parse_records(EpochRecord, path.read_bytes()) if path.is_file() else []
-        except RecordError as error:
-            raise BundleError(f"{self.uri} is damaged: {HISTORY}: {error}; train or copy it again") from None
 
     def read_inference_files(self) -> dict[str, bytes]:
-        """Read what an engine needs, by name: the manifest, the SavedModel and the golden images."""
+        """Read the files that an engine needs, by name: the manifest, the SavedModel and the golden images."""
         names = [name for name in self.manifest.files if name.startswith(("saved_model/", "golden/"))]
         return {name: (self.path / name).read_bytes() for name in [MANIFEST, *names]}
 
@@ -154,7 +146,7 @@ def save_bundle(
     Args:
         uri: a new folder or s3:// prefix.
         model_files: `model.keras`, `saved_model/...` and `golden/...` by name.
-        make_reports: takes the manifest, gives files for people by name; no checksum covers them.
+        make_reports: makes files for people, by name, from the manifest; no checksum covers them.
         architecture, classes, preprocessing, calibration, thresholds, training, metrics: as in `Manifest`.
         history: one record an epoch.
 
@@ -188,38 +180,30 @@ def save_bundle(
 
 
 def read_manifest(uri: str) -> Manifest:
-    """Read `bundle.json` alone, strictly, but don't hold it against the files.
+    """Read `bundle.json` strictly, without a comparison with the files.
 
     Raises:
-        BundleError: there is none, it is damaged, or of another format.
+        BundleError: it is missing, damaged, or of another format.
     """
     try:
         data = storage.get(storage.join(uri, MANIFEST))
     except FetchError:
         raise BundleError(f"{uri} is not a bundle: it holds no {MANIFEST}; give what tlray train wrote") from None
-    try:
-        return parse_record(Manifest, data)
-    except RecordError as error:
-        found = _find_format(data)
+    with contextlib.suppress(ValueError):
+        plain = json.loads(data)
+        found = plain.get("format") if isinstance(plain, dict) else None
         if isinstance(found, int) and found != FORMAT:
             remedy = "train or import the model again" if found < FORMAT else "update tlray"
-            raise BundleError(f"{uri} has bundle format {found}, this tlray reads {FORMAT}; {remedy}") from None
-        raise BundleError(f"{uri} is damaged: {MANIFEST}: {error}; train or copy it again") from None
-
-
-def _find_format(data: bytes) -> Json:
-    try:
-        plain = json.loads(data)
-    except ValueError:
-        return None
-    return plain.get("format") if isinstance(plain, dict) else None
+            raise BundleError(f"{uri} has bundle format {found}, this tlray reads {FORMAT}; {remedy}")
+    with _explain_damage(uri, MANIFEST):
+        return parse_record(Manifest, data)
 
 
 def load_bundle(uri: str) -> Bundle:
     """Verify a bundle and open it; one from object storage is copied to local disk first.
 
     Raises:
-        BundleError: it is not one, a file is missing or changed, or its parts do not fit together.
+        BundleError: it is not a bundle, a file is missing or changed, or its parts do not fit together.
     """
     uri = storage.resolve(uri)
     manifest = read_manifest(uri)
@@ -236,7 +220,7 @@ def load_bundle(uri: str) -> Bundle:
     if len(manifest.classes) != manifest.architecture.num_classes:
         faults.append(f"{len(manifest.classes)} class names for {manifest.architecture.num_classes} outputs")
     faults += [f"{needed} is not listed" for needed in _NEEDED if needed not in manifest.files]
-    threats = [*find_threats(path)]
+    threats = list(find_threats(path))
     if threats:
         raise BundleError(f"{uri} is refused: {'; '.join(threats)}; use bundles that tlray train wrote")
     if faults:
@@ -246,11 +230,8 @@ def load_bundle(uri: str) -> Bundle:
 
 
 def _check_golden(uri: str, path: Path, manifest: Manifest) -> None:
-    """Refuse golden images that are not among the bundle's files, or whose probabilities are not of its classes."""
-    try:
+    with _explain_damage(uri, GOLDEN):
         images = parse_record(GoldenRecord, (path / GOLDEN).read_bytes()).images
-    except RecordError as error:
-        raise BundleError(f"{uri} is damaged: {GOLDEN}: {error}; train or copy it again") from None
     for image in images:
         if image.file not in manifest.files:
             raise BundleError(f"{uri} is refused: {GOLDEN} names {image.file!r}, which {MANIFEST} does not")
@@ -258,8 +239,16 @@ def _check_golden(uri: str, path: Path, manifest: Manifest) -> None:
         raise BundleError(f"{uri} is damaged: {GOLDEN} holds no probabilities of its classes; train or copy it again")
 
 
+@contextlib.contextmanager
+def _explain_damage(uri: str, name: str) -> Iterator[None]:
+    try:
+        yield
+    except RecordError as error:
+        raise BundleError(f"{uri} is damaged: {name}: {error}; train or copy it again") from None
+
+
 def list_versions() -> dict[str, str]:
-    """Return the versions of tlray and what it stands on."""
+    """Return the versions of tlray and its main dependencies."""
     return {name: metadata.version(name) for name in _PACKAGES}
 
 
@@ -278,7 +267,7 @@ def _is_model_file(name: str) -> bool:
 
 
 def _download(uri: str, manifest: Manifest) -> Path:
-    """A local copy of the files that the manifest names, and of the history, in a folder of its own."""
+    """Copy the files that the manifest names, and the history, to a local folder."""
     folder = _make_download_folder(uri, manifest.model_id)
     names = [name for name, expected in manifest.files.items() if _check_file(folder, name, expected) is not None]
     names.append(HISTORY)
@@ -297,7 +286,7 @@ def _download(uri: str, manifest: Manifest) -> Path:
 
 @cache
 def _make_download_folder(uri: str, model_id: str) -> Path:
-    """A folder that lives as long as the process."""
+    """Return a folder that exists as long as the process."""
     _DOWNLOADS.append(tempfile.TemporaryDirectory(prefix="tlray-bundle-"))
     return Path(_DOWNLOADS[-1].name)
 
@@ -307,9 +296,10 @@ _DOWNLOADS: list[tempfile.TemporaryDirectory[str]] = []
 
 def _check_file(folder: Path, name: str, expected: str) -> str | None:
     path = folder / name
-    if not path.is_file():
-        return f"{name} is missing"
-    with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != expected:
-            return f"{name} was changed"
-    return None
+    try:
+        if not path.is_file():
+            return f"{name} is missing"
+        with path.open("rb") as file:
+            return None if hashlib.file_digest(file, "sha256").hexdigest() == expected else f"{name} was changed"
+    except OSError as error:  # also a name that is too long
+        return f"{name} cannot be read ({error.strerror})"

@@ -25,9 +25,8 @@ class Architecture:
     Attributes:
         backbone: a name in `BACKBONES`; of an imported model, its own name.
         head_units: width of each dense layer between pooling and softmax.
-        num_classes, num_features: lengths of the probabilities and of the pooled features; 0 features where the model
-            gives none.
-        weights_sha256: of all weights.
+        num_features: length of the pooled features; 0 if the model gives none.
+        weights_sha256: sha256 of all weights.
     """
 
     backbone: str
@@ -44,7 +43,6 @@ class Preprocessing:
     Attributes:
         image_size: side of the square, in pixels.
         scale, offset: a pixel in [0, 255] enters as `pixel * scale + offset`.
-        decoder, mode, exif, alpha, resize: how tlray decodes.
     """
 
     image_size: int
@@ -62,13 +60,12 @@ class EpochRecord:
     """One epoch.
 
     Attributes:
-        phase: "head" or "finetune".
         epoch: from 1, over both phases.
         loss, accuracy: over the training images, each counted once.
         val_loss, val_accuracy: over the validation images; None without any.
-        images, steps: trained on.
-        seconds: validation included; `train_seconds` without it, `wait_seconds` of these spent waiting for input.
-        learning_rate: of the last step.
+        images, steps: numbers of training images and steps.
+        seconds: validation included; `train_seconds` is without it, `wait_seconds` the part of these without input.
+        learning_rate: rate of the last step.
     """
 
     phase: PhaseName
@@ -113,14 +110,12 @@ class OodPercentiles:
 
 @dataclass(frozen=True)
 class Metrics:
-    """Metrics of the model; None where there were no such images, or where the model was imported.
+    """The model's metrics; None without such images, or for an imported model.
 
     Attributes:
-        kept: the epoch that became the model.
-        phases: the best epoch of each phase.
+        phases: the best epoch by phase.
         validation, test: measured after calibration.
-        uncalibrated: of the validation images before calibration.
-        ood_score: of the validation images.
+        uncalibrated: the validation images before calibration.
     """
 
     kept: KeptEpoch | None = None
@@ -153,11 +148,11 @@ class TrainingRecord:
     """The training that made the model.
 
     Attributes:
-        config: what decides the result, as it was asked for.
-        resolved: values that the config leaves to defaults which depend on others.
+        config: options that decide the result, as given.
+        resolved: values of those options whose defaults depend on others.
         images_fingerprint: sha256 over the listing of all images.
-        counts: images used, by role.
-        left_out: images that could not be decoded.
+        counts: images used.
+        left_out: number of images that could not be decoded.
     """
 
     config: dict[str, Json]
@@ -177,12 +172,11 @@ class Manifest:
     """`bundle.json`.
 
     Attributes:
-        format: version of this record.
-        model_id: sha256 over architecture (which names the weights' hash), preprocessing, class list and calibration.
+        model_id: sha256 over architecture (which has the weights' hash), preprocessing, class list and calibration.
         classes: names by index.
-        training: None for an imported model.
         thresholds: None without validation images.
-        versions: of tlray and what it stands on, when the bundle was made.
+        training: None for an imported model.
+        versions: versions of tlray and its main dependencies that made the bundle.
         files: sha256 by name of every file that inference needs.
     """
 
@@ -201,7 +195,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class GoldenImage:
-    """A golden image: its file in the bundle, its class and its probabilities, `[C]`."""
+    """A golden image: its file in the bundle, its predicted class and its probabilities, `[C]`."""
 
     file: str
     class_name: str
@@ -226,7 +220,7 @@ def hash_preprocessing(preprocessing: Preprocessing) -> str:
 
 
 def compute_model_id(manifest: Manifest) -> str:
-    """Return the identity of a manifest's model, whatever id it holds."""
+    """Return the id of a manifest's model; the id that it holds is not used."""
     plain = asdict(manifest)
     return hash_json({key: plain[key] for key in ("architecture", "preprocessing", "classes", "calibration")})
 
@@ -237,5 +231,5 @@ def sign(manifest: Manifest) -> Manifest:
 
 
 def find_kept(history: Sequence[EpochRecord], kept: KeptEpoch | None) -> EpochRecord:
-    """Return the record of the kept epoch; the last one where none is named."""
+    """Return the record of the kept epoch, else of the last one."""
     return next((record for record in history if kept is not None and record.epoch == kept.epoch), history[-1])

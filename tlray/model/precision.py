@@ -32,9 +32,9 @@ class Precision:
     """Types that a training computes in.
 
     Attributes:
-        frozen: for the frozen base, run once as inference.
-        step: for training steps.
-        reason: where `auto` chose, why.
+        frozen: type of the frozen base.
+        step: type of the training steps.
+        reason: the reason for the choice of `auto`.
     """
 
     frozen: FloatName
@@ -48,12 +48,12 @@ class Precision:
 
 
 def choose_precision(asked: PrecisionName, fastest: FloatName, *, gpus: bool) -> Precision:
-    """Resolve `--precision` for a training.
+    """Resolve `--precision` for a training; on a CPU `auto` keeps the few steps after the frozen base in float32.
 
     Args:
-        asked: what the user said.
-        fastest: what `detect_fastest` found where the work will run.
-        gpus: whether it runs on GPUs. On a CPU `auto` keeps the steps in float32: past the frozen base they are few.
+        asked: value of `--precision`.
+        fastest: result of `detect_fastest` on the training's machines.
+        gpus: True if it runs on GPUs.
     """
     if asked != "auto":
         return Precision(asked, asked)
@@ -89,15 +89,15 @@ def list_precisions(asked: PrecisionName, fastest: FloatName, *, gpus: bool) -> 
 
 
 def detect_fastest(*, gpus: bool) -> FloatName:
-    """The fastest type of this machine's GPU or CPU, found without TensorFlow."""
+    """Return the fastest type of this machine's GPU or CPU, without TensorFlow."""
     if not gpus:
         return "bfloat16" if has_bfloat16() and not is_bfloat16_refused() else "float32"
     program = shutil.which("nvidia-smi")
     if program is None:
         return "float32"
     query = [program, "--query-gpu=compute_cap", "--format=csv,noheader"]
-    answer = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30).stdout.split()
-    capability = min((float(value) for value in answer if value.replace(".", "").isdigit()), default=0.0)
+    words = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30).stdout.split()
+    capability = min((float(word) for word in words if word.replace(".", "").isdigit()), default=0.0)
     if capability >= _BFLOAT16_COMPUTE_CAPABILITY:
         return "bfloat16"
     return "float16" if capability >= _FLOAT16_COMPUTE_CAPABILITY else "float32"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,11 +64,18 @@ def _check_keras(path: Path) -> Iterator[str]:
             if archive.getinfo("config.json").file_size > _MAX_CONFIG_BYTES:
                 yield "model.keras holds a config.json that is too large"
                 return
-            config = json.loads(archive.read("config.json"))
-    except (zipfile.BadZipFile, KeyError, ValueError, NotImplementedError):
+            foreign = sorted(set(_iter_foreign(json.loads(archive.read("config.json")))))
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        KeyError,
+        ValueError,
+        RuntimeError,
+    ):  # damaged, or nested too deep
         yield "model.keras is not a Keras 3 archive"
         return
-    for name in sorted(set(_iter_foreign(config))):
+    for name in foreign:
         yield f"model.keras holds {name}, which could run code of its own"
 
 

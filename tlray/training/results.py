@@ -1,15 +1,15 @@
-"""Collect a finished training's metrics, thresholds, label errors and advice."""
+"""Collect a finished training's metrics, thresholds, label errors and advice, and log them to MLflow."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from tlray.config import TrainConfig
+from tlray.config import TrainConfig, describe, resolve
 from tlray.features.cache import Cache
 from tlray.metrics.calibration import apply_temperature
 from tlray.metrics.classification import Measurement, measure, measure_uncalibrated
@@ -184,3 +184,20 @@ class TrainSummary:
     label_errors: LabelErrorSummary | None = None
     advice: list[str] = field(default_factory=list)
     already_done: bool = False
+
+
+def log_run(config: TrainConfig, summary: TrainSummary) -> None:
+    """Log a training to `--mlflow-uri`, as one run of the experiment "tlray"."""
+    import mlflow
+
+    mlflow.set_tracking_uri(config.mlflow_uri)
+    mlflow.set_experiment("tlray")
+    with mlflow.start_run(run_name=summary.model_id[:12]):
+        mlflow.log_params({**describe(config), **resolve(config)})
+        for record in summary.history:
+            numbers = {name: value for name, value in asdict(record).items() if isinstance(value, int | float)}
+            mlflow.log_metrics(numbers, step=numbers.pop("epoch"))
+        for role, measured in summary.metrics.list_measured():
+            mlflow.log_metric(f"{role}_accuracy", measured.accuracy)
+        mlflow.log_metrics({f"seconds {stage}": spent for stage, spent in summary.seconds.items()})
+        mlflow.set_tags({"model_id": summary.model_id, "bundle": summary.output})

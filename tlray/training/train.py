@@ -255,10 +255,8 @@ def _remove_checkpoints(config: TrainConfig, checkpoints: str) -> None:
 
 def _track(config: TrainConfig, summary: TrainSummary) -> None:
     """Log the run to MLflow; an error is only printed, since the bundle is saved."""
-    from tlray.training.tracking import log_run
-
     try:
-        log_run(config, summary)
+        results.log_run(config, summary)
     except Exception as error:  # MLflow passes on whatever its server or store raises
         say(f"MLflow at {storage.redact(config.mlflow_uri or '')} did not take the run: {storage.redact(str(error))}")
 
