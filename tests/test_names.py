@@ -44,8 +44,13 @@ def test_the_patched_functions_are_there():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=lambda path: path.name)
 def test_a_script_in_a_string_imports_what_exists(path):
-    for module in set(re.findall(r"^from (tlray[\w.]*) import ", path.read_text(), re.M)):
-        assert importlib.util.find_spec(module) is not None, module
+    for module, names in re.findall(r"^ *from (tlray[\w.]*) import (\w[\w, ]*)", path.read_text(), re.M):
+        found = importlib.util.find_spec(module)
+        assert found is not None, module
+        text = read(found.origin)
+        for name in re.findall(r"(\w+)(?: as \w+)?(?:, |$)", names):
+            own = importlib.util.find_spec(f"{module}.{name}") if found.submodule_search_locations else None
+            assert own or re.search(rf"\b{name}\b", text), (module, name)
 
 
 def read(path):

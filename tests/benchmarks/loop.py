@@ -23,7 +23,7 @@ BARE = """
 import json, os, sys, time
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 import keras, numpy as np, tensorflow as tf
-from tlray.model import Network, build_base, build_head, build_tail, cut_tail
+from tlray.model.network import Network, build_base, build_head, build_tail, cut_tail
 batch, images = int(sys.argv[1]), int(sys.argv[2])
 tf.config.threading.set_intra_op_parallelism_threads(2)
 tail = cut_tail(build_base("inception_v3", 299, weights=None, seed=0), "mixed8")

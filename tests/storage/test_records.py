@@ -100,3 +100,14 @@ def test_a_long_value_is_cut_in_the_message():
     with pytest.raises(RecordError) as caught:
         parse_record(Inner, json.dumps({"name": ["x" * 500], "share": 1.0}))
     assert len(str(caught.value)) < 120
+
+
+@pytest.mark.parametrize("found", [1, 2.0, "2", True])
+def test_a_literal_is_not_converted(found):
+    with pytest.raises(RecordError, match="format takes 2; got"):
+        parse_record(Record, change(format=found))
+
+
+def test_json_that_is_nested_too_deep_is_damaged():
+    with pytest.raises(RecordError, match="not JSON"):
+        parse_record(Record, "[" * 100_000 + "]" * 100_000)

@@ -48,12 +48,7 @@ _IDENTITY = np.array([1, 0, 0, 0, 1, 0, 0, 0], np.float32)
 
 
 class Done(NamedTuple):
-    """A stored shard.
-
-    Attributes:
-        images: passes through the frozen base.
-        ready: time at which its engine was ready, seconds since the epoch.
-    """
+    """A stored shard: its passes through the base, and the time its engine was ready, in seconds since the epoch."""
 
     images: int
     ready: float
@@ -65,10 +60,7 @@ def build(
     """Compute and store what is missing; yield one `Done` a shard.
 
     Args:
-        cache: the plan.
-        missing: result of `find_missing`.
         uris: Ray reference to every address, by row id.
-        resources: engines.
         num_readers, reader_cpus: processes that read for GPU engines; an engine on CPUs reads for itself.
 
     Raises:

@@ -45,7 +45,6 @@ Kind = Literal["pooled", "activations"]
 Features: TypeAlias = npt.NDArray[np.floating]
 """Pooled features `[N, F]` or activations `[N, h, w, c]`, float16 or float32."""
 
-FORMAT = 1
 FROZEN_BASE = "frozen_base.json"
 TAIL = "tail.npz"
 
@@ -62,9 +61,7 @@ class FrozenBase:
 
     Attributes:
         weights: Ray reference to the weights file; None for random weights.
-        weights_sha256: of that file; "" for random weights.
-        weights_seed: seed of random weights.
-        limits: limits of decoding.
+        weights_sha256: sha256 of that file; "" for random weights.
     """
 
     backbone: str
@@ -85,7 +82,7 @@ class FrozenBase:
         """Return the contents of its fingerprint."""
         entry = BACKBONES[self.backbone]
         return {
-            "format": FORMAT,
+            "format": 1,
             "backbone": self.backbone,
             "boundary": self.boundary,
             "weights_sha256": self.weights_sha256,
@@ -135,14 +132,9 @@ class FeatureSet:
         batch = np.empty((len(rows), *shape), dtype)
         row_bytes = batch[0].nbytes if len(rows) else 0
         shards, places = np.divmod(self._find_positions(rows), self.rows_per_shard)
-        requests = [
-            (
-                storage.join(self.uri, self.name_shard(kind, view, int(shard))),
-                _NPY_HEADER_BYTES + int(place) * row_bytes,
-                row_bytes,
-            )
-            for shard, place in zip(shards, places, strict=True)
-        ]
+        uris = [storage.join(self.uri, self.name_shard(kind, view, int(shard))) for shard in shards]
+        starts = (_NPY_HEADER_BYTES + places * row_bytes).tolist()
+        requests = [(uri, start, row_bytes) for uri, start in zip(uris, starts, strict=True)]
         for index, data in enumerate(storage.get_ranges(requests)):
             if isinstance(data, FetchError) or len(data) != row_bytes:
                 raise StoppedError(f"the feature cache {self.uri} changed while it was read; start again")
@@ -159,12 +151,7 @@ class FeatureSet:
 
 @dataclass(frozen=True)
 class Cache:
-    """All features of one training.
-
-    Attributes:
-        uri: folder of the frozen base.
-        sets: by role, "train", "val", "test"; roles without rows are left out.
-    """
+    """All features of one training, in the folder of its frozen base, by role: "train", "val", "test"."""
 
     uri: str
     frozen: FrozenBase
@@ -217,8 +204,7 @@ class Missing:
 
     Attributes:
         tail: True if the files of the frozen base itself are missing.
-        images: missing passes through the frozen base.
-        total_images: passes for an empty cache.
+        images, total_images: missing passes through the frozen base, and those for an empty cache.
     """
 
     works: list[Work]
@@ -244,10 +230,8 @@ def plan_cache(
 
     Args:
         root: `--cache-dir`.
-        frozen: the frozen base.
         roles: row ids of "train", "val" and "test".
         digests: sha256 of every row's encoded image.
-        augmentation: augmentation of the training images.
         needs: kinds by view of the training images; the others have one view with every kind of any phase.
     """
     uri = storage.join(root, f"{frozen.backbone}-{hash_json(frozen.describe())[:_FINGERPRINT_DIGITS]}")
@@ -337,7 +321,7 @@ def _choose_rows_per_shard(num_rows: int) -> int:
 
 
 def _measure_shard(shape: Iterable[int] | None, count: int, dtype: str) -> int:
-    """Return the bytes of a whole file; -1, which no file has, if the shape is unknown."""
+    """Return the bytes of a whole file; -1 if the shape is unknown."""
     if shape is None:
         return -1
     return _NPY_HEADER_BYTES + count * int(np.prod(list(shape))) * np.dtype(dtype).itemsize

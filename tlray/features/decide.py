@@ -62,13 +62,8 @@ def prepare_cache(
     """Decide on the cache, and build its missing part.
 
     Args:
-        config: the training.
-        cluster: machines for the build.
-        rows: row ids by role.
         digests: sha256 of every row's encoded image.
-        frozen: the frozen base.
         uris: Ray reference to every address, by row id.
-        augmentation: augmentation of the training images.
 
     Returns:
         the cache, or None if every epoch computes the base; and the seconds that engines ran.
@@ -127,13 +122,7 @@ def count_online(config: TrainConfig, rows: Rows) -> float:
 
 
 def decide(passes: Passes, num_bytes: int, free_bytes: int | None) -> Decision:
-    """Weigh bytes against compute.
-
-    Args:
-        passes: with and without the cache.
-        num_bytes: bytes that the cache would add.
-        free_bytes: free bytes at its place; None if unknown.
-    """
+    """Weigh the bytes that the cache would add against compute; `free_bytes` is None if unknown."""
     saved = passes.online - passes.missing
     share = saved / passes.online if passes.online else 0.0
     if share < _LEAST_SAVING:

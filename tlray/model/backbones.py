@@ -37,9 +37,7 @@ class Backbone:
     """One convolutional base of `keras.applications`.
 
     Attributes:
-        keras_name: name of the constructor.
-        image_size_px: side of the square input of the published weights.
-        min_image_size_px: smallest side that the constructor takes.
+        image_size_px: side of the square input of the published weights; the constructor takes `min_image_size_px`.
         scale, offset: pixels in [0, 255] enter the base as `pixel * scale + offset`.
         num_features: width of the base's output.
         num_weights: number of values in the weights, moving statistics included.

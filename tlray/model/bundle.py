@@ -67,12 +67,7 @@ class Golden:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A verified bundle.
-
-    Attributes:
-        path: the local directory, a copy if it came from object storage.
-        uri: the address it was loaded from.
-    """
+    """A verified bundle: its local directory, a copy if it came from object storage, and its address."""
 
     path: Path
     uri: str
@@ -147,8 +142,6 @@ def save_bundle(
         uri: a new folder or s3:// prefix.
         model_files: `model.keras`, `saved_model/...` and `golden/...` by name.
         make_reports: makes files for people, by name, from the manifest; no checksum covers them.
-        architecture, classes, preprocessing, calibration, thresholds, training, metrics: as in `Manifest`.
-        history: one record an epoch.
 
     Raises:
         OutputError: it cannot be written.
@@ -189,7 +182,7 @@ def read_manifest(uri: str) -> Manifest:
         data = storage.get(storage.join(uri, MANIFEST))
     except FetchError:
         raise BundleError(f"{uri} is not a bundle: it holds no {MANIFEST}; give what tlray train wrote") from None
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, RecursionError):
         plain = json.loads(data)
         found = plain.get("format") if isinstance(plain, dict) else None
         if isinstance(found, int) and found != FORMAT:

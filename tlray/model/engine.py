@@ -113,19 +113,13 @@ class Engine:
 
     def _run_all(self, pixels: npt.NDArray[np.uint8]) -> Predictions:
         result = self._run(tf.constant(pixels))
-        ood_score, embeddings = (
-            result[name].numpy() if name in result else None for name in ("ood_score", "embedding")
-        )
-        return Predictions(result["probabilities"].numpy(), ood_score, embeddings)
+        arrays = {name: value.numpy() for name, value in result.items()}
+        return Predictions(arrays["probabilities"], arrays.get("ood_score"), arrays.get("embedding"))
 
 
 def _take(predictions: Predictions, count: int) -> Predictions:
-    probabilities, ood_score, embeddings = predictions
-    return Predictions(
-        probabilities[:count],
-        None if ood_score is None else ood_score[:count],
-        None if embeddings is None else embeddings[:count],
-    )
+    probabilities, *others = predictions
+    return Predictions(probabilities[:count], *(None if values is None else values[:count] for values in others))
 
 
 def _join(parts: Sequence[Predictions]) -> Predictions:
@@ -143,12 +137,8 @@ def open_engine(
 ) -> Engine:
     """Return the fastest warm engine of this process's device that keeps the golden predictions.
 
-    Args:
-        bundle: the model.
-        batch_size: images in one step.
-        num_threads: TensorFlow's threads on a CPU; None lets it choose.
-        precision: input type of convolutions and products; `auto` falls back to float32 if a faster type moves the
-            golden probabilities by more than `GOLDEN_TOLERANCES`.
+    With `auto` precision it falls back to float32 if a faster type moves the golden probabilities by more than
+    `GOLDEN_TOLERANCES`. `num_threads` are TensorFlow's on a CPU; None lets it choose.
 
     Raises:
         StoppedError: the given precision, or float32, moves them too far.

@@ -49,11 +49,8 @@ def build_base(
     """Build a base, float32 `[N, S, S, 3]` in the base's own scale -> a feature map; the same for the same arguments.
 
     Args:
-        backbone: a name in `BACKBONES`.
-        image_size_px: side S of the square input.
         weights: an HDF5 file of the base without its top; None for random weights.
         seed: seed of random weights.
-        train_batchnorm: True if its BatchNorm will be trained.
 
     Raises:
         WeightsError: the weights are of another network.
@@ -71,9 +68,7 @@ def build_base(
 def build_head(backbone: str, head_units: Sequence[int], num_classes: int, *, seed: int) -> list[keras.layers.Dense]:
     """Build the dense layers from pooled features to probabilities; the last is a float32 softmax."""
     keras.utils.set_random_seed(seed)
-    layers = [
-        keras.layers.Dense(units, activation="relu", name=f"dense_{index}") for index, units in enumerate(head_units)
-    ]
+    layers = [keras.layers.Dense(units, "relu", name=f"dense_{index}") for index, units in enumerate(head_units)]
     layers.append(keras.layers.Dense(num_classes, activation="softmax", dtype="float32", name="probabilities"))
     widths = (BACKBONES[backbone].num_features, *head_units)
     for layer, width in zip(layers, widths, strict=True):
@@ -83,12 +78,7 @@ def build_head(backbone: str, head_units: Sequence[int], num_classes: int, *, se
 
 @dataclass(frozen=True)
 class Tail:
-    """The layers of a base after a boundary, to be built without the rest: Keras's config and weights by name.
-
-    Attributes:
-        config: config of a functional model, activations -> feature map.
-        positions: position in the whole base by the layer's name.
-    """
+    """The layers of a base after a boundary: Keras's config, positions in the whole base by name, and weights."""
 
     config: dict[str, Json]
     positions: dict[str, int]
@@ -100,11 +90,8 @@ def cut_tail(base: keras.Model, boundary: str) -> Tail:
     model = keras.Model(base.get_layer(boundary).output, base.output)
     positions = find_positions(base)
     positions = {layer.name: positions[layer.name] for layer in model.layers if layer.name in positions}
-    weights = {
-        f"base/{positions[layer.name]}/{variable.name}": np.asarray(variable)
-        for layer in model.layers
-        for variable in layer.variables
-    }
+    named = [(positions[layer.name], variable) for layer in model.layers for variable in layer.variables]
+    weights = {f"base/{position}/{variable.name}": np.asarray(variable) for position, variable in named}
     return Tail(model.get_config(), positions, weights)
 
 
@@ -124,9 +111,11 @@ def build_tail(tail: Tail, *, train_batchnorm: bool = False) -> keras.Model:
 class Network:
     """The part of the network from an entrance on.
 
-    Attributes:
-        base: the whole base, its tail, or None if pooled features enter.
-        head: the dense layers.
+    Args:
+        base: the layers between the entrance and pooling; None if pooled features enter.
+        positions: position of each of them in the whole base, by name.
+        head: result of `build_head`.
+        train_batchnorm: True lets the BatchNorm of trained layers follow the batch.
     """
 
     def __init__(
@@ -139,16 +128,6 @@ class Network:
         *,
         train_batchnorm: bool,
     ) -> None:
-        """Put built parts together.
-
-        Args:
-            backbone: a name in `BACKBONES`.
-            entrance: the place at which a batch enters.
-            base: the layers between the entrance and pooling.
-            positions: position of each of them in the whole base, by name.
-            head: result of `build_head`.
-            train_batchnorm: True lets the BatchNorm of trained layers follow the batch.
-        """
         self.entrance = entrance
         self.base = base
         self.head = head
@@ -178,12 +157,9 @@ class Network:
         return [*base, *(variable for layer in self.head for variable in layer.trainable_variables)]
 
     def call(self, inputs: tf.Tensor, *, training: bool, masks: tf.Tensor | None = None) -> tf.Tensor:
-        """Return the probabilities, float32 `[N, C]`.
+        """Return the probabilities, float32 `[N, C]`, of float32 pixels in [0, 255], activations or pooled features.
 
-        Args:
-            inputs: float32 pixels in [0, 255], activations or pooled features, by the entrance.
-            training: True lets trained BatchNorm follow the batch.
-            masks: float32 `[N, sum of head units]`, factors of the dense layers' outputs (dropout); None for ones.
+        `masks`, float32 `[N, sum of head units]`, are factors of the dense layers' outputs (dropout); None for ones.
         """
         return self.classify(self.embed(inputs, training=training), masks=masks)
 

@@ -1,7 +1,6 @@
 """Types of floating-point numbers that a machine computes in.
 
-Weights, sums, loss and softmax are float32 throughout; what changes is the type that convolutions and products take
-their inputs in.
+Weights, sums, loss and softmax are always float32; only the inputs of convolutions and products change their type.
 """
 
 from __future__ import annotations
@@ -48,13 +47,7 @@ class Precision:
 
 
 def choose_precision(asked: PrecisionName, fastest: FloatName, *, gpus: bool) -> Precision:
-    """Resolve `--precision` for a training; on a CPU `auto` keeps the few steps after the frozen base in float32.
-
-    Args:
-        asked: value of `--precision`.
-        fastest: result of `detect_fastest` on the training's machines.
-        gpus: True if it runs on GPUs.
-    """
+    """Resolve `--precision` for a training; on a CPU `auto` keeps the few steps after the frozen base in float32."""
     if asked != "auto":
         return Precision(asked, asked)
     where = "GPU" if gpus else "CPU"
@@ -66,17 +59,12 @@ def choose_precision(asked: PrecisionName, fastest: FloatName, *, gpus: bool) ->
 
 
 def list_precisions(asked: PrecisionName, fastest: FloatName, *, gpus: bool) -> list[FloatName]:
-    """Resolve `--precision` for a finished model: list what an engine tries, the fastest first.
+    """Resolve `--precision` for a finished model: list the types that an engine tries, the fastest first.
 
     On GPUs TensorFlow turns a finished graph into float16 alone.
 
-    Args:
-        asked: as given by the user.
-        fastest: result of `detect_fastest` on the engine's machine.
-        gpus: whether the engine runs on a GPU.
-
     Raises:
-        StoppedError: the device has none of what was asked for.
+        StoppedError: the device lacks the given type.
     """
     own: FloatName = "float16" if gpus else "bfloat16"
     names: list[FloatName] = ["float32"] if fastest == "float32" else [own, "float32"]

@@ -28,18 +28,9 @@ _CODE = {"Lambda", "__lambda__", "TorchModuleWrapper", "TFSMLayer", "function"}
 _MAX_CONFIG_BYTES = 16 * 2**20
 
 _FORBIDDEN_OPS = (
-    b"PyFunc",  # EagerPyFunc and PyFuncStateless too
-    b"WriteFile",
-    b"ReadFile",
-    b"MatchingFiles",
-    b"PrintV2",
-    b"DebugIdentity",
-    b"RemoteCall",
-    b"FileWriter",
-    b"TableFromTextFile",
-    b"TFRecord",
-    b"TextLineDataset",
-)
+    b"PyFunc", b"WriteFile", b"ReadFile", b"MatchingFiles", b"PrintV2", b"DebugIdentity", b"RemoteCall", b"FileWriter",
+    b"TableFromTextFile", b"TFRecord", b"TextLineDataset",
+)  # fmt: skip
 """Parts of the names of TensorFlow operations that run code or touch files; no graph of tlray's has one."""
 
 
@@ -65,14 +56,7 @@ def _check_keras(path: Path) -> Iterator[str]:
                 yield "model.keras holds a config.json that is too large"
                 return
             foreign = sorted(set(_iter_foreign(json.loads(archive.read("config.json")))))
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        EOFError,
-        KeyError,
-        ValueError,
-        RuntimeError,
-    ):  # damaged, or nested too deep
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, RuntimeError):  # RuntimeError: too deep
         yield "model.keras is not a Keras 3 archive"
         return
     for name in foreign:

@@ -39,8 +39,6 @@ def freeze_classifier(
     Args:
         model: float32 pixels in [0, 255], `[N, S, S, 3]` -> probabilities `[N, C]`.
         pooled: its pooled features, `[N, D]`; None if it has none.
-        image_size_px: side S.
-        ood_score: reference features; None gives no score.
 
     Returns:
         a function of uint8 `[N, S, S, 3]` that gives float32 `probabilities` `[N, C]`, `embedding` `[N, D]` if the
@@ -101,13 +99,7 @@ def read_images(uris: Sequence[str], image_size_px: int, limits: Limits) -> list
 def make_golden(
     frozen: tf.types.experimental.ConcreteFunction, read: Sequence[GoldenCandidate], classes: Sequence[str]
 ) -> dict[str, bytes]:
-    """Return the files of up to 8 golden images with a clear label, and their probabilities.
-
-    Args:
-        frozen: result of `freeze_classifier`.
-        read: candidates, at least one.
-        classes: names by index.
-    """
+    """Return the files of up to 8 golden images with a clear label, of at least one candidate, and their record."""
     probabilities = np.empty((0, len(classes)), np.float32)
     margins = np.empty(0, np.float32)
     while len(probabilities) < len(read) and (margins >= GOLDEN_MARGIN).sum() < GOLDEN_IMAGES:

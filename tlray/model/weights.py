@@ -72,7 +72,8 @@ def _count_values(data: bytes) -> int:
 
 def _load_imagenet(backbone: str) -> bytes:
     entry = BACKBONES[backbone]
-    path = _get_keras_home() / "models" / entry.imagenet_url.rpartition("/")[2]
+    home = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
+    path = home / "models" / entry.imagenet_url.rpartition("/")[2]
     if path.is_file():
         return path.read_bytes()
     try:
@@ -104,12 +105,7 @@ def _download(url: str) -> bytes:
     finally:
         probe.shutdown(wait=False)
     with response:
-        data: bytes = response.read()
-    return data
-
-
-def _get_keras_home() -> Path:
-    return Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
+        return bytes(response.read())
 
 
 def _guess_kind(data: bytes) -> str:

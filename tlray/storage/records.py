@@ -59,7 +59,7 @@ def build_record(kind: type[R], value: Json) -> R:
 def _parse_json(data: bytes | str) -> Json:
     try:
         return json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # malformed, or nested too deep
         raise RecordError(f"not JSON ({error})") from None
 
 
@@ -75,7 +75,7 @@ def _build(kind: Any, value: Json, path: str) -> Any:
         (inner,) = (choice for choice in typing.get_args(kind) if choice is not type(None))
         return _build(inner, value, path)
     if origin is Literal:
-        if value not in typing.get_args(kind):
+        if (type(value), value) not in [(type(choice), choice) for choice in typing.get_args(kind)]:
             raise RecordError(f"{path} takes {' or '.join(map(repr, typing.get_args(kind)))}; got {_show(value)}")
         return value
     if origin in (list, tuple):

@@ -1,0 +1,101 @@
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.features.data import plan_views
+from tlray.errors import StoppedError
+from tlray.features.build import _IDENTITY, _dump_array, _read_work, _RunWork
+from tlray.features.cache import Work
+
+
+def make_engine(cache, run, *, works):
+    """Return an engine whose graph is `run`, without TensorFlow."""
+    engine = object.__new__(_RunWork)
+    engine._cache, engine._works, engine._uris = cache, works, []
+    engine._run, engine._on_gpu, engine._ready = run, False, 5.0
+    return engine
+
+
+def load(cache, role, kind, view, shard):
+    features = cache.sets[role]
+    return np.load(Path(features.uri, features.name_shard(kind, view, shard)))
+
+
+def test_an_array_is_stored_so_that_rows_are_read_by_offset():
+    values = np.arange(12, dtype=np.float16).reshape(3, 4).T
+    data = _dump_array(values)
+    assert data[128:] == np.ascontiguousarray(values).tobytes()
+    np.testing.assert_array_equal(np.load(io.BytesIO(data)), values)
+
+
+def test_a_shard_is_computed_by_view_and_stored_by_kind(tmp_path):
+    cache = plan_views(tmp_path, 3, kinds=("pooled", "activations"), train=21)
+    batches = []
+
+    def run(pixels, places, transforms):
+        batches.append(len(places))
+        assert (places.dtype, transforms.shape) == (np.int32, (len(places), 8))
+        pooled = np.stack([pixels[places, 0, 0, 0].astype(np.float32), transforms[:, 2]], axis=1)
+        return {"pooled": pooled, "activations": -pooled}
+
+    pixels = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1) * 10
+    work = Work("train", 2, {0: ("pooled",), 1: ("activations",), 2: ("pooled", "activations")})
+    engine = make_engine(cache, run, works=[None, work])
+    block = engine({"work": np.array([1]), "pixels": pixels[None]})
+    assert (block["images"].tolist(), block["ready"].tolist(), batches) == ([15], [5.0], [15])
+    features = cache.sets["train"]
+    rows = features.slice_shard(2)
+    assert rows.tolist() == [16, 17, 18, 19, 20]
+    for view, kind, sign in ((0, "pooled", 1), (1, "activations", -1), (2, "pooled", 1), (2, "activations", -1)):
+        values = load(cache, "train", kind, view, 2) * sign
+        assert values[:, 0].tolist() == [0, 10, 20, 30, 40]
+        np.testing.assert_array_equal(values[:, 1], features.augmentation.draw(rows, view, 48)[:, 2])
+    assert not Path(features.uri, features.name_shard("activations", 0, 2)).exists()
+
+
+def test_images_run_in_small_batches_and_validation_images_unchanged(tmp_path):
+    cache = plan_views(tmp_path, 1, train=1, val=40)
+    cache.sets["val"] = replace(cache.sets["val"], rows_per_shard=40)
+    batches = []
+
+    def run(pixels, places, transforms):
+        batches.append(places.tolist())
+        assert (transforms == _IDENTITY).all()
+        return {"pooled": places[:, None].astype(np.float32)}
+
+    engine = make_engine(cache, run, works=[Work("val", 0, {0: ("pooled",)})])
+    engine({"work": np.array([0]), "pixels": np.zeros((1, 40, 1, 1, 3), np.uint8)})
+    assert [len(batch) for batch in batches] == [16, 16, 8]
+    assert load(cache, "val", "pooled", 0, 0)[:, 0].tolist() == list(range(40))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_features_that_are_not_finite_stop_the_build(tmp_path, value):
+    cache = plan_views(tmp_path, 1, train=8)
+
+    def run(pixels, places, transforms):
+        return {"pooled": np.where(places[:, None] == 3, value, 1.0).astype(np.float16)}
+
+    engine = make_engine(cache, run, works=[Work("train", 0, {0: ("pooled",)})])
+    with pytest.raises(StoppedError, match="numbers that are not finite in float16; give --precision float32"):
+        engine({"work": np.array([0]), "pixels": np.zeros((1, 8, 1, 1, 3), np.uint8)})
+    assert not Path(cache.uri).exists()
+
+
+def test_without_work_an_engine_only_opens_the_base():
+    block = make_engine(None, None, works=[])({"work": np.array([-1])})
+    assert (block["images"].tolist(), block["ready"].tolist()) == ([0], [5.0])
+
+
+def test_a_shard_is_read_by_its_rows(tmp_path, write_digits):
+    paths = sorted(str(path) for path in write_digits(tmp_path / "digits", 2, 5).rglob("*.png"))
+    cache = plan_views(tmp_path / "cache", 1, train=10)
+    pixels = _read_work(cache, Work("train", 1, {}), paths)
+    assert (pixels.shape, pixels.dtype) == ((2, 48, 48, 3), np.uint8)
+    np.testing.assert_array_equal(pixels, _read_work(cache, Work("train", 0, {}), paths[8:] * 4)[:2])
+    Path(paths[9]).unlink()
+    with pytest.raises(StoppedError, match=r"^.*\.png cannot be read any more \(.*\); put it back, or start again"):
+        _read_work(cache, Work("train", 1, {}), paths)

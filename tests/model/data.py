@@ -1,0 +1,72 @@
+"""A small bundle without TensorFlow: its model files have the right names, and contents that pass every check."""
+
+import io
+import json
+import zipfile
+
+from tests.factories import make_epoch
+from tlray.metrics.calibration import CalibrationRecord
+from tlray.model.bundle import GOLDEN, save_bundle
+from tlray.model.manifest import (
+    Architecture,
+    GoldenImage,
+    GoldenRecord,
+    KeptEpoch,
+    Manifest,
+    Metrics,
+    Preprocessing,
+    RoleCounts,
+    TrainingRecord,
+)
+from tlray.storage.records import dump_record
+
+CONFIG = {
+    "class_name": "Functional",
+    "module": "keras.src.models.functional",
+    "config": {"layers": [{"class_name": "Dense", "module": "keras.layers", "config": {"units": 2}}]},
+}
+
+OPTIONS = {
+    "data": "/photos | mine", "backbone": "mobilenet_v2", "weights": "none", "head_epochs": 5, "finetune_epochs": 7,
+    "head_optimizer": "adam", "finetune_optimizer": "sgd", "finetune_from": "block_12_add", "shear": 10.0, "zoom": 0.2,
+    "horizontal_flip": True, "seed": 1, "lr_head": None,
+}  # fmt: skip
+
+
+def make_keras_file(config: object = CONFIG, **files: bytes | str) -> bytes:
+    """Return an archive as Keras writes it; `files` are added, `_` in a name stands for a dot."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("config.json", config if isinstance(config, str) else json.dumps(config))
+        archive.writestr("metadata.json", "{}")
+        for name, data in files.items():
+            archive.writestr(name.replace("_", "."), data)
+    return buffer.getvalue()
+
+
+def make_model_files(keras_file: bytes | None = None, graph: bytes = b"graph") -> dict[str, bytes]:
+    """Return the model files of two classes with one golden image."""
+    golden = GoldenRecord([GoldenImage("golden/0.png", "owl", [0.25, 0.75])])
+    return {
+        "model.keras": keras_file or make_keras_file(),
+        "saved_model/saved_model.pb": graph,
+        "golden/0.png": b"png",
+        GOLDEN: dump_record(golden),
+    }
+
+
+def write_bundle(uri: str, model_files: dict[str, bytes] | None = None) -> Manifest:
+    """Write a bundle of the classes cat and owl."""
+    return save_bundle(
+        uri,
+        model_files or make_model_files(),
+        make_reports=lambda manifest: {"report.html": manifest.model_id.encode()},
+        architecture=Architecture("mobilenet_v2", (16,), 2, 1280, "a" * 64),
+        classes=["cat", "owl"],
+        preprocessing=Preprocessing(48, 1 / 127.5, -1.0),
+        calibration=CalibrationRecord(1.5, 40, None),
+        thresholds=None,
+        training=TrainingRecord(OPTIONS, {"lr_head": 0.1}, "b" * 64, RoleCounts(80, 20, 0), 3),
+        metrics=Metrics(kept=KeptEpoch("finetune", 2)),
+        history=[make_epoch(1), make_epoch(2, phase="finetune")],
+    )

@@ -1,0 +1,91 @@
+import json
+
+import pytest
+
+from tests.model.data import CONFIG, make_keras_file
+from tlray.model.safety import find_threats
+
+
+def find(tmp_path, keras_file=None, graph=None):
+    if keras_file is not None:
+        (tmp_path / "model.keras").write_bytes(keras_file)
+    if graph is not None:
+        (tmp_path / "saved_model").mkdir()
+        (tmp_path / "saved_model" / "saved_model.pb").write_bytes(graph)
+    return list(find_threats(tmp_path))
+
+
+def test_plain_layers_and_a_plain_graph_are_safe(tmp_path):
+    assert find(tmp_path, make_keras_file(model_weights_h5=b"weights"), b"\x0aConv2D Relu MatMul") == []
+
+
+def test_a_folder_without_model_files_holds_no_threat(tmp_path):
+    assert find(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("node", "name"),
+    [
+        ({"class_name": "Lambda", "module": "keras.layers"}, "keras.layers.Lambda"),
+        ({"class_name": "__lambda__", "config": {}}, "__lambda__"),
+        ({"class_name": "function", "module": "builtins"}, "builtins.function"),
+        ({"class_name": "function", "module": "keras.activations"}, "keras.activations.function"),
+        ({"class_name": "TFSMLayer", "module": "keras.layers"}, "keras.layers.TFSMLayer"),
+        ({"class_name": "TorchModuleWrapper", "module": "keras.layers"}, "keras.layers.TorchModuleWrapper"),
+        ({"class_name": "Mine", "module": "my_package.layers"}, "my_package.layers.Mine"),
+        ({"class_name": "Dense", "module": "keras.layersx"}, "keras.layersx.Dense"),
+        ({"class_name": "Dense"}, "Dense"),
+        ({"class_name": "system", "module": "os"}, "os.system"),
+    ],
+)
+@pytest.mark.parametrize("depth", [0, 3])
+def test_foreign_names_are_found_at_any_depth(tmp_path, node, name, depth):
+    for _ in range(depth):
+        node = {"config": [{"activation": node}]}
+    config = {**CONFIG, "extra": node}
+    assert find(tmp_path, make_keras_file(config)) == [f"model.keras holds {name}, which could run code of its own"]
+
+
+def test_each_foreign_name_is_reported_once_in_order(tmp_path):
+    nodes = [{"class_name": name, "module": "m"} for name in ("B", "A", "B")]
+    assert [text.split()[2] for text in find(tmp_path, make_keras_file(nodes))] == ["m.A,", "m.B,"]
+
+
+def test_the_tensors_of_a_functional_model_are_safe(tmp_path):
+    assert find(tmp_path, make_keras_file([{"class_name": "__keras_tensor__", "config": {}}])) == []
+
+
+def test_another_file_in_the_archive_is_a_threat(tmp_path):
+    assert find(tmp_path, make_keras_file(evil_py="import os")) == [
+        "model.keras holds 'evil.py', which no Keras model does"
+    ]
+
+
+def test_a_large_config_is_not_parsed(tmp_path):
+    padded = json.dumps({"class_name": "Lambda"}) + " " * 16 * 2**20
+    assert find(tmp_path, make_keras_file(padded)) == ["model.keras holds a config.json that is too large"]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x80\x04pickle",
+        make_keras_file("{"),
+        make_keras_file("[" * 100_000),
+        make_keras_file()[:-30],
+        make_keras_file().replace(b"config.json", b"config.jsom"),
+        make_keras_file().replace(b"Functional", b"Functionol"),
+    ],
+    ids=["empty", "pickle", "no JSON", "deep lists", "cut off", "no config", "changed byte"],
+)
+def test_anything_but_a_whole_archive_is_refused(tmp_path, data):
+    assert "model.keras is not a Keras 3 archive" in find(tmp_path, data)
+
+
+@pytest.mark.parametrize("name", ["PyFunc", "EagerPyFunc", "PyFuncStateless", "WriteFile", "ReadFile", "PrintV2"])
+def test_operations_that_leave_the_graph_are_threats(tmp_path, name):
+    threats = find(tmp_path, graph=b"\x0a\x06" + name.encode() + b"\x12")
+    assert len(threats) == 1
+    assert threats[0].startswith("saved_model holds the operation ")
+    assert threats[0].endswith(", which reaches out of the graph")
