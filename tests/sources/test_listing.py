@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.sources.pipe import Pipe
 from tlray import storage
 from tlray.errors import DataError, OutputError
 from tlray.output import plan as planning
@@ -239,18 +240,6 @@ def test_a_cut_archive_gives_its_whole_members_and_records_the_rest(tmp_path, ki
     elif kind == "zip":
         write_zip(path, contents, zipfile.ZIP_STORED)
     else:  # sizes behind the data, as a zip that was written to a pipe has them
-
-        class Pipe(io.RawIOBase):
-            def __init__(self):
-                self.data = bytearray()
-
-            def writable(self):
-                return True
-
-            def write(self, data):
-                self.data += data
-                return len(data)
-
         pipe = Pipe()
         write_zip(pipe, contents)
         path.write_bytes(pipe.data)

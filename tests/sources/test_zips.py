@@ -7,6 +7,7 @@ import zlib
 import numpy as np
 import pytest
 
+from tests.sources.pipe import Pipe
 from tlray import storage
 from tlray.errors import Code, FetchError
 from tlray.sources import zips
@@ -15,20 +16,6 @@ from tlray.sources.candidates import SourceKind
 CONTENTS = {f"{number}.jpg": np.random.default_rng(number).bytes(300) * 2 for number in range(3)}
 STORED, DEFLATED, BZIP2, LZMA = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA
 ENCRYPTED, SIZES_FOLLOW, UTF8 = 0x1, 0x8, 0x800
-
-
-class Pipe(io.RawIOBase):
-    """A file that cannot be sought, so that a zip in it has its sizes behind the data."""
-
-    def __init__(self):
-        self.data = bytearray()
-
-    def writable(self):
-        return True
-
-    def write(self, data):
-        self.data += data
-        return len(data)
 
 
 def pack(contents=CONTENTS, method=DEFLATED, buffer=None):
