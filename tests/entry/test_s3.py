@@ -1,6 +1,7 @@
 import io
 import json
 import os
+from dataclasses import asdict
 
 import boto3
 import pyarrow as pa
@@ -133,7 +134,7 @@ def test_one_driver_holds_an_output_on_s3(bucket):
             pass
     with Lock(address, wait_s=0):
         pass
-    dead = {**describe_self(), "pid": 2**22 + 1, "token": "theirs", "heartbeat": 0}
+    dead = {**asdict(describe_self()), "pid": 2**22 + 1, "token": "theirs", "heartbeat": 0}
     storage.put(f"{address}/_lock.json", json.dumps(dead).encode())
     with Lock(address, wait_s=0):
         assert json.loads(storage.get(f"{address}/_lock.json"))["token"] != "theirs"
