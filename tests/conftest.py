@@ -17,6 +17,16 @@ def find_test_data() -> Path:
     return Path(os.environ.get("TLRAY_TEST_DATA", ROOT.parent / "shared" / "data")).resolve()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Units first: what fails in seconds is told first, and nothing that the jobs leave behind can reach it."""
+
+    def find_tier(item: pytest.Item) -> int:
+        package = item.path.relative_to(ROOT / "tests").parts[0]
+        return ("entry", "faults").index(package) + 1 if package in ("entry", "faults") else 0
+
+    items.sort(key=find_tier)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Caches of this session alone, so that no run finds another's features."""

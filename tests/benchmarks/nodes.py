@@ -164,7 +164,7 @@ def run(options: Options, nodes: int, count: int, engine_rate: float, *, batch_r
                 if "engines compute in" in line:  # the first labels
                     done.places = count_engines(cluster)
                     watcher.start()
-                if f"label: {count:,}/" in line:  # the last ones
+                if f"predict: {count:,}/" in line:  # the last ones
                     ended.set()
         ended.set()
         if process.returncode:

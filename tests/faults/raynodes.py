@@ -1,6 +1,7 @@
 """Several Ray nodes on this machine: raylets of their own, also in network namespaces with an address each."""
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -17,10 +18,6 @@ import psutil
 
 BIN = Path(sys.executable).parent
 HEAD = "head"
-_NETWORK = "10.97.61"
-GATEWAY = f"{_NETWORK}.1"
-"""This machine's own address on the nodes' network."""
-
 _OBJECT_STORE_BYTES = 150 * 2**20
 
 
@@ -30,12 +27,69 @@ def find_free_port():
         return probe.getsockname()[1]
 
 
+class Bridge:
+    """A network that joins network namespaces and this machine; a context manager."""
+
+    def __init__(self):
+        self._name = f"tl{secrets.token_hex(3)}"
+        taken = subprocess.run(["ip", "-o", "address"], capture_output=True, text=True, check=True).stdout
+        networks = (f"10.97.{number}" for number in range(61, 255))
+        self._network = next(network for network in networks if f" {network}." not in taken)
+        self._numbers = itertools.count(2)
+        self._names = set()
+
+    @property
+    def gateway(self):
+        """This machine's own address on the network."""
+        return f"{self._network}.1"
+
+    def __enter__(self):
+        run("ip", "link", "add", self._name, "type", "bridge")
+        run("ip", "address", "add", f"{self.gateway}/24", "dev", self._name)
+        run("ip", "link", "set", self._name, "up")
+        return self
+
+    def __exit__(self, *_):
+        for name in list(self._names):
+            self.remove(name)
+        run("ip", "link", "delete", self._name)
+
+    def add(self, name):
+        """Make a namespace, joined to the network; returns its address there."""
+        index = next(self._numbers)
+        space, link, address = f"{self._name}-{name}", f"{self._name}{index}", f"{self._network}.{index}"
+        run("ip", "netns", "add", space)
+        self._names.add(name)
+        run("ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", space)
+        run("ip", "link", "set", link, "master", self._name, "up")
+        for words in (f"address add {address}/24 dev eth0", "link set eth0 up", "link set lo up"):
+            run("ip", "-n", space, *words.split())
+        return address
+
+    def remove(self, name):
+        """Delete a namespace that no process is in."""
+        run("ip", "netns", "delete", f"{self._name}-{name}")
+        self._names.remove(name)
+
+    def enter(self, name, command):
+        """The command line that runs a command in a namespace."""
+        return ["ip", "netns", "exec", f"{self._name}-{name}", *command]
+
+
+@functools.cache
 def explain_no_namespaces():
-    """Why this machine cannot have network namespaces; None where it can."""
+    """Why processes in a network namespace cannot reach this machine here; None where they can."""
     if shutil.which("ip") is None:
         return "network namespaces need the ip command"
-    probe = subprocess.run(["unshare", "--net", "--mount", "true"], capture_output=True, text=True, check=False)
-    return None if probe.returncode == 0 else f"network namespaces are not allowed here ({probe.stderr.strip()})"
+    try:
+        with Bridge() as bridge, socket.create_server((bridge.gateway, 0)) as server:
+            bridge.add("probe")
+            connect = f"import socket; socket.create_connection({server.getsockname()}, 5)"
+            run(*bridge.enter("probe", [sys.executable, "-c", connect]))
+    except subprocess.CalledProcessError as error:
+        reason = error.stderr.decode().strip().splitlines()[-1:]
+        return f"network namespaces do not work here ({''.join(reason)})"
+    return None
 
 
 class RayNodes:
@@ -44,21 +98,18 @@ class RayNodes:
     Args:
         folder: for logs.
         environment: what the nodes' processes see beside this one's.
-        namespaces: give each node its own network, joined by a bridge that this machine is on too.
+        bridge: gives each node a namespace and an address of its own.
         growing: types of machines that an autoscaler adds, by name: `{"cpu": {"CPU": 1, "most": 2}}`.
     """
 
-    def __init__(self, folder, environment=None, *, namespaces=False, growing=None):
+    def __init__(self, folder, environment=None, *, bridge=None, growing=None):
         self._folder = folder
-        self._namespaces = namespaces
+        self._bridge = bridge
         self._growing = growing
-        self._bridge = f"tl{secrets.token_hex(3)}"
         self._nodes = {}
         self._addresses = {}
-        self._numbers = itertools.count(2)
         self._dashboard_port = find_free_port()
         self._gcs_port = find_free_port()
-        self._address = f"{_NETWORK}.2" if namespaces else "127.0.0.1"
         self.token = secrets.token_hex(16)
         self.environment = {
             **os.environ,
@@ -75,10 +126,10 @@ class RayNodes:
     @property
     def address(self):
         """To join as a driver."""
-        return f"{self._address}:{self._gcs_port}"
+        return f"{self.get_address(HEAD)}:{self._gcs_port}"
 
     def get_address(self, name):
-        """A node's own address, where it has one."""
+        """A node's own address."""
         return self._addresses[name]
 
     @property
@@ -87,18 +138,12 @@ class RayNodes:
         return f"http://127.0.0.1:{self._dashboard_port}"
 
     def __enter__(self):
-        if self._namespaces:
-            run("ip", "link", "add", self._bridge, "type", "bridge")
-            run("ip", "address", "add", f"{GATEWAY}/24", "dev", self._bridge)
-            run("ip", "link", "set", self._bridge, "up")
         self.start_head()
         return self
 
     def __exit__(self, *_):
         for name in list(self._nodes):
             self.kill(name)
-        if self._namespaces:
-            run("ip", "link", "delete", self._bridge)
 
     def start_head(self):
         options = ["--head", f"--port={self._gcs_port}", "--num-cpus=0", "--dashboard-host=127.0.0.1"]
@@ -112,15 +157,12 @@ class RayNodes:
         self._start(name, [f"--address={self.address}", f"--num-cpus={cpus}", f"--num-gpus={gpus}"], hide)
 
     def _start(self, name, options, hide=()):
-        index = next(self._numbers)
+        self._addresses[name] = self._bridge.add(name) if self._bridge else "127.0.0.1"
         command = [str(BIN / "ray"), "start", "--block", "--disable-usage-stats", *options]
         command += [f"--object-store-memory={_OBJECT_STORE_BYTES}", "--min-worker-port=0", "--max-worker-port=0"]
-        if self._namespaces:
-            self._addresses[name] = f"{_NETWORK}.{index}"
-            command.append(f"--node-ip-address={self._addresses[name]}")
-            self._make_namespace(name, index)
-        else:
-            command += [f"--node-ip-address={self._address}", f"--dashboard-agent-listen-port={find_free_port()}"]
+        command.append(f"--node-ip-address={self._addresses[name]}")
+        if self._bridge is None:
+            command.append(f"--dashboard-agent-listen-port={find_free_port()}")
         if hide:
             mounts = "".join(f"mount -t tmpfs none {shlex.quote(str(folder))} && " for folder in hide)
             command = ["unshare", "--mount", "sh", "-c", f'{mounts} exec "$@"', "sh", *command]
@@ -136,17 +178,9 @@ class RayNodes:
             assert time.monotonic() < deadline, Path(log.name).read_text()
             time.sleep(0.2)
 
-    def _make_namespace(self, name, index):
-        space, link = f"{self._bridge}-{name}", f"{self._bridge}{index}"
-        run("ip", "netns", "add", space)
-        run("ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", space)
-        run("ip", "link", "set", link, "master", self._bridge, "up")
-        for words in (f"address add {_NETWORK}.{index}/24 dev eth0", "link set eth0 up", "link set lo up"):
-            run("ip", "-n", space, *words.split())
-
     def enter(self, name, command):
-        """A command in a node's own network."""
-        return ["ip", "netns", "exec", f"{self._bridge}-{name}", *command] if self._namespaces else command
+        """The command line that runs a command in a node's own network."""
+        return self._bridge.enter(name, command) if self._bridge else command
 
     def run(self, command):
         """Any command on the head."""
@@ -155,8 +189,12 @@ class RayNodes:
 
     def run_tlray(self, *arguments, expect=0, timeout_s=300):
         """`tlray` on the head."""
-        process = self.start_tlray(*arguments)
-        output, _ = process.communicate(timeout=timeout_s)
+        with self.start_tlray(*arguments) as process:
+            try:
+                output, _ = process.communicate(timeout=timeout_s)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
         assert process.returncode == expect, output
         assert "Traceback" not in output, output
         return output
@@ -186,8 +224,8 @@ class RayNodes:
                 process.kill()
         psutil.wait_procs(processes, timeout=20)
         self._nodes.pop(name).wait()
-        if self._namespaces:
-            run("ip", "netns", "delete", f"{self._bridge}-{name}")
+        if self._bridge:
+            self._bridge.remove(name)
 
     def _list_processes(self, name):
         with contextlib.suppress(psutil.Error):

@@ -3,6 +3,7 @@
 Where this machine allows it, each node has a network and an address of its own.
 """
 
+import contextlib
 import io
 import json
 import signal
@@ -16,7 +17,7 @@ import pytest
 from tests.entry import s3
 from tests.entry.conftest import PRETRAINED, WEIGHTS, run_tlray
 from tests.faults.conftest import LONG_OPTIONS, check_same_history
-from tests.faults.raynodes import GATEWAY, HEAD, RayNodes, explain_no_namespaces
+from tests.faults.raynodes import HEAD, Bridge, RayNodes, explain_no_namespaces
 
 BUCKET = "tlray-cluster"
 ARCHIVE = f"s3://{BUCKET}/archive"
@@ -73,10 +74,12 @@ def nodes(store, hidden, undisturbed, tmp_path_factory):
     The last one sees neither the hidden folder nor the bundle and the weights, which it gets from the driver.
     """
     environment, apart = store[0], explain_no_namespaces() is None
-    if apart:
-        port = environment["AWS_ENDPOINT_URL"].rpartition(":")[2]
-        environment = {**environment, "AWS_ENDPOINT_URL": f"http://{GATEWAY}:{port}"}
-    with RayNodes(tmp_path_factory.mktemp("nodes"), environment, namespaces=apart) as nodes:
+    with contextlib.ExitStack() as stack:
+        bridge = stack.enter_context(Bridge()) if apart else None
+        if bridge:
+            port = environment["AWS_ENDPOINT_URL"].rpartition(":")[2]
+            environment = {**environment, "AWS_ENDPOINT_URL": f"http://{bridge.gateway}:{port}"}
+        nodes = stack.enter_context(RayNodes(tmp_path_factory.mktemp("nodes"), environment, bridge=bridge))
         nodes.add("one", 2, gpus=1)
         nodes.add("two", 2)
         nodes.add("three", 2, hide=(hidden, undisturbed, *([WEIGHTS.parent] if PRETRAINED else [])) if apart else ())
@@ -177,7 +180,7 @@ def test_ctrl_c_leaves_the_job_running_and_says_how_to_stop_it(nodes, undisturbe
     command = ["submit", "predict", "--address", nodes.job_server, "--", "--model", undisturbed, "--input", ARCHIVE]
     process = nodes.start_tlray(*command, "--output", tmp_path / "labels", "--max-engines", "1")
     shown = ""
-    while "label: 600 images" not in shown:
+    while "predict: 600 images" not in shown:
         line = process.stdout.readline()
         assert line, shown
         shown += line
@@ -234,16 +237,8 @@ def test_52_21_a_node_is_lost_while_labelling(nodes, store, undisturbed, expecte
     _, client = store
     prefix = "lost-node"
     command = ["submit", "predict", "--address", nodes.job_server, "--", "--model", undisturbed, "--input", ARCHIVE]
-    command += [
-        "--output",
-        f"s3://{BUCKET}/{prefix}",
-        "--max-engines",
-        "3",
-        "--precision",
-        "float32",
-        "--gpus-per-engine",
-        "0",
-    ]
+    command += ["--output", f"s3://{BUCKET}/{prefix}", "--max-engines", "3"]
+    command += ["--precision", "float32", "--gpus-per-engine", "0"]
     process = nodes.start_tlray(*command, "--rows-per-part", "64")
     wait_until(lambda: nodes.find("EngineActor") == sorted(WORKERS), process)
     wait_until(lambda: client.list_objects_v2(Bucket=BUCKET, Prefix=f"{prefix}/labels/")["KeyCount"] >= 1, process)

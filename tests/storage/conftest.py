@@ -1,5 +1,6 @@
 """An S3 bucket in this process."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ def forget_clients() -> None:
 
 
 def clear_environment(patch: pytest.MonkeyPatch, folder: Path) -> None:
-    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE", "AWS_REGION", "AWS_ACCESS_KEY_ID"):
-        patch.delenv(name, raising=False)
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        patch.delenv(name)
     patch.setenv("AWS_CONFIG_FILE", str(folder / "no-config"))
     patch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(folder / "no-credentials"))
     patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
