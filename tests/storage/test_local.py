@@ -249,6 +249,13 @@ def test_a_put_below_a_file_is_an_output_error(tmp_path):
     assert list_names(tmp_path) == ["file"]
 
 
+def test_put_new_on_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", fail(errno.ENOSPC))
+    with pytest.raises(OutputError, match="No space left on device"):
+        local.put_new(str(tmp_path / "lock"), b"content")
+    assert list_names(tmp_path) == []
+
+
 @pytest.mark.parametrize("hard_links", [True, False])
 def test_put_new_never_replaces_a_file(tmp_path, monkeypatch, hard_links):
     if not hard_links:

@@ -88,6 +88,20 @@ def make_controller_callback(channel: Any) -> Any:
     return AnnounceController()
 
 
+def spare_helpers(trainer: Any) -> None:
+    """Make a local Ray Train do without two helpers, each a process that takes 3 s of a core to start.
+
+    One hands out Ray Train's own datasets, which tlray does not use; the other clears up behind a controller that died,
+    as the end of a local cluster does.
+    """
+    from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+
+    create = trainer._create_default_callbacks
+    spared = (DatasetsCallback, PlacementGroupCleanerCallback)
+    trainer._create_default_callbacks = lambda: [item for item in create() if not isinstance(item, spared)]
+
+
 def bound_requests(client: Any, timeout_s: float) -> None:
     """Give a job client's requests a timeout; Ray has none and would wait forever for a dead tunnel."""
     client._do_request = functools.partial(client._do_request, timeout=timeout_s)

@@ -98,7 +98,7 @@ def measure_uncalibrated(probabilities: Probabilities, labels: Labels) -> Uncali
 
 
 def measure(probabilities: Probabilities, labels: Labels, classes: Sequence[str]) -> Measurement:
-    """Compare probabilities `[N, C]` with true class indices `[N]`."""
+    """Compare probabilities `[N, C]` with true class indices `[N]`, N > 0."""
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
     num_classes, images = len(classes), len(labels)
@@ -107,7 +107,7 @@ def measure(probabilities: Probabilities, labels: Labels, classes: Sequence[str]
     precision, recall, f1, support = precision_recall_fscore_support(
         labels, predicted, labels=indices, average=None, zero_division=0.0
     )
-    confusion = confusion_matrix(labels, predicted, labels=indices) if images else np.zeros((num_classes,) * 2, int)
+    confusion = confusion_matrix(labels, predicted, labels=indices)
     by_class = {}
     for index, name in enumerate(classes):
         right, given = int(confusion[index, index]), int(confusion[:, index].sum())
@@ -127,11 +127,11 @@ def measure(probabilities: Probabilities, labels: Labels, classes: Sequence[str]
     bins = bin_confidences(probabilities, labels)
     return Measurement(
         images=images,
-        accuracy=right / max(images, 1),
+        accuracy=right / images,
         accuracy_low=low,
         accuracy_high=high,
         top_k=top_k,
-        top_k_accuracy=float((top == labels[:, None]).any(axis=1).mean()) if images else 0.0,
+        top_k_accuracy=float((top == labels[:, None]).any(axis=1).mean()),
         log_loss=compute_log_loss(probabilities, labels),
         ece=compute_ece(bins),
         bins=bins,

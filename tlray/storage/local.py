@@ -173,19 +173,9 @@ def put(uri: str, data: bytes) -> None:
         OutputError: it cannot be written.
     """
     path = Path(uri)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+    with _write_partial(path, data) as partial:
         partial.replace(path)
         _sync_folder(path.parent)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise OutputError(f"{uri} cannot be written: {error.strerror}") from None
 
 
 def put_new(uri: str, data: bytes) -> bool:
@@ -195,10 +185,7 @@ def put_new(uri: str, data: bytes) -> bool:
         OutputError: it cannot be written.
     """
     path = Path(uri)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(data)
+    with _write_partial(path, data) as partial:
         try:
             os.link(partial, path)  # fails if the name is taken; else the whole content appears at once
         except FileExistsError:
@@ -209,11 +196,25 @@ def put_new(uri: str, data: bytes) -> bool:
                     file.write(data)
             except FileExistsError:
                 return False
-        finally:
-            partial.unlink()
-    except OSError as error:
-        raise OutputError(f"{uri} cannot be written: {error.strerror}") from None
     return True
+
+
+@contextlib.contextmanager
+def _write_partial(path: Path, data: bytes) -> Iterator[Path]:
+    """Yield a synced temporary file beside `path`, and remove it; raise `OutputError` where writing fails."""
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield partial
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
 
 
 def put_folder(uri: str, files: dict[str, bytes], names: list[str]) -> None:

@@ -17,7 +17,12 @@ from tlray import storage
 from tlray.cluster import capacity
 from tlray.cluster.connect import explain_failure
 from tlray.cluster.nodes import stay_here
-from tlray.cluster.ray_private import count_training_workers, get_train_snapshot_name, make_controller_callback
+from tlray.cluster.ray_private import (
+    count_training_workers,
+    get_train_snapshot_name,
+    make_controller_callback,
+    spare_helpers,
+)
 from tlray.cluster.resources import Cluster, plan_workers
 from tlray.config import TrainConfig
 from tlray.console import Stage, say
@@ -171,7 +176,7 @@ class Launch:
             num_threads=int(self._cluster.cpus) if self._cluster.local else max(1, int(resources.worker_cpus)),
             collective_timeout_s=config.collective_timeout,
         )
-        return DataParallelTrainer(
+        trainer = DataParallelTrainer(
             run_worker,
             train_loop_config={"settings": settings},
             backend_config=MultiWorkerConfig(),
@@ -191,6 +196,9 @@ class Launch:
                 callbacks=[make_controller_callback(self._channel)],
             ),
         )
+        if self._cluster.local:
+            spare_helpers(trainer)
+        return trainer
 
 
 class _TrainingMonitor:
