@@ -84,8 +84,8 @@ def test_every_fault_is_in_one_message(photos):
     message = str(caught.value)
     assert message.startswith("--val-data takes a manifest with the columns uri and label, of at least two classes; ")
     for phrase in (
-        "1 line without an address (row 1)", "1 line without a label (a.jpg)", "under two labels (b.jpg: x, y)",
-        "naming no file (gone.jpg)", "whose extension is not a known image extension (notes.txt)",
+        "1 line without an address (line 2)", "1 line without a label (a.jpg)", "under two labels (b.jpg: x, y)",
+        "2 lines naming no file (gone.jpg, notes.txt)",
         "the scheme file:// is not allowed", "'..' in an address is not allowed", "in archives", "one class only (x)",
     ):  # fmt: skip
         assert phrase in message, phrase
@@ -97,7 +97,7 @@ def test_every_fault_is_in_one_message(photos):
     [
         (("url", "class"), [("a.jpg", "x")], r"no column uri and no column label \(its columns: url, class\)"),
         (("uri", "class"), [("a.jpg", "x")], r"no column label \(its columns: uri, class\)"),
-        (("uri", "label", "label"), [("a.jpg", "x", "y")], "2 columns label"),
+        (("uri", "label", "label"), [("a.jpg", "x", "y")], "2 columns 'label'"),
         (("uri", "label"), [], "no lines"),
         (("uri", "label"), [("a.jpg", "x"), ("b.jpg", "x")], r"one class only \(x\)"),
     ],

@@ -86,6 +86,45 @@ def test_image_names_are_taken_and_the_rest_left_out_with_a_reason(tmp_path):
     assert "--input of its own" in left_out["m.csv"]
 
 
+def test_what_a_list_or_an_input_names_is_taken_whatever_its_extension(tmp_path):
+    names = ["a.jpg:large", "IMG_20200101_12.30.45", "scan no. 3", "h.bin", "x.txt"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"x")
+    lines = ["uri", *names, "", "../up.jpg"]
+    (tmp_path / "list.csv").write_text("\n".join(lines) + "\n")
+    taken, left_out = list_names([tmp_path / "list.csv"])
+    assert list(taken) == [f"{tmp_path}/{name}" for name in names]
+    assert left_out == {"": "a line without an address", "../up.jpg": "'..' in an address is not allowed in a manifest"}
+    assert len(taken) + len(left_out) == len(lines) - 1
+    assert list(list_names([tmp_path / "h.bin"])[0]) == ["h.bin"]
+    assert list_names([tmp_path])[0] == {}
+
+
+@pytest.mark.parametrize("name", ["list.txt", "list.JSON"])
+def test_a_list_of_a_kind_that_is_not_read_is_refused(tmp_path, name):
+    (tmp_path / name).write_text("a.jpg")
+    with pytest.raises(DataError, match=r"is no image; a list of images ends in \.csv, \.tsv"):
+        list_names([tmp_path / name])
+
+
+def test_a_list_of_which_nothing_exists_is_refused(tmp_path):
+    (tmp_path / "m.csv").write_text("uri\n" + "".join(f"photos/{index}.jpg\n" for index in range(200)))
+    with pytest.raises(DataError, match=r"none of the first 100 files that .*m\.csv names exists \(such as .*0\.jpg\)"):
+        list_names([tmp_path / "m.csv"])
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "99.jpg").write_bytes(b"")
+    assert len(list_names([tmp_path / "m.csv"])[0]) == 200
+
+
+def test_two_names_of_one_folder_are_one_input(tmp_path):
+    write_folder(tmp_path / "b")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "b")
+    inputs = [tmp_path / "b", tmp_path / "a" / ".." / "b", tmp_path / "link", tmp_path / "link" / "a.jpg"]
+    found = find_candidates([str(uri) for uri in inputs], Selection())
+    assert len(list(found.rows)) == len(CONTENTS)
+
+
 def test_an_input_below_another_is_looked_at_once(tmp_path):
     write_folder(tmp_path / "in")
     for inputs in ([tmp_path / "in", tmp_path / "in" / "a.jpg"], [tmp_path / "in" / "a.jpg", tmp_path], [tmp_path] * 2):

@@ -10,13 +10,15 @@ from pyarrow import csv, orc
 
 from tlray.errors import Code, DataError, FetchError
 from tlray.sources import manifests
-from tlray.sources.manifests import check_address, is_list, is_manifest, open_batches, read_manifest
+from tlray.sources.lists import is_list, open_list
+from tlray.sources.manifests import check_address, is_manifest, read_manifest
 from tlray.storage.s3_client import ARCHIVED_REASON
 
 
 def read_lines(uri):
-    schema, batches = open_batches(str(uri))
-    return {field.name: str(field.type) for field in schema}, [line for batch in batches for line in batch.to_pylist()]
+    opened = open_list(str(uri), "uri")
+    types = dict(zip(opened.names, map(str, opened.types), strict=True))
+    return types, [dict(zip(opened.names, values, strict=True)) for _, values in opened.lines]
 
 
 def read(uri, uri_column="uri", id_column=None, allow=()):
@@ -47,17 +49,35 @@ def test_manifests_are_known_by_their_names(name, lists, inventories):
         ("s3://other/a@b:c.jpg", "/lists", "s3://other/a@b:c.jpg"),
         ("files: a.jpg", "/lists", "/lists/files: a.jpg"),
         ("s3://b/" + "é" * 512, "/lists", "s3://b/" + "é" * 512),
+        (" a.jpg\t", "/lists", "/lists/a.jpg"),
+        ("in\\deep\\a.jpg", "/lists", "/lists/in/deep/a.jpg"),
+        ("S3://bucket/a.jpg", "/lists", "s3://bucket/a.jpg"),
+        ("s3a://bucket/a.jpg", "/lists", "s3://bucket/a.jpg"),
+        ("https://b.s3.eu-central-1.amazonaws.com/in/a%20b.jpg", "/lists", "s3://b/in/a b.jpg"),
+        ("https://s3.amazonaws.com/b/in/a.jpg", "/lists", "s3://b/in/a.jpg"),
     ],
 )
 def test_relative_addresses_start_at_the_manifests_folder(typed, base, address):
     assert check_address(typed, base, ()) == (address, None)
 
 
+def test_a_name_with_blanks_or_backslashes_that_exists_is_kept(tmp_path, monkeypatch):
+    for name in (" a.jpg ", "in\\a.jpg", "~a.jpg"):
+        (tmp_path / name).write_bytes(b"")
+        assert check_address(name, str(tmp_path), ()) == (f"{tmp_path}/{name}", None)
+    monkeypatch.setenv("HOME", "/home/me")
+    assert check_address("~/a.jpg", str(tmp_path), ()) == ("/home/me/a.jpg", None)
+
+
 @pytest.mark.parametrize(
     ("typed", "reason"),
     [
         ("http://host/a.jpg", "the scheme http:// is not allowed"),
-        ("S3://bucket/a.jpg", "the scheme S3:// is not allowed"),
+        ("gs://bucket/a.jpg", "the scheme gs:// is not allowed"),
+        ("C:\\photos\\a.jpg", "a path on a Windows drive"),
+        ("https://host/bucket/a.jpg", "the scheme https:// is not allowed"),
+        ("https://b.s3.amazonaws.com.evil.org/a.jpg", "the scheme https:// is not allowed"),
+        ("https://b.s3.amazonaws.com/a.jpg?X-Amz-Signature=x", "the scheme https:// is not allowed"),
         ("file:/etc/passwd", "not a path or an s3:// address"),
         ("data:image/png;base64,AAAA", "not a path or an s3:// address"),
         ("s3://key:secret@bucket/a.jpg", "a name or password"),
@@ -133,7 +153,7 @@ def test_a_csv_of_a_header_alone_has_no_lines(tmp_path):
 def test_other_columns_travel_with_their_line(tmp_path):
     (tmp_path / "m.jsonl").write_text('{"n": 1, "where": "a.jpg", "tag": null}\n{"n": 2, "where": "/b.jpg"}\n')
     fields, lines = read(tmp_path / "m.jsonl", "where")
-    assert [(field.name, str(field.type)) for field in fields] == [("input_n", "int64"), ("input_tag", "null")]
+    assert [(field.name, str(field.type)) for field in fields] == [("input_n", "int64"), ("input_tag", "string")]
     assert [(line.uri, line.name, line.inputs) for line in lines] == [
         (f"{tmp_path}/a.jpg", f"{tmp_path}/a.jpg", {"input_n": 1, "input_tag": None}),
         ("/b.jpg", "/b.jpg", {"input_n": 2, "input_tag": None}),

@@ -50,6 +50,7 @@ class Candidate(NamedTuple):
         etag, mtime_ns: of the file or archive as it was listed, None where unknown.
         inputs: a manifest's or table's own columns.
         reason: reason for leaving it out, None if it is taken.
+        named: whether a list or --input names this very file, so that it is taken whatever its extension.
     """
 
     uri: str
@@ -63,6 +64,7 @@ class Candidate(NamedTuple):
     mtime_ns: int | None = None
     inputs: dict[str, Any] | None = None
     reason: str | None = None
+    named: bool = False
 
 
 def has_image_name(name: str) -> bool:

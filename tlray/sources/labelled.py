@@ -9,9 +9,9 @@ from pathlib import Path, PurePosixPath
 import pyarrow as pa
 
 from tlray import storage
-from tlray.errors import DataError, FetchError
+from tlray.errors import DataError
 from tlray.images.decode import EXTENSIONS
-from tlray.sources import archives, manifests
+from tlray.sources import archives, lists, manifests
 from tlray.sources.candidates import has_image_name
 
 URI, LABEL = "uri", "label"
@@ -45,7 +45,7 @@ def scan(root: str, classes: Sequence[str] | None = None, *, option: str = "--da
     Raises:
         DataError: one message with every fault.
     """
-    if manifests.is_list(root):
+    if lists.is_list(root):
         by_class, faults = read_labels(root)
         expected = f"{option} takes a manifest with the columns {URI} and {LABEL}, of at least two classes; got "
     else:
@@ -140,56 +140,32 @@ def read_labels(manifest: str) -> tuple[dict[str, list[storage.Entry]], list[str
     Raises:
         DataError: it cannot be read.
     """
-    try:
-        schema, batches = manifests.open_batches(manifest)
-        faults = _check_columns(schema)
-        if faults:
-            return {}, faults
-        return _sort_lines(manifest.rpartition("/")[0], _iter_lines(batches))
-    except (pa.ArrowException, FetchError, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"the manifest {manifest} cannot be read: {storage.redact(str(error))}") from None
+    opened = lists.open_list(manifest, URI, as_text=(LABEL,))
+    if missing := [f"no column {name}" for name in (URI, LABEL) if name not in opened.names]:
+        return {}, [f"{' and '.join(missing)} (its columns: {lists.shorten(', '.join(opened.names))})"]
+    return _sort_lines(manifest.rpartition("/")[0], _iter_lines(opened))
 
 
 def name_some(names: Sequence[str]) -> str:
     """Join the first few names."""
-    shown = ", ".join(names[:_MAX_NAMED])
+    shown = ", ".join(map(lists.shorten, names[:_MAX_NAMED]))
     return shown if len(names) <= _MAX_NAMED else f"{shown}, ..."
 
 
-def _check_columns(schema: pa.Schema) -> list[str]:
-    faults = [f"no column {name}" for name in (URI, LABEL) if schema.names.count(name) == 0]
-    faults += [f"{schema.names.count(name)} columns {name}" for name in (URI, LABEL) if schema.names.count(name) > 1]
-    if faults:
-        return [f"{' and '.join(faults)} (its columns: {', '.join(schema.names)})"]
-    kinds = {URI: schema.field(URI).type, LABEL: schema.field(LABEL).type}
-    return [f"a column {name} of {kind}, not text" for name, kind in kinds.items() if not _holds_text(kind)]
+def _iter_lines(opened: lists.ListFile) -> Iterator[tuple[int, str, str]]:
+    """Yield the number, address and label of each line, empty where missing."""
+    uri, label = opened.names.index(URI), opened.names.index(LABEL)
+    for number, values in opened.lines:
+        yield number, *((values[uri] or "", values[label] or "") if values is not None else ("", ""))
 
 
-def _holds_text(kind: pa.DataType) -> bool:
-    """Return whether values may be addresses or labels, which may be whole numbers."""
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer)) or (
-        pa.types.is_null(kind)
-    )
-
-
-def _iter_lines(batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[str, str]]:
-    """Yield the address and label of each line, empty where missing."""
-    for batch in batches:
-        columns = [batch[batch.schema.names.index(name)].to_pylist() for name in (URI, LABEL)]
-        for values in zip(*columns, strict=True):
-            uri, label = ("" if value is None else str(value) for value in values)
-            yield uri, label
-
-
-def _sort_lines(base: str, lines: Iterator[tuple[str, str]]) -> tuple[dict[str, list[storage.Entry]], list[str]]:
+def _sort_lines(base: str, lines: Iterator[tuple[int, str, str]]) -> tuple[dict[str, list[storage.Entry]], list[str]]:
     labels: dict[str, str] = {}
     typed: dict[str, str] = {}
     faults: dict[str, list[str]] = {}
-    for number, (uri, label) in enumerate(lines, start=1):
+    for number, uri, label in lines:
         if not uri.strip():
-            faults.setdefault(" without an address", []).append(f"row {number:,}")
+            faults.setdefault(" without an address", []).append(f"line {number:,}")
             continue
         address, reason = manifests.check_address(uri, base, ())
         address = address if storage.is_s3(address) else str(PurePosixPath(address))  # "a" and "./a" are one file
@@ -197,8 +173,6 @@ def _sort_lines(base: str, lines: Iterator[tuple[str, str]]) -> tuple[dict[str, 
             faults.setdefault(": " + reason.partition(";")[0], []).append(storage.redact(uri))
         elif archives.split_member(address) is not None:
             faults.setdefault(" in archives, which only predict looks into", []).append(uri)
-        elif not has_image_name(address):
-            faults.setdefault(" whose extension is not a known image extension", []).append(uri)
         elif not label.strip():
             faults.setdefault(" without a label", []).append(uri)
         elif labels.setdefault(address, label) != label:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import hashlib
+import itertools
+import os
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,11 +18,14 @@ import pyarrow as pa
 
 from tlray import storage
 from tlray.errors import UNREACHABLE, DataError, FetchError, StoppedError
-from tlray.sources import archives, manifests
+from tlray.sources import archives, lists, manifests
 from tlray.sources import parquet as tables
-from tlray.sources.candidates import Candidate, SourceKind, has_image_name
+from tlray.sources.candidates import Candidate, has_image_name
 
 _INDEX_THREADS = 16
+_CHECKED_LINES = 100
+_NO_IMAGES = (".txt", ".lst", ".json", ".xls", ".xlsx", ".xml", ".yaml", ".yml")
+"""Extensions of files that people give as lists, and that are not read as such."""
 
 
 @dataclass(frozen=True)
@@ -85,13 +90,18 @@ def find_candidates(inputs: Sequence[str], selection: Selection) -> Candidates:
 
 def _drop_covered(inputs: Sequence[str]) -> list[str]:
     """Return inputs without duplicates or those below another one; keep manifests, which listings do not open."""
-    unique = list(dict.fromkeys(map(archives.resolve, inputs)))
-    roots = [uri for uri in unique if not _opens(uri)]
+    unique = list({_find_real(uri): uri for uri in reversed([*map(archives.resolve, inputs)])}.values())[::-1]
+    roots = [_find_real(uri) for uri in unique if not _opens(uri)]
     return [
         uri
         for uri in unique
-        if manifests.is_manifest(uri) or not any(uri != root and uri.startswith(f"{root}/") for root in roots)
+        if manifests.is_manifest(uri) or not any(_find_real(uri).startswith(f"{root}/") for root in roots)
     ]
+
+
+def _find_real(uri: str) -> str:
+    """Return an address by which two names of one place are alike."""
+    return uri if storage.is_s3(uri) else os.path.realpath(uri)
 
 
 def _opens(uri: str) -> bool:
@@ -110,11 +120,39 @@ def _open_input(uri: str, selection: Selection) -> tuple[list[pa.Field], Callabl
             return fields, lambda: rows
     if manifests.is_manifest(uri):
         fields, lines = manifests.read_manifest(uri, selection.uri_column, selection.id_column, selection.allow)
-        return fields, lambda: map(_resolve_member, lines)
+        return fields, lambda: map(_resolve_member, _check_some_exist(uri, lines))
     if selection.image_column is not None:
         fields = _find_fields(storage.iter_files(uri), selection.image_column)
         return fields, lambda: _expand(storage.iter_files(uri), selection.image_column)
-    return [], lambda: _expand(storage.iter_files(uri), None)
+    return [], lambda: _name_file(uri, _expand(storage.iter_files(uri), None))
+
+
+def _name_file(uri: str, candidates: Iterator[Candidate]) -> Iterator[Candidate]:
+    """Take an input that is one file whatever its extension, unless it may be a list that is not read."""
+    for candidate in candidates:
+        if candidate.uri != uri:
+            yield candidate
+        elif uri.lower().endswith(_NO_IMAGES):
+            raise DataError(f"{uri} is no image; a list of images ends in {', '.join(lists.EXTENSIONS)}")
+        else:
+            yield candidate._replace(named=True)
+
+
+def _check_some_exist(manifest: str, lines: Iterator[Candidate]) -> Iterator[Candidate]:
+    """Raise `DataError` if none of the first files that a list names exists: its paths are another machine's."""
+    first = list(itertools.islice(lines, _CHECKED_LINES))
+    named = [line.uri for line in first if line.reason is None and not storage.is_s3(line.uri)]
+    if named and not any(map(_exists, named)):
+        raise DataError(
+            f"none of the first {len(named):,} files that {manifest} names exists (such as {lists.shorten(named[0])}); "
+            "relative paths start at the list's folder"
+        )
+    yield from first
+    yield from lines
+
+
+def _exists(uri: str) -> bool:
+    return os.path.exists((archives.split_member(uri) or (uri,))[0])  # noqa: PTH110  (Path.exists may raise)
 
 
 def _find_fields(entries: Iterable[storage.Entry], image_column: str) -> list[pa.Field]:
@@ -199,7 +237,7 @@ def _resolve_member(line: Candidate) -> Candidate:
     found = _index_by_name(parts[0]).get(parts[1])
     if found is None:
         return line._replace(reason="the archive or its member does not exist")
-    return found._replace(name=line.name, inputs=line.inputs)
+    return found._replace(name=line.name, inputs=line.inputs, named=True)
 
 
 @lru_cache(maxsize=64)
@@ -220,7 +258,7 @@ def _select(candidates: Iterator[Candidate], selection: Selection) -> Iterator[C
     left = selection.limit
     for candidate in candidates:
         reason = candidate.reason
-        if reason is None and not (candidate.source is SourceKind.PARQUET or has_image_name(candidate.name)):
+        if reason is None and not (candidate.named or has_image_name(candidate.name)):
             reason = "its extension is not a known image extension"
         elif reason is None and include is not None and not include.match(candidate.name):
             reason = "not matched by --include"

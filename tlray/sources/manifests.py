@@ -7,32 +7,34 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
-from urllib.parse import unquote_plus
+from urllib.parse import unquote, unquote_plus
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tlray import storage
-from tlray.errors import DataError, FetchError, StoppedError
+from tlray.console import say
+from tlray.errors import DataError, FetchError
+from tlray.sources import lists
 from tlray.sources.candidates import Candidate
+from tlray.sources.columns import name_columns
 from tlray.storage.s3_client import ARCHIVED, ARCHIVED_REASON
 
-_KINDS = (".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz", ".parquet")
 _INVENTORY = "/manifest.json"
 _ROWS = 65_536
 _MAX_KEY_BYTES = 1024
-
-
-def is_list(uri: str) -> bool:
-    """Return whether a name has a manifest's extension."""
-    return uri.lower().endswith(_KINDS)
+_S3_SCHEME = re.compile("s3[an]?://", re.IGNORECASE)
+_S3_URL = re.compile(r"https://(?:([a-z0-9.-]+)\.)?s3(?:[.-][a-z0-9-]+)?\.amazonaws\.com/([^?#]+)", re.IGNORECASE)
+_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 
 
 def is_manifest(uri: str) -> bool:
-    """Return whether a name is that of a manifest or an S3 Inventory report."""
-    return uri.lower().endswith((*_KINDS, _INVENTORY))
+    """Return whether a name is that of a list or an S3 Inventory report."""
+    return lists.is_list(uri) or uri.lower().endswith(_INVENTORY)
 
 
 def read_manifest(
@@ -52,68 +54,75 @@ def read_manifest(
     """
     if uri.lower().endswith(_INVENTORY):
         return [], _read_inventory(uri)
-    try:
-        schema, batches = open_batches(uri)
-    except (pa.ArrowException, FetchError, OSError) as error:
-        raise DataError(f"the manifest {uri} cannot be read: {storage.redact(str(error))}") from None
+    opened = lists.open_list(uri, uri_column)
     for option, column in (("--uri-column", uri_column), ("--id-column", id_column)):
-        if column is not None and column not in schema.names:
-            raise DataError(f"{option} takes a column of {uri} ({', '.join(schema.names)}); got {column!r}")
-    own = [field for field in schema if field.name != uri_column]
-    fields = [pa.field(f"input_{field.name}", field.type) for field in own]
-    return fields, _read_lines(uri, batches, uri_column, id_column, allow)
+        if column is not None and column not in opened.names:
+            names = lists.shorten(", ".join(opened.names))
+            raise DataError(f"{option} takes a column of {uri} ({names}); got {column!r}")
+    own = [index for index, name in enumerate(opened.names) if name != uri_column]
+    fields = [
+        pa.field(name, opened.types[index])
+        for name, index in zip(name_columns([opened.names[index] for index in own]), own, strict=True)
+    ]
+    if opened.drifting:
+        say(f"{uri}: {lists.shorten(', '.join(opened.drifting))} of several types, taken as text")
+    return fields, _read_lines(uri, opened, fields, uri_column, id_column, allow)
 
 
 def _read_lines(
-    manifest: str, batches: Iterator[pa.RecordBatch], uri_column: str, id_column: str | None, allow: Sequence[str]
+    manifest: str,
+    opened: lists.ListFile,
+    fields: list[pa.Field],
+    uri_column: str,
+    id_column: str | None,
+    allow: Sequence[str],
 ) -> Iterator[Candidate]:
     base = manifest.rpartition("/")[0]
     allow = [prefix if prefix == "s3://" else storage.resolve(prefix) for prefix in allow]
+    where, identity = opened.names.index(uri_column), None if id_column is None else opened.names.index(id_column)
+    names = [field.name for field in fields]
     seen: set[bytes] = set()
-    try:
-        for batch in batches:
-            own = [name for name in batch.schema.names if name != uri_column]
-            for line in batch.to_pylist():
-                typed = line[uri_column]
-                if typed is None or not str(typed).strip():
-                    yield Candidate(manifest, "", reason="a line without an address")
-                    continue
-                address, reason = check_address(str(typed), base, allow)
-                if reason is None and id_column is not None and line[id_column] is not None:
-                    key = hashlib.blake2b(repr(line[id_column]).encode(), digest_size=16).digest()
-                    reason = f"its {id_column} is that of an earlier line" if key in seen else None
-                    seen.add(key)
-                inputs = {f"input_{name}": line[name] for name in own}
-                yield Candidate(address, address, inputs=inputs or None, reason=reason)
-    except FetchError as error:
-        raise StoppedError(
-            f"the manifest {manifest} cannot be reached: {error}; run the same command to start over"
-        ) from None
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"the manifest {manifest} cannot be read to its end: {storage.redact(str(error))}") from None
+    for _, values in opened.lines:
+        typed = None if values is None else values[where]
+        if values is None or typed is None or not typed.strip():
+            yield Candidate(manifest, "", reason="a line without an address")
+            continue
+        address, reason = check_address(typed, base, allow)
+        if reason is None and identity is not None and values[identity] is not None:
+            key = hashlib.blake2b(repr(values[identity]).encode(), digest_size=16).digest()
+            reason = f"its {id_column} is that of an earlier line" if key in seen else None
+            seen.add(key)
+        inputs = dict(zip(names, (*values[:where], *values[where + 1 :]), strict=True))
+        yield Candidate(address, address, inputs=inputs or None, reason=reason, named=True)
 
 
 def check_address(typed: str, base: str, allow: Sequence[str]) -> tuple[str, str | None]:
     """Return the address of a line, and the reason if it may not be read.
+
+    Blanks around it are dropped; `s3a://`, `S3://` and the https:// address of an object are read as s3://, `~` and
+    Windows separators in a local path as what they mean, unless a file has that very name.
 
     Args:
         typed: address as written in the manifest.
         base: the manifest's folder.
         allow: as in `read_manifest`.
     """
+    written, typed = typed, _normalize(typed, base)
     scheme, separator, rest = typed.partition("://")
     if separator and scheme != "s3":
-        return typed, f"the scheme {scheme}:// is not allowed in a manifest; s3:// and paths are"
+        return written, f"the scheme {lists.shorten(scheme)}:// is not allowed in a manifest; s3:// and paths are"
     if not separator and typed.startswith(("file:", "http:", "https:", "data:")):
-        return typed, "not a path or an s3:// address"
+        return written, "not a path or an s3:// address"
+    if not separator and _DRIVE.match(typed):
+        return written, "a path on a Windows drive; write paths relative to the list, or as this machine knows them"
     if separator and any(sign in rest.partition("/")[0] for sign in "@:"):
-        return typed, "a name or password in an address is not allowed"
+        return written, "a name or password in an address is not allowed"
     if separator and not rest.partition("/")[2]:
-        return typed, "an s3:// address without a key"
+        return written, "an s3:// address without a key"
     if len(typed.partition("://")[2].partition("/")[2].encode("utf-8", "surrogateescape")) > _MAX_KEY_BYTES:
-        return typed, "an s3:// key of more than 1,024 bytes"
+        return written, "an s3:// key of more than 1,024 bytes"
     if ".." in typed.replace("\\", "/").split("/"):
-        return typed, "'..' in an address is not allowed in a manifest"
+        return written, "'..' in an address is not allowed in a manifest"
     address = typed if separator or typed.startswith("/") else storage.join(base, typed)
     if allow:
         if not any(_lies_below(address, prefix) for prefix in allow):
@@ -123,31 +132,23 @@ def check_address(typed: str, base: str, allow: Sequence[str]) -> tuple[str, str
     return address, None
 
 
+def _normalize(written: str, base: str) -> str:
+    typed = written.strip()
+    if found := _S3_URL.fullmatch(typed):
+        bucket, key = found.groups()
+        return f"s3://{bucket}/{unquote(key)}" if bucket else f"s3://{unquote(key)}"
+    if found := _S3_SCHEME.match(typed):
+        return f"s3://{typed[found.end() :]}"
+    if "://" in typed or storage.is_s3(base) or _DRIVE.match(typed):
+        return typed
+    plain = os.path.expanduser(typed.replace("\\", "/")) if typed[0] == "~" else typed.replace("\\", "/")  # noqa: PTH111
+    if plain != written and os.path.exists(os.path.join(base, written)):  # noqa: PTH110, PTH118
+        return written
+    return plain
+
+
 def _lies_below(address: str, prefix: str) -> bool:
     return address == prefix or address.startswith(prefix if prefix.endswith("/") else prefix + "/")
-
-
-def open_batches(uri: str) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-    """Open a manifest: its columns and its lines; all values of a CSV are text.
-
-    Raises:
-        ArrowException, FetchError, OSError: it cannot be read; also from the lines.
-    """
-    name = uri.lower()
-    if name.endswith(".parquet"):
-        table = pq.ParquetFile(storage.open_arrow(uri))
-        return table.schema_arrow, table.iter_batches(_ROWS)
-    from pyarrow import csv
-    from pyarrow import json as arrow_json
-
-    if ".csv" in name[-7:]:
-        quoted = csv.ParseOptions(newlines_in_values=True)  # a file's name may hold a newline
-        names = csv.open_csv(storage.open_arrow(uri), parse_options=quoted).schema.names
-        as_text = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
-        reader = csv.open_csv(storage.open_arrow(uri), parse_options=quoted, convert_options=as_text)
-        return reader.schema, iter(reader)
-    reader = arrow_json.open_json(storage.open_arrow(uri))
-    return reader.schema, iter(reader)
 
 
 def _read_inventory(uri: str) -> Iterator[Candidate]:

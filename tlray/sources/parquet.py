@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from tlray import storage
 from tlray.errors import UNREACHABLE, DataError, FetchError, StoppedError
 from tlray.sources.candidates import Candidate, SourceKind
+from tlray.sources.columns import convert, make_portable, name_columns
 
 _ROWS = 8192
 
@@ -49,15 +50,25 @@ def read_table(entry: storage.Entry, image_column: str) -> tuple[list[pa.Field],
         told = ", ".join(f"{field.name} {field.type}" for field in schema)
         raise NotATableError(f"--image-column takes {allowed}; got {image_column!r}, and {entry.uri} has {told}")
     own = [field for field in schema if field.name != image_column and _is_plain(field.type)]
-    return [pa.field(f"input_{field.name}", field.type) for field in own], _read_rows(entry, file, own)
+    own = list({field.name: field for field in reversed(own)}.values())[::-1]
+    fields = [
+        pa.field(name, make_portable(field.type))
+        for name, field in zip(name_columns([field.name for field in own]), own, strict=True)
+    ]
+    return fields, _read_rows(entry, file, [field.name for field in own], fields)
 
 
-def _read_rows(entry: storage.Entry, file: pq.ParquetFile, own: list[pa.Field]) -> Iterator[Candidate]:
-    names = [field.name for field in own]
+def _read_rows(
+    entry: storage.Entry, file: pq.ParquetFile, names: list[str], fields: list[pa.Field]
+) -> Iterator[Candidate]:
     row = 0
     for batch in file.iter_batches(_ROWS, columns=names) if names else ():
-        for line in batch.to_pylist():
-            yield _describe(entry, row, {f"input_{name}": line[name] for name in names})
+        columns = [
+            convert(batch.column(name), field.type).to_pylist() for name, field in zip(names, fields, strict=True)
+        ]
+        for values in zip(*columns, strict=True):
+            own = {field.name: value for field, value in zip(fields, values, strict=True)}
+            yield _describe(entry, row, own)
             row += 1
     for number in range(row, file.metadata.num_rows):
         yield _describe(entry, number, None)
@@ -73,6 +84,7 @@ def _describe(entry: storage.Entry, row: int, inputs: dict[str, object] | None) 
         etag=entry.etag,
         mtime_ns=entry.mtime_ns,
         inputs=inputs,
+        named=True,
     )
 
 
