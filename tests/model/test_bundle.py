@@ -98,6 +98,12 @@ def test_each_faulty_field_of_the_manifest_is_named(path, change, fault):
         read_manifest(str(path))
 
 
+def test_a_bundle_of_another_decoder_is_refused(path):
+    edit(path, MANIFEST, lambda manifest: manifest["preprocessing"].update(decoder="tlray.images.decode") and None)
+    with pytest.raises(BundleError, match=r"was made for the decoder tlray\.images\.decode, .* train or import"):
+        read_manifest(str(path))
+
+
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe", b"[]", b"null", b'"2"'])
 def test_a_manifest_that_is_no_object_is_damaged(path, data):
     (path / MANIFEST).write_bytes(data)

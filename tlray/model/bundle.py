@@ -31,6 +31,7 @@ from tlray.metrics.calibration import CalibrationRecord
 from tlray.metrics.thresholds import Thresholds
 from tlray.model.card import write_card
 from tlray.model.manifest import (
+    DECODER,
     FORMAT,
     Architecture,
     EpochRecord,
@@ -189,7 +190,11 @@ def read_manifest(uri: str) -> Manifest:
             remedy = "train or import the model again" if found < FORMAT else "update tlray"
             raise BundleError(f"{uri} has bundle format {found}, this tlray reads {FORMAT}; {remedy}")
     with _explain_damage(uri, MANIFEST):
-        return parse_record(Manifest, data)
+        manifest = parse_record(Manifest, data)
+    if (decoder := manifest.preprocessing.decoder) != DECODER:
+        remedy = "train or import the model again"
+        raise BundleError(f"{uri} was made for the decoder {decoder}, this tlray has {DECODER}; {remedy}")
+    return manifest
 
 
 def load_bundle(uri: str) -> Bundle:

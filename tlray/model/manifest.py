@@ -15,6 +15,9 @@ from tlray.storage.records import Json
 
 FORMAT: Literal[2] = 2
 
+DECODER = "tlray.images.decode/2"
+"""The decoder of `images/decode.py`; the number changes with the pixels that it makes of a file."""
+
 PhaseName = Literal["head", "finetune"]
 
 
@@ -48,7 +51,7 @@ class Preprocessing:
     image_size: int
     scale: float
     offset: float
-    decoder: str = "tlray.images.decode"
+    decoder: str = DECODER
     mode: str = "RGB"
     exif: str = "upright"
     alpha: str = "over white"

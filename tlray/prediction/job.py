@@ -11,7 +11,7 @@ from tlray import storage
 from tlray.config import InputsConfig, PredictConfig
 from tlray.console import now, say
 from tlray.errors import ConfigError, DataError, OutputError, StoppedError
-from tlray.images.decode import EXTENSIONS
+from tlray.images.formats import EXTENSIONS
 from tlray.metrics.thresholds import Thresholds, resolve_thresholds
 from tlray.model.bundle import Bundle
 from tlray.model.manifest import hash_json

@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from tlray.errors import Code
-from tlray.images.decode import EXTENSIONS
+from tlray.images.formats import EXTENSIONS
 
 
 class SourceKind(StrEnum):

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from tlray import storage
 from tlray.errors import DataError
-from tlray.images.decode import EXTENSIONS
+from tlray.images.formats import EXTENSIONS
 from tlray.sources import archives, lists, manifests
 from tlray.sources.candidates import has_image_name
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from tlray import storage
 from tlray.errors import UNREACHABLE, DataError, FetchError, StoppedError
-from tlray.images import decode
+from tlray.images import formats
 from tlray.sources.columns import convert, make_portable, make_text
 
 DELIMITED = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
@@ -267,7 +267,7 @@ def _holds_lines(values: list[str], where: int, delimiter: str) -> bool:
 
 
 def _looks_like_address(text: str) -> bool:
-    return "/" in text or text.strip().lower().endswith(tuple(decode.EXTENSIONS))
+    return "/" in text or text.strip().lower().endswith(tuple(formats.EXTENSIONS))
 
 
 # ---- JSON lines -----------------------------------------------------------------------------------------------------

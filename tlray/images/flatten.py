@@ -1,0 +1,141 @@
+"""Convert a loaded picture of any Pillow mode to 8-bit RGB or L: alpha over white, deep samples by their range."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from PIL import Image
+
+from tlray.errors import Code, ImageError
+from tlray.images import tiff
+
+_STRIP_PIXELS = 2**22
+"""Pixels that are converted at a time: alpha and deep samples take up to 32 bytes a pixel on the way."""
+
+_TWELVE_BITS = 4096
+
+
+def flatten(image: Image.Image, tags: tiff.Tags | None) -> Image.Image:
+    """Convert a picture to RGB, or to L where it is grey and deep or transparent; with a profile, L and CMYK stay.
+
+    Args:
+        image: a loaded picture.
+        tags: of a TIFF, as they were before loading; None for other formats.
+
+    Raises:
+        ImageError: UNSUPPORTED, its samples have a range that nobody declared.
+    """
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        return _flatten_deep(image, tags)
+    if tags is not None:
+        _check_range(image, tags)
+        if image.mode in ("RGBA", "RGBX", "LA") and not tiff.has_alpha(tags):
+            return image.convert("RGB")
+    if image.has_transparency_data:
+        return _compose(image)
+    if image.info.get("icc_profile") and image.mode in ("RGB", "CMYK", "L"):
+        return image
+    return image.convert("RGB")
+
+
+def _check_range(image: Image.Image, tags: tiff.Tags) -> None:
+    """Raise UNSUPPORTED for 8-bit pixels that Pillow took from samples of another range."""
+    if not tiff.is_unsigned(tags):
+        raise _make_error(tags, "they are signed, and no tag tells which value is white")
+    if tiff.get_bits(tags) != 16:
+        return
+    declared = tiff.get_range(tags)
+    if declared is not None and declared[1] != 65535:
+        raise _make_error(tags, f"they reach to {declared[1]:,.0f}, and only the high byte of each is decoded")
+    bands = image.getextrema()
+    high = max(band[1] for band in bands[:3] if isinstance(band, tuple))
+    if 0 < high < _TWELVE_BITS >> 8:
+        raise _make_error(tags, "they hold 12 bits or fewer in 16, and only the high byte of each is decoded")
+
+
+def _compose(image: Image.Image) -> Image.Image:
+    """Lay a picture with alpha over white."""
+    mode = "L" if image.mode in ("LA", "La") else "RGB"
+
+    def compose(strip: Image.Image) -> Image.Image:
+        rgba = strip.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert(mode)
+
+    return _convert_in_strips(image, mode, compose)
+
+
+def _flatten_deep(image: Image.Image, tags: tiff.Tags | None) -> Image.Image:
+    """Convert grey samples of 16 bits or more, or floats, to 8 bits."""
+    low, high = _find_range(image, tags)
+    transparent = image.info.get("transparency")
+    inverted = tags is not None and tiff.is_white_zero(tags)
+
+    def scale(strip: Image.Image) -> Image.Image:
+        samples = np.asarray(strip)
+        if (low, high) == (0, 65535):
+            grey = (np.clip(samples, 0, 65535).astype(np.int32) >> 8).astype(np.uint8)
+        else:
+            shares = (np.nan_to_num(samples.astype(np.float32), nan=low) - low) / (high - low)
+            grey = np.clip(shares * np.float32(255), 0, 255).astype(np.uint8)
+        grey = 255 - grey if inverted else grey
+        if isinstance(transparent, int):
+            grey = np.where(samples == transparent, np.uint8(255), grey)
+        return Image.fromarray(grey)
+
+    return _convert_in_strips(image, "L", scale)
+
+
+def _find_range(image: Image.Image, tags: tiff.Tags | None) -> tuple[float, float]:
+    """Return the samples that are black and white, never by the picture's own range.
+
+    Raises:
+        ImageError: UNSUPPORTED, nothing tells them.
+    """
+    if tags is None:  # Pillow brings the integers of other formats to 16 bits
+        return (0.0, 1.0) if image.mode == "F" else (0, 65535)
+    if (declared := tiff.get_range(tags)) is not None:
+        return declared
+    darkest, brightest = _get_extremes(image)
+    if image.mode == "F":
+        if darkest >= 0 and brightest <= 1:
+            return 0.0, 1.0
+        raise _make_error(
+            tags, f"they lie between {darkest:g} and {brightest:g}, and no tag tells which value is white"
+        )
+    if not tiff.is_unsigned(tags) or tiff.get_bits(tags) > 16:
+        raise _make_error(tags, "no tag tells which value is white")
+    if 0 < brightest < _TWELVE_BITS:
+        raise _make_error(
+            tags,
+            f"they reach only to {brightest:,.0f}, 12 bits or fewer in 16, and no tag tells which value is white",
+        )
+    return 0, 65535
+
+
+def _get_extremes(image: Image.Image) -> tuple[float, float]:
+    low, high = float("inf"), float("-inf")
+    for strip, _ in _iter_strips(image):
+        samples = np.asarray(strip)
+        low, high = min(low, float(np.nanmin(samples))), max(high, float(np.nanmax(samples)))
+    return low, high
+
+
+def _make_error(tags: tiff.Tags, reason: str) -> ImageError:
+    return ImageError(Code.UNSUPPORTED, f"{tiff.describe(tags)} is not read: {reason}; save it as 8-bit TIFF or PNG")
+
+
+def _convert_in_strips(image: Image.Image, mode: str, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    flat = Image.new(mode, image.size)
+    for strip, top in _iter_strips(image):
+        flat.paste(convert(strip), (0, top))
+    return flat
+
+
+def _iter_strips(image: Image.Image) -> Iterator[tuple[Image.Image, int]]:
+    """Yield pieces of the full width, and where each begins."""
+    width, height = image.size
+    rows = max(1, _STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        yield image.crop((0, top, width, min(top + rows, height))), top
