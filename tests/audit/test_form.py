@@ -127,6 +127,7 @@ def test_every_fault_is_in_one_message():
         (b"row_id,label\n3,.\n", r"without correct_label \(its columns: row_id, label\)"),
         (b"row_id,correct_label\n3,\n", "no row of mine.csv has a correct_label"),
         ("row_id,correct_label\n3,gl\xe4s\n".encode("latin-1"), "another encoding in mine.csv; save it as UTF-8"),
+        (b'row_id,correct_label\n3,"glass\n7,paper\n', "mine.csv cannot be read: unexpected end of data"),
         (b"row_id,correct_label\n3," + b"x" * 200_000, "mine.csv cannot be read: field larger than field limit"),
     ],
 )  # fmt: skip

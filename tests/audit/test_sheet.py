@@ -30,7 +30,7 @@ def plan(sample):
     uris = [row.uri for row in sorted(sample.rows, key=lambda row: row.row_id)]
     empty = pa.nulls(len(uris))
     columns = {"row_id": sorted(row.row_id for row in sample.rows), "uri": uris, "source": ["file"] * len(uris)}
-    return pa.table(columns | dict.fromkeys(("member", "offset", "length", "size", "etag", "mtime_ns"), empty))
+    return pa.table(columns | dict.fromkeys(("member", "offset", "length", "size", "etag", "mtime_ns", "crc32"), empty))
 
 
 def make(sample, limits=None):

@@ -11,7 +11,7 @@ from tests.sources.pipe import Pipe
 from tlray import storage
 from tlray.errors import Code, FetchError
 from tlray.sources import zips
-from tlray.sources.candidates import SourceKind
+from tlray.sources.candidates import REFUSED, SourceKind
 
 CONTENTS = {f"{number}.jpg": np.random.default_rng(number).bytes(300) * 2 for number in range(3)}
 STORED, DEFLATED, BZIP2, LZMA = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA
@@ -51,7 +51,7 @@ def read(data, candidate):
     """A member's bytes, as a request for its span brings them."""
     head = data[candidate.offset :][: zips.get_span(candidate.length)]
     start = zips.find_data(head)
-    return zips.unpack(head, head[start : start + candidate.length], candidate.size)
+    return zips.unpack(head, head[start : start + candidate.length], candidate.size, candidate.crc32)
 
 
 @pytest.mark.parametrize("method", [STORED, DEFLATED, BZIP2])
@@ -196,23 +196,21 @@ def test_a_span_holds_the_longest_name_that_file_systems_allow():
 def test_unpacking_checks_size_and_checksum(method, packed):
     data = b"ab" * 99
     head = make_local(b"a.jpg", data, packed, method)
-    assert zips.unpack(head, packed, len(data)) == data
+    assert zips.unpack(head, packed, len(data), zlib.crc32(data)) == data
     for size in (len(data) - 1, len(data) + 1):
         with pytest.raises(FetchError, match=f"does not unpack to the {size} bytes") as caught:
-            zips.unpack(head, packed, size)
+            zips.unpack(head, packed, size, zlib.crc32(data))
         assert caught.value.code is Code.CORRUPT
-    wrong = make_local(b"a.jpg", data, packed, method, checksum=1)
     with pytest.raises(FetchError, match="checksum") as caught:
-        zips.unpack(wrong, packed, len(data))
+        zips.unpack(head, packed, len(data), 1)
     assert caught.value.code is Code.CORRUPT
-    streamed = make_local(b"a.jpg", data, packed, method, SIZES_FOLLOW)  # its header has no checksum
-    assert zips.unpack(streamed, packed, len(data)) == data
+    assert zips.unpack(head, packed, len(data), None) == data
 
 
 @pytest.mark.parametrize(("method", "packed"), [(DEFLATED, b"\xff" * 50), (BZIP2, b"no bzip2 data")])
 def test_damaged_data_is_corrupt(method, packed):
     with pytest.raises(FetchError, match="cannot be unpacked") as caught:
-        zips.unpack(make_local(b"a.jpg", b"ab", packed, method), packed, 2)
+        zips.unpack(make_local(b"a.jpg", b"ab", packed, method), packed, 2, None)
     assert caught.value.code is Code.CORRUPT
 
 
@@ -220,11 +218,83 @@ def test_a_zip_bomb_is_not_unpacked():
     data = bytes(10**7)
     packed = deflate(data)
     with pytest.raises(FetchError, match="does not unpack to the 100 bytes"):
-        zips.unpack(make_local(b"a.jpg", data, packed), packed, 100)
+        zips.unpack(make_local(b"a.jpg", data, packed), packed, 100, None)
 
 
 @pytest.mark.parametrize("method", [LZMA, 99])
 def test_other_methods_are_unsupported(method):
     with pytest.raises(FetchError, match=f"packed by method {method} ") as caught:
-        zips.unpack(make_local(b"a.jpg", b"ab", b"ab", method), b"ab", 2)
+        zips.unpack(make_local(b"a.jpg", b"ab", b"ab", method), b"ab", 2, None)
     assert caught.value.code is Code.UNSUPPORTED
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_damage_is_found_by_the_directorys_checksum(tmp_path, streamed):
+    data, _ = pack({"0.bmp": b"one" * 200, "1.bmp": b"two" * 200}, STORED, Pipe() if streamed else None)
+    damaged = bytearray(data)
+    damaged[100:110] = b"??????????"
+    first, second = index(tmp_path, bytes(damaged))
+    with pytest.raises(FetchError, match="checksum"):
+        read(damaged, first)
+    assert read(damaged, second) == b"two" * 200
+
+
+@pytest.mark.parametrize(
+    ("method", "source"),
+    [(9, SourceKind.DEFLATE64), (14, SourceKind.LZMA), (93, SourceKind.ZSTANDARD), (98, SourceKind.OTHER_METHOD)],
+)
+def test_members_by_other_methods_are_told_apart(tmp_path, method, source):
+    data = bytearray(pack({"0.jpg": b"x" * 50, "1.jpg": b"y"}, STORED)[0])
+    struct.pack_into("<H", data, data.index(b"PK\x01\x02") + 10, method)
+    first, second = index(tmp_path, bytes(data))
+    assert (first.source, second.source) == (source, SourceKind.ZIP)
+    code, reason = REFUSED[source]
+    assert code is Code.UNSUPPORTED
+    assert "pack it again" in reason
+
+
+@pytest.mark.parametrize(
+    ("raw", "flags", "name"),
+    [
+        ("写真.jpg".encode(), 0, "写真.jpg"),
+        ("é.jpg".encode("cp437"), 0, "é.jpg"),
+        ("ж.jpg".encode(), UTF8, "ж.jpg"),
+        (b"photos\\0.jpg", 0, "photos/0.jpg"),
+        (b"./photos/0.jpg", 0, "photos/0.jpg"),
+    ],
+)
+def test_names_are_those_that_their_writer_meant(tmp_path, raw, flags, name):
+    data = bytearray(pack({"x" * len(raw): b"x"}, STORED)[0])
+    for signature, at, where in ((b"PK\x03\x04", 6, 30), (b"PK\x01\x02", 8, 46)):
+        place = data.index(signature)
+        struct.pack_into("<H", data, place + at, flags)
+        data[place + where : place + where + len(raw)] = raw
+    (found,) = index(tmp_path, bytes(data))
+    assert (found.name, found.member, found.source) == (name, name, SourceKind.ZIP)
+    assert found.uri == f"{tmp_path}/a.zip#{name}"
+    (recovered, _) = index(tmp_path, bytes(data[: data.index(b"PK\x01\x02")]))
+    assert recovered.name == name
+
+
+@pytest.mark.parametrize("name", [b"..\\up.jpg", b"C:\\a.jpg", b"\\a.jpg"])
+def test_backslashes_lead_outside_too(tmp_path, name):
+    data, _ = pack({"x" * len(name): b"x"}, STORED)
+    (found,) = index(tmp_path, data.replace(b"x" * len(name), name))
+    assert found.source is SourceKind.OUTSIDE
+
+
+def test_a_folder_may_end_in_a_backslash(tmp_path):
+    data, _ = pack({"photos?": b"", "photos?0.jpg": b"x"}, STORED)
+    folder, image = index(tmp_path, data.replace(b"?", b"\\"))
+    assert (folder.reason, image.name) == ("a folder", "photos/0.jpg")
+
+
+def test_the_unicode_extra_field_names_a_member(tmp_path):
+    name = "写.jpg".encode()
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        info = zipfile.ZipInfo("_.jpg")
+        info.extra = struct.pack("<2HBI", 0x7075, 5 + len(name), 1, zlib.crc32(b"_.jpg")) + name
+        file.writestr(info, b"x")
+    (found,) = index(tmp_path, buffer.getvalue())
+    assert found.name == "写.jpg"

@@ -70,7 +70,7 @@ def read_form(data: bytes, name: str, sample: Sample) -> ReviewedLabels:
     except UnicodeDecodeError:
         raise DataError(f"--answers takes a CSV in UTF-8; got another encoding in {name}; save it as UTF-8") from None
     head = text.partition("\n")[0]
-    lines = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count))
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count), strict=True)
     try:
         columns = [column.strip() for column in next(lines, [])]
         missing = [column for column in (ROW_ID, ANSWER) if column not in columns]

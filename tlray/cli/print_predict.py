@@ -11,6 +11,7 @@ from rich.text import Text
 
 from tlray.cli.tables import print_facts, print_rows_by_class
 from tlray.console import console
+from tlray.sources.candidates import REFUSED, SourceKind
 
 if TYPE_CHECKING:
     from tlray.audit.draw import SampleSummary
@@ -77,6 +78,8 @@ def print_plan(summary: PlanSummary) -> None:
     facts += [
         ("", f"{count:,}  {reason}") for reason, count in list(plan.measures.excluded_by_reason.items())[:_MAX_REASONS]
     ]
+    for kind, count in plan.measures.refused_by_kind.items():
+        facts.append(("will fail", f"{count:,}  {REFUSED[SourceKind(kind)][1]}"))
     if summary.probe is not None:
         facts += _describe_probe(summary.probe)
     print_facts(facts)

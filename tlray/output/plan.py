@@ -43,9 +43,10 @@ PLAN_SCHEMA = pa.schema(
         pa.field("size", pa.int64()),
         pa.field("etag", pa.string()),
         pa.field("mtime_ns", pa.int64()),
+        pa.field("crc32", pa.int64()),
     ]
 )
-"""`source` is a `SourceKind`; `member`, `offset` and `length` locate a row inside an archive."""
+"""`source` is a `SourceKind`; `member`, `offset` and `length` locate a row in an archive; `crc32` is a zip's."""
 
 EXCLUDED_SCHEMA = pa.schema([pa.field("uri", pa.string(), nullable=False), pa.field("reason", pa.string())])
 
@@ -65,6 +66,7 @@ class PlanRecord:
     Attributes:
         num_excluded: number of addresses left out.
         num_bytes: total size of the planned images whose sizes are known.
+        refused_by_kind: rows that will not be read, by the `SourceKind` that says why.
         streams: rows of gzipped archives, one entry per pass.
         selection: the options that chose the rows.
     """
@@ -73,6 +75,7 @@ class PlanRecord:
     num_excluded: int
     excluded_by_reason: dict[str, int]
     num_bytes: int
+    refused_by_kind: dict[str, int]
     streams: list[Stream]
     image_column: str | None
     selection: dict[str, Json]
@@ -169,6 +172,7 @@ def write_plan(output: str, found: Candidates, selection: dict[str, Json], image
     rows = _Files(address, "plan", pa.schema([*PLAN_SCHEMA, *found.fields]))
     excluded = _Files(address, "excluded", EXCLUDED_SCHEMA)
     by_reason: Counter[str] = Counter()
+    refused: Counter[str] = Counter()
     streams: list[Stream] = []
     num_bytes = 0
     stream = ("", 0)
@@ -184,14 +188,17 @@ def write_plan(output: str, found: Candidates, selection: dict[str, Json], image
                 streams.append(Stream(rows.count, 0))
             streams[-1] = Stream(streams[-1].first, rows.count + 1 - streams[-1].first)
             stream = place
-        elif candidate.source not in REFUSED:
+        elif candidate.source in REFUSED:
+            refused[candidate.source.value] += 1
+        else:
             stream = ("", 0)
         num_bytes += candidate.size or 0
         own = candidate.inputs or {}
-        rows.add((rows.count, candidate.uri, *candidate[2:9], *(own.get(field.name) for field in found.fields)))
+        rows.add((rows.count, candidate.uri, *candidate[2:10], *(own.get(field.name) for field in found.fields)))
     rows.close()
     excluded.close()
-    measures = PlanRecord(rows.count, excluded.count, dict(by_reason), num_bytes, streams, image_column, selection)
+    counts = (rows.count, excluded.count, dict(by_reason), num_bytes, dict(refused))
+    measures = PlanRecord(*counts, streams, image_column, selection)
     storage.put(storage.join(address, RECORD), dump_record(measures))
     return Plan(address, measures)
 

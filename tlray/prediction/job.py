@@ -19,6 +19,7 @@ from tlray.output import plan as planning
 from tlray.output.plan import Plan
 from tlray.output.schema import RequestedColumns
 from tlray.sources import archives
+from tlray.sources.candidates import REFUSED, SourceKind
 from tlray.sources.listing import Selection, find_candidates
 from tlray.storage.lock import NAME as LOCK
 from tlray.storage.records import Json, RecordError, dump_record, parse_record
@@ -127,6 +128,8 @@ def open_plan(output: str, config: InputsConfig) -> Plan:
         plan = planning.write_plan(output, found, selection, config.image_column)
     except OutputError as error:
         raise StoppedError(f"{error}; run the same command to start over") from None
+    for kind, count in plan.measures.refused_by_kind.items():
+        say(f"{count:,} rows will fail: {REFUSED[SourceKind(kind)][1]}")
     if plan.num_rows == 0:
         storage.delete_folder(plan.address)
         if plan.measures.num_excluded:

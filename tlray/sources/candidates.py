@@ -22,14 +22,26 @@ class SourceKind(StrEnum):
     SPECIAL = "special"
     OUTSIDE = "outside"
     ENCRYPTED = "encrypted"
+    DEFLATE64 = "deflate64"
+    LZMA = "lzma"
+    ZSTANDARD = "zstandard"
+    OTHER_METHOD = "other method"
     CUT = "cut"
 
 
+_REPACK = "pack it again by Deflate, or as tar"
 REFUSED = {
     SourceKind.LINK: (Code.UNSUPPORTED, "a link inside an archive; links are not followed"),
     SourceKind.SPECIAL: (Code.UNSUPPORTED, "not a plain file inside its archive"),
     SourceKind.OUTSIDE: (Code.UNSUPPORTED, "its name leads out of its archive"),
     SourceKind.ENCRYPTED: (Code.UNSUPPORTED, "encrypted inside its archive"),
+    SourceKind.DEFLATE64: (
+        Code.UNSUPPORTED,
+        "packed by Deflate64, as Windows packs zips over 2 GB; pack it again with 7-Zip by Deflate, or as tar",
+    ),
+    SourceKind.LZMA: (Code.UNSUPPORTED, f"packed by LZMA inside its archive; {_REPACK}"),
+    SourceKind.ZSTANDARD: (Code.UNSUPPORTED, f"packed by Zstandard inside its archive; {_REPACK}"),
+    SourceKind.OTHER_METHOD: (Code.UNSUPPORTED, f"packed by a method that is not read inside its archive; {_REPACK}"),
     SourceKind.CUT: (Code.TRUNCATED, "its archive ends before it does"),
 }
 """Status and error of the rows that are never read, since their archive's index already shows the fault."""
@@ -48,6 +60,7 @@ class Candidate(NamedTuple):
         length: bytes to read from there.
         size: bytes of the encoded image, None where unknown.
         etag, mtime_ns: of the file or archive as it was listed, None where unknown.
+        crc32: checksum of a zip's member in the archive's directory, None for others.
         inputs: a manifest's or table's own columns.
         reason: reason for leaving it out, None if it is taken.
         named: whether a list or --input names this very file, so that it is taken whatever its extension.
@@ -62,6 +75,7 @@ class Candidate(NamedTuple):
     size: int | None = None
     etag: str | None = None
     mtime_ns: int | None = None
+    crc32: int | None = None
     inputs: dict[str, Any] | None = None
     reason: str | None = None
     named: bool = False

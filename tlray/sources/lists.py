@@ -180,7 +180,6 @@ class _Records:
     """Records of a delimited text, each with the number of the line in which it begins."""
 
     def __init__(self, lines: Iterator[str], delimiter: str, spaced: bool, first: int) -> None:
-        csv.field_size_limit(_MAX_LINE_CHARACTERS)
         self._delimiter, self._spaced, self._first = delimiter, spaced, first
         self._read: list[str] = []
         self._reader = csv.reader(self._keep(lines), delimiter=delimiter, skipinitialspace=spaced, strict=True)
@@ -194,10 +193,13 @@ class _Records:
         while True:
             number = self._first + self._reader.line_num
             self._read.clear()
+            limit = csv.field_size_limit(_MAX_LINE_CHARACTERS)
             try:
                 values = next(self._reader, None)
             except csv.Error as error:
                 raise self._explain(number, str(error)) from None
+            finally:
+                csv.field_size_limit(limit)  # it is the whole process's
             if values is None:
                 return
             yield number, values

@@ -30,6 +30,7 @@ class PlannedRow(NamedTuple):
     size: int | None
     etag: str | None
     mtime_ns: int | None
+    crc32: int | None
 
     @property
     def archive(self) -> str:
@@ -127,7 +128,7 @@ def _unpack_zip(row: PlannedRow, head: bytes, retries: int) -> Fetched:
             data = more.data
         if len(data) < row.num_packed_bytes:
             raise FetchError(Code.TRUNCATED, "its archive ends before it does")
-        return Fetched(zips.unpack(head, data, row.size or 0), retries)
+        return Fetched(zips.unpack(head, data, row.size or 0, row.crc32), retries)
     except FetchError as error:
         return Fetched(error, retries)
 

@@ -24,6 +24,9 @@ _HEADER_SLACK_BYTES = 1024
 _ENCRYPTED = 0x1
 _SIZES_FOLLOW = 0x8
 _UTF8 = 0x800
+_UNICODE_PATH = 0x7075
+_READ_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)
+_OTHER_METHODS = {9: SourceKind.DEFLATE64, 14: SourceKind.LZMA, 93: SourceKind.ZSTANDARD}
 _CHUNK_BYTES = 2**20
 _CUT = "the archive is cut short or damaged; its directory is missing, and any further members cannot be listed"
 
@@ -36,11 +39,12 @@ def index(archive: storage.Entry, file: BinaryIO) -> Iterator[Candidate]:
         yield from _recover(archive, file)
         return
     for member in members:
-        name = make_printable(member.filename)
+        found = _read_name(member)
+        name = make_printable(_normalize(found))
         source, reason = SourceKind.ZIP, None
-        if member.is_dir():
+        if name.endswith("/"):
             reason = "a folder"
-        elif leads_outside(name):
+        elif leads_outside(found):
             source = SourceKind.OUTSIDE
         elif stat.S_ISLNK(member.external_attr >> 16):
             source = SourceKind.LINK
@@ -48,7 +52,36 @@ def index(archive: storage.Entry, file: BinaryIO) -> Iterator[Candidate]:
             source = SourceKind.ENCRYPTED
         elif member.header_offset + member.compress_size > archive.size:
             source = SourceKind.CUT
-        yield _make(archive, name, source, member.header_offset, member.compress_size, member.file_size, reason)
+        elif member.compress_type not in _READ_METHODS:
+            source = _OTHER_METHODS.get(member.compress_type, SourceKind.OTHER_METHOD)
+        place = (member.header_offset, member.compress_size, member.file_size, member.CRC)
+        yield _make(archive, name, source, *place, reason)
+
+
+def _read_name(member: zipfile.ZipInfo) -> str:
+    """Return a member's name: by its Unicode extra field, else as UTF-8 where it may be that, else as cp437."""
+    extra = member.extra
+    while len(extra) >= 4:
+        kind, length = struct.unpack_from("<2H", extra)
+        if kind == _UNICODE_PATH and length > 5:
+            return extra[9 : 4 + length].decode("utf-8", "surrogateescape")
+        extra = extra[4 + length :]
+    return member.filename if member.flag_bits & _UTF8 else _decode_name(member.orig_filename.encode("cp437"))
+
+
+def _decode_name(raw: bytes) -> str:
+    try:
+        return raw.decode()  # most tools that write UTF-8 do not set its flag
+    except UnicodeDecodeError:
+        return raw.decode("cp437")
+
+
+def _normalize(name: str) -> str:
+    """Return a member's name with slashes, as some tools of Windows do not write them, and without a leading `./`."""
+    name = name.replace("\\", "/")
+    while name.startswith("./"):
+        name = name[2:]
+    return name
 
 
 def _recover(archive: storage.Entry, file: BinaryIO) -> Iterator[Candidate]:
@@ -59,29 +92,32 @@ def _recover(archive: storage.Entry, file: BinaryIO) -> Iterator[Candidate]:
         header = file.read(_LOCAL.size)
         if len(header) < _LOCAL.size or not header.startswith(_LOCAL_SIGNATURE):
             break
-        _, _, flags, method, _, _, _, packed, unpacked, name_length, extra_length = _LOCAL.unpack(header)
+        _, _, flags, method, _, _, checksum, packed, unpacked, name_length, extra_length = _LOCAL.unpack(header)
         raw = file.read(name_length)
-        name = make_printable(raw.decode("utf-8" if flags & _UTF8 else "cp437", "backslashreplace"))
+        typed = raw.decode("utf-8", "surrogateescape") if flags & _UTF8 else _decode_name(raw)
+        name = make_printable(_normalize(typed))
         data = offset + _LOCAL.size + name_length + extra_length
         source = SourceKind.ENCRYPTED if flags & _ENCRYPTED else SourceKind.ZIP
         if flags & _SIZES_FOLLOW:
             file.seek(data)
             sizes = _measure(file, method)
             if sizes is None:
-                yield _make(archive, name, SourceKind.CUT, offset, None, None, None)
+                yield _make(archive, name, SourceKind.CUT, offset, None, None, None, None)
                 break
             packed, unpacked = sizes
             file.seek(data + packed)
             descriptor = file.read(16)
-            end = data + packed + (16 if descriptor.startswith(_DESCRIPTOR_SIGNATURE) else 12)
+            signed = descriptor.startswith(_DESCRIPTOR_SIGNATURE)
+            checksum = int.from_bytes(descriptor[4:8] if signed else descriptor[:4], "little")
+            end = data + packed + (16 if signed else 12)
         else:
             end = data + packed
             if end > archive.size:
                 source = SourceKind.CUT
-        if leads_outside(name):
+        if leads_outside(typed):
             source = SourceKind.OUTSIDE
         reason = "a folder" if name.endswith("/") else None
-        yield _make(archive, name, source, offset, packed, unpacked, reason)
+        yield _make(archive, name, source, offset, packed, unpacked, checksum, reason)
         offset = end
     yield Candidate(archive.uri, archive.name, reason=_CUT)
 
@@ -112,6 +148,7 @@ def _make(
     offset: int,
     length: int | None,
     size: int | None,
+    crc32: int | None,
     reason: str | None,
 ) -> Candidate:
     return Candidate(
@@ -124,6 +161,7 @@ def _make(
         size=size,
         etag=archive.etag,
         mtime_ns=archive.mtime_ns,
+        crc32=crc32,
         reason=reason,
     )
 
@@ -145,18 +183,19 @@ def find_data(head: bytes) -> int:
     return _LOCAL.size + int(name_length) + int(extra_length)
 
 
-def unpack(head: bytes, data: bytes, size: int) -> bytes:
+def unpack(head: bytes, data: bytes, size: int, crc32: int | None) -> bytes:
     """Unpack a member.
 
     Args:
         head: its local header.
         data: its packed bytes.
         size: unpacked bytes in the archive's index; at most one more is unpacked.
+        crc32: checksum in the archive's index, which archives written as a stream have nowhere else.
 
     Raises:
         FetchError: UNSUPPORTED, TRUNCATED or CORRUPT.
     """
-    _, _, flags, method, _, _, checksum, *_ = _LOCAL.unpack_from(head)
+    method = _LOCAL.unpack_from(head)[3]
     try:
         if method == zipfile.ZIP_STORED:
             unpacked = data
@@ -169,6 +208,6 @@ def unpack(head: bytes, data: bytes, size: int) -> bytes:
         raise FetchError(Code.CORRUPT, f"cannot be unpacked from its archive: {error}") from None
     if len(unpacked) != size:
         raise FetchError(Code.CORRUPT, f"does not unpack to the {size:,} bytes that its archive states")
-    if not flags & _SIZES_FOLLOW and zlib.crc32(unpacked) != checksum:
+    if crc32 is not None and zlib.crc32(unpacked) != crc32:
         raise FetchError(Code.CORRUPT, "its checksum is not the one in its archive")
     return unpacked
