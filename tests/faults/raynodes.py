@@ -107,7 +107,7 @@ class RayNodes:
         self._bridge = bridge
         self._growing = growing
         self._nodes = {}
-        self._addresses = {}
+        self._addresses = {} if bridge else {HEAD: "127.0.0.1"}
         self._dashboard_port = find_free_port()
         self._gcs_port = find_free_port()
         self.token = secrets.token_hex(16)

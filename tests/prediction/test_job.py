@@ -137,7 +137,7 @@ def test_a_plan_is_made_once_and_only_for_its_own_selection(tmp_path):
 def test_a_folder_without_images_is_an_error_with_the_reasons_and_leaves_no_plan(tmp_path):
     (tmp_path / "in").mkdir()
     config, output = make_config(input=(str(tmp_path / "in"),)), str(tmp_path / "out")
-    with pytest.raises(DataError, match=r"holds no images to predict; names end in .*\.jpg"):
+    with pytest.raises(DataError, match=r"holds no images to predict; no file, member or line was found"):
         open_plan(output, config)
     (tmp_path / "in" / "a.txt").write_text("x")
     with pytest.raises(DataError, match=r"all 1 addresses are left out \(1: .*extension"):

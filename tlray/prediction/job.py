@@ -11,7 +11,6 @@ from tlray import storage
 from tlray.config import InputsConfig, PredictConfig
 from tlray.console import now, say
 from tlray.errors import ConfigError, DataError, OutputError, StoppedError
-from tlray.images.formats import EXTENSIONS
 from tlray.metrics.thresholds import Thresholds, resolve_thresholds
 from tlray.model.bundle import Bundle
 from tlray.model.manifest import hash_json
@@ -137,7 +136,7 @@ def open_plan(output: str, config: InputsConfig) -> Plan:
             listed = "; ".join(f"{count:,}: {reason}" for reason, count in reasons)
             why = f"all {plan.measures.num_excluded:,} addresses are left out ({listed})"
         else:
-            why = f"names end in {' '.join(sorted(EXTENSIONS))}, or have no extension"
+            why = "no file, member or line was found"
         raise DataError(f"--input {' '.join(map(storage.redact, config.input))} holds no images to predict; {why}")
     return plan
 
