@@ -120,6 +120,8 @@ class RayNodes:
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_BACKEND_LOG_LEVEL": "fatal",
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+            "RAY_health_check_period_ms": "1000",  # a lost machine is noticed in seconds
+            "RAY_health_check_timeout_ms": "3000",
         }
         self.environment.pop("RAY_ADDRESS", None)
 

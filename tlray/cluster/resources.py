@@ -169,6 +169,10 @@ def choose_batch_size(*, gpus: bool) -> int:
     return _ENGINE_IMAGES_GPU if gpus else _ENGINE_IMAGES
 
 
+_IMAGES_AN_ENGINE = 64
+"""Images for which another engine on CPUs is worth its start, 10 s of a core: InceptionV3 takes 5 s for them."""
+
+
 def plan_engines(
     cluster: Cluster,
     num_rows: int,
@@ -179,8 +183,8 @@ def plan_engines(
 ) -> EngineResources:
     """Plan one engine per GPU, or without GPUs one single-threaded engine per core.
 
-    A quarter of the cores stays free for reading tasks. A short job starts no more engines than it has batches, each
-    with more threads, up to the cores of one machine.
+    A quarter of the cores stays free for reading tasks. A short job starts no more engines than it has batches, and on
+    CPUs none for fewer than 64 images, each with more threads, up to the cores of one machine.
 
     Args:
         cluster: resources to divide.
@@ -193,6 +197,8 @@ def plan_engines(
     num_gpus = bounds.choose_gpus(cluster)
     cores = max(1, int(cluster.cpus))
     slots = count_gpu_slots(cluster.gpus, num_gpus) if num_gpus else cores
+    if not num_gpus and bounds.max_engines is None:
+        batches = min(batches, math.ceil(num_rows / _IMAGES_AN_ENGINE) or 1)
     most = min(batches, slots if bounds.max_engines is None else bounds.max_engines)
     actors = max(1, min(slots, most))
     if num_gpus:

@@ -159,7 +159,8 @@ def _build(
 ) -> float:
     """Run the engines; return the seconds since the first of them was ready."""
     bounds = EngineBounds(0.0 if config.gpus_per_worker == 0 else None)
-    resources = plan_engines(cluster, max(1, len(missing.works)), 1, bounds, beside_workers=True)
+    a_shard = max(1, missing.images // max(1, len(missing.works)))
+    resources = plan_engines(cluster, max(1, missing.images), a_shard, bounds, beside_workers=True)
     workers = plan_workers(cluster, config.num_workers, config.gpus_per_worker)
     storage.check_writable(cache.uri, "--cache-dir")
     first_ready = time.time()

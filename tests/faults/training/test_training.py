@@ -90,12 +90,16 @@ def test_40_corrupt_training_image(tmp_path, small):
     assert counts["train"] + counts["validation"] == 47
 
 
-def test_41_worker_killed(tmp_path, small, undisturbed):
-    watched = Watched("train", "--data", str(small), "--output", str(tmp_path / "bundle"), *LONG_OPTIONS, *TWO_WORKERS)
+def test_41_workers_killed_and_stopped_dead(tmp_path, small, undisturbed):
+    """A killed worker, and one that is there but answers nothing: training goes on without a hand, as undisturbed."""
+    watched = Watched(
+        "train", "--data", str(small), "--output", str(tmp_path / "bundle"), *LONG_OPTIONS, *TWO_WORKERS,
+        "--collective-timeout", "10",
+    )  # fmt: skip
     watched.wait_for("epoch 1/10 (head)")
     kill(watched.find_workers()[0])
     watched.wait_for("epoch 6/10 (finetune)")
-    kill(watched.find_workers()[-1])
+    watched.stop(watched.find_workers()[-1])
     output = watched.finish()
     assert output.count("workers were lost; 2 new ones go on after epoch") == 2
     check_same_history(read_history(tmp_path / "bundle"), read_history(undisturbed))
@@ -103,29 +107,23 @@ def test_41_worker_killed(tmp_path, small, undisturbed):
     assert ours["metrics"]["validation"]["accuracy"] == theirs["metrics"]["validation"]["accuracy"]
 
 
-def test_41_worker_stopped_dead(tmp_path, small):
-    """A worker that is there but answers nothing: the others end their wait, and training goes on without a hand."""
-    watched = Watched(
-        "train", "--data", str(small), "--output", str(tmp_path / "bundle"), *LONG_OPTIONS, *TWO_WORKERS,
-        "--collective-timeout", "10",
-    )  # fmt: skip
-    watched.wait_for("epoch 1/10 (head)")
-    watched.stop(watched.find_workers()[-1])
-    output = watched.finish()
-    assert "workers were lost; 2 new ones go on after epoch" in output
-    assert len(read_history(tmp_path / "bundle")) == 10
-
-
-def test_42_driver_killed(tmp_path, small, undisturbed):
-    options = ["--data", str(small), "--output", str(tmp_path / "bundle"), *LONG_OPTIONS, *TWO_WORKERS]
-    watched = Watched("train", *options)
+def test_42_44_driver_killed_and_fewer_workers(tmp_path, small, undisturbed):
+    """Killed in each phase, the same command goes on: once with one worker of twice the batch, then with two again."""
+    output = tmp_path / "bundle"
+    options = ["--data", str(small), "--output", str(output), *LONG_OPTIONS]
+    watched = Watched("train", *options, *TWO_WORKERS)
+    watched.wait_for("epoch 3/10 (head)")
+    watched.kill_driver()
+    watched = Watched("train", *options, "--num-workers", "1", "--batch-size", "8")
     watched.wait_for("epoch 7/10 (finetune)")
     watched.kill_driver()
-    assert not (tmp_path / "bundle").exists()
-    output = run_tlray("train", *options)
-    assert "an earlier run was stopped; going on after epoch" in output
-    assert "epoch 1/10" not in output
-    check_same_history(read_history(tmp_path / "bundle"), read_history(undisturbed))
+    assert "with 1 workers" in watched.output
+    assert not output.exists()
+    last = run_tlray("train", *options, *TWO_WORKERS)
+    for told in (watched.output, last):
+        assert "an earlier run was stopped; going on after epoch" in told
+        assert "epoch 1/10" not in told
+    check_same_history(read_history(output), read_history(undisturbed))
     assert not (tmp_path / "bundle-checkpoints").exists()
 
 
@@ -157,16 +155,6 @@ def test_43_killed_while_saving(tmp_path):
         assert state.epoch >= done
         np.testing.assert_array_equal(state.weights["head/a/kernel"], np.full(6_000_000, state.epoch, np.float32))
         shutil.rmtree(tmp_path / "run")
-
-
-def test_44_fewer_workers(tmp_path, small, undisturbed):
-    options = ["--data", str(small), "--output", str(tmp_path / "bundle"), *LONG_OPTIONS]
-    watched = Watched("train", *options, *TWO_WORKERS)
-    watched.wait_for("epoch 3/10 (head)")
-    watched.kill_driver()
-    output = run_tlray("train", *options, "--num-workers", "1", "--batch-size", "8")
-    assert "with 1 workers" in output
-    check_same_history(read_history(tmp_path / "bundle"), read_history(undisturbed))
 
 
 def test_45_diverged(tmp_path, small):
