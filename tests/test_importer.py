@@ -10,18 +10,29 @@ from tlray.importer import _calibrate, _draw_images, _find_image_size, _measure,
 from tlray.metrics.calibration import MIN_IMAGES
 
 
-@pytest.mark.parametrize("text", ["cat\n\n  dog \nowl\n", json.dumps(["cat", "dog", "owl"])])
-def test_class_names_come_from_lines_or_a_json_list(tmp_path, text):
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cat\n\n  dog \nowl\n",
+        json.dumps(["cat", "dog", "owl"]),
+        json.dumps({"owl": 2, "cat": 0, "dog": 1}),
+        json.dumps({"0": "cat", "2": "owl", "1": "dog"}),
+    ],
+)
+def test_class_names_come_from_lines_lists_or_indices(tmp_path, text, encoding):
     path = tmp_path / "classes.txt"
-    path.write_text(text)
+    path.write_text(text, encoding)
     assert read_classes(str(path)) == ["cat", "dog", "owl"]
 
 
-@pytest.mark.parametrize("text", ["", "cat\n", "[]", '["cat", 1]', '["cat", ""]', '{"cat": 0, "dog": 1}', "12"])
+@pytest.mark.parametrize(
+    "text", ["", "cat\n", "[]", '["cat", 1]', '["cat", ""]', '{"cat": 0, "dog": 2}', '{"a": "b", "c": "d"}', "12"]
+)
 def test_anything_but_two_names_is_refused(tmp_path, text):
     path = tmp_path / "classes.txt"
     path.write_text(text)
-    with pytest.raises(ConfigError, match="--classes takes a file with one name a line, or a JSON list"):
+    with pytest.raises(ConfigError, match="--classes takes a file with one name a line, a JSON list"):
         read_classes(str(path))
 
 

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import tempfile
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -130,20 +131,39 @@ def _start_keras() -> None:
 def read_classes(uri: str) -> list[str]:
     """Read class names, in the order of a network's outputs.
 
+    A file holds one name a line, a JSON list, or a JSON object of names and indices in either direction, as Keras's
+    `class_indices`.
+
     Raises:
-        ConfigError: the file has fewer than two names, or a name twice.
+        ConfigError: the file has fewer than two names, a name twice, or indices with a gap.
     """
-    text = _read("--classes", uri).decode(errors="replace")
+    text = _read("--classes", uri).decode("utf-8-sig", errors="replace")
     try:
         names = json.loads(text)
     except ValueError:
         names = [line.strip() for line in text.splitlines() if line.strip()]
+    if isinstance(names, dict):
+        by_index = {_get_index(name, value): value if isinstance(value, str) else name for name, value in names.items()}
+        names = [by_index.get(index) for index in range(len(names))]
     if not isinstance(names, list) or len(names) < 2 or not all(isinstance(name, str) and name for name in names):
-        raise ConfigError([f"--classes takes a file with one name a line, or a JSON list, of two or more; got {uri}"])
+        raise ConfigError(
+            [
+                "--classes takes a file with one name a line, a JSON list, or a JSON object of names and indices "
+                f"from 0 on, of two or more; got {uri}"
+            ]
+        )
+    names = [unicodedata.normalize("NFC", name) for name in names]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ConfigError([f"--classes takes each name once; got {', '.join(twice[:5])} several times in {uri}"])
     return names
+
+
+def _get_index(name: str, value: object) -> int | None:
+    """Return the index of an entry `name: index` or `"index": name`."""
+    if isinstance(value, int):
+        return value
+    return int(name) if isinstance(value, str) and name.isdecimal() else None
 
 
 def _read(what: str, uri: str) -> bytes:

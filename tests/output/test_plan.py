@@ -108,7 +108,7 @@ def test_left_out_addresses_are_counted_by_reason_and_written(tmp_path):
 
 def test_a_pass_over_a_gzipped_archive_is_one_stream(tmp_path):
     def make_member(archive, member, offset):
-        return Candidate(f"{archive}#{member}", member, SourceKind.TAR_GZ, member, offset, 10)
+        return Candidate(f"{archive}#{member}", member, SourceKind.TAR_PACKED, member, offset, 10)
 
     plan = write_rows(
         tmp_path,

@@ -1,15 +1,21 @@
+import bz2
 import gzip
 import io
+import lzma
 import tarfile
 import zlib
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from tlray import storage
 from tlray.errors import Code, FetchError
+from tlray.output.plan import write_plan
 from tlray.sources.archives import Unpacked, index, is_archive, open_unpacked, resolve, split_member
 from tlray.sources.candidates import SourceKind
+from tlray.sources.listing import Selection, find_candidates
+from tlray.sources.reading import read_rows
 
 CONTENTS = {f"{number}.jpg": np.random.default_rng(number).bytes(700) for number in range(4)}
 
@@ -33,7 +39,7 @@ def write(path, data):
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("a.tar", True), ("A.TAR.GZ", True), ("a.tgz", True), ("s3://b/a.Zip", True), ("a.tar.bz2", False),
+    [("a.tar", True), ("A.TAR.GZ", True), ("a.tgz", True), ("s3://b/a.Zip", True), ("a.tar.lz4", False),
      ("a.gz", False), ("tar", False), ("a.zip/b.jpg", False), ("a.zip#b.jpg", False)],
 )  # fmt: skip
 def test_archives_are_known_by_their_extension(name, expected):
@@ -66,7 +72,7 @@ def test_only_the_archive_of_a_member_is_made_absolute(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("tar_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-@pytest.mark.parametrize(("name", "kind"), [("a.tar", SourceKind.TAR), ("a.tgz", SourceKind.TAR_GZ)])
+@pytest.mark.parametrize(("name", "kind"), [("a.tar", SourceKind.TAR), ("a.tgz", SourceKind.TAR_PACKED)])
 def test_members_are_found_where_their_bytes_are(tmp_path, tar_format, name, kind):
     contents = {**CONTENTS, f"{'deep/' * 25}a.jpg": b"long", "empty.jpg": b""}
     data = pack(contents, tar_format)
@@ -147,7 +153,7 @@ def test_gzip_members_are_one_stream_from_the_current_offset():
     pieces = [np.random.default_rng(seed).bytes(100_000) for seed in range(3)]
     file = io.BytesIO(b"before" + b"".join(map(gzip.compress, [pieces[0], b"", pieces[1], pieces[2]])))
     file.seek(len(b"before"))
-    assert open_unpacked(file).read() == b"".join(pieces)
+    assert open_unpacked(file, "a.tgz").read() == b"".join(pieces)
 
 
 def test_an_unpacked_file_is_only_sought_forward():
@@ -171,8 +177,64 @@ def test_a_zip_bomb_is_unpacked_in_small_pieces():
 
 def test_a_cut_stream_ends_and_another_format_is_an_error():
     data = np.random.default_rng(0).bytes(10_000)
-    unpacked = open_unpacked(io.BytesIO(gzip.compress(data)[:5000])).read()
+    unpacked = open_unpacked(io.BytesIO(gzip.compress(data)[:5000]), "a.tar.gz").read()
     assert 4000 < len(unpacked) < 5000
     assert data.startswith(unpacked)
     with pytest.raises(zlib.error):
         Unpacked(io.BytesIO(b"<html>not found</html>")).read(1)
+
+
+PACKERS = {"tbz2": bz2.compress, "tar.bz2": bz2.compress, "tar.xz": lzma.compress, "txz": lzma.compress}
+PACKERS["tar.zst"] = lambda data: pa.compress(data, "zstd", asbytes=True)
+
+
+@pytest.mark.parametrize("kind", PACKERS)
+def test_other_packings_are_read_in_one_pass(tmp_path, kind):
+    contents = {f"{number}.jpg": np.random.default_rng(number).bytes(5000) for number in range(4)}
+    plain = io.BytesIO()
+    with tarfile.open(fileobj=plain, mode="w") as file:
+        for name, data in contents.items():
+            info = tarfile.TarInfo(f"./in/{name}")
+            info.size = len(data)
+            file.addfile(info, io.BytesIO(data))
+    packed = PACKERS[kind](plain.getvalue())
+    path = tmp_path / f"a.{kind}"
+    path.write_bytes(packed)
+    assert is_archive(str(path))
+    (entry,) = storage.list_files(str(path))
+    members = index(entry)
+    assert [member.name for member in members] == [f"in/{name}" for name in contents]
+    unpacked = open_unpacked(io.BytesIO(packed), str(path))
+    for member, data in zip(members, contents.values(), strict=True):
+        unpacked.seek(member.offset)
+        assert unpacked.read(member.size) == data
+    path.write_bytes(packed[: len(packed) // 2])
+    (entry,) = storage.list_files(str(path))
+    assert "cut short or damaged" in index(entry)[-1].reason
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_a_hard_link_is_another_name_for_its_targets_bytes(tmp_path, mode):
+    contents = {"a.jpg": b"one", "b.jpg": b"two"}
+    path = tmp_path / ("a.tar" if mode == "w" else "a.tar.gz")
+    with tarfile.open(path, mode) as file:
+        for name, data in contents.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            file.addfile(info, io.BytesIO(data))
+        for name, target in (("link.jpg", "a.jpg"), ("outside.jpg", "none.jpg")):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = tarfile.LNKTYPE, target
+            file.addfile(info)
+    (entry,) = storage.list_files(str(path))
+    members = {member.name: member for member in index(entry)}
+    assert (members["link.jpg"].offset, members["link.jpg"].size) == (members["a.jpg"].offset, 3)
+    assert members["link.jpg"].source is members["a.jpg"].source
+    assert members["outside.jpg"].source is SourceKind.LINK
+    plan = write_plan(str(tmp_path / "out"), find_candidates([str(path)], Selection()), {}, None)
+    fetched = list(read_rows(plan.read(0, 10), 10_000, None))
+    names = [uri.rpartition("#")[2] for uri in plan.read(0, 10)["uri"].to_pylist()]
+    found = dict(zip(names, (each.data for each in fetched), strict=True))
+    assert (found["a.jpg"], found["link.jpg"], found["b.jpg"]) == (b"one", b"one", b"two")
+    assert found["outside.jpg"].code is Code.UNSUPPORTED
+    assert len(plan.measures.streams) == (0 if mode == "w" else 1)

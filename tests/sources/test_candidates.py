@@ -1,6 +1,6 @@
 import pytest
 
-from tlray.sources.candidates import REFUSED, SourceKind, has_image_name, leads_outside, make_printable
+from tlray.sources.candidates import REFUSED, SourceKind, find_litter, has_image_name, leads_outside, make_printable
 
 
 @pytest.mark.parametrize(
@@ -35,5 +35,25 @@ def test_bytes_that_are_not_utf8_are_escaped():
 
 
 def test_every_kind_is_either_read_or_refused():
-    read = {SourceKind.FILE, SourceKind.TAR, SourceKind.TAR_GZ, SourceKind.ZIP, SourceKind.PARQUET}
+    read = {SourceKind.FILE, SourceKind.TAR, SourceKind.TAR_PACKED, SourceKind.ZIP, SourceKind.PARQUET}
     assert set(SourceKind) - read == set(REFUSED)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("a.jpg", None), ("in/a.jpg", None), (".a.jpg", None), ("../a.jpg", None), ("./a.jpg", None), ("Icon", None),
+        ("._a.jpg", "a resource fork of macOS"), ("in/._a.jpg", "a resource fork of macOS"),
+        ("__MACOSX/in/a.jpg", "a resource fork of macOS"),
+        (".DS_Store", "a system's own file"), ("in/Icon\r", "a system's own file"),
+        ("Thumbs.db", "a system's own file"),
+        ("in/desktop.ini", "a system's own file"),
+        ("@eaDir/a.jpg", "in a hidden or a system's own folder"),
+        (".Trash-1000/a.jpg", "in a hidden or a system's own folder"),
+        ("in/.ipynb_checkpoints/a.jpg", "in a hidden or a system's own folder"),
+        ("$RECYCLE.BIN/a.jpg", "in a hidden or a system's own folder"),
+        ("lost+found/a.jpg", "in a hidden or a system's own folder"),
+    ],
+)  # fmt: skip
+def test_what_systems_leave_beside_images_is_known(name, reason):
+    assert find_litter(name) == reason

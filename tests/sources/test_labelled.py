@@ -1,3 +1,5 @@
+import unicodedata
+
 import pytest
 
 from tlray.errors import DataError
@@ -56,3 +58,51 @@ def test_other_files_beside_images_are_left_alone(tmp_path, write_digits):
     (tmp_path / "0" / ".DS_Store").write_text("x")
     (tmp_path / "0" / "notes.txt").write_text("x")
     assert scan(str(tmp_path)).table.num_rows == 2
+
+
+def test_what_is_passed_over_is_told_once(tmp_path, write_digits, capsys):
+    write_digits(tmp_path, 2, 2)
+    for name in ("0/._digit.png", "0/Thumbs.db", "1/a.xmp", "1/b.xmp", "lost+found/x.png", "__MACOSX/0/._x.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    images = scan(str(tmp_path))
+    assert images.classes == ("0", "1")
+    assert images.table.num_rows == 4
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--data: 6 files passed over: " in said
+    for phrase in ("2 named .xmp, which is no image", "2 a resource fork of macOS", "1 a system's own file"):
+        assert phrase in said
+
+
+def test_a_class_of_other_files_alone_names_them(tmp_path, write_digits):
+    write_digits(tmp_path, 2, 1)
+    (tmp_path / "cat").mkdir()
+    for index in range(3):
+        (tmp_path / "cat" / f"{index}.svg").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"class folders without images \(cat: 3 named \.svg, which is no image\)"):
+        scan(str(tmp_path))
+
+
+def test_an_empty_lost_and_found_is_no_class(tmp_path, write_digits):
+    write_digits(tmp_path, 2, 1)
+    (tmp_path / "lost+found").mkdir()
+    assert scan(str(tmp_path)).classes == ("0", "1")
+
+
+def test_composed_and_decomposed_names_are_one_class(tmp_path, write_digits):
+    for root, form in (("train", "NFC"), ("test", "NFD")):
+        write_digits(tmp_path / root, 2, 1)
+        (tmp_path / root / "0").rename(tmp_path / root / unicodedata.normalize(form, "Café"))
+    classes = scan(str(tmp_path / "train")).classes
+    assert classes == ("1", "Café")
+    assert scan(str(tmp_path / "test"), classes).table["label"].to_pylist() == [0, 1]
+
+
+def test_numbers_sort_as_numbers(tmp_path, write_digits, capsys):
+    write_digits(tmp_path, 3, 1)
+    (tmp_path / "2").rename(tmp_path / "10")
+    (tmp_path / "0").rename(tmp_path / "9")
+    images = scan(str(tmp_path))
+    assert images.classes == ("1", "9", "10")
+    assert images.table["name"].to_pylist()[-1].startswith("10/")
+    assert "sorted as such: 1, 9, 10" in " ".join(capsys.readouterr().out.split())

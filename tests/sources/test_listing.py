@@ -100,6 +100,24 @@ def test_what_a_list_or_an_input_names_is_taken_whatever_its_extension(tmp_path)
     assert list_names([tmp_path])[0] == {}
 
 
+def test_what_systems_leave_is_left_out_in_folders_and_archives_alike(tmp_path):
+    names = ["a.jpg", "._a.jpg", "__MACOSX/._a.jpg", "Icon\r", "@eaDir/a.jpg", "lost+found/a.jpg"]
+    for name in names:
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(b"x")
+    with zipfile.ZipFile(tmp_path / "in.zip", "w") as file:
+        for name in names:
+            file.writestr(name, b"x")
+    with tarfile.open(tmp_path / "in.tar", "w") as file:
+        for name in names:
+            file.add(tmp_path / "in" / name, name)
+    for source in ("in", "in.zip", "in.tar"):
+        taken, left_out = list_names([tmp_path / source])
+        assert list(taken) == ["a.jpg"], source
+        assert set(left_out) == set(names[1:]), source
+        assert "a resource fork of macOS" in left_out.values()
+
+
 @pytest.mark.parametrize("name", ["list.txt", "list.JSON"])
 def test_a_list_of_a_kind_that_is_not_read_is_refused(tmp_path, name):
     (tmp_path / name).write_text("a.jpg")

@@ -86,6 +86,19 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
     assert caught.value.code is Code.DENIED
 
 
+def test_a_folder_below_that_cannot_be_listed_is_an_entry(tmp_path, monkeypatch):
+    local.put(str(tmp_path / "a" / "file"), b"")
+    local.put(str(tmp_path / "lost+found" / "file"), b"")
+    real = os.scandir
+
+    def scan(path):
+        return real(path) if not str(path).endswith("lost+found") else fail(errno.EACCES)()
+
+    monkeypatch.setattr(os, "scandir", scan)
+    found = [(entry.name, entry.unreadable) for entry in local.iter_files(str(tmp_path))]
+    assert found == [("a/file", None), ("lost+found", "a folder that cannot be listed: Permission denied")]
+
+
 def test_find_any_prefers_the_largest_of_the_first_files(tmp_path, monkeypatch):
     monkeypatch.setattr(local, "_FIRST_FILES", 3)
     for name, size in {"a": 0, "b": 7, "c": 2, "d": 99}.items():

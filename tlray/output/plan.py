@@ -53,7 +53,7 @@ EXCLUDED_SCHEMA = pa.schema([pa.field("uri", pa.string(), nullable=False), pa.fi
 
 @dataclass(frozen=True)
 class Stream:
-    """Rows that one pass over a gzipped archive reads: `count` rows from `first` on."""
+    """Rows that one pass over a packed archive reads: `count` rows from `first` on."""
 
     first: int
     count: int
@@ -67,7 +67,7 @@ class PlanRecord:
         num_excluded: number of addresses left out.
         num_bytes: total size of the planned images whose sizes are known.
         refused_by_kind: rows that will not be read, by the `SourceKind` that says why.
-        streams: rows of gzipped archives, one entry per pass.
+        streams: rows of packed archives, one entry per pass.
         selection: the options that chose the rows.
     """
 
@@ -182,7 +182,7 @@ def write_plan(output: str, found: Candidates, selection: dict[str, Json], image
             by_reason[reason] += 1
             excluded.add((storage.redact(_make_text(candidate.uri)), reason))
             continue
-        if candidate.source is SourceKind.TAR_GZ:
+        if candidate.source is SourceKind.TAR_PACKED:
             place = (candidate.uri[: -len(candidate.member or "")], candidate.offset or 0)
             if place[0] != stream[0] or place[1] < stream[1]:
                 streams.append(Stream(rows.count, 0))

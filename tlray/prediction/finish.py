@@ -73,9 +73,9 @@ def write_report(
 
     def read(row_ids: Sequence[int]) -> Iterator[bytes | None]:
         rows = plan.take(np.array(row_ids))
-        gzipped = pc.equal(rows["source"], SourceKind.TAR_GZ.value)  # skipped: each needs a pass over its archive
-        fetched = read_rows(rows.filter(pc.invert(gzipped)), limits.max_bytes, plan.image_column)
-        for skip in gzipped.to_pylist():
+        packed = pc.equal(rows["source"], SourceKind.TAR_PACKED.value)  # skipped: each needs a pass over its archive
+        fetched = read_rows(rows.filter(pc.invert(packed)), limits.max_bytes, plan.image_column)
+        for skip in packed.to_pylist():
             data = None if skip else next(fetched).data
             yield data if isinstance(data, bytes) else None
 

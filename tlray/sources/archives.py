@@ -1,24 +1,33 @@
-"""Tar archives, plain or gzipped: indexed in one pass over their headers, never unpacked to disk."""
+"""Tar archives, plain or packed: indexed in one pass over their headers, never unpacked to disk.
+
+A plain one is read by ranges; one packed by gzip, bzip2, xz or Zstandard in one pass.
+"""
 
 from __future__ import annotations
 
+import bz2
 import io
+import lzma
 import re
 import tarfile
 import zlib
 from collections.abc import Iterator
-from typing import BinaryIO, cast
+from typing import BinaryIO, Protocol, cast
 
 from tlray import storage
 from tlray.sources import zips
-from tlray.sources.candidates import Candidate, SourceKind, leads_outside, make_printable
+from tlray.sources.candidates import Candidate, SourceKind, leads_outside, make_printable, strip_here
 from tlray.storage.files import ReadOnlyFile
 
 _CHUNK_BYTES = 2**20
 _GZIP = 16 + zlib.MAX_WBITS
 
-_ARCHIVE = re.compile(r"\.(tar|tar\.gz|tgz|zip)$", re.IGNORECASE)
-_MEMBER = re.compile(r"(.*?\.(?:tar|tar\.gz|tgz|zip))#(.+)", re.IGNORECASE | re.DOTALL)
+_EXTENSIONS = r"\.(?:tar|tar\.gz|tar\.bz2|tar\.xz|tar\.zst|tgz|tbz|tbz2|txz|tzst|zip)"
+_ARCHIVE = re.compile(_EXTENSIONS + "$", re.IGNORECASE)
+_MEMBER = re.compile(f"(.*?{_EXTENSIONS})#(.+)", re.IGNORECASE | re.DOTALL)
+
+DAMAGE = (zlib.error, lzma.LZMAError, EOFError, OSError)
+"""What reading damaged packed content raises."""
 
 _BUFFER_BYTES = 2**18
 _MAX_HEADER_BYTES = 2**20
@@ -55,22 +64,39 @@ def index(archive: storage.Entry) -> list[Candidate]:
             return list(zips.index(archive, file))
         if kind is SourceKind.TAR:
             return list(_index_tar(archive, file, SourceKind.TAR))
-        return list(_index_tar(archive, open_unpacked(file), SourceKind.TAR_GZ))
+        members = list(_index_tar(archive, open_unpacked(file, archive.uri), SourceKind.TAR_PACKED))
+    # a hard link behind its target, so that one pass reads both
+    return sorted(members, key=lambda member: (member.offset is None, member.offset or 0))
 
 
-def open_unpacked(file: BinaryIO) -> BinaryIO:
-    """Open the unpacked content of a gzipped archive, to be read forward through a buffer."""
-    return io.BufferedReader(cast("io.FileIO", Unpacked(file)), _BUFFER_BYTES)
+def open_unpacked(file: BinaryIO, uri: str) -> BinaryIO:
+    """Open the unpacked content of a packed archive, whose name tells the packing, to be read forward with a buffer."""
+    name = uri.lower()
+    unpacked: ForwardFile
+    if name.endswith(("bz2", "tbz")):
+        unpacked = ForwardFile(bz2.BZ2File(file))
+    elif name.endswith("xz"):
+        unpacked = ForwardFile(lzma.LZMAFile(file))  # noqa: SIM115  (it goes with the file)
+    elif name.endswith("zst"):
+        import pyarrow as pa
+
+        unpacked = ForwardFile(pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd"))
+    else:
+        unpacked = Unpacked(file)
+    return io.BufferedReader(cast("io.FileIO", unpacked), _BUFFER_BYTES)
 
 
 def _get_kind(uri: str) -> SourceKind:
     name = uri.lower()
-    return SourceKind.ZIP if name.endswith(".zip") else SourceKind.TAR if name.endswith(".tar") else SourceKind.TAR_GZ
+    return (
+        SourceKind.ZIP if name.endswith(".zip") else SourceKind.TAR if name.endswith(".tar") else SourceKind.TAR_PACKED
+    )
 
 
 def _index_tar(archive: storage.Entry, file: BinaryIO, kind: SourceKind) -> Iterator[Candidate]:
     headers = _Headers(file)
     reached = -1
+    places: dict[str, tuple[int, int]] = {}
     try:
         with tarfile.open(fileobj=cast("BinaryIO", headers), mode="r:") as tar:
             while (member := tar.next()) is not None:
@@ -78,8 +104,13 @@ def _index_tar(archive: storage.Entry, file: BinaryIO, kind: SourceKind) -> Iter
                     raise tarfile.HeaderError("sizes that lead backwards")
                 reached = member.offset_data
                 tar.members = []  # type: ignore[attr-defined]  # it would keep every header
+                if member.islnk() and member.linkname in places:  # another name for bytes in the same archive
+                    member.type = tarfile.REGTYPE
+                    member.offset_data, member.size = places[member.linkname]
+                elif member.isreg():
+                    places[member.name] = (member.offset_data, member.size)
                 yield _describe(archive, member, kind)
-    except (tarfile.TarError, EOFError, OSError, ValueError, RecursionError, zlib.error):
+    except (tarfile.TarError, ValueError, RecursionError, *DAMAGE):
         headers.last_block = b""
     # an archive ends with a block of zeros; anything else is a damaged header or a missing end
     if headers.last_block != bytes(tarfile.BLOCKSIZE):
@@ -116,7 +147,7 @@ class _Headers:
 
 
 def _describe(archive: storage.Entry, member: tarfile.TarInfo, kind: SourceKind) -> Candidate:
-    name = make_printable(member.name)
+    name = make_printable(strip_here(member.name))
     source, reason = kind, None
     if member.isdir():
         reason = "a folder"
@@ -142,7 +173,37 @@ def _describe(archive: storage.Entry, member: tarfile.TarInfo, kind: SourceKind)
     )
 
 
-class Unpacked(ReadOnlyFile):
+class Readable(Protocol):
+    """What is read forward."""
+
+    def read(self, size: int, /) -> bytes:
+        """Return up to `size` bytes, none at the end."""
+
+
+class ForwardFile(ReadOnlyFile):
+    """A file that is only sought forward, over a stream of unpacked content."""
+
+    def __init__(self, stream: Readable) -> None:
+        self._stream = stream
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Skip to `offset`, or to the end if that comes first."""
+        target = self.position + offset if whence == io.SEEK_CUR else offset
+        if target < self.position or whence == io.SEEK_END:
+            raise io.UnsupportedOperation("a packed file is only read forward")
+        while self.position < target and self.read(min(_CHUNK_BYTES, target - self.position)):
+            pass
+        return self.position
+
+    def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
+        """Fill a buffer; 0 at the end."""
+        data = self._stream.read(len(buffer))
+        buffer[: len(data)] = data
+        self.position += len(data)
+        return len(data)
+
+
+class Unpacked(ForwardFile):
     """The unpacked content of a gzipped file from its current offset on.
 
     Consecutive gzip members are one stream (RFC 1952, 2.2).
@@ -152,18 +213,9 @@ class Unpacked(ReadOnlyFile):
     """
 
     def __init__(self, file: BinaryIO) -> None:
-        self._file = file
+        super().__init__(file)
         self._inflater = zlib.decompressobj(_GZIP)
         self._packed = b""
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Skip to `offset`, or to the end if that comes first."""
-        target = self.position + offset if whence == io.SEEK_CUR else offset
-        if target < self.position or whence == io.SEEK_END:
-            raise io.UnsupportedOperation("a gzipped file is only read forward")
-        while self.position < target and self.read(min(_CHUNK_BYTES, target - self.position)):
-            pass
-        return self.position
 
     def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
         """Fill a buffer as far as the next packed bytes allow; 0 at the end."""
@@ -172,7 +224,7 @@ class Unpacked(ReadOnlyFile):
                 self._packed = self._inflater.unused_data or self._packed
                 self._inflater = zlib.decompressobj(_GZIP)
             if not self._packed:
-                self._packed = self._file.read(_CHUNK_BYTES)
+                self._packed = self._stream.read(_CHUNK_BYTES)
                 if not self._packed:
                     return 0
             data = self._inflater.decompress(self._packed, len(buffer))

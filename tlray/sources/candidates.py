@@ -15,7 +15,7 @@ class SourceKind(StrEnum):
 
     FILE = "file"
     TAR = "tar"
-    TAR_GZ = "tar.gz"
+    TAR_PACKED = "tar.packed"
     ZIP = "zip"
     PARQUET = "parquet"
     LINK = "link"
@@ -31,7 +31,7 @@ class SourceKind(StrEnum):
 
 _REPACK = "pack it again by Deflate, or as tar"
 REFUSED = {
-    SourceKind.LINK: (Code.UNSUPPORTED, "a link inside an archive; links are not followed"),
+    SourceKind.LINK: (Code.UNSUPPORTED, "a link inside an archive to no file in it; such links are not followed"),
     SourceKind.SPECIAL: (Code.UNSUPPORTED, "not a plain file inside its archive"),
     SourceKind.OUTSIDE: (Code.UNSUPPORTED, "its name leads out of its archive"),
     SourceKind.ENCRYPTED: (Code.UNSUPPORTED, "encrypted inside its archive"),
@@ -47,6 +47,10 @@ REFUSED = {
 """Status and error of the rows that are never read, since their archive's index already shows the fault."""
 
 
+_SYSTEM_FILES = {".ds_store", "icon\r", "thumbs.db", "ehthumbs.db", "desktop.ini"}
+_SYSTEM_FOLDERS = {"@eadir", "#recycle", "$recycle.bin", "lost+found", "system volume information"}
+
+
 class Candidate(NamedTuple):
     """A file, an object, a member of an archive or a row of a table.
 
@@ -55,8 +59,8 @@ class Candidate(NamedTuple):
         name: path below the input or inside the archive, which --include and --exclude match.
         source: kind of source.
         member: name inside an archive, or row in a table; None for a file.
-        offset: start of its bytes in the archive (tar.gz: in the unpacked content; zip: of its local header); its row
-            in a table.
+        offset: start of its bytes in the archive (packed tar: in the unpacked content; zip: of its local header); its
+            row in a table.
         length: bytes to read from there.
         size: bytes of the encoded image, None where unknown.
         etag, mtime_ns: of the file or archive as it was listed, None where unknown.
@@ -86,6 +90,29 @@ def has_image_name(name: str) -> bool:
     base = PurePosixPath(name).name
     extension = base if base.startswith(".") and base.count(".") == 1 else PurePosixPath(base).suffix
     return not extension or extension.lower() in EXTENSIONS
+
+
+def find_litter(name: str) -> str | None:
+    """Return why a name below an input is not that of an image which somebody put there, None if it may be.
+
+    Systems and tools leave files beside images, some under an image's extension.
+    """
+    *folders, base = name.split("/")
+    if base.startswith("._") or "__MACOSX" in folders:
+        return "a resource fork of macOS"
+    if base.lower() in _SYSTEM_FILES:
+        return "a system's own file"
+    hidden = [folder for folder in folders if folder.startswith(".") and folder not in (".", "..")]
+    if hidden or any(folder.lower() in _SYSTEM_FOLDERS for folder in folders):
+        return "in a hidden or a system's own folder"
+    return None
+
+
+def strip_here(name: str) -> str:
+    """Return a member's name without a leading `./`."""
+    while name.startswith("./"):
+        name = name[2:]
+    return name
 
 
 def leads_outside(name: str) -> bool:

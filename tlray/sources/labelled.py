@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
 
 from tlray import storage
+from tlray.console import say
 from tlray.errors import DataError
 from tlray.images.formats import EXTENSIONS
 from tlray.sources import archives, lists, manifests
-from tlray.sources.candidates import has_image_name
+from tlray.sources.candidates import find_litter, has_image_name
 
 URI, LABEL = "uri", "label"
 """Columns of a list of labelled images."""
@@ -49,7 +52,7 @@ def scan(root: str, classes: Sequence[str] | None = None, *, option: str = "--da
         by_class, faults = read_labels(root)
         expected = f"{option} takes a manifest with the columns {URI} and {LABEL}, of at least two classes; got "
     else:
-        by_class, faults = _list_folders(root)
+        by_class, faults = _list_folders(root, option)
         expected = (
             f"{option} takes a folder that holds one folder of images for each class ({root}/CLASS/image.jpg), "
             "at least two; got "
@@ -57,9 +60,9 @@ def scan(root: str, classes: Sequence[str] | None = None, *, option: str = "--da
     faults += _find_class_faults(by_class, classes)
     if faults:
         raise DataError(expected + "; ".join(faults))
-    names = tuple(classes) if classes is not None else tuple(sorted(by_class))
+    names = tuple(classes) if classes is not None else _sort_classes(by_class)
     labels = {name: index for index, name in enumerate(names)}
-    rows = [(entry, labels[name]) for name in sorted(by_class) for entry in by_class[name]]
+    rows = [(entry, labels[name]) for name in names for entry in by_class.get(name, ())]
     table = pa.table(
         {
             "row_id": pa.array(range(len(rows)), pa.int64()),
@@ -72,44 +75,70 @@ def scan(root: str, classes: Sequence[str] | None = None, *, option: str = "--da
     return LabelledImages(names, table)
 
 
-def _list_folders(root: str) -> tuple[dict[str, list[storage.Entry]], list[str]]:
-    """Return the images of class folders by class, and one phrase for each kind of fault."""
+def _sort_classes(by_class: Collection[str]) -> tuple[str, ...]:
+    """Sort class names as text, or as numbers if all are."""
+    as_text = sorted(by_class)
+    if not all(name.isdecimal() for name in by_class):
+        return tuple(as_text)
+    as_numbers = sorted(by_class, key=lambda name: (int(name), name))
+    if as_numbers != as_text:
+        say(f"the class names are numbers and sorted as such: {name_some(as_numbers)}")
+    return tuple(as_numbers)
+
+
+def _list_folders(root: str, option: str) -> tuple[dict[str, list[storage.Entry]], list[str]]:
+    """Return the images of class folders by class, and one phrase for each kind of fault; say what was passed over."""
     by_class: dict[str, list[storage.Entry]] = {}
+    passed: dict[str, Counter[str]] = {}
     beside, nested = [], []
     for entry in storage.list_files(root):
-        parts = entry.name.split("/")
-        if len(parts) == 1:
-            if PurePosixPath(entry.name).suffix.lower() in EXTENSIONS:
-                beside.append(entry.name)
-        elif any(part.startswith(".") or part == "__MACOSX" for part in parts[:-1]):
-            continue
+        *folders, base = entry.name.split("/")
+        label = _compose(folders[0]) if folders else ""
+        if litter := entry.unreadable or find_litter(entry.name):
+            passed.setdefault("", Counter())[litter] += 1
+        elif not folders:
+            if PurePosixPath(base).suffix.lower() in EXTENSIONS:
+                beside.append(base)
+        elif not base or not has_image_name(base):
+            by_class.setdefault(label, [])
+            if base:
+                passed.setdefault(label, Counter())[f"named {PurePosixPath(base).suffix}, which is no image"] += 1
+        elif len(folders) > 1:
+            by_class.setdefault(label, [])
+            nested.append(entry.name)
         else:
-            images = by_class.setdefault(parts[0], [])
-            if not has_image_name(parts[-1]) or not parts[-1]:
-                continue
-            if len(parts) > 2:
-                nested.append(entry.name)
-            else:
-                images.append(entry)
+            by_class.setdefault(label, []).append(entry)
     if not storage.is_s3(root):
         by_class.update({name: [] for name in _list_empty_folders(root) if name not in by_class})
+    if total := sum(passed.values(), Counter()):
+        say(f"{option}: {total.total():,} files passed over: {_count(total)}")
     faults = []
     if not by_class:
         faults.append("no class folders")
     if beside:
         faults.append(f"{len(beside):,} images beside the class folders ({name_some(beside)})")
-    empty = sorted(name for name, images in by_class.items() if not images)
     if nested:
         faults.append(f"{len(nested):,} images in folders below the class folders ({name_some(nested)})")
-    elif empty:
-        faults.append(f"class folders without images ({name_some(empty)})")
+    elif empty := sorted(name for name, images in by_class.items() if not images):
+        told = [f"{name}: {_count(passed[name])}" if name in passed else name for name in empty]
+        faults.append(f"class folders without images ({name_some(told)})")
     return by_class, faults
+
+
+def _count(reasons: Counter[str]) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common(_MAX_NAMED))
+
+
+def _compose(name: str) -> str:
+    """Return a class name with composed characters (Unicode NFC), in which macOS and others do not agree."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _list_empty_folders(root: str) -> list[str]:
     if not Path(root).is_dir():
         return []
-    return [path.name for path in Path(root).iterdir() if path.is_dir() and path.name[0] not in "._"]
+    names = [path.name for path in Path(root).iterdir() if path.is_dir()]
+    return [_compose(name) for name in names if name[0] != "_" and find_litter(f"{name}/") is None]
 
 
 def _find_class_faults(by_class: dict[str, list[storage.Entry]], classes: Sequence[str] | None) -> list[str]:
@@ -156,7 +185,7 @@ def _iter_lines(opened: lists.ListFile) -> Iterator[tuple[int, str, str]]:
     """Yield the number, address and label of each line, empty where missing."""
     uri, label = opened.names.index(URI), opened.names.index(LABEL)
     for number, values in opened.lines:
-        yield number, *((values[uri] or "", values[label] or "") if values is not None else ("", ""))
+        yield number, *((values[uri] or "", _compose(values[label] or "")) if values is not None else ("", ""))
 
 
 def _sort_lines(base: str, lines: Iterator[tuple[int, str, str]]) -> tuple[dict[str, list[storage.Entry]], list[str]]:

@@ -20,7 +20,7 @@ from tlray import storage
 from tlray.errors import UNREACHABLE, DataError, FetchError, StoppedError
 from tlray.sources import archives, lists, manifests
 from tlray.sources import parquet as tables
-from tlray.sources.candidates import Candidate, has_image_name
+from tlray.sources.candidates import Candidate, find_litter, has_image_name
 
 _INDEX_THREADS = 16
 _CHECKED_LINES = 100
@@ -226,7 +226,7 @@ def _find_member(archive: str, member: str) -> Candidate:
     found = _index_by_name(archive).get(member)
     if found is None:
         raise DataError(f"{archive} has no member {member}")
-    return found
+    return found._replace(named=True)
 
 
 def _resolve_member(line: Candidate) -> Candidate:
@@ -254,22 +254,9 @@ def _index_by_name(archive: str) -> dict[str, Candidate]:
 def _select(candidates: Iterator[Candidate], selection: Selection) -> Iterator[Candidate]:
     """Give a reason to each candidate that is not taken; end when --limit is reached."""
     include, exclude = _compile(selection.include), _compile(selection.exclude)
-    shard, num_shards = selection.shard
     left = selection.limit
     for candidate in candidates:
-        reason = candidate.reason
-        if reason is None and not (candidate.named or has_image_name(candidate.name)):
-            reason = "its extension is not a known image extension"
-        elif reason is None and include is not None and not include.match(candidate.name):
-            reason = "not matched by --include"
-        elif reason is None and exclude is not None and exclude.match(candidate.name):
-            reason = "matched by --exclude"
-        elif reason is None and not _is_utf8(candidate.uri):
-            reason = "its name is not UTF-8"
-        elif reason is None and num_shards > 1 and _hash(b"shard", candidate.uri) % num_shards != shard - 1:
-            reason = f"in another shard than {shard}/{num_shards}"
-        elif reason is None and selection.sample < 1 and _hash(b"sample", candidate.uri) >= selection.sample * 2**64:
-            reason = f"not in the sample of {selection.sample:g}"
+        reason = _find_reason(candidate, selection, include, exclude)
         if reason is not None:
             yield candidate._replace(reason=reason)
             continue
@@ -278,6 +265,31 @@ def _select(candidates: Iterator[Candidate], selection: Selection) -> Iterator[C
                 return
             left -= 1
         yield candidate
+
+
+def _find_reason(
+    candidate: Candidate, selection: Selection, include: re.Pattern[str] | None, exclude: re.Pattern[str] | None
+) -> str | None:
+    """Return why a candidate is left out, None if it is taken."""
+    if candidate.reason is not None:
+        return candidate.reason
+    if not candidate.named:
+        if litter := find_litter(candidate.name):
+            return litter
+        if not has_image_name(candidate.name):
+            return "its extension is not a known image extension"
+    if include is not None and not include.match(candidate.name):
+        return "not matched by --include"
+    if exclude is not None and exclude.match(candidate.name):
+        return "matched by --exclude"
+    if not _is_utf8(candidate.uri):
+        return "its name is not UTF-8"
+    shard, num_shards = selection.shard
+    if num_shards > 1 and _hash(b"shard", candidate.uri) % num_shards != shard - 1:
+        return f"in another shard than {shard}/{num_shards}"
+    if selection.sample < 1 and _hash(b"sample", candidate.uri) >= selection.sample * 2**64:
+        return f"not in the sample of {selection.sample:g}"
+    return None
 
 
 def _compile(globs: Sequence[str]) -> re.Pattern[str] | None:

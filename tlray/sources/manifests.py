@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import unquote, unquote_plus
@@ -142,9 +143,12 @@ def _normalize(written: str, base: str) -> str:
     if "://" in typed or storage.is_s3(base) or _DRIVE.match(typed):
         return typed
     plain = os.path.expanduser(typed.replace("\\", "/")) if typed[0] == "~" else typed.replace("\\", "/")  # noqa: PTH111
-    if plain != written and os.path.exists(os.path.join(base, written)):  # noqa: PTH110, PTH118
-        return written
-    return plain
+    forms = [] if plain.isascii() else [unicodedata.normalize(form, plain) for form in ("NFC", "NFD")]
+    if plain == written and not forms:
+        return plain
+    # os.path: Path.exists may raise
+    exact = (name for name in (written, plain, *forms) if os.path.exists(os.path.join(base, name)))  # noqa: PTH110, PTH118
+    return next(exact, plain)
 
 
 def _lies_below(address: str, prefix: str) -> bool:

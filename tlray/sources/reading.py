@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 from itertools import groupby
 from operator import attrgetter
@@ -70,7 +69,7 @@ def read_rows(rows: pa.Table, max_bytes: int, image_column: str | None) -> Itera
             yield from _read_ranges(source, list(run), max_bytes)
         else:
             for archive, members in groupby(run, key=attrgetter("archive")):
-                if source is SourceKind.TAR_GZ:
+                if source is SourceKind.TAR_PACKED:
                     yield from _read_stream(archive, list(members), max_bytes)
                 else:
                     yield from _read_table(archive, list(members), max_bytes, image_column or "")
@@ -134,21 +133,25 @@ def _unpack_zip(row: PlannedRow, head: bytes, retries: int) -> Fetched:
 
 
 def _read_stream(archive: str, rows: list[PlannedRow], max_bytes: int) -> Iterator[Fetched]:
-    """Members of a gzipped tar: one pass over what it unpacks to."""
+    """Members of a packed tar: one pass over what it unpacks to."""
     answered = 0
     try:
         _check_unchanged(archive, rows[0])
         with storage.open_file(archive) as file:
-            unpacked = archives.open_unpacked(file)
+            unpacked = archives.open_unpacked(file, archive)
+            last: tuple[int, bytes | FetchError] = (-1, b"")
             for row in rows:
-                if row.start < unpacked.tell():  # a manifest may name members in any order
-                    file.seek(0)
-                    unpacked = archives.open_unpacked(file)
-                yield _answer_early(row, max_bytes) or Fetched(_read_member(unpacked, row), 0)
+                early = _answer_early(row, max_bytes)
+                if early is None and row.start != last[0]:  # a hard link has the bytes of the member before
+                    if row.start < unpacked.tell():  # a manifest may name members in any order
+                        file.seek(0)
+                        unpacked = archives.open_unpacked(file, archive)
+                    last = (row.start, _read_member(unpacked, row))
+                yield early or Fetched(last[1], 0)
                 answered += 1
     except FetchError as error:
         yield from (Fetched(error, 0) for _ in rows[answered:])
-    except zlib.error:
+    except archives.DAMAGE:
         yield from (Fetched(FetchError(Code.CORRUPT, "its archive is damaged"), 0) for _ in rows[answered:])
 
 

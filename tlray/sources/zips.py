@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from tlray import storage
 from tlray.errors import Code, FetchError
-from tlray.sources.candidates import Candidate, SourceKind, leads_outside, make_printable
+from tlray.sources.candidates import Candidate, SourceKind, leads_outside, make_printable, strip_here
 
 _LOCAL = struct.Struct("<4s5H3I2H")
 _LOCAL_SIGNATURE = b"PK\x03\x04"
@@ -77,11 +77,8 @@ def _decode_name(raw: bytes) -> str:
 
 
 def _normalize(name: str) -> str:
-    """Return a member's name with slashes, as some tools of Windows do not write them, and without a leading `./`."""
-    name = name.replace("\\", "/")
-    while name.startswith("./"):
-        name = name[2:]
-    return name
+    """Return a member's name with slashes, as some tools of Windows do not write them."""
+    return strip_here(name.replace("\\", "/"))
 
 
 def _recover(archive: storage.Entry, file: BinaryIO) -> Iterator[Candidate]:

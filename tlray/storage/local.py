@@ -22,7 +22,7 @@ def iter_files(uri: str) -> Iterator[Entry]:
     """Yield the files below a folder in order of their paths, or the one file at `uri`; enter each folder once.
 
     Raises:
-        DataError: `uri` does not exist, or a folder cannot be listed.
+        DataError: `uri` does not exist or cannot be listed; a folder below it that cannot is an unreadable entry.
     """
     root = Path(uri)
     if root.is_file():
@@ -34,16 +34,19 @@ def iter_files(uri: str) -> Iterator[Entry]:
 
 
 def _walk(folder: str, prefix: str, seen: set[tuple[int, int]]) -> Iterator[Entry]:
-    status = Path(folder).stat()
-    if (status.st_dev, status.st_ino) in seen:  # a link to a folder that was listed before
-        return
-    seen.add((status.st_dev, status.st_ino))
     try:
+        status = Path(folder).stat()
+        if (status.st_dev, status.st_ino) in seen:  # a link to a folder that was listed before
+            return
+        seen.add((status.st_dev, status.st_ino))
         with os.scandir(folder) as entries:
             # a folder sorts with its slash: S3 lists keys in this order
             ordered = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in entries)
-    except PermissionError:
-        raise DataError(f"{folder} cannot be listed; give a folder that you may read") from None
+    except OSError as error:
+        if not prefix:
+            raise DataError(f"{folder} cannot be listed: {error.strerror}; give a folder that you may read") from None
+        yield Entry(folder, prefix[:-1], 0, None, 0, f"a folder that cannot be listed: {error.strerror}")
+        return
     for name in ordered:
         if name.endswith("/"):
             yield from _walk(join(folder, name[:-1]), prefix + name, seen)
