@@ -130,6 +130,11 @@ def test_without_label_errors_the_csv_file_has_a_header():
     assert write_label_errors([]) == b"uri,label,suggested,score\n"
 
 
+def test_no_cell_of_the_csv_file_is_a_formula():
+    errors = [LabelError("=cmd.jpg", "@a", "+b", 0.5)]
+    assert write_label_errors(errors) == b"uri,label,suggested,score\n'=cmd.jpg,'@a,'+b,0.5\n"
+
+
 @pytest.mark.parametrize("count", [0, 1])
 def test_fewer_than_two_images_have_no_neighbours(count):
     found = find_label_errors(np.ones((count, 3)), np.zeros(count, int), 2)

@@ -20,14 +20,13 @@ from collections.abc import Sequence
 from tlray.audit.sample import Drawn, ReviewedLabels, Sample
 from tlray.errors import DataError
 from tlray.sources.labelled import name_some
+from tlray.storage.cells import disarm, rearm
 
 NAME = "sample.csv"
 RIGHT, NONE = ".", "?"
 ROW_ID, ANSWER = "row_id", "correct_label"
 COLUMNS = (ROW_ID, "uri", "class_name", "probability", ANSWER)
 
-# the last four are full-width forms, which some spreadsheets read as = + - @
-_FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 _WHOLE = re.compile(r"(\d+)(?:\.0+)?")
 
 
@@ -39,16 +38,6 @@ def write_form(rows: Sequence[Drawn]) -> bytes:
     for row in rows:
         writer.writerow([row.row_id, disarm(row.uri), disarm(row.class_name), f"{row.probability:.6f}", ""])
     return text.getvalue().encode()
-
-
-def disarm(cell: str) -> str:
-    """Keep a spreadsheet from running a cell as a formula."""
-    return f"'{cell}" if _FORMULA.match(cell) else cell
-
-
-def rearm(cell: str) -> str:
-    """Undo `disarm`."""
-    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
 def read_form(data: bytes, name: str, sample: Sample) -> ReviewedLabels:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import astuple, dataclass, fields, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from tlray.metrics.ood import Features, normalize
+from tlray.storage.cells import disarm
 
 MAX_IMAGES = 20_000
 """Maximum number of images to compare with each other; more would take minutes."""
@@ -159,11 +160,12 @@ def _sort_pairs(pairs: list[tuple[int, int, float]], labels: npt.NDArray[np.inte
 
 
 def write_label_errors(listed: Sequence[LabelError]) -> bytes:
-    """Return label errors as a CSV file."""
+    """Return label errors as a CSV file for people, whose cells no spreadsheet runs."""
     file = io.StringIO()
-    writer = csv.DictWriter(file, [field.name for field in fields(LabelError)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(map(asdict, listed))
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow([field.name for field in fields(LabelError)])
+    for error in listed:
+        writer.writerow([disarm(cell) if isinstance(cell, str) else cell for cell in astuple(error)])
     return file.getvalue().encode()
 
 
