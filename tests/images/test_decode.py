@@ -118,7 +118,7 @@ def test_no_bytes_are_empty():
 
 
 def test_damage_inside_a_whole_file_is_corrupt():
-    for kind in ("GIF", "WEBP"):
+    for kind in ("GIF", "WEBP", "PNG"):
         data = bytearray(encode(make_gradient(), kind))
         middle = len(data) // 2
         data[middle : middle + 40] = bytes(40)

@@ -92,14 +92,17 @@ def _decode(data: bytes, image_size_px: int, limits: Limits) -> Decoded:
     if image.format == "PNG" and (chunk := formats.find_damaged_chunk(data)):  # which Pillow does not look at
         raise ImageError(Code.CORRUPT, f"PNG cannot be decoded: the checksum of {chunk} is wrong", width, height)
     try:
-        orientation = 1 if image.format in _TURNED_BY_PILLOW else _read_orientation(image)
-        if orientation >= 5:
-            width, height = height, width
+        # of a PNG, Pillow may load the picture for it, and a picture that failed to load once seems whole then
+        orientation = 1 if image.format in (*_TURNED_BY_PILLOW, "PNG") else _read_orientation(image)
         if image.format in ("JPEG", "MPO") and min(image.size) >= 2 * image_size_px:
             image.draft("RGB", (image_size_px, image_size_px))
         tags = dict(image.tag_v2) if isinstance(image, TiffImageFile) else None  # loading drops some
         profile = image.info.get("icc_profile")
         image.load()
+        if image.format == "PNG":
+            orientation = _read_orientation(image)
+        if orientation >= 5:
+            width, height = height, width
         flat = flatten(image, tags)
         for turn in _UPRIGHT.get(orientation, ()):
             flat = flat.transpose(turn)
