@@ -19,8 +19,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from tlray.errors import Code, ImageError
 from tlray.images import formats, tiff
-from tlray.images.color import convert_to_srgb
-from tlray.images.flatten import flatten
+from tlray.images.flatten import convert_to_srgb, flatten
 from tlray.images.limits import Limits
 
 # Pillow warns above 89 million pixels; tlray checks its own limit for every image.

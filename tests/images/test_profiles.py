@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from tlray.images import color
-from tlray.images.color import convert_to_srgb
+from tlray.images import flatten
 from tlray.images.decode import decode
 
 SIZE = 48
@@ -58,8 +57,8 @@ def test_a_profile_gives_the_colours_that_a_browser_shows(kind):
 def test_srgb_under_any_name_changes_nothing():
     data = encode(make_picture())
     np.testing.assert_array_equal(read(encode(make_picture(), icc_profile=SRGB)), read(data))
-    assert color._make_transform(SRGB, "RGB") is None
-    assert color._make_transform(TURNED, "RGB") is not None
+    assert flatten._make_transform(SRGB, "RGB") is None
+    assert flatten._make_transform(TURNED, "RGB") is not None
 
 
 @pytest.mark.parametrize("profile", [b"", b"no profile", SRGB[:200], make_profile("LAB"), b"\0" * (5 * 2**20)], ids=len)
@@ -70,9 +69,9 @@ def test_a_profile_that_cannot_be_used_is_left_out(profile):
 def test_modes_other_than_the_profiles_are_plain():
     image = make_picture()
     for mode in ("L", "CMYK"):
-        assert convert_to_srgb(image.convert(mode), TURNED).mode == "RGB"
+        assert flatten.convert_to_srgb(image.convert(mode), TURNED).mode == "RGB"
         expected = np.asarray(image.convert(mode).convert("RGB"))
-        np.testing.assert_array_equal(np.asarray(convert_to_srgb(image.convert(mode), TURNED)), expected)
+        np.testing.assert_array_equal(np.asarray(flatten.convert_to_srgb(image.convert(mode), TURNED)), expected)
 
 
 def test_alpha_and_palettes_have_profiles_too():
@@ -88,7 +87,7 @@ def test_alpha_and_palettes_have_profiles_too():
 
 
 def test_a_transform_is_made_once_for_a_profile():
-    color._make_transform.cache_clear()
+    flatten._make_transform.cache_clear()
     for _ in range(5):
         read(encode(make_picture(), icc_profile=TURNED))
-    assert color._make_transform.cache_info()[:2] == (4, 1)
+    assert flatten._make_transform.cache_info()[:2] == (4, 1)
