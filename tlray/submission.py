@@ -184,6 +184,8 @@ def _connect(address: str) -> Any:
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ["RAY_RUNTIME_ENV_IGNORE_GITIGNORE"] = "1"  # weights and bundles are often named there
     os.environ[_ADDRESS_VARIABLE] = address  # the client prefers it to its argument
+    local = "localhost,127.0.0.1,::1"  # a proxy would ask its own machine
+    os.environ["no_proxy"] = ",".join(filter(None, (os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), local)))
     try:
         client: Any = JobSubmissionClient(address)
         bound_requests(client, _REQUEST_S)
@@ -194,7 +196,9 @@ def _connect(address: str) -> Any:
             "cluster's token into RAY_AUTH_TOKEN or ~/.ray/auth_token, and set RAY_AUTH_MODE=token"
         ) from None
     except (OSError, RuntimeError) as error:
-        raise StoppedError(f"no job server answers at {redact(address)}: {_last_line(error)}") from None
+        proxies = [name for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy") if os.environ.get(name)]
+        through = f" (asked through the proxy that {proxies[0]} names)" if proxies else ""
+        raise StoppedError(f"no job server answers at {redact(address)}{through}: {_last_line(error)}") from None
     if _is_open(address, requests):
         say(
             f"WARNING: the job server at {redact(address)} accepts jobs from anyone who reaches it; start the cluster "

@@ -2,8 +2,8 @@ import socket
 
 import pytest
 
-from tlray.cluster.connect import _check_listening, explain_failure, is_local
-from tlray.errors import DataError, DivergedError, StoppedError, WeightsError
+from tlray.cluster.connect import _check_address, explain_failure, is_local
+from tlray.errors import DataError, DivergedError, StoppedError, UsageError, WeightsError
 
 
 @pytest.mark.parametrize(
@@ -28,14 +28,14 @@ def test_an_address_wins_over_the_variable_and_local_is_the_default(monkeypatch,
 def test_an_address_where_nothing_listens_is_refused_at_once():
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
-        _check_listening(address)
+        _check_address(address)
     with pytest.raises(StoppedError, match=f"no Ray cluster answers at {address}: Connection refused; check"):
-        _check_listening(address)
+        _check_address(address)
 
 
-@pytest.mark.parametrize("address", ["auto", "ray://127.0.0.1:1", "127.0.0.1", ":1"])
+@pytest.mark.parametrize("address", ["auto", "127.0.0.1", ":1"])
 def test_addresses_other_than_host_and_port_are_left_to_ray(address):
-    _check_listening(address)
+    _check_address(address)
 
 
 def test_our_error_is_found_inside_the_errors_around_it():
@@ -108,3 +108,9 @@ def test_the_cause_that_ray_keeps_as_an_attribute_is_found():
     error = RuntimeError("a task failed")
     error.cause = DivergedError("the loss is nan")
     assert explain_failure(error, "training") is error.cause
+
+
+@pytest.mark.parametrize("address", ["ray://127.0.0.1:10001", "http://127.0.0.1:8265", "https://head:8265"])
+def test_the_address_of_something_else_is_refused(address):
+    with pytest.raises(UsageError, match=r"--address takes HOST:PORT of the cluster's head, .* use tlray submit"):
+        _check_address(address)

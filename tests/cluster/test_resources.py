@@ -8,6 +8,7 @@ from tlray.cluster.resources import (
     EngineBounds,
     choose_engine_cpus,
     choose_feeding_cpus,
+    count_cores,
     count_gpu_slots,
     plan_engines,
     plan_workers,
@@ -147,3 +148,27 @@ def test_workers_without_gpus_fit_on_machines_not_only_on_their_sum(nodes, worke
 
 def test_a_worker_with_a_gpu_takes_one_core():
     assert plan_workers(Cluster(32, 2, local=False, node_cpus=(16.0, 16.0)), 2, 1).worker_cpus == 1
+
+
+@pytest.mark.parametrize(
+    ("files", "own", "expected"),
+    [
+        ({"cpu.max": "200000 100000"}, "0::/", 2),
+        ({"cpu.max": "max 100000"}, "0::/", 16),
+        ({"cpu.max": "50000 100000"}, "0::/", 1),
+        ({"cpu.max": "max 100000", "a/cpu.max": "300000 100000", "a/b/cpu.max": "max 100000"}, "0::/a/b", 3),
+        ({"a/cpu.max": "800000 100000", "a/b/cpu.max": "1600000 100000"}, "0::/a/b", 8),
+        ({"cpu/a/cpu.cfs_quota_us": "400000", "cpu/a/cpu.cfs_period_us": "100000"}, "4:memory:/x\n3:cpu,cpuacct:/a", 4),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, "3:cpu:/", 16),
+        ({}, "0::/gone", 16),
+        ({"cpu.max": "nonsense"}, "0::/", 16),
+    ],
+)
+def test_cores_are_those_that_the_process_may_use(tmp_path, monkeypatch, files, own, expected):
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(16)))
+    for name, text in files.items():
+        (tmp_path / "root" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "root" / name).write_text(text)
+    (tmp_path / "own").write_text(own)
+    assert count_cores(tmp_path / "own", tmp_path / "root") == expected
+    assert count_cores(tmp_path / "none", tmp_path / "root") == 16

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from tlray.cluster.resources import Cluster
+from tlray.cluster.resources import Cluster, count_cores
 from tlray.console import say, silence_stderr
 from tlray.errors import (
     BundleError,
@@ -22,9 +22,11 @@ from tlray.errors import (
     OutputError,
     StoppedError,
     TlrayError,
+    UsageError,
     WeightsError,
     last_line,
 )
+from tlray.storage import redact
 from tlray.storage.s3_client import OPTIONS_VARIABLE
 
 _QUIET_ENV = {
@@ -83,14 +85,24 @@ def connect(address: str | None, max_cpus: int | None, *, verbose: bool, check: 
     if ours:
         if not verbose:
             _silence()
-        say("starting Ray" if local else f"joining the Ray cluster at {target}")
+        cores, installed = count_cores(), os.cpu_count() or 1
+        if not local:
+            say(f"joining the Ray cluster at {target}")
+        elif cores < installed:
+            say(f"starting Ray on {cores} of {installed} cores, as many as this process may use")
+        else:
+            say("starting Ray")
         if target is not None and not local:
-            _check_listening(target)
+            _check_address(target)
         try:
             with contextlib.nullcontext() if verbose else silence_stderr():
                 if local:
-                    cpus = min(max_cpus or os.cpu_count() or 1, os.cpu_count() or 1)
-                    ray.init(address="local", num_cpus=cpus, include_dashboard=False, **_log_options(verbose))
+                    ray.init(
+                        address="local",
+                        num_cpus=min(max_cpus or cores, cores),
+                        include_dashboard=False,
+                        **_log_options(verbose),
+                    )
                 else:
                     variables = {} if verbose else dict(_QUIET_ENV)
                     variables |= {name: os.environ[name] for name in (OPTIONS_VARIABLE,) if name in os.environ}
@@ -110,8 +122,20 @@ def connect(address: str | None, max_cpus: int | None, *, verbose: bool, check: 
             ray.shutdown()
 
 
-def _check_listening(address: str) -> None:
-    """Raise `StoppedError` at once if nothing listens at HOST:PORT; Ray itself would retry for minutes."""
+def _check_address(address: str) -> None:
+    """Refuse the address of something else, and one at which nothing listens: Ray itself would retry for minutes.
+
+    Raises:
+        UsageError: it is the address of Ray Client or of a job server.
+        StoppedError: nothing listens at HOST:PORT.
+    """
+    scheme = address.partition("://")[0]
+    if "://" in address and scheme in ("ray", "http", "https"):
+        what = "Ray Client's" if scheme == "ray" else "a job server's"
+        raise UsageError(
+            f"--address takes HOST:PORT of the cluster's head, mostly port 6379; got {what} address {redact(address)}; "
+            "from outside the cluster, use tlray submit --address http://HOST:8265"
+        )
     host, _, port = address.rpartition(":")
     if "://" in address or not host or not port.isdigit():
         return  # "auto" and the like, which Ray resolves

@@ -5,9 +5,12 @@ Ray starts a process only where its resources are free; a reader without any wou
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from tlray.errors import StoppedError
 
@@ -26,6 +29,40 @@ _ENGINE_IMAGES = 16
 _ENGINE_IMAGES_GPU = 128
 _MAX_READERS = 32
 _READING_SHARE = 0.25
+
+
+def count_cores(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return the cores that this process may use: its affinity mask, and its control group's quota, at least 1.
+
+    `os.cpu_count` tells the machine's, of which a container or a batch job may have a few.
+
+    Args:
+        own: names the process's control groups (cgroups(7)).
+        root: where they are mounted.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        for line in own.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers and "cpu" not in controllers.split(","):
+                continue
+            folder = root / ("cpu" if controllers else "") / path.lstrip("/")
+            for group in (folder, *folder.parents):
+                if group == root.parent:
+                    break
+                cores = min(cores, _read_quota(group) or cores)
+    return max(1, cores)
+
+
+def _read_quota(group: Path) -> int | None:
+    """Return the whole cores of a control group's quota, of version 2 or 1; None without one."""
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = (group / "cpu.max").read_text().split()
+        return max(1, int(quota) // int(period))
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = ((group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return max(1, int(quota) // int(period)) if int(quota) > 0 else None
+    return None
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from tlray import storage
-from tlray.cluster.resources import choose_batch_size
+from tlray.cluster.resources import choose_batch_size, count_cores
 from tlray.console import silence_stderr
 from tlray.errors import OK, FetchError, OutputError, StoppedError
 from tlray.images.batch import decode_images
@@ -105,7 +105,7 @@ def run_probe(
         StoppedError: none of the rows can be predicted, or the output cannot be written.
     """
     rows = _sample(plan, num_images)
-    cores = os.cpu_count() or 1
+    cores = count_cores()
     on_gpu = shutil.which("nvidia-smi") is not None
     batch_size = batch_size or choose_batch_size(gpus=on_gpu)
     processes = 1 if on_gpu else max(1, min(cores, _MAX_PROCESSES, rows.num_rows // batch_size))
