@@ -46,7 +46,7 @@ def flatten(image: Image.Image, tags: tiff.Tags | None) -> Image.Image:
             return image.convert("RGB")
     if image.has_transparency_data:
         return _compose(image)
-    if image.info.get("icc_profile") and image.mode in ("RGB", "CMYK", "L"):
+    if image.mode == "RGB" or (image.info.get("icc_profile") and image.mode in ("CMYK", "L")):
         return image
     return image.convert("RGB")
 
@@ -162,7 +162,7 @@ def convert_to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
         converted = transform.apply(image)
         assert converted is not None
         return converted
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 @lru_cache(maxsize=32)
