@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -86,6 +86,10 @@ class ImportConfig(LimitsConfig, S3Config):
     offset: float = 0.0
     """See --scale."""
 
+    preprocessing: Literal["none", "caffe", "torch", "tf"] = "none"
+    """keras.applications' preprocessing of that name, where the model lacks it: caffe for VGG and ResNet50, torch for
+    DenseNet, tf for MobileNet, Xception and Inception."""
+
     image_size: int | None = None
     """Side of the square input in pixels; default the model's own."""
 
@@ -103,10 +107,10 @@ class ImportConfig(LimitsConfig, S3Config):
         faults = Faults()
         for name in ("model", "classes", "output", "val_data"):
             faults.check_uri(name, getattr(self, name))
-        if not self.model.endswith(".keras"):
-            faults.add(f"the model must be a .keras file; got {self.model!r}")
         if self.scale == 0:
             faults.add("--scale takes a number other than 0; got 0.0")
+        if self.preprocessing != "none" and (self.scale, self.offset) != (1.0, 0.0):
+            faults.add(f"--preprocessing {self.preprocessing} takes no --scale and --offset, since it has its own")
         if self.image_size is not None:
             faults.check_range("image_size", self.image_size, 8, 2048)
         faults.check_range("target_precision", self.target_precision, 0.01, 0.999)

@@ -20,11 +20,18 @@ _MODULES = {
     "keras.regularizers",
     "keras.src.models.functional",
     "keras.src.models.sequential",
-    "keras.src.ops.math",  # operators and functions of keras.ops in a functional model; none takes a function
+    "keras.src.ops.image",  # operators and functions of keras.ops in a functional model; none takes a function
+    "keras.src.ops.linalg",
+    "keras.src.ops.math",
     "keras.src.ops.nn",
     "keras.src.ops.numpy",
 }
-_CODE = {"Lambda", "__lambda__", "TorchModuleWrapper", "TFSMLayer", "function"}
+_APPLICATIONS = "keras.src.applications."
+"""Layers of Keras's own networks, as ConvNeXt's LayerScale."""
+
+_CODE = {"Lambda", "__lambda__", "TorchModuleWrapper", "TFSMLayer", "JaxLayer", "FlaxLayer", "function"}
+_VALUES = {"__keras_tensor__", "__tensor__", "__numpy__", "__ellipsis__", "__slice__", "__tuple__"}
+"""Values in the arguments of operators, which have no module."""
 _MAX_CONFIG_BYTES = 16 * 2**20
 
 _FORBIDDEN_OPS = (
@@ -55,12 +62,22 @@ def _check_keras(path: Path) -> Iterator[str]:
             if archive.getinfo("config.json").file_size > _MAX_CONFIG_BYTES:
                 yield "model.keras holds a config.json that is too large"
                 return
-            foreign = sorted(set(_iter_foreign(json.loads(archive.read("config.json")))))
+        foreign = list_foreign(path)
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, RuntimeError):  # RuntimeError: too deep
         yield "model.keras is not a Keras 3 archive"
         return
     for name in foreign:
         yield f"model.keras holds {name}, which could run code of its own"
+
+
+def list_foreign(path: Path) -> list[str]:
+    """Return the names in a `.keras` archive's config that are not plain layers and functions of Keras itself, sorted.
+
+    Raises:
+        BadZipFile, KeyError, ValueError, ...: it is not such an archive.
+    """
+    with zipfile.ZipFile(path) as archive:
+        return sorted(set(_iter_foreign(json.loads(archive.read("config.json")))))
 
 
 def _iter_foreign(node: Json) -> Iterator[str]:
@@ -71,8 +88,8 @@ def _iter_foreign(node: Json) -> Iterator[str]:
     if isinstance(node, dict):
         if "class_name" in node:
             name, module = str(node["class_name"]), node.get("module")
-            plain = module in _MODULES and name not in _CODE
-            if not plain and (module, name) != (None, "__keras_tensor__"):
+            ours = module in _MODULES or str(module).startswith(_APPLICATIONS)
+            if not (ours and name not in _CODE) and not (module is None and name in _VALUES):
                 yield f"{module}.{name}" if module else name
         for value in node.values():
             yield from _iter_foreign(value)

@@ -6,7 +6,9 @@ import pytest
 
 from tlray.config import ImportConfig
 from tlray.errors import ConfigError
-from tlray.importer import _calibrate, _draw_images, _find_image_size, _measure, _ValidationPredictions, read_classes
+from tlray.importer.files import read_classes
+from tlray.importer.import_model import _calibrate, _measure, _ValidationPredictions
+from tlray.importer.network import draw_images, find_image_size
 from tlray.metrics.calibration import MIN_IMAGES
 
 
@@ -50,7 +52,7 @@ def test_a_missing_class_list_is_named(tmp_path):
 
 def find_size(given, height, width):
     config = ImportConfig(model="m.keras", classes="c", output="o", image_size=given)
-    return _find_image_size(config, SimpleNamespace(inputs=[SimpleNamespace(shape=(None, height, width, 3))]))
+    return find_image_size(config, SimpleNamespace(inputs=[SimpleNamespace(shape=(None, height, width, 3))]))
 
 
 def test_the_image_size_is_the_models_or_the_given_one():
@@ -104,7 +106,7 @@ def test_half_of_the_images_are_references_and_no_features_give_no_score():
 
 
 def test_drawn_images_are_the_same_every_time():
-    first, second = _draw_images(24), _draw_images(24)
+    first, second = draw_images(24), draw_images(24)
     assert [data for _, data, _ in first] == [data for _, data, _ in second]
     assert {pixels.shape for _, _, pixels in first} == {(24, 24, 3)}
     assert len({data for _, data, _ in first}) == len(first)
