@@ -138,7 +138,7 @@ def test_limits_and_s3_options_are_passed_on():
 # ---- records
 
 
-LISTS = ("include", "exclude", "allow")
+LISTS = ("sidecars", "include", "exclude", "allow")
 
 
 def test_a_description_leaves_out_where_and_how_a_job_runs():

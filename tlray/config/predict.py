@@ -31,8 +31,8 @@ class InputsConfig:
     """Images to predict."""
 
     input: tuple[str, ...]
-    """Images: folders, files, s3:// prefixes or objects; archives (.tar .tar.gz .tgz .zip),
-    or one image in them (ARCHIVE#MEMBER); manifests (.csv .jsonl .parquet);
+    """Images: folders, files, s3:// prefixes or objects; archives (.tar .zip, .tar.gz .bz2 .xz .zst),
+    or one image in them (ARCHIVE#MEMBER); manifests (.csv .tsv .jsonl .parquet);
     an S3 Inventory's manifest.json. Any number, mixed."""
 
     uri_column: str = "uri"
@@ -43,6 +43,10 @@ class InputsConfig:
 
     image_column: str | None = None
     """Read Parquet files as tables of images, with the encoded images in this column."""
+
+    sidecars: tuple[str, ...] = ()
+    """Extensions of members of an archive that tell of the image of the same stem, such as cls json txt in WebDataset:
+    each is copied to the labels as input_EXTENSION."""
 
     include: tuple[str, ...] = ()
     """Take only names that match one of these globs ('*' also matches slashes)."""

@@ -26,7 +26,9 @@ from tlray.storage.records import Json, RecordError, dump_record, parse_record
 RECORD = "_job.json"
 
 _DECIDING = ("top_k", "embeddings", "rows_per_part", "max_bytes", "max_pixels", "precision")
-_SELECTING = ("uri_column", "id_column", "image_column", "include", "exclude", "limit", "sample", "shard", "allow")
+_SELECTING = (
+    "uri_column", "id_column", "image_column", "sidecars", "include", "exclude", "limit", "sample", "shard", "allow"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

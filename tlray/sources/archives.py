@@ -11,12 +11,13 @@ import lzma
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO, Protocol, cast
 
 from tlray import storage
 from tlray.sources import zips
 from tlray.sources.candidates import Candidate, SourceKind, leads_outside, make_printable, strip_here
+from tlray.sources.sidecars import MAX_BYTES, attach, split_name
 from tlray.storage.files import ReadOnlyFile
 
 _CHUNK_BYTES = 2**20
@@ -52,21 +53,29 @@ def resolve(uri: str) -> str:
     return storage.resolve(uri) if parts is None else f"{storage.resolve(parts[0])}#{parts[1]}"
 
 
-def index(archive: storage.Entry) -> list[Candidate]:
+def index(archive: storage.Entry, sidecars: Sequence[str] = ()) -> list[Candidate]:
     """List every member of an archive in its order; if some cannot be listed, a last candidate gives the reason.
+
+    Args:
+        archive: the archive.
+        sidecars: extensions of members that tell of an image, see `sidecars.attach`.
 
     Raises:
         FetchError: the archive cannot be read.
     """
     kind = _get_kind(archive.uri)
+    contents: dict[str, bytes] = {}
     with storage.open_file(archive.uri) as file:
         if kind is SourceKind.ZIP:
-            return list(zips.index(archive, file))
-        if kind is SourceKind.TAR:
-            return list(_index_tar(archive, file, SourceKind.TAR))
-        members = list(_index_tar(archive, open_unpacked(file, archive.uri), SourceKind.TAR_PACKED))
-    # a hard link behind its target, so that one pass reads both
-    return sorted(members, key=lambda member: (member.offset is None, member.offset or 0))
+            members = list(zips.index(archive, file))
+            wanted = [member for member in members if split_name(member.name)[1] in sidecars]
+            contents = zips.read_small(file, wanted, MAX_BYTES)
+        else:
+            plain = file if kind is SourceKind.TAR else open_unpacked(file, archive.uri)
+            members = list(_index_tar(archive, plain, kind, sidecars, contents))
+    if kind is SourceKind.TAR_PACKED:  # a hard link behind its target, so that one pass reads both
+        members.sort(key=lambda member: (member.offset is None, member.offset or 0))
+    return attach(members, contents, sidecars) if sidecars else members
 
 
 def open_unpacked(file: BinaryIO, uri: str) -> BinaryIO:
@@ -93,7 +102,10 @@ def _get_kind(uri: str) -> SourceKind:
     )
 
 
-def _index_tar(archive: storage.Entry, file: BinaryIO, kind: SourceKind) -> Iterator[Candidate]:
+def _index_tar(
+    archive: storage.Entry, file: BinaryIO, kind: SourceKind, sidecars: Sequence[str], contents: dict[str, bytes]
+) -> Iterator[Candidate]:
+    """Yield the members; put the bytes of sidecars into `contents`."""
     headers = _Headers(file)
     reached = -1
     places: dict[str, tuple[int, int]] = {}
@@ -109,7 +121,10 @@ def _index_tar(archive: storage.Entry, file: BinaryIO, kind: SourceKind) -> Iter
                     member.offset_data, member.size = places[member.linkname]
                 elif member.isreg():
                     places[member.name] = (member.offset_data, member.size)
-                yield _describe(archive, member, kind)
+                described = _describe(archive, member, kind)
+                if member.isreg() and member.size <= MAX_BYTES and split_name(described.name)[1] in sidecars:
+                    contents[described.name] = cast("BinaryIO", tar.extractfile(member)).read()
+                yield described
     except (tarfile.TarError, ValueError, RecursionError, *DAMAGE):
         headers.last_block = b""
     # an archive ends with a block of zeros; anything else is a damaged header or a missing end

@@ -21,6 +21,7 @@ from tlray.errors import UNREACHABLE, DataError, FetchError, StoppedError
 from tlray.sources import archives, lists, manifests
 from tlray.sources import parquet as tables
 from tlray.sources.candidates import Candidate, find_litter, has_image_name
+from tlray.sources.sidecars import make_fields
 
 _INDEX_THREADS = 16
 _CHECKED_LINES = 100
@@ -40,6 +41,7 @@ class Selection:
         uri_column, id_column: of manifests.
         image_column: of Parquet files with images; None reads Parquet files as manifests.
         allow: allowed prefixes of a manifest's addresses; empty for the default.
+        sidecars: extensions of members of archives that tell of the image of the same stem.
     """
 
     include: tuple[str, ...] = ()
@@ -51,6 +53,12 @@ class Selection:
     id_column: str | None = None
     image_column: str | None = None
     allow: tuple[str, ...] = ()
+    sidecars: tuple[str, ...] = ()
+
+    @property
+    def sidecar_extensions(self) -> tuple[str, ...]:
+        """`sidecars` in lower case, without a full stop before them."""
+        return tuple(dict.fromkeys(extension.lower().lstrip(".") for extension in self.sidecars))
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,7 @@ def find_candidates(inputs: Sequence[str], selection: Selection) -> Candidates:
     Raises:
         DataError: an input does not exist or cannot be read.
     """
-    fields: dict[str, pa.Field] = {}
+    fields = {field.name: field for field in make_fields(selection.sidecar_extensions)}
     parts: list[Callable[[], Iterator[Candidate]]] = []
     for typed in _drop_covered(inputs):
         found, rows = _open_input(typed, selection)
@@ -112,7 +120,7 @@ def _opens(uri: str) -> bool:
 def _open_input(uri: str, selection: Selection) -> tuple[list[pa.Field], Callable[[], Iterator[Candidate]]]:
     parts = archives.split_member(uri)
     if parts is not None:
-        return [], lambda: iter([_find_member(*parts)])
+        return [], lambda: iter([_find_member(*parts, selection.sidecar_extensions)])
     if selection.image_column is not None and tables.is_table(uri):
         found = storage.list_files(uri)
         if len(found) == 1 and tables.is_table(found[0].name):
@@ -120,11 +128,13 @@ def _open_input(uri: str, selection: Selection) -> tuple[list[pa.Field], Callabl
             return fields, lambda: rows
     if manifests.is_manifest(uri):
         fields, lines = manifests.read_manifest(uri, selection.uri_column, selection.id_column, selection.allow)
-        return fields, lambda: map(_resolve_member, _check_some_exist(uri, lines))
+        return fields, lambda: (
+            _resolve_member(line, selection.sidecar_extensions) for line in _check_some_exist(uri, lines)
+        )
     if selection.image_column is not None:
         fields = _find_fields(storage.iter_files(uri), selection.image_column)
-        return fields, lambda: _expand(storage.iter_files(uri), selection.image_column)
-    return [], lambda: _name_file(uri, _expand(storage.iter_files(uri), None))
+        return fields, lambda: _expand(storage.iter_files(uri), selection)
+    return [], lambda: _name_file(uri, _expand(storage.iter_files(uri), selection))
 
 
 def _name_file(uri: str, candidates: Iterator[Candidate]) -> Iterator[Candidate]:
@@ -170,19 +180,19 @@ def _find_fields(entries: Iterable[storage.Entry], image_column: str) -> list[pa
     return list(fields.values())
 
 
-def _expand(entries: Iterator[storage.Entry], image_column: str | None) -> Iterator[Candidate]:
+def _expand(entries: Iterator[storage.Entry], selection: Selection) -> Iterator[Candidate]:
     """Yield files and the members of archives in order; several archives are indexed at a time."""
     waiting: deque[Future[list[Candidate]] | list[Candidate]] = deque()
     with ThreadPoolExecutor(_INDEX_THREADS) as pool:
         try:
             for entry in entries:
                 if archives.is_archive(entry.name):
-                    waiting.append(pool.submit(_index, entry))
+                    waiting.append(pool.submit(_index, entry, selection.sidecar_extensions))
                 elif not waiting:
-                    yield from _describe(entry, image_column)
+                    yield from _describe(entry, selection.image_column)
                     continue
                 else:
-                    waiting.append(list(_describe(entry, image_column)))
+                    waiting.append(list(_describe(entry, selection.image_column)))
                 while len(waiting) > 2 * _INDEX_THREADS:
                     yield from _take(waiting.popleft())
             while waiting:
@@ -195,10 +205,10 @@ def _take(promised: Future[list[Candidate]] | list[Candidate]) -> list[Candidate
     return promised if isinstance(promised, list) else promised.result()
 
 
-def _index(entry: storage.Entry) -> list[Candidate]:
+def _index(entry: storage.Entry, sidecars: tuple[str, ...]) -> list[Candidate]:
     """List an archive's members; leave out an unreadable archive, but stop if it is only out of reach for now."""
     try:
-        return archives.index(entry)
+        return archives.index(entry, sidecars)
     except FetchError as error:
         if error.code in UNREACHABLE:
             raise StoppedError(f"{entry.uri} cannot be reached: {error}; run the same command to start over") from None
@@ -222,32 +232,32 @@ def _describe(entry: storage.Entry, image_column: str | None) -> Iterator[Candid
     yield Candidate(entry.uri, entry.name, size=entry.size, etag=entry.etag, mtime_ns=entry.mtime_ns, reason=reason)
 
 
-def _find_member(archive: str, member: str) -> Candidate:
-    found = _index_by_name(archive).get(member)
+def _find_member(archive: str, member: str, sidecars: tuple[str, ...]) -> Candidate:
+    found = _index_by_name(archive, sidecars).get(member)
     if found is None:
         raise DataError(f"{archive} has no member {member}")
     return found._replace(named=True)
 
 
-def _resolve_member(line: Candidate) -> Candidate:
+def _resolve_member(line: Candidate, sidecars: tuple[str, ...]) -> Candidate:
     """Return a manifest's line, or the archive's member that it names."""
     parts = archives.split_member(line.uri)
     if line.reason is not None or parts is None:
         return line
-    found = _index_by_name(parts[0]).get(parts[1])
+    found = _index_by_name(parts[0], sidecars).get(parts[1])
     if found is None:
         return line._replace(reason="the archive or its member does not exist")
-    return found._replace(name=line.name, inputs=line.inputs, named=True)
+    return found._replace(name=line.name, inputs=(found.inputs or {}) | (line.inputs or {}) or None, named=True)
 
 
 @lru_cache(maxsize=64)
-def _index_by_name(archive: str) -> dict[str, Candidate]:
+def _index_by_name(archive: str, sidecars: tuple[str, ...]) -> dict[str, Candidate]:
     """Return the members of an archive by name, the first of each name; none if the archive does not exist."""
     try:
         entries = [entry for entry in storage.iter_files(archive) if entry.uri == archive]
     except DataError:
         return {}
-    members = [candidate for entry in entries for candidate in _index(entry)]
+    members = [candidate for entry in entries for candidate in _index(entry, sidecars)]
     return {candidate.name: candidate for candidate in reversed(members) if candidate.member is not None}
 
 

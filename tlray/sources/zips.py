@@ -6,11 +6,12 @@ The layout is that of PKWARE's APPNOTE 6.3, sections 4.3 and 4.4.
 from __future__ import annotations
 
 import bz2
+import contextlib
 import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
 from tlray import storage
@@ -161,6 +162,20 @@ def _make(
         crc32=crc32,
         reason=reason,
     )
+
+
+def read_small(file: BinaryIO, members: Sequence[Candidate], max_bytes: int) -> dict[str, bytes]:
+    """Return the bytes of members of up to `max_bytes` by name, without those that cannot be read."""
+    contents = {}
+    for member in members:
+        if member.source is SourceKind.ZIP and member.size is not None and member.size <= max_bytes:
+            file.seek(member.offset or 0)
+            head = file.read(get_span(member.length or 0))
+            with contextlib.suppress(FetchError):
+                start = find_data(head)
+                data = head[start : start + (member.length or 0)]
+                contents[member.name] = unpack(head, data, member.size, member.crc32)
+    return contents
 
 
 def get_span(length: int) -> int:
