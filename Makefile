@@ -4,16 +4,19 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
+# a job waits a third of its time for processes that start; two processes share the tests by tiers
+TWO := --numprocesses 2 --dist loadgroup
+
 .PHONY: demo test test-all lint format lock clean
 
 demo: $(VENV)/.installed
 	$(BIN)/tlray demo --output tlray-demo
 
 test: $(VENV)/.installed-test
-	$(BIN)/pytest -m "not chaos" --durations=25
+	$(BIN)/pytest -m "not chaos" --durations=25 $(TWO)
 
 test-all: $(VENV)/.installed-test
-	$(BIN)/pytest
+	$(BIN)/pytest $(TWO)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff format --check

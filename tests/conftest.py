@@ -18,13 +18,21 @@ def find_test_data() -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Units first: what fails in seconds is told first, and nothing that the jobs leave behind can reach it."""
+    """Units first: what fails in seconds is told first, and nothing that the jobs leave behind can reach it.
+
+    Where two processes run the tests (`make test`), a file of units stays in one of them, and so does each tier of
+    jobs, with what its tests share.
+    """
+    tiers = ("entry", "faults")
 
     def find_tier(item: pytest.Item) -> int:
         package = item.path.relative_to(ROOT / "tests").parts[0]
-        return ("entry", "faults").index(package) + 1 if package in ("entry", "faults") else 0
+        return tiers.index(package) + 1 if package in tiers else 0
 
     items.sort(key=find_tier)
+    for item in items:
+        number = find_tier(item)
+        item.add_marker(pytest.mark.xdist_group(tiers[number - 1] if number else str(item.path)))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -172,7 +172,9 @@ def test_45_diverged(tmp_path, small):
 @pytest.mark.parametrize(("workers", "batch"), [(1, 8), pytest.param(4, 2, marks=pytest.mark.chaos)])
 def test_46_parity(tmp_path, small, undisturbed, workers, batch):
     output = tmp_path / "bundle"
-    train(small, output, *LONG_OPTIONS, "--num-workers", str(workers), "--batch-size", str(batch))
+    told = train(small, output, *LONG_OPTIONS, "--num-workers", str(workers), "--batch-size", str(batch))
+    assert "are cached from an earlier run" in told
+    assert "frozen base:" not in told
     check_same_history(read_history(output), read_history(undisturbed))
 
 
