@@ -82,3 +82,12 @@ def test_the_architecture_page_names_functions_that_exist():
         text = read(ROOT / "tlray" / path)
         for part in name.split("."):
             assert re.search(rf"^\s*(?:def|class) {part}\b|^\s*{part}\b ?[:=]", text, re.M), (path, name)
+
+
+def test_the_page_of_faults_names_tests_that_exist():
+    defined = set()
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        defined |= set(re.findall(r"^def (test_\w+)", path.read_text(), re.M))
+    named = re.findall(r"`(test_\w+)`", (ROOT / "tests" / "faults" / "README.md").read_text())
+    assert len(named) > 80
+    assert sorted(set(named) - defined) == []

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import tyro
-from PIL import Image
+from PIL import Image, ImageCms
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -84,6 +84,15 @@ def decode_tensorflow(data: bytes) -> Pixels:
     return tf.cast(tf.round(resized), tf.uint8).numpy()  # type: ignore[no-any-return]
 
 
+def make_profile() -> bytes:
+    """An RGB profile whose primaries are not sRGB's: its red and green have changed places."""
+    data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    tags = {bytes(data[at : at + 4]): at + 4 for at in range(132, 132 + 12 * data[131], 12)}
+    red, green = tags[b"rXYZ"], tags[b"gXYZ"]
+    data[red : red + 8], data[green : green + 8] = data[green : green + 8], data[red : red + 8]
+    return bytes(data)
+
+
 def measure(decoder: Callable[[bytes], Pixels], data: bytes, expected: Pixels, seconds: float) -> dict[str, float]:
     """Core-milliseconds an image, and PSNR in dB."""
     pixels = decoder(data).astype(np.float64)
@@ -119,6 +128,11 @@ def main(options: Options) -> None:
         expected = decode_full(data).astype(np.float64)
         for name, decoder in decoders.items():
             rows.setdefault(name, {})[f"{megapixels:g} Mpx"] = measure(decoder, data, expected, options.seconds)
+        buffer = io.BytesIO()
+        source.resize(size, Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=90, icc_profile=make_profile())
+        turned = decode_tlray(buffer.getvalue()).astype(np.float64)
+        row = rows.setdefault("tlray, another profile", {})
+        row[f"{megapixels:g} Mpx"] = measure(decode_tlray, buffer.getvalue(), turned, options.seconds)
     print(f"{'':<26}" + "".join(f"{f'{megapixels:g} Mpx':>24}" for megapixels in options.megapixels))
     for name, row in rows.items():
         cells = (f"{cell['core_ms']:>10.2f} ms {cell['psnr_db']:>7.1f} dB" for cell in row.values())

@@ -6,12 +6,13 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from tests.images.tiffs import make_ramp, make_tiff
 from tlray.errors import Code, ImageError
 from tlray.images import flatten
 from tlray.images.decode import decode
+from tlray.images.limits import Limits
 
 SIZE = 48
 RAMP = make_ramp(np.uint8, 255)
@@ -148,6 +149,7 @@ def test_grey_with_alpha_agrees_with_its_rgba_twin():
 MEASURE = """
 import sys
 from tlray.images.decode import decode
+from tlray.images.limits import Limits
 decode(open(sys.argv[1], "rb").read(), 48)
 # of this program alone: ru_maxrss would tell of the one that started it too
 print(int(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0]) // 1024)
@@ -168,3 +170,14 @@ def test_no_picture_takes_a_gibibyte(tmp_path, color, depth, bytes_per_pixel):
     command = [sys.executable, "-c", MEASURE, str(tmp_path / "large.png")]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert int(result.stdout) < 1024
+
+
+def test_a_bomb_is_told_before_its_picture_is_loaded(monkeypatch):
+    def load(image):
+        raise AssertionError("the picture was loaded")
+
+    data = encode(Image.new("RGB", (1200, 900)))
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", load)
+    with pytest.raises(ImageError) as caught:
+        decode(data, SIZE, Limits(max_pixels=1_000_000))
+    assert caught.value.code is Code.BOMB

@@ -1,6 +1,7 @@
 import gzip
 import io
 import json
+import unicodedata
 
 import numpy as np
 import pyarrow as pa
@@ -59,6 +60,14 @@ def test_manifests_are_known_by_their_names(name, lists, inventories):
 )
 def test_relative_addresses_start_at_the_manifests_folder(typed, base, address):
     assert check_address(typed, base, ()) == (address, None)
+
+
+@pytest.mark.parametrize(("held", "named"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_name_in_another_unicode_form_is_found(tmp_path, held, named):
+    there, typed = (unicodedata.normalize(form, "Café.jpg") for form in (held, named))
+    (tmp_path / there).write_bytes(b"")
+    assert check_address(typed, str(tmp_path), ()) == (f"{tmp_path}/{there}", None)
+    assert check_address("Thé.jpg", str(tmp_path), ()) == (f"{tmp_path}/Thé.jpg", None)
 
 
 def test_a_name_with_blanks_or_backslashes_that_exists_is_kept(tmp_path, monkeypatch):
