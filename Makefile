@@ -4,8 +4,8 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-# a job waits a third of its time for processes that start; two processes share the tests by tiers
-TWO := --numprocesses 2 --dist loadgroup
+UNITS := not entry and not faults and not chaos
+JOBS := (entry or faults)
 
 .PHONY: demo test test-all lint format lock clean
 
@@ -13,10 +13,11 @@ demo: $(VENV)/.installed
 	$(BIN)/tlray demo --output tlray-demo
 
 test: $(VENV)/.installed-test
-	$(BIN)/pytest -m "not chaos" --durations=25 $(TWO)
+	$(BIN)/pytest -m "$(UNITS)" --numprocesses 2 --dist loadfile
+	$(BIN)/pytest -m "$(JOBS) and not chaos" --durations=25
 
 test-all: $(VENV)/.installed-test
-	$(BIN)/pytest $(TWO)
+	$(BIN)/pytest
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff format --check

@@ -18,11 +18,7 @@ def find_test_data() -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Units first: what fails in seconds is told first, and nothing that the jobs leave behind can reach it.
-
-    Where two processes run the tests (`make test`), a file of units stays in one of them, and so does each tier of
-    jobs, with what its tests share.
-    """
+    """Units first: what fails in seconds is told first, and nothing that the jobs leave behind can reach it."""
     tiers = ("entry", "faults")
 
     def find_tier(item: pytest.Item) -> int:
@@ -30,9 +26,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return tiers.index(package) + 1 if package in tiers else 0
 
     items.sort(key=find_tier)
-    for item in items:
-        number = find_tier(item)
-        item.add_marker(pytest.mark.xdist_group(tiers[number - 1] if number else str(item.path)))
 
 
 @pytest.fixture(scope="session", autouse=True)

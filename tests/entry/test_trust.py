@@ -194,7 +194,7 @@ def test_an_imported_model_is_calibrated_and_labels_archives(digits, tmp_path):
     ("kind", "message"),
     [
         ({"last": "lambda"}, "cannot be loaded safely"),
-        ({"last": "sigmoid"}, "its last layer has a sigmoid"),
+        ({"last": "sigmoid"}, "its outputs are sigmoids"),
         ({"num_classes": 4}, "as many names as the model has outputs, 4; got 3"),
     ],
 )
