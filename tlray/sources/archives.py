@@ -28,7 +28,7 @@ _ARCHIVE = re.compile(_EXTENSIONS + "$", re.IGNORECASE)
 _MEMBER = re.compile(f"(.*?{_EXTENSIONS})#(.+)", re.IGNORECASE | re.DOTALL)
 
 DAMAGE = (zlib.error, lzma.LZMAError, EOFError, OSError)
-"""What reading damaged packed content raises."""
+"""Exceptions that reading damaged packed content raises."""
 
 _BUFFER_BYTES = 2**18
 _MAX_HEADER_BYTES = 2**20
@@ -189,7 +189,7 @@ def _describe(archive: storage.Entry, member: tarfile.TarInfo, kind: SourceKind)
 
 
 class Readable(Protocol):
-    """What is read forward."""
+    """A stream that is read forward."""
 
     def read(self, size: int, /) -> bytes:
         """Return up to `size` bytes, none at the end."""
