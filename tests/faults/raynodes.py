@@ -8,6 +8,7 @@ import os
 import secrets
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -205,7 +206,13 @@ class RayNodes:
         """The same, while it runs."""
         command = self.enter(HEAD, [sys.executable, "-u", "-m", "tlray", *map(str, arguments)])
         return subprocess.Popen(
-            command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            # what runs in the background may ignore Ctrl-C, and would pass that on
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def submit(self, command, *options, expect=0, more=()):
