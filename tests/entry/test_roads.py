@@ -1,43 +1,17 @@
 """The same images by every road into a labelling run, and the labels out of it by every reader."""
 
-import csv
-import io
-import tarfile
-import zipfile
-
 import duckdb
 import pandas as pd
 import polars as pl
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from tests.entry.conftest import run_tlray
+from tests.roads import ROADS, write_roads
+
+pytestmark = pytest.mark.usefixtures("predicting_cluster")
 
 IMAGES = 170
-ROADS = ("folder", "manifest", "a.tar", "b.tar.gz", "c.zip", "d.parquet")
-
-
-def write_roads(files, root):
-    """The same files as a folder, a manifest of it, archives, and a Parquet table."""
-    (root / "folder").mkdir(parents=True)
-    for name, data in files.items():
-        (root / "folder" / name).write_bytes(data)
-    with (root / "manifest.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([["uri", "name"], *([f"folder/{name}", name] for name in files)])
-    for path, mode in ((root / "a.tar", "w"), (root / "b.tar.gz", "w:gz")):
-        with tarfile.open(path, mode) as archive:
-            for name, data in files.items():
-                member = tarfile.TarInfo(name)
-                member.size = len(data)
-                archive.addfile(member, io.BytesIO(data))
-    with zipfile.ZipFile(root / "c.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    table = pa.table({"image": list(files.values()), "name": list(files)})
-    pq.write_table(table, root / "d.parquet", row_group_size=50)
-    inputs = [root / name for name in ("folder", "manifest.csv", "a.tar", "b.tar.gz", "c.zip", "d.parquet")]
-    return [*map(str, inputs)]
 
 
 def label_roads(bundle, files, root):

@@ -10,8 +10,8 @@ import pytest
 
 import tlray
 from tests.entry.conftest import TRAIN_OPTIONS, run_tlray
-from tests.entry.test_roads import write_roads
 from tests.faults.s3proxy import Proxy
+from tests.roads import write_roads
 from tlray import storage
 from tlray.errors import StoppedError
 from tlray.output.plan import write_plan
@@ -19,6 +19,8 @@ from tlray.sources.listing import Selection, find_candidates
 from tlray.sources.reading import read_rows
 from tlray.storage.lock import Lock
 from tlray.storage.lock import _describe_self as describe_self
+
+pytestmark = pytest.mark.usefixtures("bucket", "predicting_cluster")
 
 ROOT = "s3://tlray-test"
 
@@ -28,7 +30,7 @@ def trained_on_s3(bucket):
     address = f"{ROOT}/models/first"
     options = ["--data", f"{ROOT}/digits/train", "--test-data", f"{ROOT}/digits/test", "--output", address]
     options += ["--cache", "on", "--cache-dir", f"{ROOT}/cache"]
-    run_tlray("train", *options, *TRAIN_OPTIONS)
+    run_tlray("train", *options, *TRAIN_OPTIONS, env={"RAY_ADDRESS": "local"})
     return address
 
 

@@ -14,7 +14,7 @@ from tlray.errors import Code, FetchError
 from tlray.output.plan import write_plan
 from tlray.sources.archives import Unpacked, index, is_archive, open_unpacked, resolve, split_member
 from tlray.sources.candidates import SourceKind
-from tlray.sources.listing import Selection, find_candidates
+from tlray.sources.listing import Candidates, Selection, find_candidates
 from tlray.sources.reading import read_rows
 
 CONTENTS = {f"{number}.jpg": np.random.default_rng(number).bytes(700) for number in range(4)}
@@ -133,12 +133,61 @@ def test_a_name_that_is_not_utf8_is_escaped(tmp_path):
     assert member.name == member.member == "b\\xe9.jpg"
 
 
-def test_a_folder_is_left_out_and_a_sparse_file_is_special(tmp_path):
-    folder, sparse = tarfile.TarInfo("in"), tarfile.TarInfo("sparse.jpg")
-    folder.type, sparse.type = tarfile.DIRTYPE, tarfile.GNUTYPE_SPARSE
-    found = index(write(tmp_path / "a.tar", folder.tobuf() + sparse.tobuf(tarfile.GNU_FORMAT) + bytes(1024)))
-    assert [(candidate.name, candidate.reason) for candidate in found] == [("in", "a folder"), ("sparse.jpg", None)]
+def test_a_folder_is_left_out_and_a_device_is_special(tmp_path):
+    folder, device = tarfile.TarInfo("in"), tarfile.TarInfo("device.jpg")
+    folder.type, device.type = tarfile.DIRTYPE, tarfile.CHRTYPE
+    found = index(write(tmp_path / "a.tar", folder.tobuf() + device.tobuf() + bytes(1024)))
+    assert [(candidate.name, candidate.reason) for candidate in found] == [("in", "a folder"), ("device.jpg", None)]
     assert found[1].source is SourceKind.SPECIAL
+
+
+HOLE = 2000
+
+
+def pack_old_gnu(name, head, tail):
+    """`head`, a hole and `tail`, as GNU tar writes them: the places stand in the header."""
+    member = tarfile.TarInfo(name)
+    member.type, member.size = tarfile.GNUTYPE_SPARSE, len(head) + len(tail)
+    header = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    places = [0, len(head), len(head) + HOLE, len(tail)]
+    header[386 : 386 + 48] = b"".join(b"%011o\0" % place for place in places)
+    header[483:495] = b"%011o\0" % (len(head) + HOLE + len(tail))
+    header[148:156] = b"        "
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header) + pad(head + tail)
+
+
+def pack_pax(name, head, tail):
+    """The same as bsdtar writes it: a PAX header, and the places before the data."""
+    places = pad(b"2\n0\n%d\n%d\n%d\n" % (len(head), len(head) + HOLE, len(tail)))
+    member = tarfile.TarInfo(f"GNUSparseFile.0/{name}")
+    member.size = len(places) + len(head) + len(tail)
+    size = str(len(head) + HOLE + len(tail))
+    member.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": name}
+    member.pax_headers |= {"GNU.sparse.realsize": size}
+    return member.tobuf(tarfile.PAX_FORMAT) + pad(places + head + tail)
+
+
+def read(folder, members):
+    plan = write_plan(str(folder / "out"), Candidates([], iter(members)), {}, None)
+    return [fetched.data for fetched in read_rows(plan.read(0, len(members)), 10_000, None)]
+
+
+def pad(data):
+    return data + bytes(-len(data) % tarfile.BLOCKSIZE)
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
+def test_holes_of_sparse_files_are_filled(tmp_path, name):
+    head, tail = b"h" * 700, b"t" * 300
+    packed = pack_old_gnu("old.jpg", head, tail) + pack_pax("pax.jpg", head, tail)
+    members = index(write(tmp_path / name, packed + pack({"plain.jpg": b"plain"})))
+    assert [member.name for member in members] == ["old.jpg", "pax.jpg", "plain.jpg"]
+    assert [member.size for member in members] == [3000, 3000, 5]
+    whole = head + bytes(HOLE) + tail
+    assert read(tmp_path, members) == [whole, whole, b"plain"]
+    damaged = [member._replace(size=member.size + 1) for member in members[:2]]
+    assert [error.code for error in read(tmp_path, damaged)] == ["CORRUPT", "CORRUPT"]
 
 
 def test_an_archive_that_is_gone_is_an_error(tmp_path):

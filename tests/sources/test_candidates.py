@@ -1,6 +1,14 @@
 import pytest
 
-from tlray.sources.candidates import REFUSED, SourceKind, find_litter, has_image_name, leads_outside, make_printable
+from tlray.sources.candidates import (
+    PACKED,
+    REFUSED,
+    SourceKind,
+    find_litter,
+    has_image_name,
+    leads_outside,
+    make_printable,
+)
 
 
 @pytest.mark.parametrize(
@@ -35,7 +43,7 @@ def test_bytes_that_are_not_utf8_are_escaped():
 
 
 def test_every_kind_is_either_read_or_refused():
-    read = {SourceKind.FILE, SourceKind.TAR, SourceKind.TAR_PACKED, SourceKind.ZIP, SourceKind.PARQUET}
+    read = {SourceKind.FILE, SourceKind.TAR, SourceKind.TAR_SPARSE, *PACKED, SourceKind.ZIP, SourceKind.PARQUET}
     assert set(SourceKind) - read == set(REFUSED)
 
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from tlray import storage
 from tlray.errors import OutputError
-from tlray.sources.candidates import REFUSED, SourceKind
+from tlray.sources.candidates import PACKED, REFUSED
 from tlray.sources.listing import Candidates
 from tlray.storage.records import Json, RecordError, dump_record, parse_record
 
@@ -139,6 +139,11 @@ def _read_group(address: str, group: int) -> pa.Table:
     return _open_file(address, number).read_row_group(inside)
 
 
+def _forget_files() -> None:
+    _open_file.cache_clear()
+    _read_group.cache_clear()
+
+
 def _name(kind: str, number: int) -> str:
     return f"{kind}-{number:05d}.parquet"
 
@@ -153,8 +158,7 @@ def open_plan(output: str) -> Plan | None:
     record = storage.join(address, RECORD)
     if not storage.exists(record):
         return None
-    _open_file.cache_clear()
-    _read_group.cache_clear()
+    _forget_files()
     try:
         measures = parse_record(PlanRecord, storage.get(record))
     except RecordError as error:
@@ -169,6 +173,7 @@ def write_plan(output: str, found: Candidates, selection: dict[str, Json], image
     """
     address = storage.join(output, FOLDER)
     storage.delete_folder(address)
+    _forget_files()
     rows = _Files(address, "plan", pa.schema([*PLAN_SCHEMA, *found.fields]))
     excluded = _Files(address, "excluded", EXCLUDED_SCHEMA)
     by_reason: Counter[str] = Counter()
@@ -182,7 +187,7 @@ def write_plan(output: str, found: Candidates, selection: dict[str, Json], image
             by_reason[reason] += 1
             excluded.add((storage.redact(_make_text(candidate.uri)), reason))
             continue
-        if candidate.source is SourceKind.TAR_PACKED:
+        if candidate.source in PACKED:
             place = (candidate.uri[: -len(candidate.member or "")], candidate.offset or 0)
             if place[0] != stream[0] or place[1] < stream[1]:
                 streams.append(Stream(rows.count, 0))

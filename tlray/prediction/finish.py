@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from tlray import report, storage
@@ -20,7 +21,7 @@ from tlray.prediction.job import Job
 from tlray.prediction.monitor import PROGRESS, RunClock
 from tlray.prediction.probe import read_probe
 from tlray.prediction.resume import RunState
-from tlray.sources.candidates import SourceKind
+from tlray.sources.candidates import PACKED
 from tlray.sources.reading import read_rows
 
 
@@ -73,7 +74,7 @@ def write_report(
 
     def read(row_ids: Sequence[int]) -> Iterator[bytes | None]:
         rows = plan.take(np.array(row_ids))
-        packed = pc.equal(rows["source"], SourceKind.TAR_PACKED.value)  # skipped: each needs a pass over its archive
+        packed = pc.is_in(rows["source"], pa.array(PACKED))  # skipped: each needs a pass over its archive
         fetched = read_rows(rows.filter(pc.invert(packed)), limits.max_bytes, plan.image_column)
         for skip in packed.to_pylist():
             data = None if skip else next(fetched).data

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import BinaryIO, Protocol, cast
 
 from tlray import storage
+from tlray.errors import Code, FetchError
 from tlray.sources import zips
 from tlray.sources.candidates import Candidate, SourceKind, leads_outside, make_printable, strip_here
 from tlray.sources.sidecars import MAX_BYTES, attach, split_name
@@ -119,9 +120,9 @@ def _index_tar(
                 if member.islnk() and member.linkname in places:  # another name for bytes in the same archive
                     member.type = tarfile.REGTYPE
                     member.offset_data, member.size = places[member.linkname]
-                elif member.isreg():
+                elif member.isreg() and not member.issparse():
                     places[member.name] = (member.offset_data, member.size)
-                described = _describe(archive, member, kind)
+                described = _describe(archive, member, kind, tar.offset)
                 if member.isreg() and member.size <= MAX_BYTES and split_name(described.name)[1] in sidecars:
                     contents[described.name] = cast("BinaryIO", tar.extractfile(member)).read()
                 yield described
@@ -130,6 +131,18 @@ def _index_tar(
     # an archive ends with a block of zeros; anything else is a damaged header or a missing end
     if headers.last_block != bytes(tarfile.BLOCKSIZE):
         yield Candidate(archive.uri, archive.name, reason=_CUT)
+
+
+def fill_holes(record: bytes, size: int) -> bytes | FetchError:
+    """Return the `size` bytes of a sparse member, from its header and data."""
+    try:
+        with tarfile.open(fileobj=io.BytesIO(record), mode="r:") as tar:
+            member = tar.next()
+            if member is not None and member.size == size and (file := tar.extractfile(member)):
+                return file.read()
+    except (tarfile.TarError, ValueError):
+        pass
+    return FetchError(Code.CORRUPT, "its header in the archive is damaged")
 
 
 class _Headers:
@@ -161,26 +174,31 @@ class _Headers:
         return self._file.tell()
 
 
-def _describe(archive: storage.Entry, member: tarfile.TarInfo, kind: SourceKind) -> Candidate:
+def _describe(archive: storage.Entry, member: tarfile.TarInfo, kind: SourceKind, end: int) -> Candidate:
+    """Return a member as a candidate; `end` is the offset behind its data."""
     name = make_printable(strip_here(member.name))
     source, reason = kind, None
+    offset, length = member.offset_data, member.size
+    if member.issparse():  # its header tells where its holes are
+        source = SourceKind.TAR_SPARSE if kind is SourceKind.TAR else SourceKind.TAR_PACKED_SPARSE
+        offset, length = member.offset, end - member.offset
     if member.isdir():
         reason = "a folder"
     elif leads_outside(name):
         source = SourceKind.OUTSIDE
     elif member.issym() or member.islnk():
         source = SourceKind.LINK
-    elif not member.isreg() or member.issparse():
+    elif not member.isreg():
         source = SourceKind.SPECIAL
-    elif kind is SourceKind.TAR and member.offset_data + member.size > archive.size:
+    elif kind is SourceKind.TAR and offset + length > archive.size:
         source = SourceKind.CUT
     return Candidate(
         uri=f"{archive.uri}#{name}",
         name=name,
         source=source,
         member=name,
-        offset=member.offset_data,
-        length=member.size,
+        offset=offset,
+        length=length,
         size=member.size,
         etag=archive.etag,
         mtime_ns=archive.mtime_ns,

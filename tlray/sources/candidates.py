@@ -15,7 +15,9 @@ class SourceKind(StrEnum):
 
     FILE = "file"
     TAR = "tar"
+    TAR_SPARSE = "tar.sparse"
     TAR_PACKED = "tar.packed"
+    TAR_PACKED_SPARSE = "tar.packed.sparse"
     ZIP = "zip"
     PARQUET = "parquet"
     LINK = "link"
@@ -28,6 +30,9 @@ class SourceKind(StrEnum):
     OTHER_METHOD = "other method"
     CUT = "cut"
 
+
+PACKED = (SourceKind.TAR_PACKED, SourceKind.TAR_PACKED_SPARSE)
+"""Kinds that one pass over an archive reads."""
 
 _REPACK = "pack it again by Deflate, or as tar"
 REFUSED = {

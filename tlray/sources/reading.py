@@ -17,6 +17,8 @@ from tlray.sources import parquet as tables
 from tlray.sources.candidates import REFUSED, SourceKind
 from tlray.storage import Fetched, Request
 
+_PLAIN_KINDS = {SourceKind.TAR_SPARSE: SourceKind.TAR, SourceKind.TAR_PACKED_SPARSE: SourceKind.TAR_PACKED}
+
 
 class PlannedRow(NamedTuple):
     """A row of the plan, as far as reading needs it; attributes as in `candidates.Candidate`."""
@@ -35,6 +37,11 @@ class PlannedRow(NamedTuple):
     def archive(self) -> str:
         """Address of the file or archive that holds the row: a member's address without the member."""
         return self.uri if self.member is None else self.uri[: -len(self.member) - 1]
+
+    @property
+    def archive_kind(self) -> SourceKind:
+        """`source`, the same for all members of an archive that are read together."""
+        return _PLAIN_KINDS.get(self.source, self.source)
 
     @property
     def start(self) -> int:
@@ -62,7 +69,7 @@ def read_rows(rows: pa.Table, max_bytes: int, image_column: str | None) -> Itera
         max_bytes: a larger image is TOO_LARGE, and is not read.
         image_column: of Parquet rows.
     """
-    for source, run in groupby(list_rows(rows), key=attrgetter("source")):
+    for source, run in groupby(list_rows(rows), key=attrgetter("archive_kind")):
         if source in REFUSED:
             yield from (Fetched(FetchError(*REFUSED[source]), 0) for _ in run)
         elif source in (SourceKind.FILE, SourceKind.TAR, SourceKind.ZIP):
@@ -94,6 +101,8 @@ def _read_ranges(source: SourceKind, rows: list[PlannedRow], max_bytes: int) -> 
                 answer = _unpack_zip(row, data, answer.retries)
             elif source is SourceKind.TAR and len(data) < row.num_packed_bytes:
                 answer = answer._replace(data=FetchError(Code.TRUNCATED, "its archive ends before it does"))
+            elif row.source is SourceKind.TAR_SPARSE:
+                answer = answer._replace(data=archives.fill_holes(data, row.size or 0))
         yield answer
 
 
@@ -158,7 +167,9 @@ def _read_stream(archive: str, rows: list[PlannedRow], max_bytes: int) -> Iterat
 def _read_member(unpacked: BinaryIO, row: PlannedRow) -> bytes | FetchError:
     unpacked.seek(row.start)
     data = unpacked.read(row.num_packed_bytes)
-    return data if len(data) == row.num_packed_bytes else FetchError(Code.TRUNCATED, "its archive ends before it does")
+    if len(data) < row.num_packed_bytes:
+        return FetchError(Code.TRUNCATED, "its archive ends before it does")
+    return archives.fill_holes(data, row.size or 0) if row.source is SourceKind.TAR_PACKED_SPARSE else data
 
 
 def _read_table(table: str, rows: list[PlannedRow], max_bytes: int, image_column: str) -> Iterator[Fetched]:
