@@ -41,14 +41,19 @@ lock:
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
+# Python compiles what is imported; compiling all of TensorFlow takes as long as installing it
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile
+
 $(VENV)/.installed: cluster/requirements.txt pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --require-hashes -r cluster/requirements.txt
-	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	$(INSTALL) --require-hashes -r cluster/requirements.txt
+	$(INSTALL) --no-deps --editable .
 	touch $@
 
-$(VENV)/.installed-test: cluster/requirements-test.txt $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --require-hashes -r cluster/requirements-test.txt
-	touch $@
+# these requirements hold the others
+$(VENV)/.installed-test: cluster/requirements-test.txt pyproject.toml | $(BIN)/python
+	$(INSTALL) --require-hashes -r cluster/requirements-test.txt
+	$(INSTALL) --no-deps --editable .
+	touch $(VENV)/.installed $@
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache

@@ -1,5 +1,6 @@
 """Fixtures for every tier: real images, and folders made of them."""
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
+
+from tests.entry.runner import Runner
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,6 +40,34 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     os.environ.pop("XDG_CACHE_HOME")
     if before is not None:
         os.environ["XDG_CACHE_HOME"] = before
+
+
+RUNNERS: list[Runner] = []
+"""Processes on the Ray that tests share, in which commands run one after another."""
+
+
+@contextlib.contextmanager
+def start_ray(num_cpus: int, **environment: str) -> Iterator[None]:
+    """A Ray cluster that commands join, and a process that has joined it; both in this environment."""
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": num_cpus, "include_dashboard": False})
+        patch.setenv("RAY_ADDRESS", cluster.address)
+        with Runner(os.environ) as runner:
+            RUNNERS.append(runner)
+            yield
+            RUNNERS.remove(runner)
+    cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def predicting_cluster() -> Iterator[None]:
+    """One Ray for a file of tests that predict."""
+    with start_ray(2):
+        yield
 
 
 @pytest.fixture(scope="session")

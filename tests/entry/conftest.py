@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import find_test_data
+from tests.conftest import RUNNERS, find_test_data
 from tests.entry import s3
 
 SEED = os.environ.get("TLRAY_TEST_SEED", "0")
@@ -32,17 +32,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def run_tlray(*arguments: str, expect: int = 0, timeout_s: int = 500, env: dict[str, str] | None = None) -> str:
-    """Run a command; its exit code must be the expected one."""
-    result = subprocess.run(
-        [sys.executable, "-m", "tlray", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=timeout_s,
-        env={**os.environ, **(env or {})},
-    )
-    output = result.stdout + result.stderr
-    assert result.returncode == expect, output
+    """Run a command, on the Ray that tests share if there is one; its exit code must be the expected one."""
+    environment = {**os.environ, **(env or {})}
+    shared = next((runner for runner in RUNNERS if runner.fits(environment)), None)
+    if shared is not None:
+        code, output = shared.run(arguments, timeout_s)
+    else:
+        result = subprocess.run(
+            [sys.executable, "-m", "tlray", *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout_s,
+            env=environment,
+        )
+        code, output = result.returncode, result.stdout + result.stderr
+    assert code == expect, output
     assert "Traceback" not in output, output
     return output
 
@@ -75,7 +80,7 @@ def trained(digits: Path, damaged: Path, tmp_path_factory: pytest.TempPathFactor
     bundle = tmp_path_factory.mktemp("trained") / "bundle"
     output = run_tlray(
         "train", "--data", str(digits / "train"), "--test-data", str(digits / "test"), "--output", str(bundle),
-        *TRAIN_OPTIONS,
+        *TRAIN_OPTIONS, env={"RAY_ADDRESS": "local"},
     )  # fmt: skip
     return bundle, output
 
@@ -85,15 +90,13 @@ def bundle(trained: tuple[Path, str]) -> Path:
     return trained[0]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def bucket(digits: Path, damaged: Path) -> Any:
     """A bucket behind a real S3 API that holds the digits; the environment points at it."""
-    with s3.serve() as (environment, client):
-        before = dict(os.environ)
-        os.environ.update(environment)
+    with s3.serve() as (environment, client), pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
         client.create_bucket(Bucket="tlray-test")
         for path in sorted(digits.rglob("*.png")):
             client.upload_file(str(path), "tlray-test", f"digits/{path.relative_to(digits).as_posix()}")
         yield client
-        os.environ.clear()
-        os.environ.update(before)

@@ -1,7 +1,5 @@
 """doctor on a real cluster of tiny nodes, beside a real S3 API."""
 
-import os
-
 import pytest
 from ray.cluster_utils import Cluster
 
@@ -25,14 +23,12 @@ sys.meta_path.insert(0, Hide())
 
 @pytest.fixture(scope="module")
 def client():
-    with s3.serve() as (environment, client):
-        before = dict(os.environ)
-        os.environ.update(environment)
+    with s3.serve() as (environment, client), pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
         client.create_bucket(Bucket=BUCKET)
         client.put_object(Bucket=BUCKET, Key="photos/a.jpg", Body=b"a picture")
         yield client
-        os.environ.clear()
-        os.environ.update(before)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,8 @@ from tests.entry.conftest import run_tlray
 from tlray.errors import Code, FetchError
 from tlray.images.decode import decode
 
+pytestmark = pytest.mark.usefixtures("predicting_cluster")
+
 AWKWARD = {"empty.jpg": b"", "page.jpg": b"<!DOCTYPE html>", "cut.png": None}
 GOLDEN_TOLERANCE = 1e-5
 
@@ -32,7 +34,7 @@ def labelled(bundle, archive, tmp_path_factory):
     output = tmp_path_factory.mktemp("labelled") / "labels"
     options = ["--model", str(bundle), "--input", str(archive), "--output", str(output), "--top-k", "2"]
     options += ["--rows-per-part", "7", "--precision", "float32"]
-    printed = run_tlray("predict", *options)
+    printed = run_tlray("predict", *options, env={"RAY_ADDRESS": "local"})
     return output, options, printed
 
 

@@ -13,7 +13,10 @@ import tlray
 from tests.entry.conftest import TRAIN_OPTIONS, run_tlray
 from tlray.images.decode import decode
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras's own
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # of Keras's own
+    pytest.mark.usefixtures("predicting_cluster"),
+]
 
 HOSTILE = ["<script>alert(1)</script>.png", "x" * 5000 + ".png", "\u202egnp.\u05d0.png", 'a"b&c.png']
 
@@ -123,7 +126,8 @@ def test_an_audit_ends_in_corrections_that_training_takes(digits, bundle, tmp_pa
         writer.writerows([uri, names[label]] for uri, label in csv.reader(corrections[1:]))
     trained = tmp_path / "bundle"
     options = ["--head-epochs", "1", "--finetune-epochs", "0", "--num-workers", "1", "--val-fraction", "0"]
-    run_tlray("train", "--data", str(renamed), "--output", str(trained), *TRAIN_OPTIONS, *options)
+    arguments = ["--data", str(renamed), "--output", str(trained), *TRAIN_OPTIONS, *options]
+    run_tlray("train", *arguments, env={"RAY_ADDRESS": "local"})
     manifest = json.loads((trained / "bundle.json").read_text())
     assert manifest["training"]["counts"]["train"] == 12
     assert manifest["classes"] == sorted(names.values())

@@ -1,0 +1,92 @@
+"""Commands one after another in a process that stays joined to a Ray cluster, as in a notebook.
+
+A process of its own, and Ray Data's actors in it, cost a command five seconds.
+"""
+
+import contextlib
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+
+
+class Runner:
+    """The process; a context manager."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._environment = dict(environment)
+
+    def __enter__(self) -> "Runner":
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.entry.runner"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=self._environment,
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate(timeout=60)
+
+    def fits(self, environment: Mapping[str, str]) -> bool:
+        """Whether a command in this environment may run here."""
+        changed = dict(environment.items() ^ self._environment.items())
+        return changed.keys() <= {"PYTEST_CURRENT_TEST"} and self._process.poll() is None
+
+    def run(self, arguments: Sequence[str], timeout_s: float) -> tuple[int, str]:
+        """Run a command; its exit code and what it printed."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps(arguments), file=self._process.stdin, flush=True)
+        if not select.select([self._process.stdout], [], [], timeout_s)[0]:
+            self._process.kill()
+            raise TimeoutError(f"after {timeout_s} s: {arguments}")
+        code, output = json.loads(self._process.stdout.readline())
+        return code, output
+
+
+@contextlib.contextmanager
+def capture():
+    """Collects what is written to stdout and stderr, by whatever code."""
+    kept = [os.dup(1), os.dup(2)]
+    with tempfile.TemporaryFile("w+") as file:
+        try:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+            yield lambda: (file.seek(0), file.read())[1]
+        finally:
+            for number, copy in enumerate(kept, 1):
+                os.dup2(copy, number)
+                os.close(copy)
+
+
+def run(arguments: list[str]) -> tuple[int, str]:
+    from tlray.cli import main
+
+    with capture() as read:
+        try:
+            code = main(arguments)
+        except SystemExit as ended:  # of the parser
+            code = ended.code if isinstance(ended.code, int) else 1
+        sys.stdout.flush()
+        sys.stderr.flush()
+        return code, read()
+
+
+def serve() -> None:
+    from tlray.cluster.connect import connect
+
+    with capture():
+        connection = contextlib.ExitStack()
+        connection.enter_context(connect(None, None, verbose=False))
+    with connection:
+        for line in sys.stdin:
+            print(json.dumps(run(json.loads(line))), flush=True)
+
+
+if __name__ == "__main__":
+    serve()
