@@ -42,17 +42,15 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # Python compiles what is imported; compiling all of TensorFlow takes as long as installing it
-INSTALL := $(BIN)/python -m pip install --quiet --no-compile
-
 $(VENV)/.installed: cluster/requirements.txt pyproject.toml | $(BIN)/python
-	$(INSTALL) --require-hashes -r cluster/requirements.txt
-	$(INSTALL) --no-deps --editable .
+	$(BIN)/python -m pip install --quiet --no-compile --require-hashes -r cluster/requirements.txt
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps --editable .
 	touch $@
 
 # these requirements hold the others
 $(VENV)/.installed-test: cluster/requirements-test.txt pyproject.toml | $(BIN)/python
-	$(INSTALL) --require-hashes -r cluster/requirements-test.txt
-	$(INSTALL) --no-deps --editable .
+	$(BIN)/python -m pip install --quiet --no-compile --require-hashes -r cluster/requirements-test.txt
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps --editable .
 	touch $(VENV)/.installed $@
 
 clean:

@@ -8,7 +8,7 @@ from tests.conftest import ROOT
 
 DOCKERFILE = (ROOT / "cluster" / "Dockerfile").read_text()
 MAKEFILE = (ROOT / "Makefile").read_text()
-DROPPED = r"--(quiet|no-cache-dir|editable|target \S+)\s+"
+DROPPED = r"--(quiet|no-cache-dir|editable|no-compile|target \S+)\s+"
 
 
 def list_stages() -> dict[str, list[tuple[str, str]]]:
