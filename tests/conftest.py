@@ -31,15 +31,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=find_tier)
 
 
+@contextlib.contextmanager
+def set_environment(**variables: str) -> Iterator[None]:
+    """Sets variables, and restores them alone at the end."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        yield
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Caches of this session alone, so that no run finds another's features."""
-    before = os.environ.get("XDG_CACHE_HOME")
-    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
-    yield
-    os.environ.pop("XDG_CACHE_HOME")
-    if before is not None:
-        os.environ["XDG_CACHE_HOME"] = before
+    with set_environment(XDG_CACHE_HOME=str(tmp_path_factory.mktemp("cache"))):
+        yield
 
 
 RUNNERS: list[Runner] = []
@@ -47,26 +52,31 @@ RUNNERS: list[Runner] = []
 
 
 @contextlib.contextmanager
-def start_ray(num_cpus: int, **environment: str) -> Iterator[None]:
-    """A Ray cluster that commands join, and a process that has joined it; both in this environment."""
+def start_ray(num_cpus: int) -> Iterator[None]:
+    """A Ray cluster that commands join, and a process that has joined it."""
     from ray.cluster_utils import Cluster
 
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, value)
+    with contextlib.ExitStack() as stack:
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": num_cpus, "include_dashboard": False})
-        patch.setenv("RAY_ADDRESS", cluster.address)
-        with Runner(os.environ) as runner:
-            RUNNERS.append(runner)
-            yield
-            RUNNERS.remove(runner)
-    cluster.shutdown()
+        stack.callback(cluster.shutdown)
+        stack.enter_context(set_environment(RAY_ADDRESS=cluster.address))
+        runner = stack.enter_context(Runner(os.environ))
+        RUNNERS.append(runner)
+        stack.callback(RUNNERS.remove, runner)
+        yield
 
 
 @pytest.fixture(scope="module")
 def predicting_cluster() -> Iterator[None]:
     """One Ray for a file of tests that predict."""
     with start_ray(2):
+        yield
+
+
+@pytest.fixture(scope="module")
+def training_cluster() -> Iterator[None]:
+    """One Ray for a file of tests that train, with room for two workers, once: each must free what it had booked."""
+    with start_ray(4):
         yield
 
 

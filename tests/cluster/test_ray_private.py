@@ -65,6 +65,25 @@ def test_ray_trains_controller_is_registered_with_the_channel(monkeypatch):
     assert registered == ["controller"]
 
 
+def test_only_an_actors_own_placement_groups_are_removed(monkeypatch):
+    from ray import util
+    from ray._private import state
+    from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+
+    numbers = [bytes([number]) * 18 for number in range(3)]
+    makers = [b"a" * 16, b"b" * 16, b"a" * 16]
+    groups = [
+        PlacementGroupTableData(placement_group_id=number, creator_actor_id=maker).SerializeToString()
+        for number, maker in zip(numbers, makers, strict=True)
+    ]
+    accessor = SimpleNamespace(get_placement_group_table=lambda: groups)
+    monkeypatch.setattr(state, "state", SimpleNamespace(_connect_and_get_accessor=lambda: accessor))
+    removed = []
+    monkeypatch.setattr(util, "remove_placement_group", lambda group: removed.append(group.id.binary()))
+    ray_private.remove_placement_groups(SimpleNamespace(_actor_id=SimpleNamespace(binary=lambda: makers[0])))
+    assert removed == [numbers[0], numbers[2]]
+
+
 def test_ray_trains_snapshot_is_a_json_file():
     assert ray_private.get_train_snapshot_name() == "checkpoint_manager_snapshot.json"
 

@@ -88,11 +88,25 @@ def make_controller_callback(channel: Any) -> Any:
     return AnnounceController()
 
 
+def remove_placement_groups(creator: Any) -> None:
+    """Remove the placement groups that an actor made: if it was killed, they stay booked until its job ends."""
+    from ray import PlacementGroupID
+    from ray._private import state
+    from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]  # made at import
+    from ray.util import remove_placement_group
+    from ray.util.placement_group import PlacementGroup
+
+    table = state.state._connect_and_get_accessor().get_placement_group_table()
+    for group in map(PlacementGroupTableData.FromString, table):
+        if group.creator_actor_id == creator._actor_id.binary():
+            remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
+
+
 def spare_helpers(trainer: Any) -> None:
     """Make a local Ray Train do without two helpers, each a process that takes 3 s of a core to start.
 
     One hands out Ray Train's own datasets, which tlray does not use; the other clears up behind a controller that died,
-    as the end of a local cluster does.
+    as `remove_placement_groups` and the end of a local cluster do.
     """
     from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback

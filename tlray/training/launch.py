@@ -21,6 +21,7 @@ from tlray.cluster.ray_private import (
     count_training_workers,
     get_train_snapshot_name,
     make_controller_callback,
+    remove_placement_groups,
     spare_helpers,
 )
 from tlray.cluster.resources import Cluster, plan_workers
@@ -97,9 +98,10 @@ class Launch:
         self._thread.start()
 
     def close(self) -> None:
-        """Kill Ray Train's controller, and with it all workers.
+        """Kill Ray Train's controller, and with it all workers; free what it had booked.
 
-        Its thread must end before this process leaves the cluster, or it would crash inside Ray.
+        Its thread must end before this process leaves the cluster, or it would crash inside Ray. The process may also
+        stay, as a notebook does, and train again.
         """
         deadline = time.monotonic() + _END_S
         with contextlib.suppress(ray.exceptions.RayError):  # without a channel, no worker waits for it
@@ -109,6 +111,8 @@ class Launch:
                 if controller is not None:
                     ray.kill(controller)
                 self._thread.join(_POLL_S)
+            if (controller := ray.get(self._channel.get_controller.remote())) is not None:
+                remove_placement_groups(controller)
 
     def run(self, task: TrainingTask) -> Outcome:
         """Give the workers their task and wait for the model.
