@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import RUNNERS, find_test_data
+from tests.conftest import RUNNERS, find_test_data, set_environment
 from tests.entry import s3
 
 SEED = os.environ.get("TLRAY_TEST_SEED", "0")
@@ -76,7 +76,7 @@ def damaged(digits: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(digits: Path, damaged: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A bundle trained on the digits, and what the command printed."""
+    """A bundle trained on the digits, as on a laptop, on a Ray of its own, and what the command printed."""
     bundle = tmp_path_factory.mktemp("trained") / "bundle"
     output = run_tlray(
         "train", "--data", str(digits / "train"), "--test-data", str(digits / "test"), "--output", str(bundle),
@@ -93,9 +93,7 @@ def bundle(trained: tuple[Path, str]) -> Path:
 @pytest.fixture(scope="module")
 def bucket(digits: Path, damaged: Path) -> Any:
     """A bucket behind a real S3 API that holds the digits; the environment points at it."""
-    with s3.serve() as (environment, client), pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, value)
+    with s3.serve() as (environment, client), set_environment(**environment):
         client.create_bucket(Bucket="tlray-test")
         for path in sorted(digits.rglob("*.png")):
             client.upload_file(str(path), "tlray-test", f"digits/{path.relative_to(digits).as_posix()}")

@@ -3,6 +3,7 @@
 import pytest
 from ray.cluster_utils import Cluster
 
+from tests.conftest import set_environment
 from tests.entry import s3
 from tests.entry.conftest import run_tlray
 
@@ -23,9 +24,7 @@ sys.meta_path.insert(0, Hide())
 
 @pytest.fixture(scope="module")
 def client():
-    with s3.serve() as (environment, client), pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, value)
+    with s3.serve() as (environment, client), set_environment(**environment):
         client.create_bucket(Bucket=BUCKET)
         client.put_object(Bucket=BUCKET, Key="photos/a.jpg", Body=b"a picture")
         yield client

@@ -31,6 +31,7 @@ def archive(digits, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def labelled(bundle, archive, tmp_path_factory):
+    """The archive's labels, made as on a laptop, on a Ray of the command's own."""
     output = tmp_path_factory.mktemp("labelled") / "labels"
     options = ["--model", str(bundle), "--input", str(archive), "--output", str(output), "--top-k", "2"]
     options += ["--rows-per-part", "7", "--precision", "float32"]
