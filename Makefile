@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 
 UNITS := not entry and not faults and not chaos
 JOBS := (entry or faults)
+# a test that hangs ends the run and says where
+HANG := -o faulthandler_timeout=1200 -o faulthandler_exit_on_timeout=true
 
 .PHONY: demo test test-all lint format lock clean
 
@@ -14,7 +16,7 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-test
 	$(BIN)/pytest -m "$(UNITS)" --numprocesses 2 --dist loadfile
-	$(BIN)/pytest -m "$(JOBS) and not chaos" --durations=25
+	$(BIN)/pytest -m "$(JOBS) and not chaos" --durations=25 $(HANG)
 
 test-all: $(VENV)/.installed-test
 	$(BIN)/pytest

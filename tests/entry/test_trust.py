@@ -222,7 +222,9 @@ def test_datalab_takes_the_labels_as_they_are(labelled):
     given[0] = (given[0] + 1) % num_classes
     lab = Datalab(data={"label": given.tolist()}, label_name="label", verbosity=0)
     features = np.stack(table["embedding"].to_numpy())
-    lab.find_issues(pred_probs=probabilities, features=features, issue_types={"label": {}, "near_duplicate": {}})
+    in_this_process = {"find_label_issues_kwargs": {"n_jobs": 1}}  # a fork beside TensorFlow's threads may never end
+    issue_types = {"label": {"clean_learning_kwargs": in_this_process}, "near_duplicate": {}}
+    lab.find_issues(pred_probs=probabilities, features=features, issue_types=issue_types)
     issues = lab.get_issues()
     assert len(issues) == len(table)
     assert issues["label_score"].idxmin() == 0

@@ -8,7 +8,6 @@ import os
 import secrets
 import shlex
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -204,15 +203,14 @@ class RayNodes:
 
     def start_tlray(self, *arguments):
         """The same, while it runs."""
-        command = self.enter(HEAD, [sys.executable, "-u", "-m", "tlray", *map(str, arguments)])
+        # what runs in the background may ignore Ctrl-C, and would pass that on
+        command = ["env", "--default-signal=INT", sys.executable, "-u", "-m", "tlray", *map(str, arguments)]
         return subprocess.Popen(
-            command,
+            self.enter(HEAD, command),
             env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            # what runs in the background may ignore Ctrl-C, and would pass that on
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def submit(self, command, *options, expect=0, more=()):

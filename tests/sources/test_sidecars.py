@@ -7,7 +7,7 @@ import pytest
 from tlray.output.plan import write_plan
 from tlray.sources.candidates import Candidate
 from tlray.sources.listing import Selection, find_candidates
-from tlray.sources.sidecars import MAX_BYTES, attach, make_fields, split_name
+from tlray.sources.sidecars import MAX_BYTES, Sidecars, make_fields, split_name
 
 SAMPLES = {
     "in/0.jpg": b"zero", "in/0.cls": b"3\n", "in/0.json": '{"é": 1}'.encode(),
@@ -74,7 +74,9 @@ def test_lists_that_name_members_have_their_sidecars(tmp_path):
 
 def test_an_image_keeps_its_place_and_a_sidecar_is_none_of_its_own():
     members = [Candidate("a#0.cls", "0.cls"), Candidate("a#0.jpg", "0.jpg"), Candidate("a#1.jpg", "1.jpg")]
-    image, other = attach(members, {"0.cls": b"\xff"}, ["cls"])
+    sidecars = Sidecars(["cls"])
+    sidecars.add("0.cls", b"\xff")
+    image, other = sidecars.attach(members)
     assert (image.name, image.inputs) == ("0.jpg", {"input_cls": "\ufffd"})
     assert (other.name, other.inputs) == ("1.jpg", None)
     assert [field.name for field in make_fields(["cls", "CLS"])] == ["input_cls", "input_CLS_2"]

@@ -18,7 +18,10 @@ _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|!~])")
 
 
 def write_card(manifest: Manifest) -> str:
-    """Return the card of a bundle, filled from its manifest."""
+    """Return the card of a bundle, filled from its manifest: YAML front matter, then Markdown.
+
+    Class names come from folders, so that they are escaped everywhere.
+    """
     card = _open_template().render(
         manifest=manifest,
         architecture=manifest.architecture,

@@ -18,7 +18,7 @@ from tlray import storage
 from tlray.errors import Code, FetchError
 from tlray.sources import zips
 from tlray.sources.candidates import Candidate, SourceKind, leads_outside, make_printable, strip_here
-from tlray.sources.sidecars import MAX_BYTES, attach, split_name
+from tlray.sources.sidecars import Sidecars
 from tlray.storage.files import ReadOnlyFile
 
 _CHUNK_BYTES = 2**20
@@ -59,24 +59,23 @@ def index(archive: storage.Entry, sidecars: Sequence[str] = ()) -> list[Candidat
 
     Args:
         archive: the archive.
-        sidecars: extensions of members that tell of an image, see `sidecars.attach`.
+        sidecars: extensions of members that tell of an image, see `Sidecars`.
 
     Raises:
         FetchError: the archive cannot be read.
     """
     kind = _get_kind(archive.uri)
-    contents: dict[str, bytes] = {}
+    collected = Sidecars(sidecars)
     with storage.open_file(archive.uri) as file:
         if kind is SourceKind.ZIP:
             members = list(zips.index(archive, file))
-            wanted = [member for member in members if split_name(member.name)[1] in sidecars]
-            contents = zips.read_small(file, wanted, MAX_BYTES)
+            zips.read_sidecars(file, members, collected)
         else:
             plain = file if kind is SourceKind.TAR else open_unpacked(file, archive.uri)
-            members = list(_index_tar(archive, plain, kind, sidecars, contents))
+            members = list(_index_tar(archive, plain, kind, collected))
     if kind is SourceKind.TAR_PACKED:  # a hard link behind its target, so that one pass reads both
         members.sort(key=lambda member: (member.offset is None, member.offset or 0))
-    return attach(members, contents, sidecars) if sidecars else members
+    return collected.attach(members) if sidecars else members
 
 
 def open_unpacked(file: BinaryIO, uri: str) -> BinaryIO:
@@ -103,10 +102,8 @@ def _get_kind(uri: str) -> SourceKind:
     )
 
 
-def _index_tar(
-    archive: storage.Entry, file: BinaryIO, kind: SourceKind, sidecars: Sequence[str], contents: dict[str, bytes]
-) -> Iterator[Candidate]:
-    """Yield the members; put the bytes of sidecars into `contents`."""
+def _index_tar(archive: storage.Entry, file: BinaryIO, kind: SourceKind, sidecars: Sidecars) -> Iterator[Candidate]:
+    """Yield the members, and collect the sidecars among them."""
     headers = _Headers(file)
     reached = -1
     places: dict[str, tuple[int, int]] = {}
@@ -123,8 +120,8 @@ def _index_tar(
                 elif member.isreg() and not member.issparse():
                     places[member.name] = (member.offset_data, member.size)
                 described = _describe(archive, member, kind, tar.offset)
-                if member.isreg() and member.size <= MAX_BYTES and split_name(described.name)[1] in sidecars:
-                    contents[described.name] = cast("BinaryIO", tar.extractfile(member)).read()
+                if member.isreg() and sidecars.includes(described.name, member.size):
+                    sidecars.add(described.name, cast("BinaryIO", tar.extractfile(member)).read())
                 yield described
     except (tarfile.TarError, ValueError, RecursionError, *DAMAGE):
         headers.last_block = b""

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import pyarrow as pa
 
@@ -30,25 +30,33 @@ def split_name(name: str) -> tuple[str, str]:
     return folder + slash + key, extension.lower()
 
 
-def attach(members: Sequence[Candidate], contents: Mapping[str, bytes], extensions: Sequence[str]) -> list[Candidate]:
-    """Return the members without the sidecars of images, whose texts are the images' inputs now.
+class Sidecars:
+    """Sidecars of one archive: collected while its members are listed, then attached to their images."""
 
-    Args:
-        members: of one archive.
-        contents: bytes of the sidecars by member.
-        extensions: those of sidecars; in lower case, without a full stop before them.
-    """
-    columns = dict(zip(extensions, name_columns(extensions), strict=True))
-    texts: dict[str, dict[str, str | None]] = {}
-    for name, data in contents.items():
-        key, extension = split_name(name)
-        sample = texts.setdefault(key, dict.fromkeys(columns.values()))
-        sample[columns[extension]] = data.decode("utf-8", "replace").strip()
-    kept, used = [], set()
-    for member in members:
-        key, extension = split_name(member.name)
-        if extension not in columns and key in texts and member.reason is None:
-            used.add(key)
-            member = member._replace(inputs=texts[key])
-        kept.append(member)
-    return [member for member in kept if not (member.name in contents and split_name(member.name)[0] in used)]
+    def __init__(self, extensions: Sequence[str]) -> None:
+        """`extensions` are those of sidecars; in lower case, without a full stop before them."""
+        self._columns = dict(zip(extensions, name_columns(extensions), strict=True))
+        self._texts: dict[str, str] = {}
+
+    def includes(self, name: str, size: int) -> bool:
+        """Return whether a member of `size` bytes is a sidecar that is read."""
+        return size <= MAX_BYTES and split_name(name)[1] in self._columns
+
+    def add(self, name: str, data: bytes) -> None:
+        """Add the bytes of a sidecar."""
+        self._texts[name] = data.decode("utf-8", "replace").strip()
+
+    def attach(self, members: Sequence[Candidate]) -> list[Candidate]:
+        """Return the members without the sidecars of images, whose texts are the images' inputs now."""
+        inputs: dict[str, dict[str, str | None]] = {}
+        for name, text in self._texts.items():
+            key, extension = split_name(name)
+            inputs.setdefault(key, dict.fromkeys(self._columns.values()))[self._columns[extension]] = text
+        kept, used = [], set()
+        for member in members:
+            key, extension = split_name(member.name)
+            if extension not in self._columns and key in inputs and member.reason is None:
+                used.add(key)
+                member = member._replace(inputs=inputs[key])
+            kept.append(member)
+        return [member for member in kept if not (member.name in self._texts and split_name(member.name)[0] in used)]

@@ -11,12 +11,13 @@ import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
 from tlray import storage
 from tlray.errors import Code, FetchError
 from tlray.sources.candidates import Candidate, SourceKind, leads_outside, make_printable, strip_here
+from tlray.sources.sidecars import Sidecars
 
 _LOCAL = struct.Struct("<4s5H3I2H")
 _LOCAL_SIGNATURE = b"PK\x03\x04"
@@ -164,18 +165,16 @@ def _make(
     )
 
 
-def read_small(file: BinaryIO, members: Sequence[Candidate], max_bytes: int) -> dict[str, bytes]:
-    """Return the bytes of members of up to `max_bytes` by name, without those that cannot be read."""
-    contents = {}
+def read_sidecars(file: BinaryIO, members: Iterable[Candidate], sidecars: Sidecars) -> None:
+    """Collect the sidecars among the members, without those that cannot be read."""
     for member in members:
-        if member.source is SourceKind.ZIP and member.size is not None and member.size <= max_bytes:
+        if member.source is SourceKind.ZIP and member.size is not None and sidecars.includes(member.name, member.size):
             file.seek(member.offset or 0)
             head = file.read(get_span(member.length or 0))
             with contextlib.suppress(FetchError):
                 start = find_data(head)
                 data = head[start : start + (member.length or 0)]
-                contents[member.name] = unpack(head, data, member.size, member.crc32)
-    return contents
+                sidecars.add(member.name, unpack(head, data, member.size, member.crc32))
 
 
 def get_span(length: int) -> int:

@@ -29,7 +29,11 @@ class RowPredictions:
 
 
 def join_predictions(parts: Iterable[RowPredictions]) -> RowPredictions:
-    """Join the predictions of several batches or workers, ordered by row."""
+    """Join the predictions of several batches or workers, ordered by row; no row may be in two of them.
+
+    Raises:
+        ValueError: there are no parts.
+    """
     given = list(parts)
     rows, probabilities, feature_rows, features = (
         np.concatenate([getattr(part, field.name) for part in given]) for field in fields(RowPredictions)
