@@ -14,6 +14,8 @@ LONG_OPTIONS = [*BASE_OPTIONS, "--head-epochs", "5", "--finetune-epochs", "5", "
 LONG_OPTIONS += ["--views", "2", "--lr-head", "3e-4", "--lr-finetune", "1e-4", "--val-fraction", "0.2"]
 # low rates: at high ones a rounding difference in one step has grown beyond the tolerance ten epochs later
 
+TWO_WORKERS = ["--num-workers", "2", "--batch-size", "4"]
+
 LOSS_TOLERANCE = 1e-3
 
 
@@ -45,9 +47,8 @@ def small(tmp_path_factory, write_digits):
 
 @pytest.fixture(scope="session")
 def undisturbed(small, tmp_path_factory):
-    """The bundle of `LONG_OPTIONS` with 2 workers of 4, trained in peace."""
+    """The bundle of `LONG_OPTIONS` with 2 workers of 4, trained in peace, on a Ray of its own."""
     bundle = tmp_path_factory.mktemp("undisturbed") / "bundle"
-    run_tlray(
-        "train", "--data", str(small), "--output", str(bundle), *LONG_OPTIONS, "--num-workers", "2", "--batch-size", "4"
-    )
+    arguments = ["--data", str(small), "--output", str(bundle), *LONG_OPTIONS, *TWO_WORKERS]
+    run_tlray("train", *arguments, env={"RAY_ADDRESS": "local"})
     return bundle

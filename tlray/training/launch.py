@@ -200,8 +200,7 @@ class Launch:
                 callbacks=[make_controller_callback(self._channel)],
             ),
         )
-        if self._cluster.local:
-            spare_helpers(trainer)
+        spare_helpers(trainer)
         return trainer
 
 

@@ -50,6 +50,14 @@ def check_undisturbed(bundle, undisturbed):
 
 
 @pytest.mark.chaos
+def test_46_four_workers_train_as_two(tmp_path, small, undisturbed):
+    output = tmp_path / "bundle"
+    options = [*LONG_OPTIONS, "--num-workers", "4", "--batch-size", "2"]
+    run_tlray("train", "--data", str(small), "--output", str(output), *options)
+    check_same_history(read_history(output), read_history(undisturbed))
+
+
+@pytest.mark.chaos
 def test_a_workers_memory_does_not_grow_with_the_images(tmp_path):
     """Peak of a worker's own memory in phase 2, at 500 and at 4,000 images."""
     import numpy as np

@@ -1,0 +1,80 @@
+"""Faults 41 to 44: a training whose processes are killed goes on as if undisturbed, and no checkpoint is lost."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+from tests.entry.conftest import read_manifest, run_tlray
+from tests.faults.conftest import LONG_OPTIONS, TWO_WORKERS, check_same_history, read_history
+from tests.faults.processes import Watched, kill
+
+
+def test_41_workers_killed_and_stopped_dead(tmp_path, small, undisturbed):
+    """A killed worker, and one that is there but answers nothing: training goes on without a hand, as undisturbed."""
+    watched = Watched(
+        "train", "--data", str(small), "--output", str(tmp_path / "bundle"), *LONG_OPTIONS, *TWO_WORKERS,
+        "--collective-timeout", "10",
+    )  # fmt: skip
+    watched.wait_for("epoch 1/10 (head)")
+    kill(watched.find_workers()[0])
+    watched.wait_for("epoch 6/10 (finetune)")
+    watched.stop(watched.find_workers()[-1])
+    output = watched.finish()
+    assert output.count("workers were lost; 2 new ones go on after epoch") == 2
+    check_same_history(read_history(tmp_path / "bundle"), read_history(undisturbed))
+    ours, theirs = read_manifest(tmp_path / "bundle"), read_manifest(undisturbed)
+    assert ours["metrics"]["validation"]["accuracy"] == theirs["metrics"]["validation"]["accuracy"]
+
+
+def test_42_44_driver_killed_and_fewer_workers(tmp_path, small, undisturbed):
+    """Killed in each phase, the same command goes on: once with one worker of twice the batch, then with two again."""
+    output = tmp_path / "bundle"
+    options = ["--data", str(small), "--output", str(output), *LONG_OPTIONS]
+    watched = Watched("train", *options, *TWO_WORKERS)
+    watched.wait_for("epoch 3/10 (head)")
+    watched.kill_driver()
+    watched = Watched("train", *options, "--num-workers", "1", "--batch-size", "8")
+    watched.wait_for("epoch 7/10 (finetune)")
+    watched.kill_driver()
+    assert "with 1 workers" in watched.output
+    assert not output.exists()
+    last = run_tlray("train", *options, *TWO_WORKERS)
+    for told in (watched.output, last):
+        assert "an earlier run was stopped; going on after epoch" in told
+        assert "epoch 1/10" not in told
+    check_same_history(read_history(output), read_history(undisturbed))
+    assert not (tmp_path / "bundle-checkpoints").exists()
+
+
+WRITE_STATES = """
+import sys, numpy as np
+from tests.factories import make_epoch
+from tlray.training.checkpoint import TrainingState, save_state
+for epoch in range(1, 1000):
+    state = TrainingState(history=[make_epoch(number + 1) for number in range(epoch)])
+    state.weights = {"head/a/kernel": np.full(6_000_000, epoch, np.float32)}
+    save_state(sys.argv[1], state)
+    print(epoch, flush=True)
+"""
+
+
+def test_43_killed_while_saving(tmp_path):
+    from tlray.training.checkpoint import load_state
+
+    for _ in range(3):
+        writer = subprocess.Popen(
+            [sys.executable, "-c", WRITE_STATES, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True
+        )
+        done = [int(writer.stdout.readline()) for _ in range(3)][-1]
+        while not list((tmp_path / "run").glob("*/.*.partial")):
+            time.sleep(0.001)
+        writer.send_signal(signal.SIGKILL)
+        writer.communicate()
+        state = load_state(str(tmp_path / "run"))
+        assert state.epoch >= done
+        np.testing.assert_array_equal(state.weights["head/a/kernel"], np.full(6_000_000, state.epoch, np.float32))
+        shutil.rmtree(tmp_path / "run")
