@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 UNITS := not entry and not faults and not chaos
 JOBS := (entry or faults)
 # a test that hangs ends the run and says where
-HANG := -o faulthandler_timeout=1200 -o faulthandler_exit_on_timeout=true
+HANG := --override-ini faulthandler_timeout=1200 --override-ini faulthandler_exit_on_timeout=true
 
 .PHONY: demo test test-all lint format lock clean
 
