@@ -3,6 +3,7 @@ import gzip
 import io
 import lzma
 import tarfile
+import zipfile
 import zlib
 
 import numpy as np
@@ -198,11 +199,10 @@ def test_an_archive_that_is_gone_is_an_error(tmp_path):
     assert caught.value.code is Code.NOT_FOUND
 
 
-def test_gzip_members_are_one_stream_from_the_current_offset():
+def test_gzip_members_are_one_stream():
     pieces = [np.random.default_rng(seed).bytes(100_000) for seed in range(3)]
-    file = io.BytesIO(b"before" + b"".join(map(gzip.compress, [pieces[0], b"", pieces[1], pieces[2]])))
-    file.seek(len(b"before"))
-    assert open_unpacked(file, "a.tgz").read() == b"".join(pieces)
+    file = io.BytesIO(b"".join(map(gzip.compress, [pieces[0], b"", pieces[1], pieces[2]])))
+    assert open_unpacked(file).read() == b"".join(pieces)
 
 
 def test_an_unpacked_file_is_only_sought_forward():
@@ -226,11 +226,46 @@ def test_a_zip_bomb_is_unpacked_in_small_pieces():
 
 def test_a_cut_stream_ends_and_another_format_is_an_error():
     data = np.random.default_rng(0).bytes(10_000)
-    unpacked = open_unpacked(io.BytesIO(gzip.compress(data)[:5000]), "a.tar.gz").read()
+    unpacked = open_unpacked(io.BytesIO(gzip.compress(data)[:5000])).read()
     assert 4000 < len(unpacked) < 5000
     assert data.startswith(unpacked)
     with pytest.raises(zlib.error):
         Unpacked(io.BytesIO(b"<html>not found</html>")).read(1)
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
+@pytest.mark.parametrize("between", [b"", bytes(512), bytes(20_480)])
+def test_archives_that_were_put_together_are_read_as_one(tmp_path, name, between):
+    first, second = pack(dict(list(CONTENTS.items())[:2])), pack(dict(list(CONTENTS.items())[2:]))
+    entry = write(tmp_path / name, first + between + second)
+    members = index(entry)
+    assert [member.name for member in members] == list(CONTENTS)
+    unpacked = first + between + second
+    for member in members:
+        assert unpacked[member.offset :][: member.length] == CONTENTS[member.name]
+
+
+def test_what_follows_an_archive_and_is_none_is_told(tmp_path):
+    *members, rest = index(write(tmp_path / "a.tar", pack() + b"signed by somebody" * 100))
+    assert [member.name for member in members] == list(CONTENTS)
+    assert "damaged" in rest.reason
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.tar.bz2", "a.zip"])
+@pytest.mark.parametrize("packing", ["plain", "gzip", "zip"])
+def test_content_tells_what_an_archive_is(tmp_path, name, packing):
+    data = pack()
+    if packing == "gzip":
+        data = gzip.compress(data)
+    elif packing == "zip":
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as file:
+            for member, content in CONTENTS.items():
+                file.writestr(member, content)
+        data = buffer.getvalue()
+    (tmp_path / name).write_bytes(data)
+    plan = write_plan(str(tmp_path / "out"), find_candidates([str(tmp_path / name)], Selection()), {}, None)
+    assert [item.data for item in read_rows(plan.read(0, 10), 10_000, None)] == list(CONTENTS.values())
 
 
 PACKERS = {"tbz2": bz2.compress, "tar.bz2": bz2.compress, "tar.xz": lzma.compress, "txz": lzma.compress}
@@ -253,7 +288,7 @@ def test_other_packings_are_read_in_one_pass(tmp_path, kind):
     (entry,) = storage.list_files(str(path))
     members = index(entry)
     assert [member.name for member in members] == [f"in/{name}" for name in contents]
-    unpacked = open_unpacked(io.BytesIO(packed), str(path))
+    unpacked = open_unpacked(io.BytesIO(packed))
     for member, data in zip(members, contents.values(), strict=True):
         unpacked.seek(member.offset)
         assert unpacked.read(member.size) == data

@@ -130,12 +130,19 @@ def test_other_classes_than_the_training_sets_are_refused(photos):
 
 
 def test_hostile_names_are_names(tmp_path):
-    rows = [(name, "=x" if index % 2 else 'y,"\n') for index, name in enumerate(HOSTILE)]
+    rows = [(name, "=x" if index % 2 else 'y,"\nz') for index, name in enumerate(HOSTILE)]
     for name in HOSTILE:
         (tmp_path / name).write_bytes(b"x")
     classes, listed = list_rows(write_csv(tmp_path / "m.csv", rows))
-    assert classes == ("=x", 'y,"\n')
+    assert classes == ("=x", 'y,"\nz')
     assert sorted(listed) == sorted(rows)
+
+
+def test_blanks_around_a_label_are_dropped(photos):
+    rows = [("a.jpg", "cat"), ("b.jpg", " cat"), ("c.jpg", "cat "), ("d.jpg", "dog")]
+    classes, listed = list_rows(write_csv(photos / "m.csv", rows))
+    assert classes == ("cat", "dog")
+    assert [label for _, label in listed] == ["cat"] * 3 + ["dog"]
 
 
 def test_a_long_list_with_quoted_line_ends_is_read_to_its_end(tmp_path):

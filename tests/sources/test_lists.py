@@ -233,7 +233,8 @@ def test_own_columns_come_in_types_that_every_reader_knows(tmp_path):
     assert [str(kind) for kind in opened.types] == [
         "string", "string", "string", "timestamp[us]", "decimal128(20, 0)", "int16", "string", "list<item: string>"
     ]  # fmt: skip
-    assert lines[0] == ["a.jpg", "x", "x", moment, 2**64 - 1, 255, "01:02:03.000000", ["x"]]
+    microseconds = (moment - datetime.datetime(1970, 1, 1)) // datetime.timedelta(microseconds=1)
+    assert lines[0] == ["a.jpg", "x", "x", microseconds, 2**64 - 1, 255, "01:02:03.000000", ["x"]]
     assert lines[1] == ["b.jpg", "y", *[None] * 6]
 
 
@@ -305,3 +306,22 @@ def test_what_pythons_json_module_writes_is_read_back(tmp_path_factory, records)
             if kind == pa.string() and not isinstance(expected, str | None):
                 expected = json.dumps(expected, ensure_ascii=False)
             assert value == expected
+
+
+def test_times_beyond_pythons_are_kept(tmp_path):
+    """The year 9999 as "never", of which no zone may be a second later, and dates before the year 1."""
+    types = {"never": pa.timestamp("us", "Asia/Tokyo"), "day": pa.date32(), "zone": pa.timestamp("us", "Mars/Phobos")}
+    table = pa.table({"uri": ["a.jpg"]} | {name: pa.array([2**31 - 1], kind) for name, kind in types.items()})
+    table = table.set_column(1, "never", pa.array([253402300799999999], types["never"]))
+    pq.write_table(table, tmp_path / "a.parquet")
+    opened, (line,) = read(tmp_path / "a.parquet")
+    back = [pa.array([value], kind) for value, kind in zip(line[1:], opened.types[1:], strict=True)]
+    assert [one.equals(two.combine_chunks()) for one, two in zip(back, table.columns[1:], strict=True)] == [True] * 3
+
+
+def test_keys_of_json_are_text_that_can_be_written(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"uri": "a.jpg", "\\ud83d": 1}\n')
+    opened, lines = read(path)
+    assert opened.names == ("uri", "\ufffd")
+    assert lines == [["a.jpg", 1]]

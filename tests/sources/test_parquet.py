@@ -4,6 +4,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tlray import storage
+from tlray.errors import DataError
 from tlray.sources.candidates import SourceKind
 from tlray.sources.parquet import NotATableError, is_table, iter_images, read_table
 
@@ -88,3 +89,29 @@ def test_images_come_in_the_order_of_their_rows(tmp_path, rows):
     entry = write(tmp_path / "t.parquet", {"n": list(range(200)), "image": IMAGES}, row_group_size=90)
     found = list(iter_images(entry.uri, "image", np.array(rows, np.int64)))
     assert found == [IMAGES[row] for row in rows]
+
+
+def test_of_columns_of_one_name_the_first_is_taken_and_two_of_images_are_refused(tmp_path):
+    arrays = [pa.array(["one"]), pa.array(["two"]), pa.array(IMAGES[:1])]
+    pq.write_table(pa.Table.from_arrays(arrays, ["x", "x", "image"]), tmp_path / "t.parquet")
+    (entry,) = storage.list_files(str(tmp_path / "t.parquet"))
+    _, rows = read_table(entry, "image")
+    assert [row.inputs for row in rows] == [{"input_x": "one"}]
+    pq.write_table(pa.Table.from_arrays([arrays[2], arrays[2]], ["image", "image"]), tmp_path / "t.parquet")
+    with pytest.raises(NotATableError, match="2 columns 'image'; rename all but one"):
+        read_table(entry, "image")
+
+
+def test_text_that_is_not_utf8_is_mended_and_damage_is_one_sentence(tmp_path):
+    text = pa.array([b"caf\xe9"]).view(pa.string())
+    entry = write(tmp_path / "t.parquet", {"x": text, "image": IMAGES[:1]})
+    _, rows = read_table(entry, "image")
+    assert [row.inputs for row in rows] == [{"input_x": "caf\ufffd"}]
+    numbers = np.arange(5000)
+    entry = write(tmp_path / "t.parquet", {"n": numbers, "image": [b"x"] * 5000}, use_dictionary=False)
+    data = bytearray((tmp_path / "t.parquet").read_bytes())
+    data[100:1000] = bytes(900)
+    (tmp_path / "t.parquet").write_bytes(data)
+    _, rows = read_table(entry, "image")
+    with pytest.raises(DataError, match="t.parquet cannot be read to its end: .*; copy it again"):
+        list(rows)

@@ -55,6 +55,15 @@ def test_what_lies_beside_an_image_is_in_its_row(tmp_path, name):
     assert plan.measures.num_excluded == 2  # the sidecar without an image, and the one that is too large
 
 
+def test_members_of_one_name_have_a_sidecar_each():
+    names = ["a.jpg", "a.CLS", "a.jpg", "a.cls", "a.jpg"]
+    sidecars = Sidecars(["cls"])
+    sidecars.add("a.CLS", b"0")
+    sidecars.add("a.cls", b"1")
+    attached = sidecars.attach([Candidate(f"a.tar#{name}", name) for name in names])
+    assert [member.inputs for member in attached] == [{"input_cls": "0"}, {"input_cls": "1"}, {"input_cls": None}]
+
+
 def test_without_the_option_they_are_left_out_as_other_files(tmp_path):
     found = find_candidates([write_archive(tmp_path / "a.tar")], Selection())
     assert found.fields == []

@@ -76,6 +76,18 @@ def test_an_archive_may_begin_with_something_else(tmp_path):
     assert [read(data, candidate) for candidate in found] == list(CONTENTS.values())
 
 
+def test_an_archive_before_an_archive_is_told(tmp_path):
+    first, *found = index(tmp_path, pack()[0] + pack()[0])
+    assert "another archive stands before this one" in first.reason
+    assert len(found) == len(CONTENTS)
+
+
+def test_members_before_a_file_that_lost_its_front_are_cut(tmp_path):
+    found = index(tmp_path, pack()[0][200:])
+    assert {candidate.source for candidate in found} == {SourceKind.ZIP, SourceKind.CUT}
+    assert found[0].source is SourceKind.CUT
+
+
 def test_an_empty_archive_has_no_members(tmp_path):
     assert index(tmp_path, pack({})[0]) == []
 

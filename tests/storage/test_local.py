@@ -311,3 +311,21 @@ def test_writing_is_tried_in_folders_that_exist(tmp_path):
     local.put(str(tmp_path / "file"), b"")
     for name in ("none", "file"):
         assert get_code(local.try_writing, str(tmp_path / name)) is Code.NOT_FOUND
+
+
+def test_a_link_that_leads_nowhere_is_one_entry(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    (tmp_path / "self").symlink_to("self")
+    (tmp_path / "through").symlink_to("a.jpg/x")
+    entries = {entry.name: entry.unreadable for entry in local.iter_files(str(tmp_path))}
+    assert entries.pop("a.jpg") is None
+    assert entries.keys() == {"self", "through"}
+    assert all(reason.startswith("its status cannot be read: ") for reason in entries.values())
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for path in (tmp_path / "pipe.jpg", Path("/dev/zero")):
+        with pytest.raises(FetchError, match="not a plain file") as caught:
+            local.read(Request(str(path)))
+        assert caught.value.code == Code.UNSUPPORTED

@@ -23,6 +23,8 @@ from tlray.storage.files import ReadOnlyFile
 
 _CHUNK_BYTES = 2**20
 _GZIP = 16 + zlib.MAX_WBITS
+_SIGNATURES = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\3\4": "zip"}
+_TAR_SIGNATURE = slice(257, 262)
 
 _EXTENSIONS = r"\.(?:tar|tar\.gz|tar\.bz2|tar\.xz|tar\.zst|tgz|tbz|tbz2|txz|tzst|zip)"
 _ARCHIVE = re.compile(_EXTENSIONS + "$", re.IGNORECASE)
@@ -64,29 +66,29 @@ def index(archive: storage.Entry, sidecars: Sequence[str] = ()) -> list[Candidat
     Raises:
         FetchError: the archive cannot be read.
     """
-    kind = _get_kind(archive.uri)
     collected = Sidecars(sidecars)
     with storage.open_file(archive.uri) as file:
+        kind = _find_kind(file, archive.uri)
         if kind is SourceKind.ZIP:
             members = list(zips.index(archive, file))
             zips.read_sidecars(file, members, collected)
         else:
-            plain = file if kind is SourceKind.TAR else open_unpacked(file, archive.uri)
+            plain = file if kind is SourceKind.TAR else open_unpacked(file)
             members = list(_index_tar(archive, plain, kind, collected))
     if kind is SourceKind.TAR_PACKED:  # a hard link behind its target, so that one pass reads both
         members.sort(key=lambda member: (member.offset is None, member.offset or 0))
     return collected.attach(members) if sidecars else members
 
 
-def open_unpacked(file: BinaryIO, uri: str) -> BinaryIO:
-    """Open the unpacked content of a packed archive, whose name tells the packing, to be read forward with a buffer."""
-    name = uri.lower()
+def open_unpacked(file: BinaryIO) -> BinaryIO:
+    """Open the unpacked content of a packed archive, to be read forward with a buffer."""
+    packing = _find_packing(file)
     unpacked: ForwardFile
-    if name.endswith(("bz2", "tbz")):
+    if packing == "bzip2":
         unpacked = ForwardFile(bz2.BZ2File(file))
-    elif name.endswith("xz"):
+    elif packing == "xz":
         unpacked = ForwardFile(lzma.LZMAFile(file))  # noqa: SIM115  (it goes with the file)
-    elif name.endswith("zst"):
+    elif packing == "zstd":
         import pyarrow as pa
 
         unpacked = ForwardFile(pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd"))
@@ -95,38 +97,53 @@ def open_unpacked(file: BinaryIO, uri: str) -> BinaryIO:
     return io.BufferedReader(cast("io.FileIO", unpacked), _BUFFER_BYTES)
 
 
-def _get_kind(uri: str) -> SourceKind:
-    name = uri.lower()
+def _find_packing(file: BinaryIO) -> str:
+    """Return how a file is packed, by its first bytes: `tar` or nothing if it is not; it is at its start again."""
+    file.seek(0)
+    head = file.read(tarfile.BLOCKSIZE)
+    file.seek(0)
+    found = next((packing for signature, packing in _SIGNATURES.items() if head.startswith(signature)), "")
+    return found or ("tar" if head[_TAR_SIGNATURE] == b"ustar" else "")
+
+
+def _find_kind(file: BinaryIO, uri: str) -> SourceKind:
+    """Return an archive's kind: by its content, or by its extension if the content is of no known kind."""
+    packing, name = _find_packing(file), uri.lower()
+    if packing in ("zip", "tar"):
+        return SourceKind.ZIP if packing == "zip" else SourceKind.TAR
+    if packing:
+        return SourceKind.TAR_PACKED
     return (
         SourceKind.ZIP if name.endswith(".zip") else SourceKind.TAR if name.endswith(".tar") else SourceKind.TAR_PACKED
     )
 
 
 def _index_tar(archive: storage.Entry, file: BinaryIO, kind: SourceKind, sidecars: Sidecars) -> Iterator[Candidate]:
-    """Yield the members, and collect the sidecars among them."""
+    """Yield the members, and collect the sidecars among them; archives that were put together are read as one."""
     headers = _Headers(file)
     reached = -1
     places: dict[str, tuple[int, int]] = {}
     try:
-        with tarfile.open(fileobj=cast("BinaryIO", headers), mode="r:") as tar:
-            while (member := tar.next()) is not None:
-                if member.size < 0 or member.offset_data <= reached:
-                    raise tarfile.HeaderError("sizes that lead backwards")
-                reached = member.offset_data
-                tar.members = []  # type: ignore[attr-defined]  # it would keep every header
-                if member.islnk() and member.linkname in places:  # another name for bytes in the same archive
-                    member.type = tarfile.REGTYPE
-                    member.offset_data, member.size = places[member.linkname]
-                elif member.isreg() and not member.issparse():
-                    places[member.name] = (member.offset_data, member.size)
-                described = _describe(archive, member, kind, tar.offset)
-                if member.isreg() and sidecars.includes(described.name, member.size):
-                    sidecars.add(described.name, cast("BinaryIO", tar.extractfile(member)).read())
-                yield described
+        while not headers.is_exhausted():
+            with tarfile.open(fileobj=cast("BinaryIO", headers), mode="r:") as tar:
+                while (member := tar.next()) is not None:
+                    if member.size < 0 or member.offset_data <= reached:
+                        raise tarfile.HeaderError("sizes that lead backwards")
+                    reached = member.offset_data
+                    tar.members = []  # type: ignore[attr-defined]  # it would keep every header
+                    if member.islnk() and member.linkname in places:  # another name for bytes in the same archive
+                        member.type = tarfile.REGTYPE
+                        member.offset_data, member.size = places[member.linkname]
+                    elif member.isreg() and not member.issparse():
+                        places[member.name] = (member.offset_data, member.size)
+                    described = _describe(archive, member, kind, tar.offset)
+                    if member.isreg() and sidecars.includes(described.name, member.size):
+                        sidecars.add(described.name, cast("BinaryIO", tar.extractfile(member)).read())
+                    yield described
+            # an archive ends with a block of zeros; anything else is a damaged header or a missing end
+            if headers.last_block != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.HeaderError("no end")
     except (tarfile.TarError, ValueError, RecursionError, *DAMAGE):
-        headers.last_block = b""
-    # an archive ends with a block of zeros; anything else is a damaged header or a missing end
-    if headers.last_block != bytes(tarfile.BLOCKSIZE):
         yield Candidate(archive.uri, archive.name, reason=_CUT)
 
 
@@ -151,24 +168,35 @@ class _Headers:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
+        self._ahead = b""
         self.last_block = b""
+
+    def is_exhausted(self) -> bool:
+        """Return whether nothing but zeros follows; else the next read begins behind them."""
+        while block := self._file.read(tarfile.BLOCKSIZE):
+            if any(block):
+                self._ahead = block
+                return False
+        return self._file.tell() > 0
 
     def read(self, size: int) -> bytes:
         """Read a header or its extension."""
         if size > _MAX_HEADER_BYTES:
             raise tarfile.HeaderError("a header of more than a mebibyte")
-        data = self._file.read(size)
+        data, self._ahead = self._ahead[:size], self._ahead[size:]
+        data += self._file.read(size - len(data))
         if size >= tarfile.BLOCKSIZE:
             self.last_block = data
         return data
 
     def seek(self, offset: int) -> int:
         """Move to an offset."""
+        self._ahead = b""
         return self._file.seek(offset)
 
     def tell(self) -> int:
         """Return the current offset."""
-        return self._file.tell()
+        return self._file.tell() - len(self._ahead)
 
 
 def _describe(archive: storage.Entry, member: tarfile.TarInfo, kind: SourceKind, end: int) -> Candidate:

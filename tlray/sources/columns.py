@@ -96,6 +96,25 @@ def convert(column: pa.Array, kind: pa.DataType) -> pa.Array:
         return pa.array([make_text(value) for value in column.to_pylist()], pa.string()).cast(kind)
 
 
+def list_values(column: pa.Array, kind: pa.DataType) -> list[Any]:
+    """Return the values of a column after `convert`, each as Arrow takes it back for that type.
+
+    Times are counts of their unit, since Python's own end with the year 9999; text that is not UTF-8 is mended.
+    """
+    if column.type == kind == _TEXT:
+        try:
+            return list(column.to_pylist())
+        except UnicodeDecodeError:
+            raw = column.cast(pa.binary()).to_pylist()
+            return [None if value is None else value.decode("utf-8", "replace") for value in raw]
+    converted = convert(column, kind)
+    if kinds.is_timestamp(kind):
+        converted = converted.cast(pa.int64())
+    elif kinds.is_date32(kind):
+        converted = converted.cast(pa.int32())
+    return list(converted.to_pylist())
+
+
 def _loses_nanoseconds(kind: pa.DataType) -> bool:
     return "[ns" in str(kind)
 

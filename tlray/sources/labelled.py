@@ -182,10 +182,11 @@ def name_some(names: Sequence[str]) -> str:
 
 
 def _iter_lines(opened: lists.ListFile) -> Iterator[tuple[int, str, str]]:
-    """Yield the number, address and label of each line, empty where missing."""
+    """Yield the number, address and label of each line, empty where missing; blanks around a label are dropped."""
     uri, label = opened.names.index(URI), opened.names.index(LABEL)
     for number, values in opened.lines:
-        yield number, *((values[uri] or "", _compose(values[label] or "")) if values is not None else ("", ""))
+        address, name = (values[uri] or "", values[label] or "") if values is not None else ("", "")
+        yield number, address, _compose(name.strip())
 
 
 def _sort_lines(base: str, lines: Iterator[tuple[int, str, str]]) -> tuple[dict[str, list[storage.Entry]], list[str]]:
@@ -202,7 +203,7 @@ def _sort_lines(base: str, lines: Iterator[tuple[int, str, str]]) -> tuple[dict[
             faults.setdefault(": " + reason.partition(";")[0], []).append(storage.redact(uri))
         elif archives.split_member(address) is not None:
             faults.setdefault(" in archives, which only predict looks into", []).append(uri)
-        elif not label.strip():
+        elif not label:
             faults.setdefault(" without a label", []).append(uri)
         elif labels.setdefault(address, label) != label:
             faults.setdefault(" under two labels", []).append(f"{uri}: {labels[address]}, {label}")

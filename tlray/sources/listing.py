@@ -25,7 +25,11 @@ from tlray.sources.sidecars import make_fields
 
 _INDEX_THREADS = 16
 _CHECKED_LINES = 100
-_NO_IMAGES = (".txt", ".lst", ".json", ".xls", ".xlsx", ".xml", ".yaml", ".yml")
+_PACKED = (".bz2", ".xz", ".zst", ".zip")
+_NO_IMAGES = (
+    ".txt", ".lst", ".json", ".xls", ".xlsx", ".xml", ".yaml", ".yml", ".feather", ".arrow", ".orc",
+    *(f".{kind}{packed}" for kind in ("csv", "tsv", "jsonl", "ndjson", "json", "txt") for packed in (*_PACKED, ".gz")),
+)  # fmt: skip
 """Extensions of files that people give as lists, and that are not read as such."""
 
 

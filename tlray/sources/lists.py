@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from tlray import storage
 from tlray.errors import UNREACHABLE, DataError, FetchError, StoppedError
 from tlray.images import formats
-from tlray.sources.columns import convert, make_portable, make_text
+from tlray.sources.columns import list_values, make_portable, make_text
 
 DELIMITED = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 _JSON = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
@@ -98,7 +98,7 @@ def open_list(uri: str, address: str, *, as_text: Sequence[str] = ()) -> ListFil
 def _guard(uri: str, lines: Iterator[tuple[int, Values | None]]) -> Iterator[tuple[int, Values | None]]:
     try:
         yield from lines
-    except (pa.ArrowException, FetchError, OSError, UnicodeError, _LineError) as error:
+    except (pa.ArrowException, FetchError, OSError, ValueError, OverflowError) as error:
         raise _explain(uri, error) from None
 
 
@@ -337,7 +337,12 @@ def _iter_json(uri: str) -> Iterator[tuple[int, dict[str, Any] | None]]:
         if not isinstance(record, dict):
             fault = "a JSON array; write each object on a line of its own (jq -c '.[]')"
             raise _LineError(number, fault if isinstance(record, list) else "no JSON object")
-        yield number, record
+        yield (
+            number,
+            record
+            if line.isascii() and "\\u" not in line
+            else {_SURROGATE.sub("\ufffd", name): value for name, value in record.items()},
+        )
 
 
 # ---- Parquet --------------------------------------------------------------------------------------------------------
@@ -356,7 +361,7 @@ def _open_parquet(uri: str, address: str, text: set[str]) -> ListFile:
 def _iter_table(file: pq.ParquetFile, types: tuple[pa.DataType, ...]) -> Iterator[tuple[int, Values | None]]:
     number = 0
     for batch in file.iter_batches(_ROWS):
-        columns = [convert(column, kind).to_pylist() for column, kind in zip(batch.columns, types, strict=True)]
+        columns = [list_values(column, kind) for column, kind in zip(batch.columns, types, strict=True)]
         for values in zip(*columns, strict=True):
             number += 1
             yield number, values

@@ -109,6 +109,8 @@ def check_address(typed: str, base: str, allow: Sequence[str]) -> tuple[str, str
         allow: as in `read_manifest`.
     """
     written, typed = typed, _normalize(typed, base)
+    if "\0" in typed:
+        return written, "an address that holds a null character"
     scheme, separator, rest = typed.partition("://")
     if separator and scheme != "s3":
         return written, f"the scheme {lists.shorten(scheme)}:// is not allowed in a manifest; s3:// and paths are"

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from tlray import storage
 from tlray.errors import UNREACHABLE, DataError, FetchError, StoppedError
 from tlray.sources.candidates import Candidate, SourceKind
-from tlray.sources.columns import convert, make_portable, name_columns
+from tlray.sources.columns import list_values, make_portable, name_columns
 
 _ROWS = 8192
 
@@ -39,12 +39,16 @@ def read_table(entry: storage.Entry, image_column: str) -> tuple[list[pa.Field],
     """
     try:
         file = pq.ParquetFile(storage.open_arrow(entry.uri))
+        schema = file.schema_arrow
     except FetchError as error:
         kind = StoppedError if error.code in UNREACHABLE else NotATableError
         raise kind(f"{entry.uri} cannot be read: {error}") from None
     except (pa.ArrowException, OSError) as error:
         raise NotATableError(f"{entry.uri} cannot be read as Parquet: {storage.redact(str(error))}") from None
-    schema = file.schema_arrow
+    except UnicodeDecodeError:
+        raise NotATableError(f"{entry.uri} cannot be read as Parquet: its schema is damaged") from None
+    if (count := schema.names.count(image_column)) > 1:
+        raise NotATableError(f"{entry.uri} has {count} columns {image_column!r}; rename all but one")
     if image_column not in schema.names or not _holds_bytes(schema.field(image_column).type):
         allowed = "a column of binary values, or of structs with binary `bytes`"
         told = ", ".join(f"{field.name} {field.type}" for field in schema)
@@ -62,16 +66,27 @@ def _read_rows(
     entry: storage.Entry, file: pq.ParquetFile, names: list[str], fields: list[pa.Field]
 ) -> Iterator[Candidate]:
     row = 0
-    for batch in file.iter_batches(_ROWS, columns=names) if names else ():
-        columns = [
-            convert(batch.column(name), field.type).to_pylist() for name, field in zip(names, fields, strict=True)
-        ]
-        for values in zip(*columns, strict=True):
-            own = {field.name: value for field, value in zip(fields, values, strict=True)}
-            yield _describe(entry, row, own)
-            row += 1
+    for values in _iter_own(entry, file, names, fields) if names else ():
+        yield _describe(entry, row, {field.name: value for field, value in zip(fields, values, strict=True)})
+        row += 1
     for number in range(row, file.metadata.num_rows):
         yield _describe(entry, number, None)
+
+
+def _iter_own(
+    entry: storage.Entry, file: pq.ParquetFile, names: list[str], fields: list[pa.Field]
+) -> Iterator[tuple[object, ...]]:
+    """Yield the values of a row's own columns; of columns of one name, those of the first."""
+    try:
+        for batch in file.iter_batches(_ROWS, columns=names):
+            found = batch.schema.names
+            columns = [
+                list_values(batch.column(found.index(name)), field.type)
+                for name, field in zip(names, fields, strict=True)
+            ]
+            yield from zip(*columns, strict=True)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{entry.uri} cannot be read to its end: {storage.redact(str(error))}; copy it again") from None
 
 
 def _describe(entry: storage.Entry, row: int, inputs: dict[str, object] | None) -> Candidate:

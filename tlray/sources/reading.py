@@ -147,14 +147,14 @@ def _read_stream(archive: str, rows: list[PlannedRow], max_bytes: int) -> Iterat
     try:
         _check_unchanged(archive, rows[0])
         with storage.open_file(archive) as file:
-            unpacked = archives.open_unpacked(file, archive)
+            unpacked = archives.open_unpacked(file)
             last: tuple[int, bytes | FetchError] = (-1, b"")
             for row in rows:
                 early = _answer_early(row, max_bytes)
                 if early is None and row.start != last[0]:  # a hard link has the bytes of the member before
                     if row.start < unpacked.tell():  # a manifest may name members in any order
                         file.seek(0)
-                        unpacked = archives.open_unpacked(file, archive)
+                        unpacked = archives.open_unpacked(file)
                     last = (row.start, _read_member(unpacked, row))
                 yield early or Fetched(last[1], 0)
                 answered += 1

@@ -30,6 +30,7 @@ _UNICODE_PATH = 0x7075
 _READ_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)
 _OTHER_METHODS = {9: SourceKind.DEFLATE64, 14: SourceKind.LZMA, 93: SourceKind.ZSTANDARD}
 _CHUNK_BYTES = 2**20
+_BEFORE = "another archive stands before this one in the file; its members are not listed"
 _CUT = "the archive is cut short or damaged; its directory is missing, and any further members cannot be listed"
 
 
@@ -40,6 +41,9 @@ def index(archive: storage.Entry, file: BinaryIO) -> Iterator[Candidate]:
     except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error):
         yield from _recover(archive, file)
         return
+    file.seek(0)
+    if members and file.read(4) == _LOCAL_SIGNATURE and all(member.header_offset > 0 for member in members):
+        yield Candidate(archive.uri, archive.name, reason=_BEFORE)
     for member in members:
         found = _read_name(member)
         name = make_printable(_normalize(found))
@@ -52,7 +56,7 @@ def index(archive: storage.Entry, file: BinaryIO) -> Iterator[Candidate]:
             source = SourceKind.LINK
         elif member.flag_bits & _ENCRYPTED:
             source = SourceKind.ENCRYPTED
-        elif member.header_offset + member.compress_size > archive.size:
+        elif not 0 <= member.header_offset <= archive.size - member.compress_size:
             source = SourceKind.CUT
         elif member.compress_type not in _READ_METHODS:
             source = _OTHER_METHODS.get(member.compress_type, SourceKind.OTHER_METHOD)

@@ -41,7 +41,7 @@ def _walk(folder: str, prefix: str, seen: set[tuple[int, int]]) -> Iterator[Entr
         seen.add((status.st_dev, status.st_ino))
         with os.scandir(folder) as entries:
             # a folder sorts with its slash: S3 lists keys in this order
-            ordered = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in entries)
+            ordered = sorted(f"{entry.name}/" if _is_folder(entry) else entry.name for entry in entries)
     except OSError as error:
         if not prefix:
             raise DataError(f"{folder} cannot be listed: {error.strerror}; give a folder that you may read") from None
@@ -52,6 +52,14 @@ def _walk(folder: str, prefix: str, seen: set[tuple[int, int]]) -> Iterator[Entr
             yield from _walk(join(folder, name[:-1]), prefix + name, seen)
         else:
             yield _stat(join(folder, name), prefix + name)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a folder or a link to one; a link that leads nowhere is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _stat(path: str, name: str) -> Entry:
@@ -111,15 +119,22 @@ def read(request: Request) -> bytes:
     """Read a file, or a range of it.
 
     Raises:
-        FetchError: NOT_FOUND, DENIED, TIMEOUT, CHANGED or TOO_LARGE.
+        FetchError: NOT_FOUND, DENIED, TIMEOUT, CHANGED, TOO_LARGE, or UNSUPPORTED if it is not a plain file.
     """
-    with explain(), open(request.uri, "rb", buffering=0) as file:  # noqa: PTH123
+    with explain(), open(request.uri, "rb", buffering=0, opener=_open_now) as file:
         status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise FetchError(Code.UNSUPPORTED, "not a plain file")
         check_unchanged(request, status.st_size, None, status.st_mtime_ns)
         if request.length is None:
             check_size(request, status.st_size)
             return file.readall()
         return _read_range(file.fileno(), request.offset or 0, request.length)
+
+
+def _open_now(path: str, flags: int) -> int:
+    """Open a file without waiting, as for somebody who writes into a pipe."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 @contextlib.contextmanager
