@@ -113,5 +113,5 @@ def test_text_that_is_not_utf8_is_mended_and_damage_is_one_sentence(tmp_path):
     data[100:1000] = bytes(900)
     (tmp_path / "t.parquet").write_bytes(data)
     _, rows = read_table(entry, "image")
-    with pytest.raises(DataError, match="t.parquet cannot be read to its end: .*; copy it again"):
+    with pytest.raises(DataError, match=r"t\.parquet cannot be read to its end: .*; copy it again"):
         list(rows)

@@ -97,12 +97,16 @@ def _decode(data: bytes, image_size_px: int, limits: Limits) -> Decoded:
             image.draft("RGB", (image_size_px, image_size_px))
         tags = dict(image.tag_v2) if isinstance(image, TiffImageFile) else None  # loading drops some
         profile = image.info.get("icc_profile")
+        drawn = image.tile[0][1] if image.tile and image.format == "GIF" else None
         image.load()
         if image.format == "PNG":
             orientation = _read_orientation(image)
+            _check_png(image, data)
         if orientation >= 5:
             width, height = height, width
         flat = flatten(image, tags)
+        if drawn not in (None, (0, 0, *image.size)) and "transparency" not in image.info:
+            flat = _lay_on_white(flat, drawn)
         for turn in _UPRIGHT.get(orientation, ()):
             flat = flat.transpose(turn)
         square = flat.resize((image_size_px, image_size_px), Image.Resampling.BILINEAR)
@@ -112,6 +116,31 @@ def _decode(data: bytes, image_size_px: int, limits: Limits) -> Decoded:
     except Exception as error:  # decoders of hostile bytes raise anything: OSError, ValueError, struct.error, ...
         raise _explain(data, error, str(image.format), width, height) from None
     return Decoded(pixels, width, height)
+
+
+def _check_png(image: Image.Image, data: bytes) -> None:
+    """Scale a transparent grey of fewer than 8 bits, since Pillow scales pixels alone; check that no row is missing.
+
+    Raises:
+        ImageError: TRUNCATED, or UNSUPPORTED: a transparent colour of 16 bits a sample, of which Pillow keeps 8.
+    """
+    bits, key = formats.get_png_bits(data), image.info.get("transparency")
+    if isinstance(key, tuple) and bits == 16:
+        raise ImageError(
+            Code.UNSUPPORTED, "a PNG of 16 bits a sample with a transparent colour is not read; save it as RGBA"
+        )
+    if isinstance(key, int) and bits < 8 and image.mode in ("1", "L"):
+        image.info["transparency"] = key * 255 // (2**bits - 1)
+    width, height = image.size
+    if image.crop((0, height - 1, width, height)).getbbox() is None and not formats.has_all_rows(data):
+        raise ImageError(Code.TRUNCATED, "PNG cannot be decoded: its pixels end before its last row")
+
+
+def _lay_on_white(image: Image.Image, drawn: tuple[int, int, int, int]) -> Image.Image:
+    """Return a picture whose pixels outside the drawn rectangle are white, as of an animation's small first frame."""
+    canvas = Image.new(image.mode, image.size, "white")
+    canvas.paste(image.crop(drawn), drawn[:2])
+    return canvas
 
 
 def _open(data: bytes) -> ImageFile.ImageFile:
@@ -138,6 +167,8 @@ def _explain(
         return ImageError(Code.TRUNCATED, f"{name} cannot be decoded: {reason}", width, height)
     if name == "TIFF" and (tags := tiff.read_tags(data)) and (width is None or not tiff.is_read(tags)):
         return ImageError(Code.UNSUPPORTED, f"{tiff.describe(tags)} is not read; save it as 8-bit TIFF or PNG")
+    if "unsupported" in str(error).lower():
+        return ImageError(Code.UNSUPPORTED, f"this kind of {name} is not read ({error}); save it as 8-bit JPEG or PNG")
     reason = str(error) if width else "its header cannot be read"
     return ImageError(Code.CORRUPT, f"{name} cannot be decoded: {reason}", width, height)
 

@@ -71,6 +71,7 @@ def _compose(image: Image.Image) -> Image.Image:
     mode = "L" if image.mode in ("LA", "La") else "RGB"
 
     def compose(strip: Image.Image) -> Image.Image:
+        strip = strip.convert("LA") if strip.mode == "La" else strip  # Pillow goes from La nowhere else
         rgba = strip.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert(mode)
@@ -83,9 +84,12 @@ def _flatten_deep(image: Image.Image, tags: tiff.Tags | None) -> Image.Image:
     low, high = _find_range(image, tags)
     transparent = image.info.get("transparency")
     inverted = tags is not None and tiff.is_white_zero(tags)
+    signed = tags is None or not tiff.is_unsigned(tags)
 
     def scale(strip: Image.Image) -> Image.Image:
         samples = np.asarray(strip)
+        if samples.dtype == np.int32 and not signed:  # as Pillow holds unsigned ones of 32 bits
+            samples = samples.view(np.uint32)
         if (low, high) == (0, 65535):
             grey = (np.clip(samples, 0, 65535).astype(np.int32) >> 8).astype(np.uint8)
         else:
@@ -105,17 +109,19 @@ def _find_range(image: Image.Image, tags: tiff.Tags | None) -> tuple[float, floa
     Raises:
         ImageError: UNSUPPORTED, nothing tells them.
     """
-    if tags is None:  # Pillow brings the integers of other formats to 16 bits
-        return (0.0, 1.0) if image.mode == "F" else (0, 65535)
-    if (declared := tiff.get_range(tags)) is not None:
+    if tags is None and image.mode != "F":  # Pillow brings the integers of other formats to 16 bits
+        return 0, 65535
+    if tags is not None and (declared := tiff.get_range(tags)) is not None:
         return declared
     darkest, brightest = _get_extremes(image)
     if image.mode == "F":
         if darkest >= 0 and brightest <= 1:
             return 0.0, 1.0
-        raise _make_error(
-            tags, f"they lie between {darkest:g} and {brightest:g}, and no tag tells which value is white"
-        )
+        fault = f"they lie between {darkest:g} and {brightest:g}, and nothing tells which value is white"
+        raise _make_error(tags, fault)
+    assert tags is not None
+    if 8 < tiff.get_bits(tags) < 16 and tiff.is_unsigned(tags):
+        return 0, 2 ** tiff.get_bits(tags) - 1
     if not tiff.is_unsigned(tags) or tiff.get_bits(tags) > 16:
         raise _make_error(tags, "no tag tells which value is white")
     if 0 < brightest < _TWELVE_BITS:
@@ -134,8 +140,9 @@ def _get_extremes(image: Image.Image) -> tuple[float, float]:
     return low, high
 
 
-def _make_error(tags: tiff.Tags, reason: str) -> ImageError:
-    return ImageError(Code.UNSUPPORTED, f"{tiff.describe(tags)} is not read: {reason}; save it as 8-bit TIFF or PNG")
+def _make_error(tags: tiff.Tags | None, reason: str) -> ImageError:
+    kind = "an image of float samples" if tags is None else tiff.describe(tags)
+    return ImageError(Code.UNSUPPORTED, f"{kind} is not read: {reason}; save it as 8-bit TIFF or PNG")
 
 
 def _convert_in_strips(image: Image.Image, mode: str, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:

@@ -54,6 +54,7 @@ _OTHERS = {
 }
 _BOXES = {b"crx ": "a Canon raw file", b"jxl ": "a JPEG XL image", b"qt  ": "a video", b"isom": "a video"}
 _BOXES |= {b"mp41": "a video", b"mp42": "a video", b"M4V ": "a video"}
+_CHUNK_BYTES = 2**20
 _LOSSLESS, _JPEG_LS = 0xC3, 0xF7
 _FRAMES = (0xC0, 0xC1, 0xC2, _LOSSLESS, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF, _JPEG_LS)
 _SCAN = 0xDA
@@ -86,6 +87,8 @@ def find_unread_kind(data: bytes) -> str | None:
     name = sniff(data)
     if name == "JPEG":
         return _find_unread_jpeg(data)
+    if name == "PNG" and data[12:16] == b"CgBI":
+        return "a PNG in the form of Apple's apps (CgBI)"
     if name == "TIFF":
         if data[8:10] == b"CR":
             return "a Canon raw file"
@@ -151,6 +154,10 @@ def is_cut_short(data: bytes, error: Exception) -> bool:
         return len(data) < 6 or len(data) < int(struct.unpack("<I", data[2:6])[0])
     if name in ("HEIF", "AVIF"):
         return _is_box_cut_short(data)
+    if name == "TIFF":
+        return tiff.is_cut_short(data)
+    if name == "JPEG2000":
+        return b"\xff\xd9" not in data  # the end of its code stream (ITU-T T.800, A.4.4), which no data contain
     text = str(error).lower()
     return isinstance(error, EOFError | struct.error) or any(
         sign in text for sign in ("truncated", "unexpected end", "not enough", "read beyond")
@@ -189,6 +196,34 @@ def find_damaged_chunk(data: bytes) -> str | None:
             if zlib.crc32(memoryview(data)[start + 4 : stop - 4]) != expected:
                 return name.decode()
     return None
+
+
+def get_png_bits(data: bytes) -> int:
+    """Return the bits of a sample of a PNG."""
+    return data[24]
+
+
+_INTERLACED = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+"""First column and row, and steps to the next ones, of the passes of an interlaced PNG (PNG specification, 8.2)."""
+
+
+def has_all_rows(data: bytes) -> bool:
+    """Return whether a PNG has the pixels that its header says; Pillow takes a stream that ends early."""
+    width, height, bits, kind, *_, interlaced = struct.unpack(">IIBBBBB", data[16:29])
+    bits *= {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(kind, 1)
+    passes = _INTERLACED if interlaced else ((0, 0, 1, 1),)
+    missing = 0
+    for left, top, across, down in passes:
+        columns, rows = -((left - width) // across), -((top - height) // down)
+        if columns > 0:
+            missing += max(rows, 0) * (1 + (columns * bits + 7) // 8)  # a byte before each row names its filter
+    inflater = zlib.decompressobj()
+    for name, start, stop in _iter_chunks(data):
+        packed = data[start + 8 : stop - 4] if name == b"IDAT" else b""
+        while packed and missing > 0 and not inflater.eof:
+            missing -= len(inflater.decompress(packed, _CHUNK_BYTES))
+            packed = inflater.unconsumed_tail
+    return missing <= 0
 
 
 def strip_text(data: bytes) -> bytes:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from PIL import TiffImagePlugin
 
 _NEW_SUBFILE, _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES, _PLANAR = 254, 258, 259, 262, 277, 284
+_STRIPS, _STRIP_BYTES, _TILES, _TILE_BYTES, _SUBSAMPLING = 273, 279, 324, 325, 530
 _MIN_SAMPLE, _MAX_SAMPLE, _SUB_FOLDERS, _EXTRA, _FORMAT, _S_MIN, _S_MAX, _DNG = 280, 281, 330, 338, 339, 340, 341, 50706
 
 _ALPHA = (1, 2)
@@ -19,8 +20,14 @@ _COMPRESSIONS = {
     32946: "Deflate", 33003: "JPEG 2000", 33005: "JPEG 2000", 34712: "JPEG 2000", 34887: "LERC", 34892: "lossy JPEG",
     34925: "LZMA", 34933: "PNG", 50000: "Zstandard", 50001: "WebP", 50002: "JPEG XL", 52546: "JPEG XL",
 }  # fmt: skip
+_SIZES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+"""Bytes of a value by its type, where they are more than one."""
+
 _READ = (1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946, 34925, 50000)
 """Compressions that every build of Pillow reads."""
+
+_YCBCR = 6
+_JPEGS = (6, 7)
 
 Tags = Mapping[int, Any]
 
@@ -36,6 +43,39 @@ def read_tags(data: bytes) -> Tags | None:
         return dict(folder) if _SAMPLES in folder or _BITS in folder or _PHOTOMETRIC in folder else None
     except Exception:  # Pillow's parser raises anything on hostile bytes
         return None
+
+
+def is_cut_short(data: bytes) -> bool:
+    """Return whether the first directory, or pixels to which it points, lie behind the end of the file."""
+    if _find_end(data) > len(data):
+        return True
+    tags = read_tags(data) or {}
+    for offsets, lengths in ((_STRIPS, _STRIP_BYTES), (_TILES, _TILE_BYTES)):
+        pieces = zip(tags.get(offsets, ()), tags.get(lengths, ()), strict=False)
+        if any(start + length > len(data) for start, length in pieces):
+            return True
+    return False
+
+
+def _find_end(data: bytes) -> int:
+    """Return where the first directory and the values that it points to end."""
+    order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
+    is_big = data[2:4] in (b"+\x00", b"\x00+")
+    width, count_bytes = (8, 8) if is_big else (4, 2)
+
+    def read(start: int, length: int) -> int:
+        return int.from_bytes(data[start : start + length], order)
+
+    first = read(width, width) + count_bytes
+    end = first
+    for _ in range(read(first - count_bytes, count_bytes)):
+        if end > len(data):
+            break
+        size = _SIZES.get(read(end + 2, 2), 1) * read(end + 4, width)
+        if size > width and (outside := read(end + 4 + width, width) + size) > len(data):
+            return outside
+        end += 4 + 2 * width
+    return end + width
 
 
 def find_raw_kind(tags: Tags) -> str | None:
@@ -60,8 +100,10 @@ def describe(tags: Tags) -> str:
 
 
 def is_read(tags: Tags) -> bool:
-    """Return whether the compression is one that Pillow reads."""
-    return _get(tags, _COMPRESSION, 1) in _READ
+    """Return whether the compression is one that Pillow reads, of colours that it can put together."""
+    packed = _get(tags, _COMPRESSION, 1)
+    parted = _get(tags, _PHOTOMETRIC, 1) == _YCBCR and packed not in _JPEGS and tags.get(_SUBSAMPLING, (2, 2)) != (1, 1)
+    return packed in _READ and not parted
 
 
 def has_alpha(tags: Tags) -> bool:

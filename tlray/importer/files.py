@@ -30,9 +30,18 @@ def read_classes(uri: str) -> list[str]:
     Raises:
         ConfigError: the file has fewer than two names, a name twice, or indices with a gap.
     """
-    text = _read("--classes", uri).decode("utf-8-sig", errors="replace")
+    try:
+        text = _read("--classes", uri).decode("utf-8-sig")
+        if "\0" in text:
+            raise UnicodeError
+    except UnicodeError:
+        raise ConfigError(
+            [f"--classes takes a text file in UTF-8; got {uri} in another encoding: save it again"]
+        ) from None
     try:
         names = json.loads(text)
+    except RecursionError:
+        names = None
     except ValueError:
         names = [line.strip() for line in text.splitlines() if line.strip()]
     if isinstance(names, dict):
