@@ -45,6 +45,21 @@ def test_a_name_given_twice_is_refused(tmp_path):
         read_classes(str(path))
 
 
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-16-le"])
+def test_a_class_list_in_another_encoding_is_refused(tmp_path, encoding):
+    path = tmp_path / "classes.txt"
+    path.write_text("café\ndog\n", encoding)
+    with pytest.raises(ConfigError, match=r"takes a text file in UTF-8; got .*classes\.txt in another encoding"):
+        read_classes(str(path))
+
+
+def test_a_class_list_that_is_nested_without_end_is_refused(tmp_path):
+    path = tmp_path / "classes.txt"
+    path.write_text("[" * 100_000)
+    with pytest.raises(ConfigError, match="--classes takes a file with one name a line"):
+        read_classes(str(path))
+
+
 def test_a_missing_class_list_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"--classes .*none\.txt cannot be read"):
         read_classes(str(tmp_path / "none.txt"))

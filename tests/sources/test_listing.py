@@ -118,7 +118,15 @@ def test_what_systems_leave_is_left_out_in_folders_and_archives_alike(tmp_path):
         assert "a resource fork of macOS" in left_out.values()
 
 
-@pytest.mark.parametrize("name", ["list.txt", "list.JSON"])
+@pytest.mark.parametrize("name", ["photos.csv", "photos.parquet"])
+def test_a_folder_may_be_named_as_a_list_is(tmp_path, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "a.jpg").write_bytes(b"x")
+    assert list(list_names([str(tmp_path / name)])[0]) == ["a.jpg"]
+    assert list(list_names([str(tmp_path / name), str(tmp_path / name / "a.jpg")])[0]) == ["a.jpg"]
+
+
+@pytest.mark.parametrize("name", ["list.txt", "list.JSON", "list.jsonl.zst", "list.csv.bz2", "list.arrow"])
 def test_a_list_of_a_kind_that_is_not_read_is_refused(tmp_path, name):
     (tmp_path / name).write_text("a.jpg")
     with pytest.raises(DataError, match=r"is no image; a list of images ends in \.csv, \.tsv"):

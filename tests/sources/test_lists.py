@@ -91,7 +91,13 @@ def test_a_line_with_other_columns_is_named(tmp_path, line):
         read(write(tmp_path, "a.csv", f"uri,n\nb.jpg,1\n{line}\n"))
 
 
-@pytest.mark.parametrize("data", [b"", b"\n\n"])
+@pytest.mark.parametrize("first", ["sep=;", '"sep=;"', "SEP=;"])
+def test_excels_word_on_the_delimiter_is_taken(tmp_path, first):
+    opened, values = read(write(tmp_path, "a.csv", f"{first}\nuri;n\na,1.jpg;1,5\n"))
+    assert (opened.names, values) == (("uri", "n"), [["a,1.jpg", "1,5"]])
+
+
+@pytest.mark.parametrize("data", [b"", b"\n\n", b"sep=;\n"])
 def test_a_list_without_a_header_is_refused(tmp_path, data):
     with pytest.raises(DataError, match="no header"):
         read(write(tmp_path, "a.csv", data))

@@ -98,6 +98,7 @@ def test_a_name_with_blanks_or_backslashes_that_exists_is_kept(tmp_path, monkeyp
         ("in\\..\\..\\a.jpg", "'..' in an address"),
         ("s3://bucket/in/../a.jpg", "'..' in an address"),
         ("/data/..", "'..' in an address"),
+        ("a\0b.jpg", "a null character"),
     ],
 )
 def test_addresses_that_could_lead_anywhere_are_not_read(typed, reason):

@@ -39,6 +39,8 @@ _ENCODINGS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_EXCEL = re.compile(r'"?sep=([,;\t])"?\s*', re.IGNORECASE)
+"""A first line that tells Excel the delimiter."""
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _MAX_EXACT = 2**53
@@ -64,8 +66,8 @@ class ListFile:
 
 
 def is_list(uri: str) -> bool:
-    """Return whether a name has a list's extension."""
-    return uri.lower().endswith(EXTENSIONS)
+    """Return whether a name has a list's extension, and is not that of a local folder, as Spark writes them."""
+    return uri.lower().endswith(EXTENSIONS) and not storage.is_folder(uri)
 
 
 def open_list(uri: str, address: str, *, as_text: Sequence[str] = ()) -> ListFile:
@@ -150,9 +152,11 @@ def _iter_text(uri: str) -> Iterator[str]:
 def _open_delimited(uri: str, address: str, text: set[str]) -> ListFile:
     lines = enumerate(_iter_text(uri), start=1)
     number, header = next(((number, line) for number, line in lines if line.strip()), (0, ""))
+    if found := _EXCEL.fullmatch(header):
+        number, header = next(((number, line) for number, line in lines if line.strip()), (number, ""))
     if not header:
         raise _LineError(1, "no header that names the columns")
-    delimiters = "\t,;" if ".tsv" in uri.lower()[-7:] else ",\t;"
+    delimiters = found[1] if found else "\t,;" if ".tsv" in uri.lower()[-7:] else ",\t;"
     splits = [(delimiter, *split) for delimiter in delimiters if (split := _split_header(header, delimiter))]
     if not splits:
         raise _LineError(number, "the header cannot be read: one of its quotation marks has no counterpart")

@@ -45,6 +45,7 @@ __all__ = [
     "get_many",
     "get_ranges",
     "has_content",
+    "is_folder",
     "is_s3",
     "iter_files",
     "join",
@@ -96,6 +97,11 @@ def find_size(uri: str) -> int | None:
 def has_content(uri: str) -> bool:
     """Return whether a folder or prefix holds anything, or a local file has that name."""
     return s3_listing.has_content(uri) if is_s3(uri) else local.has_content(uri)
+
+
+def is_folder(uri: str) -> bool:
+    """Return whether there is a local folder of that name."""
+    return not is_s3(uri) and local.is_folder(uri)
 
 
 def get(uri: str) -> bytes:

@@ -109,6 +109,11 @@ def find_size(uri: str) -> int | None:
     return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
+def is_folder(uri: str) -> bool:
+    """Return whether there is a folder of that name."""
+    return os.path.isdir(uri)  # noqa: PTH112  (Path.is_dir may raise)
+
+
 def has_content(uri: str) -> bool:
     """Return whether a folder holds anything, or a file has that name."""
     path = Path(uri)
