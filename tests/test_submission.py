@@ -1,10 +1,12 @@
 """Submitting a job to a cluster, and following it."""
 
 import asyncio
+import http.server
 import os
 import re
 import shlex
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -110,6 +112,32 @@ def test_a_server_that_does_not_answer_is_named(monkeypatch, capsys):
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
     assert main(["submit", "predict", "--", *PREDICT]) == 1
     assert "no job server answers at http://127.0.0.1:9" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("host", "through"), [("127.0.0.1", False), ("localhost", False), ("jobs.example.org", True)])
+def test_a_proxy_is_asked_for_other_machines_only(monkeypatch, capsys, host, through):
+    """No request for this machine goes through it, and the message names it where one did."""
+    asked = []
+
+    class Proxy(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_error(502)
+
+        def log_message(self, *_):
+            """Say nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        monkeypatch.setenv("HTTP_PROXY", f"http://me:secret@127.0.0.1:{proxy.server_port}")
+        monkeypatch.setenv("http_proxy", os.environ["HTTP_PROXY"])
+        assert main(["submit", "predict", "--address", f"http://{host}:9", "--", *PREDICT]) == 1
+        proxy.shutdown()
+    printed = capsys.readouterr().err
+    assert "no job server answers" in printed
+    assert "secret" not in printed
+    assert (f"asked through the proxy http://***@127.0.0.1:{proxy.server_port}" in printed) == through
+    assert bool(asked) == through
 
 
 def test_a_config_file_is_expanded_here(tmp_path):

@@ -196,8 +196,8 @@ def _connect(address: str) -> Any:
             "cluster's token into RAY_AUTH_TOKEN or ~/.ray/auth_token, and set RAY_AUTH_MODE=token"
         ) from None
     except (OSError, RuntimeError) as error:
-        proxies = [name for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy") if os.environ.get(name)]
-        through = f" (asked through the proxy that {proxies[0]} names)" if proxies else ""
+        proxy = requests.utils.get_environ_proxies(address).get(address.partition("://")[0])
+        through = f" (asked through the proxy {redact(proxy)} of the environment)" if proxy else ""
         raise StoppedError(f"no job server answers at {redact(address)}{through}: {_last_line(error)}") from None
     if _is_open(address, requests):
         say(

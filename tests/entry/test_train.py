@@ -93,7 +93,7 @@ def test_all_options_of_a_trainer_work_together(digits, damaged, tmp_path):
         "--weights", "none", "--image-size", "48", "--head-units", "16", "--num-workers", "2", "--batch-size", "8",
         "--head-epochs", "2", "--finetune-epochs", "2", "--precision", "bfloat16", "--early-stopping", "2",
         "--class-weights", "balanced", "--schedule", "cosine", "--warmup-epochs", "0.5", "--label-smoothing", "0.1",
-        "--dropout", "0.3", "--clip-norm", "1",
+        "--dropout", "0.3", "--clip-norm", "1", "--cache", "on",
     )  # fmt: skip
     config = yaml.safe_load((bundle / "training" / "config.yaml").read_text())
     assert (config["precision"], config["class_weights"], config["dropout"]) == ("bfloat16", "balanced", 0.3)

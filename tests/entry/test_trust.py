@@ -127,7 +127,7 @@ def test_an_audit_ends_in_corrections_that_training_takes(digits, bundle, tmp_pa
     trained = tmp_path / "bundle"
     options = ["--head-epochs", "1", "--finetune-epochs", "0", "--num-workers", "1", "--val-fraction", "0"]
     arguments = ["--data", str(renamed), "--output", str(trained), *TRAIN_OPTIONS, *options]
-    run_tlray("train", *arguments, env={"RAY_ADDRESS": "local"})
+    run_tlray("train", *arguments)
     manifest = json.loads((trained / "bundle.json").read_text())
     assert manifest["training"]["counts"]["train"] == 12
     assert manifest["classes"] == sorted(names.values())
