@@ -114,8 +114,9 @@ def test_a_server_that_does_not_answer_is_named(monkeypatch, capsys):
     assert "no job server answers at http://127.0.0.1:9" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("scheme", ["http://", ""])
 @pytest.mark.parametrize(("host", "through"), [("127.0.0.1", False), ("localhost", False), ("jobs.example.org", True)])
-def test_a_proxy_is_asked_for_other_machines_only(monkeypatch, capsys, host, through):
+def test_a_proxy_is_asked_for_other_machines_only(monkeypatch, capsys, host, through, scheme):
     """No request for this machine goes through it, and the message names it where one did."""
     asked = []
 
@@ -129,7 +130,7 @@ def test_a_proxy_is_asked_for_other_machines_only(monkeypatch, capsys, host, thr
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as proxy:
         threading.Thread(target=proxy.serve_forever, daemon=True).start()
-        monkeypatch.setenv("HTTP_PROXY", f"http://me:secret@127.0.0.1:{proxy.server_port}")
+        monkeypatch.setenv("HTTP_PROXY", f"{scheme}me:secret@127.0.0.1:{proxy.server_port}")
         monkeypatch.setenv("http_proxy", os.environ["HTTP_PROXY"])
         assert main(["submit", "predict", "--address", f"http://{host}:9", "--", *PREDICT]) == 1
         proxy.shutdown()
@@ -137,7 +138,7 @@ def test_a_proxy_is_asked_for_other_machines_only(monkeypatch, capsys, host, thr
     assert "no job server answers" in printed
     assert "secret" not in printed
     assert (f"asked through the proxy http://***@127.0.0.1:{proxy.server_port}" in printed) == through
-    assert bool(asked) == through
+    assert bool(asked) == (through and bool(scheme))  # without a scheme, its name and password mislead requests
 
 
 def test_a_config_file_is_expanded_here(tmp_path):

@@ -196,8 +196,9 @@ def _connect(address: str) -> Any:
             "cluster's token into RAY_AUTH_TOKEN or ~/.ray/auth_token, and set RAY_AUTH_MODE=token"
         ) from None
     except (OSError, RuntimeError) as error:
-        proxy = requests.utils.get_environ_proxies(address).get(address.partition("://")[0])
-        through = f" (asked through the proxy {redact(proxy)} of the environment)" if proxy else ""
+        proxy = requests.utils.select_proxy(address, requests.utils.get_environ_proxies(address))
+        named = proxy if proxy is None or "://" in proxy else f"http://{proxy}"
+        through = f" (asked through the proxy {redact(named)} of the environment)" if named else ""
         raise StoppedError(f"no job server answers at {redact(address)}{through}: {_last_line(error)}") from None
     if _is_open(address, requests):
         say(

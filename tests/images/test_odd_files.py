@@ -15,13 +15,15 @@ from tlray.images.formats import has_all_rows
 
 SIZE = 16
 WHITE = 255
+PASSES = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
+"""First column and row of each pass of an interlaced PNG, and the steps to the next ones."""
 
 
-def make_png(rows, bits, kind, width, *, interlaced=0, key=None, kept=None, apple=False):
+def make_png(rows, bits, kind, width, *, height=None, interlaced=0, key=None, kept=None, apple=False):
     """A PNG of packed rows, each without its filter; `kept` rows of them only, or as Apple's tools pack it."""
     packer = zlib.compressobj(wbits=-15 if apple else 15)
     packed = packer.compress(b"".join(b"\0" + row for row in rows[:kept])) + packer.flush()
-    header = struct.pack(">IIBBBBB", width, len(rows), bits, kind, 0, 0, interlaced)
+    header = struct.pack(">IIBBBBB", width, height or len(rows), bits, kind, 0, 0, interlaced)
     chunks = [
         (b"CgBI", bytes(4) if apple else None),
         (b"IHDR", header),
@@ -76,21 +78,27 @@ def test_a_png_whose_pixels_end_early_is_truncated(bits, kind, samples):
         assert refuse(make_png(rows, bits, kind, SIZE, kept=kept))[0] is Code.TRUNCATED
 
 
+def list_passes(width, height, passes, value):
+    """The rows of white or black grey pixels, pass by pass."""
+    counts = [(len(range(x, width, dx)), len(range(y, height, dy))) for x, y, dx, dy in passes]
+    return [bytes([value]) * columns for columns, rows in counts if columns for _ in range(rows)]
+
+
 @pytest.mark.parametrize("size", [(1, 1), (3, 9), (16, 16), (17, 5), (8, 1)])
 @pytest.mark.parametrize("interlaced", [0, 1])
 def test_rows_are_counted_pass_by_pass(size, interlaced):
-    width, height = size
-    starts = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
-    passes = starts if interlaced else [(0, 0, 1, 1)]
-    counts = [(len(range(x, width, dx)), len(range(y, height, dy))) for x, y, dx, dy in passes]
-    data = b"".join((b"\0" + bytes(columns)) * rows for columns, rows in counts if columns)
-    header = make_png([bytes(width)] * height, 8, 0, width, interlaced=interlaced)[:33]
+    rows = list_passes(*size, PASSES if interlaced else [(0, 0, 1, 1)], 0)
+    assert has_all_rows(make_png(rows, 8, 0, size[0], height=size[1], interlaced=interlaced))
+    assert not has_all_rows(make_png(rows[:-1], 8, 0, size[0], height=size[1], interlaced=interlaced))
+
+
+def test_an_interlaced_png_without_its_last_pass_is_truncated():
     whole, cut = (
-        header + struct.pack(">I", len(packed)) + b"IDAT" + packed + bytes(4)
-        for packed in (zlib.compress(data), zlib.compress(data[:-1]))
+        make_png(list_passes(17, 17, passes, WHITE), 8, 0, 17, height=17, interlaced=1)
+        for passes in (PASSES, PASSES[:-1])
     )
-    assert has_all_rows(whole)
-    assert not has_all_rows(cut)
+    assert (read(whole) == WHITE).all()
+    assert refuse(cut)[0] is Code.TRUNCATED
 
 
 def test_a_small_first_frame_lies_on_white():
@@ -132,6 +140,14 @@ def test_a_tiff_cut_anywhere_is_truncated(compression, cut):
     noise = np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)
     data = encode(Image.fromarray(noise), "TIFF", compression=compression)
     assert refuse(data[:-cut])[0] is Code.TRUNCATED
+
+
+@pytest.mark.parametrize("tag", [273, 277, 258])
+def test_a_tiff_whose_numbers_are_text_is_refused(tag):
+    data = bytearray(make_tiff(make_ramp(np.uint8, 255)))
+    place = data.index(struct.pack("<HH", tag, 4), 8)
+    data[place + 2 : place + 4] = struct.pack("<H", 2)
+    assert refuse(bytes(data))[0] in (Code.CORRUPT, Code.UNSUPPORTED, Code.TRUNCATED)
 
 
 @pytest.mark.parametrize("share", [0.3, 0.9])

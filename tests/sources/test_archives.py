@@ -245,6 +245,44 @@ def test_archives_that_were_put_together_are_read_as_one(tmp_path, name, between
         assert unpacked[member.offset :][: member.length] == CONTENTS[member.name]
 
 
+@pytest.mark.parametrize("rest", [bytes(3), bytes(5000), b"trailing garbage"])
+def test_what_follows_gzip_is_ignored(tmp_path, rest):
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(pack()) + rest)
+    (entry,) = storage.list_files(str(tmp_path / "a.tar.gz"))
+    assert [(member.name, member.reason) for member in index(entry)] == [(name, None) for name in CONTENTS]
+
+
+def test_a_members_name_may_begin_as_another_format_does(tmp_path):
+    entry = write(tmp_path / "a.tar", pack({"BZhang/1.jpg": b"one"}))
+    assert [member.name for member in index(entry)] == ["BZhang/1.jpg"]
+
+
+def test_zstandard_may_begin_with_a_frame_without_content(tmp_path):
+    skipped = b"\x50\x2a\x4d\x18\x04\0\0\0abcd"
+    (tmp_path / "a.tar.zst").write_bytes(skipped + pa.compress(pack(), "zstd", asbytes=True))
+    (entry,) = storage.list_files(str(tmp_path / "a.tar.zst"))
+    assert [member.name for member in index(entry)] == list(CONTENTS)
+
+
+def test_a_zip_is_known_by_its_end_alone(tmp_path, monkeypatch):
+    """Of a large one on S3, the directory is fetched and no more."""
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        for number in range(50):
+            file.writestr(f"{number}.jpg", np.random.default_rng(number).bytes(10_000))
+    (entry,) = storage.list_files(str(path))
+    places = []
+
+    class Watched(io.FileIO):
+        def readinto(self, buffer):
+            places.append(self.tell())
+            return super().readinto(buffer)
+
+    monkeypatch.setattr(storage, "open_file", lambda uri: io.BufferedReader(Watched(uri), 4096))
+    assert len(index(entry)) == 50
+    assert min(places) > 400_000
+
+
 def test_what_follows_an_archive_and_is_none_is_told(tmp_path):
     *members, rest = index(write(tmp_path / "a.tar", pack() + b"signed by somebody" * 100))
     assert [member.name for member in members] == list(CONTENTS)

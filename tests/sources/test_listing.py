@@ -118,6 +118,17 @@ def test_what_systems_leave_is_left_out_in_folders_and_archives_alike(tmp_path):
         assert "a resource fork of macOS" in left_out.values()
 
 
+@pytest.mark.parametrize("options", [{}, {"image_column": "image"}])
+def test_pipes_named_as_archives_or_tables_are_left_out(tmp_path, options):
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    for name in ("a.tar", "b.parquet"):
+        os.mkfifo(tmp_path / name)
+    taken, left_out = list_names([str(tmp_path)], **options)
+    assert list(taken) == ["a.jpg"]
+    assert "not a plain file" in left_out["a.tar"]
+    assert left_out.keys() == {"a.tar", "b.parquet"}
+
+
 @pytest.mark.parametrize("name", ["photos.csv", "photos.parquet"])
 def test_a_folder_may_be_named_as_a_list_is(tmp_path, name):
     (tmp_path / name).mkdir()

@@ -97,6 +97,11 @@ def test_of_columns_of_one_name_the_first_is_taken_and_two_of_images_are_refused
     (entry,) = storage.list_files(str(tmp_path / "t.parquet"))
     _, rows = read_table(entry, "image")
     assert [row.inputs for row in rows] == [{"input_x": "one"}]
+    pq.write_table(
+        pa.Table.from_arrays([pa.array([{"b": 1}]), pa.array([7]), arrays[2]], ["x", "x", "image"]),
+        tmp_path / "t.parquet",
+    )
+    assert [row.inputs for row in read_table(entry, "image")[1]] == [None]
     pq.write_table(pa.Table.from_arrays([arrays[2], arrays[2]], ["image", "image"]), tmp_path / "t.parquet")
     with pytest.raises(NotATableError, match="2 columns 'image'; rename all but one"):
         read_table(entry, "image")
@@ -104,9 +109,11 @@ def test_of_columns_of_one_name_the_first_is_taken_and_two_of_images_are_refused
 
 def test_text_that_is_not_utf8_is_mended_and_damage_is_one_sentence(tmp_path):
     text = pa.array([b"caf\xe9"]).view(pa.string())
-    entry = write(tmp_path / "t.parquet", {"x": text, "image": IMAGES[:1]})
+    large = pa.array([b"caf\xe9"], pa.large_binary()).view(pa.large_string())
+    columns = {"x": text, "y": large}
+    entry = write(tmp_path / "t.parquet", {**columns, "image": IMAGES[:1]})
     _, rows = read_table(entry, "image")
-    assert [row.inputs for row in rows] == [{"input_x": "caf\ufffd"}]
+    assert [row.inputs for row in rows] == [{f"input_{name}": "caf\ufffd" for name in columns}]
     numbers = np.arange(5000)
     entry = write(tmp_path / "t.parquet", {"n": numbers, "image": [b"x"] * 5000}, use_dictionary=False)
     data = bytearray((tmp_path / "t.parquet").read_bytes())

@@ -55,13 +55,33 @@ def test_what_lies_beside_an_image_is_in_its_row(tmp_path, name):
     assert plan.measures.num_excluded == 2  # the sidecar without an image, and the one that is too large
 
 
-def test_members_of_one_name_have_a_sidecar_each():
-    names = ["a.jpg", "a.CLS", "a.jpg", "a.cls", "a.jpg"]
+def attach(*names):
+    """Members at offsets 0, 1, ...; a sidecar's text is its offset."""
+    members = [Candidate(f"a.tar#{name}", name, offset=offset) for offset, name in enumerate(names)]
     sidecars = Sidecars(["cls"])
-    sidecars.add("a.CLS", b"0")
-    sidecars.add("a.cls", b"1")
-    attached = sidecars.attach([Candidate(f"a.tar#{name}", name) for name in names])
-    assert [member.inputs for member in attached] == [{"input_cls": "0"}, {"input_cls": "1"}, {"input_cls": None}]
+    for member in members:
+        if sidecars.includes(member.name, 1):
+            sidecars.add(member, str(member.offset).encode())
+    attached = sidecars.attach(members)
+    return [(member.name, member.inputs["input_cls"] if member.inputs else None) for member in attached]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["a.jpg", "a.cls"], [("a.jpg", "1")]),
+        (["a.CLS", "a.jpg"], [("a.jpg", "0")]),
+        (["a.jpg", "b.jpg", "a.cls", "b.cls"], [("a.jpg", "2"), ("b.jpg", "3")]),
+        (["a.jpg", "a.cls", "a.jpg", "a.cls"], [("a.jpg", "1"), ("a.jpg", "3")]),
+        (["a.cls", "a.jpg", "a.cls", "a.jpg"], [("a.jpg", "0"), ("a.jpg", "2")]),
+        (["a.jpg", "a.jpg", "a.cls"], [("a.jpg", None), ("a.jpg", "2")]),
+        (["a.cls", "a.jpg", "a.cls"], [("a.cls", None), ("a.jpg", "2")]),
+        (["a.jpg", "a.cls", "b.jpg", "a.cls"], [("a.jpg", "3"), ("a.cls", None), ("b.jpg", None)]),
+        (["a.jpg", "a.seg.png", "a.cls"], [("a.jpg", "2"), ("a.seg.png", "2")]),
+    ],
+)
+def test_a_sidecar_belongs_to_the_image_beside_it(names, expected):
+    assert attach(*names) == expected
 
 
 def test_without_the_option_they_are_left_out_as_other_files(tmp_path):
@@ -84,7 +104,7 @@ def test_lists_that_name_members_have_their_sidecars(tmp_path):
 def test_an_image_keeps_its_place_and_a_sidecar_is_none_of_its_own():
     members = [Candidate("a#0.cls", "0.cls"), Candidate("a#0.jpg", "0.jpg"), Candidate("a#1.jpg", "1.jpg")]
     sidecars = Sidecars(["cls"])
-    sidecars.add("0.cls", b"\xff")
+    sidecars.add(members[0], b"\xff")
     image, other = sidecars.attach(members)
     assert (image.name, image.inputs) == ("0.jpg", {"input_cls": "\ufffd"})
     assert (other.name, other.inputs) == ("1.jpg", None)

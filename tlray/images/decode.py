@@ -132,7 +132,8 @@ def _check_png(image: Image.Image, data: bytes) -> None:
     if isinstance(key, int) and bits < 8 and image.mode in ("1", "L"):
         image.info["transparency"] = key * 255 // (2**bits - 1)
     width, height = image.size
-    if image.crop((0, height - 1, width, height)).getbbox() is None and not formats.has_all_rows(data):
+    last = image.crop((0, height - 1, width, height))
+    if (formats.is_interlaced(data) or last.getbbox(alpha_only=False) is None) and not formats.has_all_rows(data):
         raise ImageError(Code.TRUNCATED, "PNG cannot be decoded: its pixels end before its last row")
 
 

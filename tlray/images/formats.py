@@ -54,7 +54,7 @@ _OTHERS = {
 }
 _BOXES = {b"crx ": "a Canon raw file", b"jxl ": "a JPEG XL image", b"qt  ": "a video", b"isom": "a video"}
 _BOXES |= {b"mp41": "a video", b"mp42": "a video", b"M4V ": "a video"}
-_CHUNK_BYTES = 2**20
+_CHUNK_BYTES, _SLICE_BYTES = 2**20, 2**16
 _LOSSLESS, _JPEG_LS = 0xC3, 0xF7
 _FRAMES = (0xC0, 0xC1, 0xC2, _LOSSLESS, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF, _JPEG_LS)
 _SCAN = 0xDA
@@ -154,8 +154,8 @@ def is_cut_short(data: bytes, error: Exception) -> bool:
         return len(data) < 6 or len(data) < int(struct.unpack("<I", data[2:6])[0])
     if name in ("HEIF", "AVIF"):
         return _is_box_cut_short(data)
-    if name == "TIFF":
-        return tiff.is_cut_short(data)
+    if name == "TIFF" and (cut := tiff.is_cut_short(data)) is not None:
+        return cut
     if name == "JPEG2000":
         return b"\xff\xd9" not in data  # the end of its code stream (ITU-T T.800, A.4.4), which no data contain
     text = str(error).lower()
@@ -207,6 +207,11 @@ _INTERLACED = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2,
 """First column and row, and steps to the next ones, of the passes of an interlaced PNG (PNG specification, 8.2)."""
 
 
+def is_interlaced(data: bytes) -> bool:
+    """Return whether a PNG's pixels come in passes."""
+    return data[28] == 1
+
+
 def has_all_rows(data: bytes) -> bool:
     """Return whether a PNG has the pixels that its header says; Pillow takes a stream that ends early."""
     width, height, bits, kind, *_, interlaced = struct.unpack(">IIBBBBB", data[16:29])
@@ -219,10 +224,11 @@ def has_all_rows(data: bytes) -> bool:
             missing += max(rows, 0) * (1 + (columns * bits + 7) // 8)  # a byte before each row names its filter
     inflater = zlib.decompressobj()
     for name, start, stop in _iter_chunks(data):
-        packed = data[start + 8 : stop - 4] if name == b"IDAT" else b""
-        while packed and missing > 0 and not inflater.eof:
-            missing -= len(inflater.decompress(packed, _CHUNK_BYTES))
-            packed = inflater.unconsumed_tail
+        for first in range(start + 8, stop - 4 if name == b"IDAT" else 0, _SLICE_BYTES):
+            packed = data[first : min(first + _SLICE_BYTES, stop - 4)]
+            while packed and missing > 0 and not inflater.eof:
+                missing -= len(inflater.decompress(packed, _CHUNK_BYTES))
+                packed = inflater.unconsumed_tail
     return missing <= 0
 
 

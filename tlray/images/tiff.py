@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any, Literal
 
 from PIL import TiffImagePlugin
@@ -45,16 +46,17 @@ def read_tags(data: bytes) -> Tags | None:
         return None
 
 
-def is_cut_short(data: bytes) -> bool:
-    """Return whether the first directory, or pixels to which it points, lie behind the end of the file."""
+def is_cut_short(data: bytes) -> bool | None:
+    """Return whether the first directory, or pixels to which it points, lie behind the end; None if nothing tells."""
     if _find_end(data) > len(data):
         return True
     tags = read_tags(data) or {}
-    for offsets, lengths in ((_STRIPS, _STRIP_BYTES), (_TILES, _TILE_BYTES)):
-        pieces = zip(tags.get(offsets, ()), tags.get(lengths, ()), strict=False)
-        if any(start + length > len(data) for start, length in pieces):
-            return True
-    return False
+    ends = [
+        start + length
+        for offsets, lengths in ((_STRIPS, _STRIP_BYTES), (_TILES, _TILE_BYTES))
+        for start, length in zip(_list(tags, offsets), _list(tags, lengths), strict=False)
+    ]
+    return any(end > len(data) for end in ends) if ends else None
 
 
 def _find_end(data: bytes) -> int:
@@ -134,8 +136,13 @@ def get_range(tags: Tags) -> tuple[float, float] | None:
 
 
 def _get(tags: Tags, tag: int, default: Any) -> Any:
-    """Return a tag's value, the first of several."""
+    """Return a tag's number, the first of several; the default if it is missing or something else, as text."""
     value = tags.get(tag, default)
     if isinstance(value, tuple):
-        return value[0] if value else default
-    return value
+        value = value[0] if value else default
+    return value if isinstance(value, Real) else default
+
+
+def _list(tags: Tags, tag: int) -> list[int]:
+    value = tags.get(tag, ())
+    return [number for number in (value if isinstance(value, tuple) else (value,)) if isinstance(number, int)]

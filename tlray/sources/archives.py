@@ -10,6 +10,7 @@ import io
 import lzma
 import re
 import tarfile
+import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO, Protocol, cast
@@ -24,6 +25,8 @@ from tlray.storage.files import ReadOnlyFile
 _CHUNK_BYTES = 2**20
 _GZIP = 16 + zlib.MAX_WBITS
 _SIGNATURES = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\3\4": "zip"}
+_SKIPPABLE = b"\x2a\x4d\x18"
+"""Bytes 1 to 3 of a Zstandard frame that holds no content, as pzstd begins with (RFC 8878, 3.1.2)."""
 _TAR_SIGNATURE = slice(257, 262)
 
 _EXTENSIONS = r"\.(?:tar|tar\.gz|tar\.bz2|tar\.xz|tar\.zst|tgz|tbz|tbz2|txz|tzst|zip)"
@@ -102,13 +105,19 @@ def _find_packing(file: BinaryIO) -> str:
     file.seek(0)
     head = file.read(tarfile.BLOCKSIZE)
     file.seek(0)
-    found = next((packing for signature, packing in _SIGNATURES.items() if head.startswith(signature)), "")
-    return found or ("tar" if head[_TAR_SIGNATURE] == b"ustar" else "")
+    if head[_TAR_SIGNATURE] == b"ustar":  # first: a member's name may begin with a signature
+        return "tar"
+    if head[1:4] == _SKIPPABLE:
+        return "zstd"
+    return next((packing for signature, packing in _SIGNATURES.items() if head.startswith(signature)), "")
 
 
 def _find_kind(file: BinaryIO, uri: str) -> SourceKind:
     """Return an archive's kind: by its content, or by its extension if the content is of no known kind."""
-    packing, name = _find_packing(file), uri.lower()
+    name = uri.lower()
+    if name.endswith(".zip") and zipfile.is_zipfile(file):  # which reads its end alone
+        return SourceKind.ZIP
+    packing = _find_packing(file)
     if packing in ("zip", "tar"):
         return SourceKind.ZIP if packing == "zip" else SourceKind.TAR
     if packing:
@@ -138,7 +147,7 @@ def _index_tar(archive: storage.Entry, file: BinaryIO, kind: SourceKind, sidecar
                         places[member.name] = (member.offset_data, member.size)
                     described = _describe(archive, member, kind, tar.offset)
                     if member.isreg() and sidecars.includes(described.name, member.size):
-                        sidecars.add(described.name, cast("BinaryIO", tar.extractfile(member)).read())
+                        sidecars.add(described, cast("BinaryIO", tar.extractfile(member)).read())
                     yield described
             # an archive ends with a block of zeros; anything else is a damaged header or a missing end
             if headers.last_block != bytes(tarfile.BLOCKSIZE):
@@ -174,7 +183,7 @@ class _Headers:
     def is_exhausted(self) -> bool:
         """Return whether nothing but zeros follows; else the next read begins behind them."""
         while block := self._file.read(tarfile.BLOCKSIZE):
-            if any(block):
+            if block.strip(b"\0"):
                 self._ahead = block
                 return False
         return self._file.tell() > 0
@@ -264,7 +273,7 @@ class ForwardFile(ReadOnlyFile):
 class Unpacked(ForwardFile):
     """The unpacked content of a gzipped file from its current offset on.
 
-    Consecutive gzip members are one stream (RFC 1952, 2.2).
+    Consecutive gzip members are one stream (RFC 1952, 2.2); what follows them is ignored, as gzip does.
 
     Raises:
         zlib.error: from a read; the content is not gzip.
@@ -280,6 +289,10 @@ class Unpacked(ForwardFile):
         while True:
             if self._inflater.eof:
                 self._packed = self._inflater.unused_data or self._packed
+                if len(self._packed) < 2:
+                    self._packed += self._stream.read(_CHUNK_BYTES)
+                if not self._packed.startswith(b"\x1f\x8b"):  # padding, or the end
+                    return 0
                 self._inflater = zlib.decompressobj(_GZIP)
             if not self._packed:
                 self._packed = self._stream.read(_CHUNK_BYTES)

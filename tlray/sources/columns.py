@@ -101,11 +101,12 @@ def list_values(column: pa.Array, kind: pa.DataType) -> list[Any]:
 
     Times are counts of their unit, since Python's own end with the year 9999; text that is not UTF-8 is mended.
     """
-    if column.type == kind == _TEXT:
+    if kind == _TEXT and _is_text(column.type):
+        plain = column.dictionary_decode() if kinds.is_dictionary(column.type) else column
         try:
-            return list(column.to_pylist())
+            return list(plain.to_pylist())
         except UnicodeDecodeError:
-            raw = column.cast(pa.binary()).to_pylist()
+            raw = plain.cast(pa.large_binary()).to_pylist()
             return [None if value is None else value.decode("utf-8", "replace") for value in raw]
     converted = convert(column, kind)
     if kinds.is_timestamp(kind):

@@ -173,7 +173,7 @@ def _find_fields(entries: Iterable[storage.Entry], image_column: str) -> list[pa
     """Return the `input_*` columns of the tables in a folder."""
     fields: dict[str, pa.Field] = {}
     for entry in entries:
-        if tables.is_table(entry.name):
+        if tables.is_table(entry.name) and entry.unreadable is None:
             with contextlib.suppress(tables.NotATableError):  # `_describe` gives the reason
                 for field in tables.read_table(entry, image_column)[0]:
                     if fields.setdefault(field.name, field).type != field.type:
@@ -190,7 +190,7 @@ def _expand(entries: Iterator[storage.Entry], selection: Selection) -> Iterator[
     with ThreadPoolExecutor(_INDEX_THREADS) as pool:
         try:
             for entry in entries:
-                if archives.is_archive(entry.name):
+                if archives.is_archive(entry.name) and entry.unreadable is None:
                     waiting.append(pool.submit(_index, entry, selection.sidecar_extensions))
                 elif not waiting:
                     yield from _describe(entry, selection.image_column)
@@ -220,7 +220,7 @@ def _index(entry: storage.Entry, sidecars: tuple[str, ...]) -> list[Candidate]:
 
 
 def _describe(entry: storage.Entry, image_column: str | None) -> Iterator[Candidate]:
-    if image_column is not None and tables.is_table(entry.name):
+    if image_column is not None and tables.is_table(entry.name) and entry.unreadable is None:
         try:
             rows = tables.read_table(entry, image_column)[1]
         except tables.NotATableError:

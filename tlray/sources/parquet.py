@@ -53,8 +53,8 @@ def read_table(entry: storage.Entry, image_column: str) -> tuple[list[pa.Field],
         allowed = "a column of binary values, or of structs with binary `bytes`"
         told = ", ".join(f"{field.name} {field.type}" for field in schema)
         raise NotATableError(f"--image-column takes {allowed}; got {image_column!r}, and {entry.uri} has {told}")
-    own = [field for field in schema if field.name != image_column and _is_plain(field.type)]
-    own = list({field.name: field for field in reversed(own)}.values())[::-1]
+    first = list({field.name: field for field in reversed(list(schema))}.values())[::-1]
+    own = [field for field in first if field.name != image_column and _is_plain(field.type)]
     fields = [
         pa.field(name, make_portable(field.type))
         for name, field in zip(name_columns([field.name for field in own]), own, strict=True)

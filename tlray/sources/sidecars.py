@@ -7,8 +7,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from bisect import bisect
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
@@ -37,35 +37,44 @@ class Sidecars:
     def __init__(self, extensions: Sequence[str]) -> None:
         """`extensions` are those of sidecars; in lower case, without a full stop before them."""
         self._columns = dict(zip(extensions, name_columns(extensions), strict=True))
-        self._texts: dict[tuple[str, str], list[str]] = {}
+        self._texts: dict[tuple[str, int | None], str] = {}
 
     def includes(self, name: str, size: int) -> bool:
         """Return whether a member of `size` bytes is a sidecar that is read."""
         return size <= MAX_BYTES and split_name(name)[1] in self._columns
 
-    def add(self, name: str, data: bytes) -> None:
-        """Add the bytes of a sidecar, in the archive's order."""
-        self._texts.setdefault(split_name(name), []).append(data.decode("utf-8", "replace").strip())
+    def add(self, member: Candidate, data: bytes) -> None:
+        """Add the bytes of a sidecar."""
+        self._texts[member.name, member.offset] = data.decode("utf-8", "replace").strip()
 
     def attach(self, members: Sequence[Candidate]) -> list[Candidate]:
         """Return the members without the sidecars of images, whose texts are the images' inputs now.
 
-        Of members of one name, as archives that were added to have, the first sidecar tells of the first image.
+        Names may occur again, in archives that were added to or put together: a sidecar belongs to the image before it,
+        or behind it where sidecars come first; of several for one image the last counts, and the others stay members.
         """
-        keys = {key for key, _ in self._texts}
-        seen: Counter[str] = Counter()
-        kept, used = [], set()
-        for member in members:
+        images: dict[str, dict[str, list[int]]] = {}
+        for index, member in enumerate(members):
             key, extension = split_name(member.name)
-            if extension not in self._columns and key in keys and member.reason is None:
-                used.add(key)
-                member = member._replace(inputs=self._find_inputs(key, seen[member.name]))
-                seen[member.name] += 1
-            kept.append(member)
-        sidecars = {place for place in self._texts if place[0] in used}
-        return [member for member in kept if split_name(member.name) not in sidecars]
+            if extension not in self._columns and member.reason is None:
+                images.setdefault(key, {}).setdefault(member.name, []).append(index)
+        chosen: dict[int, dict[str, int]] = {}
+        leads: dict[str, bool] = {}
+        for index, member in enumerate(members):
+            if (member.name, member.offset) in self._texts:
+                key, extension = split_name(member.name)
+                for name, places in images.get(key, {}).items():
+                    behind = bisect(places, index)
+                    first = leads.setdefault(f"{name}/{extension}", behind == 0)
+                    image = places[min(behind, len(places) - 1) if first else behind - 1]
+                    chosen.setdefault(image, {})[self._columns[extension]] = index
+        used = {index for columns in chosen.values() for index in columns.values()}
+        return [
+            member._replace(inputs=self._find_inputs(members, chosen[index])) if index in chosen else member
+            for index, member in enumerate(members)
+            if index not in used
+        ]
 
-    def _find_inputs(self, key: str, number: int) -> dict[str, str | None]:
-        """Return the columns of the image that has `number` others of its name before it."""
-        found = {column: self._texts.get((key, extension), []) for extension, column in self._columns.items()}
-        return {column: texts[number] if number < len(texts) else None for column, texts in found.items()}
+    def _find_inputs(self, members: Sequence[Candidate], chosen: Mapping[str, int]) -> dict[str, str | None]:
+        texts = {column: self._texts[members[index].name, members[index].offset] for column, index in chosen.items()}
+        return {column: texts.get(column) for column in self._columns.values()}

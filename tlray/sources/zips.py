@@ -41,8 +41,7 @@ def index(archive: storage.Entry, file: BinaryIO) -> Iterator[Candidate]:
     except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error):
         yield from _recover(archive, file)
         return
-    file.seek(0)
-    if members and file.read(4) == _LOCAL_SIGNATURE and all(member.header_offset > 0 for member in members):
+    if members and min(member.header_offset for member in members) > 0 and _starts_archive(file):
         yield Candidate(archive.uri, archive.name, reason=_BEFORE)
     for member in members:
         found = _read_name(member)
@@ -62,6 +61,11 @@ def index(archive: storage.Entry, file: BinaryIO) -> Iterator[Candidate]:
             source = _OTHER_METHODS.get(member.compress_type, SourceKind.OTHER_METHOD)
         place = (member.header_offset, member.compress_size, member.file_size, member.CRC)
         yield _make(archive, name, source, *place, reason)
+
+
+def _starts_archive(file: BinaryIO) -> bool:
+    file.seek(0)
+    return file.read(4) == _LOCAL_SIGNATURE
 
 
 def _read_name(member: zipfile.ZipInfo) -> str:
@@ -178,7 +182,7 @@ def read_sidecars(file: BinaryIO, members: Iterable[Candidate], sidecars: Sideca
             with contextlib.suppress(FetchError):
                 start = find_data(head)
                 data = head[start : start + (member.length or 0)]
-                sidecars.add(member.name, unpack(head, data, member.size, member.crc32))
+                sidecars.add(member, unpack(head, data, member.size, member.crc32))
 
 
 def get_span(length: int) -> int:
