@@ -128,6 +128,13 @@ def test_floats_outside_0_to_1_are_not_read():
     assert "nothing tells which value is white" in message
 
 
+def test_floats_of_which_none_is_a_number_are_not_read():
+    samples = np.full((8, 8), np.nan, np.float32)
+    assert "none of them is a number" in refuse(make_tiff(samples))[1]
+    samples[0] = 0.5
+    assert read(make_tiff(samples))[0, 0, 0] == 127
+
+
 def test_premultiplied_grey_is_laid_over_white():
     samples = np.dstack([make_ramp(np.uint8, 100), np.full_like(make_ramp(np.uint8, 100), 100)])
     pixels = read(make_tiff(samples, extra=(1,)))

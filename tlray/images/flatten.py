@@ -115,8 +115,10 @@ def _find_range(image: Image.Image, tags: tiff.Tags | None) -> tuple[float, floa
         return declared
     darkest, brightest = _get_extremes(image)
     if image.mode == "F":
-        if darkest >= 0 and brightest <= 1:
+        if 0 <= darkest <= brightest <= 1:
             return 0.0, 1.0
+        if darkest > brightest:
+            raise _make_error(tags, "none of them is a number")
         fault = f"they lie between {darkest:g} and {brightest:g}, and nothing tells which value is white"
         raise _make_error(tags, fault)
     assert tags is not None
@@ -136,8 +138,8 @@ def _get_extremes(image: Image.Image) -> tuple[float, float]:
     low, high = float("inf"), float("-inf")
     for strip, _ in _iter_strips(image):
         samples = np.asarray(strip)
-        low, high = min(low, float(np.nanmin(samples))), max(high, float(np.nanmax(samples)))
-    return low, high
+        low, high = np.fmin(low, np.fmin.reduce(samples, None)), np.fmax(high, np.fmax.reduce(samples, None))
+    return float(low), float(high)
 
 
 def _make_error(tags: tiff.Tags | None, reason: str) -> ImageError:
