@@ -164,6 +164,15 @@ def test_a_jpeg_2000_cut_short_is_truncated(share):
     assert refuse(data[: int(len(data) * share)])[0] is Code.TRUNCATED
 
 
+@pytest.mark.parametrize("side", [16, 64])
+def test_a_lossless_jpeg_is_read_at_any_size(side):
+    """A grey one whose samples are as predicted, each by one bit; libjpeg makes none smaller while it decodes."""
+    frame = b"\xff\xc3" + struct.pack(">HBHHBBBB", 11, 8, side, side, 1, 1, 0x11, 0)
+    table = b"\xff\xc4" + struct.pack(">HB", 20, 0) + bytes([1, *[0] * 15]) + b"\0"
+    scan = b"\xff\xda" + struct.pack(">HBBBBBB", 8, 1, 1, 0, 1, 0, 0) + bytes(side * side // 8)
+    assert (read(b"\xff\xd8" + frame + table + scan + b"\xff\xd9") == 128).all()
+
+
 def test_kinds_that_are_not_read_are_named():
     apple = make_png([bytes(SIZE)] * SIZE, 8, 0, SIZE, apple=True)
     code, message = refuse(apple)

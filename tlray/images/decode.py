@@ -93,7 +93,8 @@ def _decode(data: bytes, image_size_px: int, limits: Limits) -> Decoded:
     try:
         # of a PNG, Pillow may load the picture for it, and a picture that failed to load once seems whole then
         orientation = 1 if image.format in (*_TURNED_BY_PILLOW, "PNG") else _read_orientation(image)
-        if image.format in ("JPEG", "MPO") and min(image.size) >= 2 * image_size_px:
+        is_large = image.format in ("JPEG", "MPO") and min(image.size) >= 2 * image_size_px
+        if is_large and not formats.is_lossless_jpeg(data):
             image.draft("RGB", (image_size_px, image_size_px))
         tags = dict(image.tag_v2) if isinstance(image, TiffImageFile) else None  # loading drops some
         profile = image.info.get("icc_profile")

@@ -122,6 +122,11 @@ def _find_unread_jpeg(data: bytes) -> str | None:
     return None
 
 
+def is_lossless_jpeg(data: bytes) -> bool:
+    """Return whether a JPEG is lossless (process 14), which libjpeg decodes at full size alone."""
+    return any(marker == _LOSSLESS for marker, _, _ in _iter_segments(data))
+
+
 def _iter_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """Yield the marker of each segment of a JPEG up to its scan, and where it lies (ITU-T T.81, B.1)."""
     position = 2
