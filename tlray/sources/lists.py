@@ -341,12 +341,9 @@ def _iter_json(uri: str) -> Iterator[tuple[int, dict[str, Any] | None]]:
         if not isinstance(record, dict):
             fault = "a JSON array; write each object on a line of its own (jq -c '.[]')"
             raise _LineError(number, fault if isinstance(record, list) else "no JSON object")
-        yield (
-            number,
-            record
-            if line.isascii() and "\\u" not in line
-            else {_SURROGATE.sub("\ufffd", name): value for name, value in record.items()},
-        )
+        if "\\u" in line or not line.isascii():
+            record = {_SURROGATE.sub("\ufffd", name): value for name, value in record.items()}
+        yield number, record
 
 
 # ---- Parquet --------------------------------------------------------------------------------------------------------
