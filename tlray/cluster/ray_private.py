@@ -103,10 +103,10 @@ def remove_placement_groups(creator: Any) -> None:
 
 
 def spare_helpers(trainer: Any) -> None:
-    """Make Ray Train do without two helpers, each a process that takes 3 s of a core to start.
+    """Make a local Ray Train do without two helpers, each a process that takes 3 s of a core to start.
 
     One hands out Ray Train's own datasets, which tlray does not use; the other clears up behind a controller that died,
-    as `remove_placement_groups` and the end of the job do.
+    as `remove_placement_groups` and the end of a local cluster do.
     """
     from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback

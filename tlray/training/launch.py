@@ -200,7 +200,8 @@ class Launch:
                 callbacks=[make_controller_callback(self._channel)],
             ),
         )
-        spare_helpers(trainer)
+        if self._cluster.local:
+            spare_helpers(trainer)
         return trainer
 
 
