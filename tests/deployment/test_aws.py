@@ -244,3 +244,11 @@ def test_workers_read_the_input_and_write_the_output():
     assert not any("my-images" in resource for resource in written)
     (read,) = [found for found in POLICIES["workers"]["Statement"] if found["Action"] == "s3:GetObject"]
     assert read["Resource"] == "arn:aws:s3:::my-images/*"
+
+
+def test_workers_use_the_key_of_encrypted_buckets_through_s3_only():
+    (use,) = find_statement("workers", "kms:Decrypt")
+    assert use["Action"] == ["kms:Decrypt", "kms:GenerateDataKey"]
+    region = CONFIG["provider"]["region"]
+    assert use["Resource"].startswith(f"arn:aws:kms:{region}:111122223333:key/")
+    assert use["Condition"] == {"StringEquals": {"kms:ViaService": f"s3.{region}.amazonaws.com"}}

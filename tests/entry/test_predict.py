@@ -1,3 +1,4 @@
+import hashlib
 import json
 import shutil
 
@@ -7,8 +8,9 @@ import pytest
 
 import tlray
 from tests.entry.conftest import run_tlray
-from tlray.errors import Code, FetchError
+from tlray.errors import Code, FetchError, StoppedError
 from tlray.images.decode import decode
+from tlray.model.bundle import GOLDEN
 
 pytestmark = pytest.mark.usefixtures("predicting_cluster")
 
@@ -99,6 +101,23 @@ def test_predict_image_loads_a_bundle_once(bundle, labelled, monkeypatch):
         tlray.predict_image(uri, str(bundle))
     opened = single._open_bundle(str(bundle))
     assert tlray.predict_image(uri, opened).class_name
+
+
+def test_predict_image_refuses_a_bundle_that_does_not_repeat_its_golden_answers(bundle, archive, tmp_path):
+    copy = tmp_path / "bundle"
+    shutil.copytree(bundle, copy)
+    golden = json.loads((copy / GOLDEN).read_text())
+    for image in golden["images"]:
+        image["probabilities"] = [*image["probabilities"][1:], image["probabilities"][0]]
+    (copy / GOLDEN).write_text(json.dumps(golden))
+    manifest = json.loads((copy / "bundle.json").read_text())
+    manifest["files"][GOLDEN] = hashlib.sha256((copy / GOLDEN).read_bytes()).hexdigest()
+    (copy / "bundle.json").write_text(json.dumps(manifest))
+    path = str(next(archive.glob("0_*.png")))
+    with pytest.raises(StoppedError, match="does not repeat its golden predictions here"):
+        tlray.predict_image(path, str(copy))
+    printed = run_tlray("predict", "--model", str(copy), "--input", path, timeout_s=60, expect=1)
+    assert "does not repeat its golden predictions here" in printed
 
 
 def test_every_road_gives_the_golden_answers(bundle, tmp_path):

@@ -1,3 +1,4 @@
+import io
 import json
 import shutil
 from dataclasses import replace
@@ -123,6 +124,44 @@ def test_rows_are_read_by_offset_in_any_order(tmp_path, shape):
     expected = values[[6, 0, 0, 3, 5]]
     np.testing.assert_array_equal(features.read("pooled", 1, wanted, shape, "float16"), expected)
     assert features.read("pooled", 1, wanted[:0], shape, "float16").shape == (0, *shape)
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [None, [], {}, {"pooled": [3]}, {"pooled": [3], "activations": [1, 0, 2]}, {"pooled": ["3"], "activations": [1]}],
+)
+def test_damaged_shapes_count_as_missing(tmp_path, shapes):
+    cache = plan_views(tmp_path, 1)
+    store(cache)
+    record = {**cache.frozen.describe(), "shapes": shapes}
+    Path(cache.uri, FROZEN_BASE).write_text(json.dumps(record if shapes is not None else []))
+    assert cache.read_shapes() == {}
+    assert find_missing(cache).tail
+
+
+def write_tail(cache, layers):
+    config = {"layers": [{"module": "keras.layers", "class_name": name, "config": {}} for name in layers]}
+    stored = json.dumps({"config": config, "positions": {}}).encode()
+    buffer = io.BytesIO()
+    np.savez(buffer, _tail=np.frombuffer(stored, np.uint8))
+    Path(cache.uri, TAIL).write_bytes(buffer.getvalue())
+
+
+def test_a_tail_of_kerass_layers_is_loaded(tmp_path):
+    cache = plan_views(tmp_path, 1)
+    store(cache)
+    write_tail(cache, ["Conv2D", "ReLU"])
+    assert len(cache.open().load_tail().config["layers"]) == 2
+
+
+def test_a_tail_that_holds_code_or_is_damaged_is_refused(tmp_path):
+    cache = plan_views(tmp_path, 1)
+    store(cache)
+    with pytest.raises(StoppedError, match=r"tail\.npz is damaged"):
+        cache.open().load_tail()
+    write_tail(cache, ["Conv2D", "Lambda"])
+    with pytest.raises(StoppedError, match=r"is refused: it holds keras\.layers\.Lambda"):
+        cache.open().load_tail()
 
 
 def test_an_open_cache_knows_shapes_and_dtype(tmp_path):

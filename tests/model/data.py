@@ -3,6 +3,7 @@
 import io
 import json
 import zipfile
+from collections.abc import Iterable, Mapping
 
 from tests.factories import make_epoch
 from tlray.metrics.calibration import CalibrationRecord
@@ -44,12 +45,40 @@ def make_keras_file(config: object = CONFIG, **files: bytes | str) -> bytes:
     return buffer.getvalue()
 
 
-def make_model_files(keras_file: bytes | None = None, graph: bytes = b"graph") -> dict[str, bytes]:
+def encode_field(number: int, *contents: bytes | str) -> bytes:
+    """Return a field of a protocol buffer that holds a string or a message."""
+    data = b"".join(content.encode() if isinstance(content, str) else content for content in contents)
+    length, digits = len(data), bytearray()
+    while length >= 0x80:
+        digits.append(length & 0x7F | 0x80)
+        length >>= 7
+    return bytes([number << 3 | 2]) + bytes([*digits, length]) + data
+
+
+def encode_nodes(number: int, operations: Iterable[str]) -> bytes:
+    return b"".join(encode_field(number, encode_field(1, "name"), encode_field(2, each)) for each in operations)
+
+
+def make_graph(
+    operations: Iterable[str] = ("Placeholder", "Conv2D"),
+    functions: Mapping[str, Iterable[str]] = {"__inference_serve_1": ("MatMul", "Softmax")},
+    objects: str = "objects",
+) -> bytes:
+    """Return a `saved_model.pb` with these operations outside of functions and in each function."""
+    library = [
+        encode_field(1, encode_field(1, encode_field(1, name)), encode_nodes(3, inside))
+        for name, inside in functions.items()
+    ]
+    graph = encode_field(2, encode_nodes(1, operations), encode_field(2, *library))
+    return b"\x08\x01" + encode_field(2, graph, encode_field(7, objects) if objects else b"")
+
+
+def make_model_files(keras_file: bytes | None = None, graph: bytes | None = None) -> dict[str, bytes]:
     """Return the model files of two classes with one golden image."""
     golden = GoldenRecord([GoldenImage("golden/0.png", "owl", [0.25, 0.75])])
     return {
         "model.keras": keras_file or make_keras_file(),
-        "saved_model/saved_model.pb": graph,
+        "saved_model/saved_model.pb": graph or make_graph(),
         "golden/0.png": b"png",
         GOLDEN: dump_record(golden),
     }

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.factories import make_epoch
-from tests.model.data import CONFIG, make_keras_file, make_model_files, write_bundle
+from tests.model.data import CONFIG, make_graph, make_keras_file, make_model_files, write_bundle
 from tlray.errors import BundleError
 from tlray.model.bundle import GOLDEN, HISTORY, MANIFEST, load_bundle, read_manifest, unpack
 from tlray.model.manifest import FORMAT
@@ -213,11 +213,11 @@ def test_each_needed_file_is_listed(path, name):
 def test_code_in_the_model_is_refused_before_changed_files_are(tmp_path):
     threat = {**CONFIG, "config": {"layers": [{"class_name": "Lambda", "module": "keras.layers"}]}}
     path = tmp_path / "bundle"
-    write_bundle(str(path), make_model_files(make_keras_file(threat), graph=b".. EagerPyFunc .."))
+    write_bundle(str(path), make_model_files(make_keras_file(threat), graph=make_graph(["EagerPyFunc"])))
     (path / "golden" / "0.png").unlink()
     text = refuse(path)
-    assert text.startswith("is refused: model.keras holds keras.layers.Lambda, which could run code of its own; ")
-    assert "saved_model holds the operation PyFunc" in text
+    assert text.startswith("is refused: model.keras holds keras.layers.Lambda, which is none of Keras")
+    assert "saved_model holds EagerPyFunc, which no layer" in text
 
 
 def test_reports_and_history_have_no_checksum(tmp_path):

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from tests.model.data import CONFIG, make_keras_file
+from tests.model.data import CONFIG, make_graph, make_keras_file
 from tlray.model.safety import find_threats
 
 
@@ -16,7 +16,7 @@ def find(tmp_path, keras_file=None, graph=None):
 
 
 def test_plain_layers_and_a_plain_graph_are_safe(tmp_path):
-    assert find(tmp_path, make_keras_file(model_weights_h5=b"weights"), b"\x0aConv2D Relu MatMul") == []
+    assert find(tmp_path, make_keras_file(model_weights_h5=b"weights"), make_graph()) == []
 
 
 def test_a_folder_without_model_files_holds_no_threat(tmp_path):
@@ -35,6 +35,11 @@ def test_a_folder_without_model_files_holds_no_threat(tmp_path):
         ({"class_name": "Mine", "module": "my_package.layers"}, "my_package.layers.Mine"),
         ({"class_name": "Dense", "module": "keras.layersx"}, "keras.layersx.Dense"),
         ({"class_name": "Dense"}, "Dense"),
+        ({"class_name": "StringLookup", "module": "keras.layers"}, "keras.layers.StringLookup"),
+        ({"class_name": "JVP", "module": "keras.src.ops.linalg"}, "keras.src.ops.linalg.JVP"),
+        ({"class_name": "Map", "module": "keras.src.ops.core"}, "keras.src.ops.core.Map"),
+        ({"class_name": "get_file", "module": "keras.src.applications.vgg16"}, "keras.src.applications.vgg16.get_file"),
+        ({"class_name": "Functional", "module": "keras.utils"}, "keras.utils.Functional"),
         ({"class_name": "system", "module": "os"}, "os.system"),
     ],
 )
@@ -43,7 +48,9 @@ def test_foreign_names_are_found_at_any_depth(tmp_path, node, name, depth):
     for _ in range(depth):
         node = {"config": [{"activation": node}]}
     config = {**CONFIG, "extra": node}
-    assert find(tmp_path, make_keras_file(config)) == [f"model.keras holds {name}, which could run code of its own"]
+    assert find(tmp_path, make_keras_file(config)) == [
+        f"model.keras holds {name}, which is none of Keras's own layers and functions for images"
+    ]
 
 
 def test_each_foreign_name_is_reported_once_in_order(tmp_path):
@@ -53,6 +60,22 @@ def test_each_foreign_name_is_reported_once_in_order(tmp_path):
 
 def test_the_tensors_of_a_functional_model_are_safe(tmp_path):
     assert find(tmp_path, make_keras_file([{"class_name": "__keras_tensor__", "config": {}}])) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("keras.src.applications.convnext", "LayerScale"), ("keras.src.ops.numpy", "Add"), ("keras", "DTypePolicy"),
+        ("keras.layers", "MultiHeadAttention"), ("keras.initializers", "GlorotUniform"), ("keras.losses", "Huber"),
+    ],
+)  # fmt: skip
+def test_layers_and_functions_of_images_are_safe(tmp_path, module, name):
+    assert find(tmp_path, make_keras_file({**CONFIG, "extra": {"class_name": name, "module": module}})) == []
+
+
+def test_the_losses_that_a_model_was_compiled_with_are_not_looked_at(tmp_path):
+    mine = {"class_name": "function", "module": "builtins", "config": "mine"}
+    assert find(tmp_path, make_keras_file({**CONFIG, "compile_config": {"loss": mine}})) == []
 
 
 def test_another_file_in_the_archive_is_a_threat(tmp_path):
@@ -83,9 +106,28 @@ def test_anything_but_a_whole_archive_is_refused(tmp_path, data):
     assert "model.keras is not a Keras 3 archive" in find(tmp_path, data)
 
 
-@pytest.mark.parametrize("name", ["PyFunc", "EagerPyFunc", "PyFuncStateless", "WriteFile", "ReadFile", "PrintV2"])
-def test_operations_that_leave_the_graph_are_threats(tmp_path, name):
-    threats = find(tmp_path, graph=b"\x0a\x06" + name.encode() + b"\x12")
-    assert len(threats) == 1
-    assert threats[0].startswith("saved_model holds the operation ")
-    assert threats[0].endswith(", which reaches out of the graph")
+@pytest.mark.parametrize("name", ["model.py", "saved_model.pbtxt", "saved_model.cpb", "assets/words.txt", "a/b"])
+def test_another_file_beside_the_graph_is_a_threat(tmp_path, name):
+    (tmp_path / "saved_model" / name).parent.mkdir(parents=True)
+    (tmp_path / "saved_model" / name).write_bytes(b"")
+    assert list(find_threats(tmp_path)) == [f"saved_model holds {name!r}, which is no part of a graph"]
+
+
+def test_the_files_of_a_graph_are_safe(tmp_path):
+    for name in ("fingerprint.pb", "variables/variables.index", "variables/variables.data-00000-of-00001"):
+        (tmp_path / "saved_model" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "saved_model" / name).write_bytes(b"")
+    assert find(tmp_path) == []
+
+
+def test_operations_that_do_more_than_compute_are_named(tmp_path):
+    graph = make_graph(["Conv2D", "WriteFile"], {"__inference_serve_1": ["ReadFile", "Relu"]})
+    assert find(tmp_path, graph=graph) == [
+        "saved_model holds ReadFile, WriteFile, which no layer of Keras for images needs"
+    ]
+
+
+def test_a_damaged_graph_is_a_threat(tmp_path):
+    assert find(tmp_path, graph=make_graph()[:-5]) == [
+        "saved_model holds no graph of TensorFlow 2 (it is cut short or damaged)"
+    ]

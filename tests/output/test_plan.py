@@ -1,6 +1,8 @@
 import json
+import tarfile
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -9,7 +11,7 @@ from tlray.errors import OutputError
 from tlray.output import plan as planning
 from tlray.output.plan import EXCLUDED_SCHEMA, PLAN_SCHEMA, Stream, open_plan, write_plan
 from tlray.sources.candidates import Candidate, SourceKind
-from tlray.sources.listing import Candidates
+from tlray.sources.listing import Candidates, Selection, find_candidates
 
 
 def write_rows(output, *candidates):
@@ -121,3 +123,52 @@ def test_a_pass_over_a_gzipped_archive_is_one_stream(tmp_path):
         Candidate("/x/c.jpg", "c.jpg"),
     )
     assert plan.measures.streams == [Stream(1, 3), Stream(4, 1), Stream(5, 1)]
+
+
+def spoil(output, inputs, change):
+    """Write a plan of `inputs`, change its first file's columns, and open it again."""
+    plan = write_plan(str(output), find_candidates(inputs, Selection()), {"input": inputs, "allow": []}, None)
+    path = output / "_plan" / "plan-00000.parquet"
+    columns = pq.read_table(path).to_pydict()
+    change(columns)
+    pq.write_table(pa.table(columns, schema=PLAN_SCHEMA if set(columns) == {*PLAN_SCHEMA.names} else None), path)
+    planning._forget_files()
+    return plan
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "fault"),
+    [
+        ("uri", "/etc/passwd", "/etc/passwd lies outside of the inputs"),
+        ("uri", "s3://other/secret.jpg", "s3://other/secret.jpg lies outside of the inputs"),
+        ("row_id", 7, "its rows are not numbered in order"),
+        ("source", "pipe", r"unknown kinds of sources \(pipe\)"),
+        ("more", "x", "other columns than a plan's"),
+    ],
+)
+def test_an_edited_plan_is_not_followed(tmp_path, name, value, fault):
+    folder = write_images(tmp_path / "in")
+    plan = spoil(tmp_path / "out", [str(folder)], lambda columns: columns.update({name: [value] * 10}))
+    if name == "more":
+        plan = spoil(tmp_path / "out", [str(folder)], lambda columns: columns.pop("etag"))
+    with pytest.raises(OutputError, match=rf"plan-00000\.parquet is damaged: {fault}; give a new --output"):
+        plan.read(0, 10)
+
+
+def test_a_plan_that_is_cut_short_is_one_error(tmp_path):
+    plan = plan_images(tmp_path / "out", write_images(tmp_path / "in"))
+    path = tmp_path / "out" / "_plan" / "plan-00000.parquet"
+    path.write_bytes(path.read_bytes()[:-9])
+    planning._forget_files()
+    with pytest.raises(OutputError, match=r"plan-00000\.parquet is damaged: "):
+        plan.read(0, 10)
+
+
+def test_members_whose_names_lead_outside_lie_in_their_archive(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    with tarfile.open(folder / "a.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("../../escaped.png"))
+    inputs = [str(folder)]
+    plan = write_plan(str(tmp_path), find_candidates(inputs, Selection()), {"input": inputs, "allow": []}, None)
+    assert plan.read(0, 1)["uri"].to_pylist() == [f"{folder}/a.tar#../../escaped.png"]

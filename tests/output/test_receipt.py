@@ -109,3 +109,18 @@ def test_failed_rows_are_added_up_in_the_order_of_codes():
 
 def test_an_update_is_told_in_one_line():
     assert str(UpdateRecord("x", new=1000, changed=2, kept=30_000)) == "30,000 kept, 1,000 new, 2 changed, 0 vanished"
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("../../../etc/passwd", 4),
+        ("../labels/part-000000000000-000000000003.parquet", 4),
+        ("part-000000000000-000000000003.parquet", 3),
+        ("part-000000000003-000000000000.parquet", 0),
+        ("/part-000000000000-000000000003.parquet", 4),
+    ],
+)
+def test_a_part_has_the_name_of_its_rows(tmp_path, name, rows):
+    write_changed(tmp_path, lambda record: record["parts"][0].update(name=name, rows=rows))
+    assert read_fault(tmp_path) == f"{name!r} is no part of {rows} rows; it was edited"

@@ -12,7 +12,7 @@ from pyarrow import csv, orc
 from tlray.errors import Code, DataError, FetchError
 from tlray.sources import manifests
 from tlray.sources.lists import is_list, open_list
-from tlray.sources.manifests import check_address, is_manifest, read_manifest
+from tlray.sources.manifests import check_address, is_manifest, lies_inside, list_prefixes, read_manifest
 from tlray.storage.s3_client import ARCHIVED_REASON
 
 
@@ -317,3 +317,23 @@ def test_a_file_of_an_inventory_that_is_missing_is_named(objects):
     objects["s3://inv/x/manifest.json"] = json.dumps(make_report("Parquet")).encode()
     with pytest.raises(DataError, match=r"the S3 Inventory file s3://inv/1\.parquet cannot be read: no object"):
         read("s3://inv/x/manifest.json")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "allow", "inside", "outside"),
+    [
+        (["/photos"], [], ["/photos/a/1.jpg", "/photos"], ["/photos2/1.jpg", "/photos/../etc/passwd", "s3://b/k"]),
+        (["/x/../photos"], [], ["/x/../photos/1.jpg"], ["/x/../photos/../1.jpg"]),
+        (["/we#ird/a.tar#b/c.jpg"], [], ["/we#ird/a.tar"], ["/we#ird/b.tar"]),
+        (["s3://b/in"], [], ["s3://b/in/../x", "s3://b/in/1.jpg"], ["s3://c/in/1.jpg", "/etc/passwd"]),
+        (["s3://b/list.csv"], [], ["s3://c/any"], ["/etc/passwd"]),
+        (["/data/list.csv"], [], ["/data/1.jpg", "/elsewhere/../1.jpg", "s3://c/any"], []),
+        (["/data/list.csv"], ["/photos"], ["/photos/1.jpg"], ["/data/1.jpg", "s3://c/any"]),
+        (["s3://b/inventory/manifest.json"], ["s3://c/"], ["s3://d/any"], ["/etc/passwd"]),
+        (["/photos", "s3://b/in"], [], ["/photos/1.jpg", "s3://b/in/1.jpg"], ["s3://b/out/1.jpg"]),
+    ],
+)
+def test_the_prefixes_of_inputs_hold_their_addresses_and_no_others(inputs, allow, inside, outside):
+    prefixes = list_prefixes(inputs, allow)
+    assert [address for address in inside if not lies_inside(address, prefixes)] == []
+    assert [address for address in outside if lies_inside(address, prefixes)] == []

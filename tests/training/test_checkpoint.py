@@ -46,6 +46,8 @@ def test_the_last_two_are_kept_and_a_half_written_one_is_passed_over(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch-0003", "epoch-0004"]
     (tmp_path / "epoch-0005").mkdir()
     (tmp_path / "epoch-0005" / f".{STATE}.1f2e.partial").write_bytes(b"half")
+    (tmp_path / "epoch-last").mkdir()
+    (tmp_path / "epoch-last" / STATE).write_bytes(b"another's")
     assert load_state(str(tmp_path)).epoch == 4
 
 

@@ -17,6 +17,7 @@ import hashlib
 import io
 import json
 import shutil
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -33,7 +34,8 @@ from tlray.images.limits import Limits
 from tlray.model.backbones import BACKBONES, INPUT
 from tlray.model.manifest import Preprocessing, hash_json
 from tlray.model.precision import Precision
-from tlray.storage.records import Json
+from tlray.model.safety import list_foreign
+from tlray.storage.records import Json, build_record
 
 if TYPE_CHECKING:
     import ray
@@ -162,10 +164,14 @@ class Cache:
         return OpenCache(self, self.read_shapes(), self.frozen.precision.storage_dtype)
 
     def read_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Read the shape of a row by kind; empty if the folder is of another base."""
-        described = json.loads(storage.get(storage.join(self.uri, FROZEN_BASE)))
-        shapes = described.pop("shapes")
-        return {kind: tuple(shape) for kind, shape in shapes.items()} if described == self.frozen.describe() else {}
+        """Read the shape of a row by kind; empty if the folder is of another base, or damaged."""
+        try:
+            described = json.loads(storage.get(storage.join(self.uri, FROZEN_BASE)))
+            shapes = build_record(dict[str, tuple[int, ...]], described.pop("shapes"))
+        except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
+            return {}
+        whole = shapes.keys() >= {*self.frozen.kinds} and all(min(shape, default=0) > 0 for shape in shapes.values())
+        return shapes if whole and described == self.frozen.describe() else {}
 
 
 @dataclass(frozen=True)
@@ -181,12 +187,24 @@ class OpenCache:
         return self.cache.sets[role].read(kind, view, rows, self.shapes[kind], self.dtype)
 
     def load_tail(self) -> Tail:
-        """Load the base after the boundary."""
+        """Load the base after the boundary.
+
+        Raises:
+            StoppedError: the file is damaged, or its layers are not Keras's own.
+        """
         from tlray.model.network import Tail
 
-        with np.load(io.BytesIO(storage.get(storage.join(self.cache.uri, TAIL)))) as stored:
-            weights = {name: stored[name] for name in stored.files if name != "_tail"}
-            return Tail(**json.loads(stored["_tail"].tobytes()), weights=weights)
+        address = storage.join(self.cache.uri, TAIL)
+        try:
+            with np.load(io.BytesIO(storage.get(address))) as stored:
+                weights = {name: stored[name] for name in stored.files if name != "_tail"}
+                tail = Tail(**json.loads(stored["_tail"].tobytes()), weights=weights)
+            foreign = list_foreign(tail.config)
+        except (ValueError, TypeError, LookupError, EOFError, RecursionError, zipfile.BadZipFile) as error:
+            raise StoppedError(f"{address} is damaged ({error}); remove it, and run the same command again") from None
+        if foreign:
+            raise StoppedError(f"{address} is refused: it holds {foreign[0]}, which tlray does not write; remove it")
+        return tail
 
 
 @dataclass(frozen=True)

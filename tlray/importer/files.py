@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from tlray import storage
 from tlray.errors import ConfigError, FetchError, WeightsError
-from tlray.model.safety import list_foreign
+from tlray.model.safety import find_threats
 
 if TYPE_CHECKING:
     import keras
@@ -119,16 +119,16 @@ def load_model(uri: str, data: bytes) -> keras.Model:
     with tempfile.TemporaryDirectory(prefix="tlray-") as folder:
         path = Path(folder, "model.keras")
         path.write_bytes(data)
+        if threats := [*find_threats(Path(folder))]:
+            raise WeightsError(
+                f"{uri} cannot be loaded safely ({'; '.join(threats[:3])}); save it with Keras 3, without lambdas and "
+                "custom layers"
+            )
         try:
             model = keras.saving.load_model(path, compile=False, safe_mode=True)
         except Exception as error:  # Keras passes on whatever its layers raise
             reason = " ".join(str(error).split()).replace(str(path), uri).partition(". ")[0][:300]
-            foreign = [name for name in list_foreign(path) if not name.startswith("keras.")]
-            if foreign:
-                reason = f"it holds {', '.join(foreign[:5])}"
-            raise WeightsError(
-                f"{uri} cannot be loaded safely ({reason}); save it with Keras 3, without lambdas and custom layers"
-            ) from None
+            raise WeightsError(f"{uri} cannot be loaded ({reason}); save it with Keras 3") from None
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         raise WeightsError(
             f"{uri} must take one batch of images and give one output; it takes {len(model.inputs)} and gives "

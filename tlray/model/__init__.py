@@ -7,6 +7,7 @@
 - `manifest`: the records of a bundle.
 - `bundle`: write, verify and open bundles.
 - `safety`: find code in a bundle's model files.
+- `graph_ops`: find the operations of a SavedModel that do more than compute.
 - `card`: the model card.
 - `serving`: a frozen graph, its SavedModel and golden images.
 - `engine`: predict with a bundle.

@@ -170,10 +170,26 @@ def open_engine(
         if chosen is not None:
             chosen.form = replace(chosen.form, note="; ".join(notes))
             return chosen
-    raise StoppedError(
-        f"the model does not repeat its golden predictions here ({'; '.join(notes)}); give another --precision, "
-        "or use another machine"
-    )
+    raise _refuse("; ".join(notes), "give another --precision, or use another machine")
+
+
+def open_plain_engine(bundle: Bundle) -> Engine:
+    """Return a float32 engine for single images, without XLA.
+
+    Raises:
+        StoppedError: it moves the golden probabilities by more than `GOLDEN_TOLERANCES`.
+    """
+    golden = bundle.load_golden()
+    pixels = np.stack([decode(image.data, bundle.image_size_px).pixels for image in golden])
+    form = Form("float32", "GPU" if count_gpus() else "CPU")
+    engine = Engine(bundle.path / "saved_model", bundle.image_size_px, 1, form)
+    if fault := find_golden_fault(golden, engine.predict_golden(pixels), GOLDEN_TOLERANCES["float32"]):
+        raise _refuse(fault, "copy or train it again, or use another machine")
+    return engine
+
+
+def _refuse(faults: str, remedy: str) -> StoppedError:
+    return StoppedError(f"the model does not repeat its golden predictions here ({faults}); {remedy}")
 
 
 def count_gpus() -> int:

@@ -19,9 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tlray import storage
-from tlray.errors import OutputError
-from tlray.sources.candidates import PACKED, REFUSED
+from tlray.errors import FetchError, OutputError
+from tlray.sources.candidates import PACKED, REFUSED, SourceKind
 from tlray.sources.listing import Candidates
+from tlray.sources.manifests import lies_inside, list_prefixes
 from tlray.storage.records import Json, RecordError, dump_record, parse_record
 
 FOLDER = "_plan"
@@ -99,12 +100,16 @@ class Plan:
         return self.measures.image_column
 
     def read(self, first: int, count: int) -> pa.Table:
-        """Return the rows `first` to `first + count - 1`."""
+        """Return the rows `first` to `first + count - 1`.
+
+        Raises:
+            OutputError: the plan is damaged, or names addresses outside of the inputs that it was made of.
+        """
         stop = min(first + count, self.num_rows)
         if first >= stop:
-            return _read_group(self.address, 0).slice(0, 0)
+            return _read_group(self.address, 0, self._prefixes).slice(0, 0)
         groups = range(first // ROWS_PER_GROUP, (stop - 1) // ROWS_PER_GROUP + 1)
-        table = pa.concat_tables(_read_group(self.address, group) for group in groups)
+        table = pa.concat_tables(_read_group(self.address, group, self._prefixes) for group in groups)
         return table.slice(first - groups.start * ROWS_PER_GROUP, stop - first)
 
     def take(self, row_ids: npt.NDArray[np.int64]) -> pa.Table:
@@ -127,6 +132,12 @@ class Plan:
         """The `input_*` columns."""
         return list(_open_file(self.address, 0).schema_arrow)[len(PLAN_SCHEMA) :]
 
+    @property
+    def _prefixes(self) -> tuple[str, ...] | None:
+        """Prefixes of all addresses of the rows; None if the plan does not tell its inputs."""
+        selection = self.measures.selection
+        return list_prefixes(selection["input"], selection["allow"]) if "input" in selection else None
+
 
 @lru_cache(maxsize=4)
 def _open_file(address: str, number: int) -> pq.ParquetFile:
@@ -134,9 +145,32 @@ def _open_file(address: str, number: int) -> pq.ParquetFile:
 
 
 @lru_cache(maxsize=8)
-def _read_group(address: str, group: int) -> pa.Table:
+def _read_group(address: str, group: int, prefixes: tuple[str, ...] | None) -> pa.Table:
+    """Read rows as they come from a store to which others may write: check what they may make a run read."""
     number, inside = divmod(group, ROWS_PER_FILE // ROWS_PER_GROUP)
-    return _open_file(address, number).read_row_group(inside)
+    try:
+        table = _open_file(address, number).read_row_group(inside)
+        fault = _find_fault(table, group * ROWS_PER_GROUP, prefixes)
+    except (FetchError, pa.ArrowException, OSError) as error:
+        fault = storage.redact(str(error))
+    if fault:
+        name = storage.join(address, _name("plan", number))
+        raise OutputError(f"{name} is damaged: {fault}; give a new --output, or restore it")
+    return table
+
+
+def _find_fault(rows: pa.Table, first: int, prefixes: tuple[str, ...] | None) -> str | None:
+    if [*rows.schema][: len(PLAN_SCHEMA)] != [*PLAN_SCHEMA]:
+        return "other columns than a plan's"
+    if not np.array_equal(rows["row_id"].to_numpy(), np.arange(first, first + rows.num_rows)):
+        return "its rows are not numbered in order"
+    if strange := {*rows["source"].unique().to_pylist()} - {*SourceKind}:
+        return f"unknown kinds of sources ({', '.join(sorted(strange))})"
+    for uri, member in zip(rows["uri"].to_pylist(), rows["member"].to_pylist(), strict=True):
+        address = uri if member is None else uri[: -len(member) - 1]
+        if prefixes is not None and not lies_inside(address, prefixes):
+            return f"{storage.redact(uri)} lies outside of the inputs"
+    return None
 
 
 def _forget_files() -> None:

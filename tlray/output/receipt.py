@@ -9,7 +9,7 @@ from typing import Literal
 
 from tlray import storage
 from tlray.errors import OutputError
-from tlray.output.parts import Part
+from tlray.output.parts import Part, get_row_ids
 from tlray.storage.records import Json, RecordError, dump_record, parse_record
 
 NAME = "_receipt.json"
@@ -124,6 +124,10 @@ def read_receipt(output: str) -> Receipt | None:
     if not storage.exists(address):
         return None
     try:
-        return parse_record(Receipt, storage.get(address))
+        receipt = parse_record(Receipt, storage.get(address))
     except RecordError as error:
         raise OutputError(f"{address} is damaged: {error}; it was written by another tlray, or edited") from None
+    for part in receipt.parts:
+        if len(get_row_ids(part.name)) != part.rows or part.rows < 1:  # a name that leads elsewhere has no rows
+            raise OutputError(f"{address} is damaged: {part.name!r} is no part of {part.rows:,} rows; it was edited")
+    return receipt

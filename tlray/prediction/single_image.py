@@ -38,6 +38,7 @@ def predict_image(path_or_uri: str, bundle: str | Bundle) -> Prediction:
         FetchError: the image cannot be read.
         ImageError: it cannot be decoded.
         BundleError: the bundle cannot be used.
+        StoppedError: the model does not repeat its golden predictions on this machine.
     """
     return rank_classes(path_or_uri, bundle, top_k=1)[0]
 
@@ -46,8 +47,7 @@ def rank_classes(path_or_uri: str, bundle: str | Bundle, top_k: int) -> list[Pre
     """Return the `top_k` most probable classes of one image, the most probable first; raise as `predict_image`."""
     opened = bundle if isinstance(bundle, Bundle) else _open_bundle(storage.resolve(str(bundle)))
     pixels = decode(storage.get(storage.resolve(str(path_or_uri))), opened.image_size_px).pixels
-    engine = _open_engine(str(opened.path), opened.model_id, opened.image_size_px)
-    (probabilities,) = engine.predict(pixels[None]).probabilities
+    (probabilities,) = _open_engine(opened).predict(pixels[None]).probabilities
     order = (-probabilities).argsort(kind="stable")[:top_k]
     return [Prediction(int(index), opened.classes[index], float(probabilities[index])) for index in order]
 
@@ -57,12 +57,18 @@ def _open_bundle(uri: str) -> Bundle:
     return load_bundle(uri)
 
 
-@cache
-def _open_engine(path: str, model_id: str, image_size_px: int) -> Engine:
-    """Return the process's engine of a bundle; `model_id` distinguishes bundles that replaced each other at a path."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    enable_onednn()
-    with silence_stderr():
-        from tlray.model.engine import Engine
+_ENGINES: dict[tuple[Path, str], Engine] = {}
+"""Engines of this process by folder and model id: another bundle may take a folder's place."""
 
-        return Engine(Path(path, "saved_model"), image_size_px, batch_size=1)
+
+def _open_engine(bundle: Bundle) -> Engine:
+    """Return the process's engine of a bundle, which has kept its golden predictions."""
+    key = bundle.path, bundle.model_id
+    if key not in _ENGINES:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        enable_onednn()
+        with silence_stderr():
+            from tlray.model.engine import open_plain_engine
+
+            _ENGINES[key] = open_plain_engine(bundle)
+    return _ENGINES[key]

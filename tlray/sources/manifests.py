@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from tlray import storage
 from tlray.console import say
 from tlray.errors import DataError, FetchError
-from tlray.sources import lists
+from tlray.sources import archives, lists
 from tlray.sources.candidates import Candidate
 from tlray.sources.columns import name_columns
 from tlray.storage.s3_client import ARCHIVED, ARCHIVED_REASON
@@ -79,7 +79,7 @@ def _read_lines(
     allow: Sequence[str],
 ) -> Iterator[Candidate]:
     base = manifest.rpartition("/")[0]
-    allow = [prefix if prefix == "s3://" else storage.resolve(prefix) for prefix in allow]
+    allow = _resolve_allowed(allow)
     where, identity = opened.names.index(uri_column), None if id_column is None else opened.names.index(id_column)
     names = [field.name for field in fields]
     seen: set[bytes] = set()
@@ -151,6 +151,32 @@ def _normalize(written: str, base: str) -> str:
     # os.path: Path.exists may raise
     exact = (name for name in (written, plain, *forms) if os.path.exists(os.path.join(base, name)))  # noqa: PTH110, PTH118
     return next(exact, plain)
+
+
+def list_prefixes(inputs: Sequence[str], allow: Sequence[str]) -> tuple[str, ...]:
+    """Return the prefixes of all addresses that inputs may give: themselves, and what manifests among them may name."""
+    prefixes = []
+    for uri in inputs:
+        if not is_manifest(uri):
+            parts = archives.split_member(uri)
+            prefixes.append(uri if parts is None else parts[0])
+        elif allow and not uri.lower().endswith(_INVENTORY):
+            prefixes += _resolve_allowed(allow)
+        else:
+            prefixes += ["s3://"] if storage.is_s3(uri) else ["s3://", "/"]
+    return tuple(prefixes)
+
+
+def lies_inside(address: str, prefixes: Sequence[str]) -> bool:
+    """Return whether an address is one of the prefixes or lies below one; `..` may stand in the prefix alone."""
+    if storage.is_s3(address):
+        return any(address.startswith(prefix) for prefix in prefixes)
+    below = (prefix for prefix in prefixes if _lies_below(address, prefix))
+    return any(prefix == "/" or ".." not in address.removeprefix(prefix).split("/") for prefix in below)
+
+
+def _resolve_allowed(allow: Sequence[str]) -> list[str]:
+    return [prefix if prefix == "s3://" else storage.resolve(prefix) for prefix in allow]
 
 
 def _lies_below(address: str, prefix: str) -> bool:

@@ -9,6 +9,7 @@ poll; shorter epochs would run twice.
 from __future__ import annotations
 
 import io
+import re
 import zipfile
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 STATE = "state.npz"
 
+_STATE_NAME = re.compile(rf"epoch-(\d+)/{re.escape(STATE)}", re.ASCII)
 _KEPT = 2  # a reader may still need the one before the latest
 _META = "_meta"
 
@@ -149,5 +151,5 @@ def load_state(uri: str) -> TrainingState:
 def _list_states(uri: str) -> list[int]:
     if not storage.has_content(uri):
         return []
-    names = [entry.name for entry in storage.list_files(uri)]
-    return sorted(int(name[len("epoch-") : -len(STATE) - 1]) for name in names if name.endswith(f"/{STATE}"))
+    found = (_STATE_NAME.fullmatch(entry.name) for entry in storage.list_files(uri))
+    return sorted(int(match[1]) for match in found if match)
