@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -48,11 +48,32 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 RUNNERS: list[Runner] = []
-"""Processes on the Ray that tests share, in which commands run one after another."""
+"""Processes that stay joined to a Ray, in which commands run one after another."""
+
+
+def find_runner(environment: Mapping[str, str]) -> Runner | None:
+    """Return the process in which a command of this environment may run."""
+    return next((runner for runner in RUNNERS if runner.fits(environment)), None)
 
 
 @contextlib.contextmanager
-def start_ray(num_cpus: int) -> Iterator[None]:
+def start_runner() -> Iterator[None]:
+    """A process that runs commands on the Ray that RAY_ADDRESS names, or on one of its own."""
+    with Runner(os.environ) as runner:
+        RUNNERS.append(runner)
+        yield
+        RUNNERS.remove(runner)
+
+
+@pytest.fixture(scope="session")
+def notebook() -> Iterator[None]:
+    """A process with a local Ray for all commands, as in a notebook: each must free what it had booked."""
+    with start_runner():
+        yield
+
+
+@contextlib.contextmanager
+def start_cluster(num_cpus: int) -> Iterator[None]:
     """A Ray cluster that commands join, and a process that has joined it."""
     from ray.cluster_utils import Cluster
 
@@ -60,23 +81,7 @@ def start_ray(num_cpus: int) -> Iterator[None]:
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": num_cpus, "include_dashboard": False})
         stack.callback(cluster.shutdown)
         stack.enter_context(set_environment(RAY_ADDRESS=cluster.address))
-        runner = stack.enter_context(Runner(os.environ))
-        RUNNERS.append(runner)
-        stack.callback(RUNNERS.remove, runner)
-        yield
-
-
-@pytest.fixture(scope="module")
-def predicting_cluster() -> Iterator[None]:
-    """One Ray for a file of tests that predict."""
-    with start_ray(2):
-        yield
-
-
-@pytest.fixture(scope="module")
-def training_cluster() -> Iterator[None]:
-    """One Ray for a file of tests that train, with room for two workers, once: each must free what it had booked."""
-    with start_ray(4):
+        stack.enter_context(start_runner())
         yield
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import RUNNERS, find_test_data, set_environment
+from tests.conftest import find_runner, find_test_data, set_environment
 from tests.entry import s3
 
 SEED = os.environ.get("TLRAY_TEST_SEED", "0")
@@ -31,10 +31,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.entry)
 
 
-def run_tlray(*arguments: str, expect: int = 0, timeout_s: int = 500, env: dict[str, str] | None = None) -> str:
-    """Run a command, on the Ray that tests share if there is one; its exit code must be the expected one."""
+def run_tlray(
+    *arguments: str, expect: int = 0, timeout_s: int = 500, env: dict[str, str] | None = None, alone: bool = False
+) -> str:
+    """Run a command, on the Ray that tests share if there is one, or alone; its exit code must be the expected one."""
     environment = {**os.environ, **(env or {})}
-    shared = next((runner for runner in RUNNERS if runner.fits(environment)), None)
+    shared = None if alone else find_runner(environment)
     if shared is not None:
         code, output = shared.run(arguments, timeout_s)
     else:
@@ -80,7 +82,7 @@ def trained(digits: Path, damaged: Path, tmp_path_factory: pytest.TempPathFactor
     bundle = tmp_path_factory.mktemp("trained") / "bundle"
     output = run_tlray(
         "train", "--data", str(digits / "train"), "--test-data", str(digits / "test"), "--output", str(bundle),
-        *TRAIN_OPTIONS, env={"RAY_ADDRESS": "local"},
+        *TRAIN_OPTIONS, alone=True,
     )  # fmt: skip
     return bundle, output
 

@@ -41,7 +41,7 @@ def cluster(client):
 
 
 def run_doctor(cluster, *arguments, expect=0):
-    return run_tlray("doctor", "--address", cluster.address, *arguments, expect=expect, timeout_s=120)
+    return run_tlray("doctor", "--address", cluster.address, *arguments, expect=expect, timeout_s=120, alone=True)
 
 
 def test_a_cluster_in_order_exits_0(cluster, client):
@@ -87,10 +87,11 @@ def test_machines_that_lie_or_lack_tlray_are_named(cluster, tmp_path):
 
 
 def test_without_an_address_it_is_this_machine(tmp_path):
-    output = run_tlray("doctor", "--max-cpus", "1", "--output", str(tmp_path), env={"RAY_ADDRESS": ""})
+    output = run_tlray("doctor", "--max-cpus", "1", "--output", str(tmp_path), env={"RAY_ADDRESS": ""}, alone=True)
     assert "this machine's own Ray: 1 machine, 1 core" in output
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_cluster_that_does_not_answer_is_one_sentence():
-    assert "no Ray cluster answers" in run_tlray("doctor", "--address", "127.0.0.1:1", expect=1, timeout_s=120)
+    printed = run_tlray("doctor", "--address", "127.0.0.1:1", expect=1, timeout_s=120, alone=True)
+    assert "no Ray cluster answers" in printed

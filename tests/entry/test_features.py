@@ -7,7 +7,7 @@ import pytest
 
 from tests.entry.conftest import PRETRAINED, SEED, WEIGHTS, run_tlray
 
-pytestmark = pytest.mark.usefixtures("training_cluster")
+pytestmark = pytest.mark.usefixtures("notebook")
 
 OPTIONS = ["--backbone", "mobilenet_v2", "--weights", str(WEIGHTS) if PRETRAINED else "none", "--image-size", "48"]
 OPTIONS += ["--head-units", "16", "--head-epochs", "2", "--finetune-epochs", "2", "--views", "4", "--lr-head", "3e-4"]

@@ -12,7 +12,7 @@ from tlray.errors import Code, FetchError, StoppedError
 from tlray.images.decode import decode
 from tlray.model.bundle import GOLDEN
 
-pytestmark = pytest.mark.usefixtures("predicting_cluster")
+pytestmark = pytest.mark.usefixtures("notebook")
 
 AWKWARD = {"empty.jpg": b"", "page.jpg": b"<!DOCTYPE html>", "cut.png": None}
 GOLDEN_TOLERANCE = 1e-5
@@ -37,7 +37,7 @@ def labelled(bundle, archive, tmp_path_factory):
     output = tmp_path_factory.mktemp("labelled") / "labels"
     options = ["--model", str(bundle), "--input", str(archive), "--output", str(output), "--top-k", "2"]
     options += ["--rows-per-part", "7", "--precision", "float32"]
-    printed = run_tlray("predict", *options, env={"RAY_ADDRESS": "local"})
+    printed = run_tlray("predict", *options, alone=True)
     return output, options, printed
 
 

@@ -9,7 +9,7 @@ import pytest
 from tests.entry.conftest import run_tlray
 from tests.roads import ROADS, write_roads
 
-pytestmark = pytest.mark.usefixtures("predicting_cluster")
+pytestmark = pytest.mark.usefixtures("notebook")
 
 IMAGES = 170
 

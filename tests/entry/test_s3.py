@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import tlray
+from tests.conftest import start_runner
 from tests.entry.conftest import TRAIN_OPTIONS, run_tlray
 from tests.faults.s3proxy import Proxy
 from tests.roads import write_roads
@@ -20,17 +21,23 @@ from tlray.sources.reading import read_rows
 from tlray.storage.lock import Lock
 from tlray.storage.lock import _describe_self as describe_self
 
-pytestmark = pytest.mark.usefixtures("bucket", "predicting_cluster")
+pytestmark = pytest.mark.usefixtures("bucket", "notebook_on_s3")
 
 ROOT = "s3://tlray-test"
 
 
 @pytest.fixture(scope="module")
-def trained_on_s3(bucket):
+def notebook_on_s3(bucket):
+    with start_runner():
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained_on_s3(notebook_on_s3):
     address = f"{ROOT}/models/first"
     options = ["--data", f"{ROOT}/digits/train", "--test-data", f"{ROOT}/digits/test", "--output", address]
     options += ["--cache", "on", "--cache-dir", f"{ROOT}/cache"]
-    run_tlray("train", *options, *TRAIN_OPTIONS, env={"RAY_ADDRESS": "local"})
+    run_tlray("train", *options, *TRAIN_OPTIONS)
     return address
 
 

@@ -6,6 +6,8 @@ import yaml
 
 from tests.entry.conftest import PRETRAINED, SEED, TRAIN_OPTIONS, read_manifest, run_tlray
 
+pytestmark = pytest.mark.usefixtures("notebook")
+
 
 def test_the_bundle_holds_what_it_should(bundle):
     manifest = read_manifest(bundle)

@@ -15,7 +15,7 @@ from tlray.images.decode import decode
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # of Keras's own
-    pytest.mark.usefixtures("predicting_cluster"),
+    pytest.mark.usefixtures("notebook"),
 ]
 
 HOSTILE = ["<script>alert(1)</script>.png", "x" * 5000 + ".png", "\u202egnp.\u05d0.png", 'a"b&c.png']

@@ -46,9 +46,9 @@ def small(tmp_path_factory, write_digits):
 
 
 @pytest.fixture(scope="session")
-def undisturbed(small, tmp_path_factory):
-    """The bundle of `LONG_OPTIONS` with 2 workers of 4, trained in peace, on a Ray of its own."""
+def undisturbed(small, notebook, tmp_path_factory):
+    """The bundle of `LONG_OPTIONS` with 2 workers of 4, trained in peace."""
     bundle = tmp_path_factory.mktemp("undisturbed") / "bundle"
     arguments = ["--data", str(small), "--output", str(bundle), *LONG_OPTIONS, *TWO_WORKERS]
-    run_tlray("train", *arguments, env={"RAY_ADDRESS": "local"})
+    run_tlray("train", *arguments)
     return bundle

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.conftest import set_environment, start_ray
+from tests.conftest import set_environment, start_cluster
 from tests.faults import s3proxy
 from tests.faults.labels import BUCKET
 
@@ -17,5 +17,5 @@ def store():
 @pytest.fixture(scope="package", autouse=True)
 def cluster(store):
     """A Ray cluster whose processes can reach the store; commands join it."""
-    with set_environment(**store[0]), start_ray(2):
+    with set_environment(**store[0]), start_cluster(2):
         yield

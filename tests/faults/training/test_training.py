@@ -16,7 +16,7 @@ from tests.faults.conftest import (
     read_history,
 )
 
-pytestmark = pytest.mark.usefixtures("training_cluster")
+pytestmark = pytest.mark.usefixtures("notebook")
 
 GOLDEN_TOLERANCE = 1e-5
 
@@ -34,7 +34,7 @@ def train(data, output, *options, expect=0):
 def refuse(data, output, *options, expect=2):
     """Return what a training says that ends before it starts a Ray of its own."""
     arguments = ["--data", str(data), "--output", str(output), *options]
-    printed = run_tlray("train", *arguments, expect=expect, env={"RAY_ADDRESS": "local"})
+    printed = run_tlray("train", *arguments, expect=expect, alone=True)
     assert "starting Ray" not in printed
     return printed
 
@@ -50,9 +50,9 @@ def test_36_uneven(tmp_path, write_digits, cached):
 
 def test_37_tiny(tmp_path, write_digits, cached):
     data = write_digits(tmp_path / "data", 2, 1)
-    options = [*BASE_OPTIONS, *cached, "--num-workers", "3", "--head-epochs", "1", "--finetune-epochs", "1"]
+    options = [*BASE_OPTIONS, *cached, "--num-workers", "3", "--head-epochs", "1", "--finetune-epochs", "0"]
     train(data, tmp_path / "bundle", *options)
-    assert [record["images"] for record in read_history(tmp_path / "bundle")] == [2, 2]
+    assert [record["images"] for record in read_history(tmp_path / "bundle")] == [2]
     assert read_manifest(tmp_path / "bundle")["training"]["counts"] == {"train": 2, "validation": 0, "test": 0}
 
 
