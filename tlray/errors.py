@@ -8,7 +8,8 @@ TlrayError                 exit 1
 │   ├── BundleError        a bundle that is missing, changed or of another format
 │   └── OutputError        an output location that holds something else or cannot be written
 ├── StoppedError           exit 1: a job that ended early; what it finished is kept
-│   └── DivergedError      a training loss that is not finite
+│   ├── DivergedError      a training loss that is not finite
+│   └── OutageError        an object store that does not answer
 └── InputError             one input that cannot be used; carries a Code
     ├── ImageError         its bytes cannot be decoded: becomes a failed row
     └── FetchError         its bytes cannot be fetched, or have changed
@@ -93,6 +94,10 @@ class DivergedError(StoppedError):
     """A training loss that is not finite."""
 
 
+class OutageError(StoppedError):
+    """An object store that does not answer, or throttles every request."""
+
+
 class InputError(TlrayError):
     """One input that cannot be used."""
 
@@ -119,7 +124,15 @@ class ImageError(InputError):
 
 
 class FetchError(InputError):
-    """An input whose bytes could not be fetched, or have changed since it was planned."""
+    """An input whose bytes could not be fetched, or have changed since it was planned.
+
+    `retry_after_s` are the seconds after which a throttling store wants to be asked again, None if it says nothing.
+    """
+
+    def __init__(self, code: Code, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(code, message)
+        self.retry_after_s = retry_after_s
+        self.args = (code, message, retry_after_s)
 
 
 _CHAINED = re.compile(r"\n\s*\n(?:The above exception was|During handling of the above)")

@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import threading
 import time
+from collections import deque
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from tests.entry import s3
@@ -18,17 +19,18 @@ class Proxy:
         cut: key -> how many more times it drops the connection in the middle of the body.
         denied: keys that answer 403.
         is_away: whether every connection is dropped at once.
+        away_after: number of bodies after which it is away, None for never.
+        away_s: seconds after which it is back, None for never.
+        max_per_s: bodies that it gives in a second; it answers 503 to others.
         latency_s: added to every answer.
         num_gets: bodies of objects that were asked for, by key.
         payers: method and path of every request -> who it says pays.
     """
 
     def __init__(self, backend):
-        self.throttle, self.cut, self.denied = {}, {}, set()
-        self.is_away = False
-        self.away_after = None
+        self.behave()
         self.latency_s = 0.0
-        self.num_gets, self.payers = {}, {}
+        self.payers = {}
         self._lock = threading.Lock()
         proxy = self
         host, _, port = backend.removeprefix("http://").partition(":")
@@ -89,19 +91,37 @@ class Proxy:
         self.address = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
+    def behave(self):
+        """Forget what should go wrong."""
+        self.throttle, self.cut, self.denied = {}, {}, set()
+        self.is_away, self.away_after, self.away_s, self.max_per_s = False, None, None, None
+        self.num_gets = {}
+        self.num_throttled = 0
+        self._away_since = 0.0
+        self._given = deque()
+
     def _decide(self, method, path):
         with self._lock:
             key = path.partition("?")[0]
             if method == "GET" and "list-type" not in path:
                 self.num_gets[key] = self.num_gets.get(key, 0) + 1
                 if self.away_after is not None and sum(self.num_gets.values()) > self.away_after:
-                    self.is_away = True
+                    self.is_away, self.away_after, self._away_since = True, None, time.monotonic()
+            if self.is_away and self.away_s is not None and time.monotonic() - self._away_since > self.away_s:
+                self.is_away = False
             if self.is_away:
                 return "away"
             if method != "GET" or "list-type" in path:
                 return None
             if any(part in key for part in self.denied):
                 return 403
+            if self.max_per_s is not None:
+                while self._given and time.monotonic() - self._given[0] > 1:
+                    self._given.popleft()
+                if len(self._given) >= self.max_per_s:
+                    self.num_throttled += 1
+                    return 503
+                self._given.append(time.monotonic())
             for faults, name in ((self.throttle, 503), (self.cut, "cut")):
                 for part, left in faults.items():
                     if part in key and left:

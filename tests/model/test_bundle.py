@@ -7,7 +7,8 @@ import pytest
 
 from tests.factories import make_epoch
 from tests.model.data import CONFIG, make_graph, make_keras_file, make_model_files, write_bundle
-from tlray.errors import BundleError
+from tlray import storage
+from tlray.errors import BundleError, Code, FetchError, OutageError
 from tlray.model.bundle import GOLDEN, HISTORY, MANIFEST, load_bundle, read_manifest, unpack
 from tlray.model.manifest import FORMAT
 
@@ -64,6 +65,20 @@ def test_files_are_unpacked_below_a_folder(tmp_path):
 
 def test_a_folder_without_a_manifest_is_not_a_bundle(tmp_path):
     assert refuse(tmp_path) == "is not a bundle: it holds no bundle.json; give what tlray train wrote"
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "rest"),
+    [(Code.DENIED, BundleError, ""), (Code.TIMEOUT, OutageError, "; run the same command again")],
+)
+def test_a_bundle_that_is_out_of_reach_may_still_be_one(path, monkeypatch, code, kind, rest):
+    def get(uri):
+        raise FetchError(code, "no way")
+
+    monkeypatch.setattr(storage, "get", get)
+    with pytest.raises(kind) as caught:
+        load_bundle(str(path))
+    assert str(caught.value) == f"{path} cannot be read: no way{rest}"
 
 
 @pytest.mark.parametrize(("found", "remedy"), [(1, "train or import the model again"), (FORMAT + 1, "update tlray")])

@@ -109,3 +109,21 @@ def test_a_receipt_stays_unless_failed_rows_are_retried(tmp_path, plan):
     write_receipt(str(tmp_path / "out"), make_receipt())
     resume_run(tmp_path, plan)
     assert (tmp_path / "out" / "_receipt.json").exists()
+
+
+def test_failures_in_waiting_count_as_those_in_parts(tmp_path, plan):
+    """Three attempts, each stopped before its part was full, fail once in all."""
+    for row in (5, 6, 9):
+        state = resume_run(tmp_path, plan)
+        list(state.writer.add(make_predictions([row], bad=row)))
+        state.writer.save_waiting()
+    assert resume_run(tmp_path, plan).num_failed == 3
+    assert resume_run(tmp_path, plan, retry_failed=("EMPTY",)).num_failed == 0
+
+
+def test_a_row_that_an_earlier_run_could_read_is_remembered(tmp_path, plan):
+    assert resume_run(tmp_path, plan).read_row is None
+    write(tmp_path, plan, make_predictions(range(4), "TIMEOUT"))
+    assert resume_run(tmp_path, plan).read_row is None
+    write(tmp_path, plan, make_predictions(range(4, 8)))
+    assert resume_run(tmp_path, plan).read_row == 4

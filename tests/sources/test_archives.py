@@ -17,6 +17,7 @@ from tlray.sources.archives import Unpacked, index, is_archive, open_unpacked, r
 from tlray.sources.candidates import SourceKind
 from tlray.sources.listing import Candidates, Selection, find_candidates
 from tlray.sources.reading import read_rows
+from tlray.storage import files
 
 CONTENTS = {f"{number}.jpg": np.random.default_rng(number).bytes(700) for number in range(4)}
 
@@ -360,3 +361,15 @@ def test_a_hard_link_is_another_name_for_its_targets_bytes(tmp_path, mode):
     assert (found["a.jpg"], found["link.jpg"], found["b.jpg"]) == (b"one", b"one", b"two")
     assert found["outside.jpg"].code is Code.UNSUPPORTED
     assert len(plan.measures.streams) == (0 if mode == "w" else 1)
+
+
+def test_a_disk_that_fails_leaves_the_members_to_be_tried_again(tmp_path, monkeypatch):
+    entry = write(tmp_path / "a.tar.gz", pack())
+    plan = write_plan(str(tmp_path / "out"), Candidates([], iter(index(entry))), {}, None)
+
+    def fail(file, buffer):
+        raise FetchError(Code.TIMEOUT, "the file cannot be read: Input/output error")
+
+    monkeypatch.setattr(files._LocalFile, "readinto", fail)
+    fetched = list(read_rows(plan.read(0, 10), 2**20, None))
+    assert [result.data.code for result in fetched] == [Code.TIMEOUT] * 4

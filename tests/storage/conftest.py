@@ -14,7 +14,7 @@ BUCKET = "tlray-units"
 
 
 def forget_clients() -> None:
-    for cached in (s3_client.get_client, s3_client.get_store, s3_client.get_options):
+    for cached in (s3_client._make_client, s3_client._make_store, s3_client.get_options):
         cached.cache_clear()
 
 

@@ -1,25 +1,41 @@
 import importlib
 import itertools
 import threading
+from collections import Counter, deque
+from types import SimpleNamespace
 
 import pytest
 
 from tlray.errors import Code, FetchError
 from tlray.storage import local, s3
 from tlray.storage.addresses import Request
-from tlray.storage.fetch import IN_FLIGHT, MAX_TRIES, Fetched, fetch, fetch_many
+from tlray.storage.fetch import IN_FLIGHT, Fetched, fetch, fetch_many
 
 fetching = importlib.import_module("tlray.storage.fetch")  # the package's attribute is the function
 
 MIB = 2**20
 
 
+@pytest.fixture(autouse=True)
+def clock(monkeypatch):
+    """A clock that pauses move on, so that none is waited for; no store has been seen before."""
+    times = SimpleNamespace(now=1000.0, pauses=[])
+
+    def sleep(pause_s):
+        times.now += pause_s
+        times.pauses.append(pause_s)
+
+    monkeypatch.setattr(fetching.time, "sleep", sleep)
+    monkeypatch.setattr(fetching.time, "monotonic", lambda: times.now)
+    fetching._open_history.cache_clear()
+    yield times
+    fetching._open_history.cache_clear()
+
+
 @pytest.fixture
-def pauses(monkeypatch):
-    """The pauses between tries, in seconds, none of which is waited for."""
-    made = []
-    monkeypatch.setattr(fetching.time, "sleep", made.append)
-    return made
+def pauses(clock):
+    """The pauses between tries, in seconds."""
+    return clock.pauses
 
 
 @pytest.fixture
@@ -50,12 +66,18 @@ def test_a_first_success_is_no_retry(tmp_path, pauses):
     assert pauses == []
 
 
-@pytest.mark.parametrize("code", [Code.DENIED, Code.THROTTLED, Code.TIMEOUT])
-def test_transient_errors_are_retried_and_counted(tmp_path, pauses, fail, code):
+def test_transient_errors_are_retried_and_counted(tmp_path, pauses, fail):
     (tmp_path / "file").write_bytes(b"content")
-    fail(code, code)
+    fail(Code.TIMEOUT, Code.TIMEOUT)
     assert fetch(Request(str(tmp_path / "file"))) == Fetched(b"content", 2)
     assert len(pauses) == 2
+
+
+def test_a_local_file_that_is_denied_stays_so(tmp_path, pauses, fail):
+    (tmp_path / "file").write_bytes(b"content")
+    fail(Code.DENIED)
+    data, retries = fetch(Request(str(tmp_path / "file")))
+    assert (data.code, retries, pauses) == (Code.DENIED, 0, [])
 
 
 @pytest.mark.parametrize("code", [Code.NOT_FOUND, Code.CHANGED, Code.TOO_LARGE])
@@ -66,21 +88,120 @@ def test_other_errors_are_final(tmp_path, pauses, fail, code):
     assert (data.code, retries, pauses) == (code, 0, [])
 
 
-def test_the_last_error_is_returned_when_all_tries_fail(tmp_path, pauses, fail):
-    fail(*[Code.THROTTLED] * (MAX_TRIES - 1), Code.TIMEOUT)
-    data, retries = fetch(Request(str(tmp_path / "file")))
-    assert (data.code, retries) == (Code.TIMEOUT, MAX_TRIES - 1)
-    longest = [0.2, 0.4, 0.8, 1.6]
-    assert len(pauses) == len(longest)
-    assert all(limit / 2 <= pause <= limit for pause, limit in zip(pauses, longest, strict=True))
+class Store:
+    """Objects that are out of reach by a code, by a part of their key; others are their own address."""
+
+    def __init__(self, clock):
+        self.codes = {}
+        self.retry_after_s = None
+        self.tries = Counter()
+        self.times = []
+        self._clock = clock
+
+    def read(self, request):
+        self.tries[request.uri] += 1
+        self.times.append(self._clock.now)
+        for part, code in self.codes.items():
+            if part in request.uri:
+                raise FetchError(code, f"failed by {code}", self.retry_after_s)
+        return request.uri.encode()
 
 
-def test_a_pause_never_exceeds_its_limit(tmp_path, pauses, fail, monkeypatch):
-    monkeypatch.setattr(fetching, "MAX_TRIES", 10)
-    fail(*[Code.TIMEOUT] * 10)
-    fetch(Request(str(tmp_path / "file")))
-    assert len(pauses) == 9
-    assert all(2.5 <= pause <= 5 for pause in pauses[5:])
+@pytest.fixture
+def store(monkeypatch, clock):
+    store = Store(clock)
+    monkeypatch.setattr(s3, "read", store.read)
+    monkeypatch.setattr(s3, "read_again", store.read)
+    return store
+
+
+@pytest.mark.parametrize("code", [Code.DENIED, Code.THROTTLED, Code.TIMEOUT])
+def test_an_object_is_tried_for_a_minute_beside_others_that_are_read(store, clock, code):
+    assert fetch(Request("s3://b/a/good")).data == b"s3://b/a/good"
+    store.codes = {"bad": code}
+    began = clock.now
+    data, retries = fetch(Request("s3://b/a/bad"))
+    assert data.code is code
+    assert 59.9 < clock.now - began < 70
+    assert retries == store.tries["s3://b/a/bad"] - 1
+    assert 10 < retries < 30
+
+
+def test_pauses_grow_to_five_seconds(store, pauses):
+    store.codes = {"bad": Code.TIMEOUT}
+    fetch(Request("s3://b/bad"))
+    assert all(limit / 2 <= pause <= limit for pause, limit in zip(pauses, [0.2, 0.4, 0.8, 1.6, 3.2], strict=False))
+    assert all(2.5 <= pause <= 5 for pause in pauses[5:-1])
+
+
+def test_what_is_denied_before_anything_was_read_is_given_up_soon(store, clock):
+    store.codes = {"bad": Code.DENIED}
+    began = clock.now
+    assert fetch(Request("s3://b/bad")).data.code is Code.DENIED
+    assert 2.9 < clock.now - began < 4
+
+
+def test_objects_of_a_forbidden_folder_get_one_try_each(store):
+    store.codes = {"shut/": Code.DENIED}
+    fetch(Request("s3://b/open/0"))
+    for index in range(10):
+        fetch(Request(f"s3://b/shut/{index}"))
+    assert [store.tries[f"s3://b/shut/{index}"] > 1 for index in range(10)] == [True] * 3 + [False] * 7
+    store.codes = {"/7": Code.DENIED}
+    assert fetch(Request("s3://b/shut/9")).data == b"s3://b/shut/9"  # it is open again
+    fetch(Request("s3://b/shut/7"))
+    assert store.tries["s3://b/shut/7"] > 2
+
+
+def test_a_store_that_is_away_is_waited_for(store, clock, monkeypatch):
+    fetch(Request("s3://b/0"))
+    store.codes = {"s3://": Code.TIMEOUT}
+    began = clock.now
+    sleep = fetching.time.sleep
+
+    def sleep_until_it_is_back(pause_s):
+        sleep(pause_s)
+        if clock.now - began > 90:
+            store.codes = {}
+
+    monkeypatch.setattr(fetching.time, "sleep", sleep_until_it_is_back)
+    assert fetch(Request("s3://b/1")).data == b"s3://b/1"
+    assert 90 < clock.now - began < 100
+
+
+def test_a_store_that_stays_away_is_given_up_after_the_patience(store, clock):
+    fetch(Request("s3://b/0"))
+    store.codes = {"s3://": Code.TIMEOUT}
+    began = clock.now
+    assert fetch(Request("s3://b/1")).data.code is Code.TIMEOUT
+    assert 290 < clock.now - began < 310
+
+
+def test_a_store_that_says_when_to_come_back_is_obeyed(store, pauses):
+    fetch(Request("s3://b/0"))
+    store.codes, store.retry_after_s = {"bad": Code.THROTTLED}, 20.0
+    fetch(Request("s3://b/bad"))
+    assert [pause for pause in pauses if pause > 5] == [20.0, 20.0, pytest.approx(20, abs=1)]
+
+
+def test_throttled_requests_slow_down_and_recover(monkeypatch, clock):
+    """Never more than a few requests over the limit in any second, and all objects in the end."""
+    limit, sent = 20, deque()
+
+    def read(request):
+        sent.append(clock.now)
+        clock.now += 0.001
+        if sum(when > clock.now - 1 for when in sent) > limit:
+            raise FetchError(Code.THROTTLED, "slow down")
+        return b""
+
+    monkeypatch.setattr(s3, "read", read)
+    monkeypatch.setattr(s3, "read_again", read)
+    results = [fetch(Request(f"s3://b/{index}")) for index in range(300)]
+    assert {result.data for result in results} == {b""}
+    throttled = sum(result.retries for result in results)
+    assert 0 < throttled < 30
+    assert clock.now - sent[0] < 40
 
 
 def test_results_come_in_order_with_errors_in_their_places(tmp_path):
@@ -109,7 +230,6 @@ def test_local_files_are_read_one_by_one_as_they_are_taken(tmp_path, monkeypatch
 @pytest.fixture
 def objects(monkeypatch):
     """Objects of any address, whose content is their own address."""
-    monkeypatch.setattr(s3, "open_connection", lambda uri: None)
     monkeypatch.setattr(s3, "read", lambda request: request.uri.encode())
 
 
@@ -122,7 +242,6 @@ def test_objects_come_in_order_beside_local_files(tmp_path):
 
 
 def test_objects_are_read_at_the_same_time(monkeypatch):
-    monkeypatch.setattr(s3, "open_connection", lambda uri: None)
     both = threading.Barrier(2, timeout=30)
     monkeypatch.setattr(s3, "read", lambda request: str(both.wait() in (0, 1)).encode())
     assert [result.data for result in fetch_many([Request("s3://b/0"), Request("s3://b/1")])] == [b"True"] * 2
@@ -153,7 +272,6 @@ def test_a_range_counts_by_its_length():
 def test_unknown_sizes_are_judged_by_the_largest_result(monkeypatch):
     monkeypatch.setattr(fetching, "_MAX_IN_FLIGHT_BYTES", 100)
     monkeypatch.setattr(fetching, "_TYPICAL_BYTES", 10)
-    monkeypatch.setattr(s3, "open_connection", lambda uri: None)
     monkeypatch.setattr(s3, "read", lambda request: bytes(50))
     taken = []
     results = fetch_many(count((Request(f"s3://b/{index}") for index in itertools.count()), taken))

@@ -96,3 +96,9 @@ def test_arrow_takes_gzip_under_another_name_as_it_is(tmp_path):
     (tmp_path / "file.csv").write_bytes(packed)
     with open_arrow(str(tmp_path / "file.csv")) as file:
         assert file.read() == packed
+
+
+def test_a_disk_that_fails_is_no_damage_of_the_file():
+    with open_file("/proc/self/mem") as file, pytest.raises(FetchError, match="Input/output error") as caught:
+        file.read(10)
+    assert caught.value.code is Code.TIMEOUT

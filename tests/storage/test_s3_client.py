@@ -1,17 +1,29 @@
+import http.server
 import json
 import os
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
-from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
+from botocore.credentials import Credentials as BotocoreCredentials
+from botocore.credentials import RefreshableCredentials
+from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, SSLError
 from obstore.exceptions import GenericError
 from obstore.exceptions import NotFoundError as ObstoreNotFoundError
 
 from tests.storage.conftest import forget_clients
-from tlray.errors import Code, DataError, FetchError, OutputError
+from tlray.errors import Code, DataError, FetchError, OutageError, OutputError
 from tlray.storage import s3_client
+from tlray.storage.addresses import Request
+from tlray.storage.fetch import Fetched, fetch
 from tlray.storage.s3_client import (
     ARCHIVED_REASON,
+    Credentials,
     S3Options,
+    adopt,
     configure,
     explain_as,
     explain_fetch,
@@ -39,6 +51,16 @@ def test_options_reach_the_processes_of_a_run():
     assert json.loads(os.environ[s3_client.OPTIONS_VARIABLE])["kms_key_id"] == "key"
     forget_clients()  # as a new process has none
     assert get_options() == options
+
+
+@pytest.mark.usefixtures("aws")
+def test_a_process_takes_the_options_of_the_driver():
+    client = get_client()
+    adopt(S3Options())
+    assert get_client() is client
+    adopt(S3Options(retry_for_s=1))
+    assert get_options() == S3Options(retry_for_s=1)
+    assert get_client() is not client
 
 
 @pytest.mark.usefixtures("aws")
@@ -195,3 +217,113 @@ def test_only_a_head_tells_a_missing_object():
         raise make_error(404, "NoSuchKey", operation="GetObject")
     with pytest.raises(DataError), explain_as(DataError, "s3://bucket/x", "read"):
         raise make_error(403, "403", operation="HeadObject")
+
+
+class ShortLived(http.server.BaseHTTPRequestHandler):
+    """A store that takes tokens, the times of their issue, for a second."""
+
+    lifetime_s = 1.0
+    refused: ClassVar[list[float]] = []
+
+    def do_GET(self):
+        age_s = time.time() - float(self.headers["x-amz-security-token"])
+        if age_s > self.lifetime_s:
+            self.refused.append(age_s)
+        body = b"" if age_s > self.lifetime_s else b"content"
+        self.send_response(200 if body else 403)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Last-Modified", "Sun, 29 Nov 2026 12:00:00 GMT")
+        self.send_header("ETag", '"1"')
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        """Say nothing."""
+
+
+def renew():
+    now = time.time()
+    end = datetime.fromtimestamp(now + ShortLived.lifetime_s, UTC).isoformat()
+    return {"access_key": "key", "secret_key": "secret", "token": str(now), "expiry_time": end}
+
+
+def test_56_no_request_carries_a_token_that_has_ended(aws, monkeypatch):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), ShortLived)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    aws.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(s3_client, "_find_region", lambda bucket: "us-east-1")
+    renewing = RefreshableCredentials.create_from_metadata(renew(), refresh_using=renew, method="test")
+    monkeypatch.setattr(s3_client, "find_credentials", lambda: renewing)
+    configure(S3Options(retry_for_s=0, outage_patience_s=0))
+    try:
+        ends = time.monotonic() + 3 * ShortLived.lifetime_s
+        while time.monotonic() < ends:
+            assert fetch(Request("s3://bucket/key")) == Fetched(b"content", 0)
+            time.sleep(0.05)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert ShortLived.refused == []
+
+
+def test_credentials_without_an_end_are_asked_for_again_after_a_while():
+    given = Credentials(BotocoreCredentials("key", "secret"))()
+    assert (given["access_key_id"], given["secret_access_key"], given["token"]) == ("key", "secret", None)
+    assert timedelta(minutes=29) < given["expires_at"] - datetime.now(UTC) <= timedelta(minutes=30)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    times = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(s3_client.time, "monotonic", lambda: times.now)
+    return times
+
+
+def answer(status):
+    return (SimpleNamespace(status_code=status), {})
+
+
+LOST = EndpointConnectionError(endpoint_url="http://host")
+
+
+@pytest.mark.usefixtures("aws")
+@pytest.mark.parametrize("failure", [(None, LOST), (answer(503), None), (answer(500), None), (answer(429), None)])
+def test_a_request_outlasts_an_outage_for_its_patience(clock, capsys, failure):
+    outages, request = s3_client._Outages(), {"context": {}}
+    assert outages.choose_pause(answer(404), None, {"context": {}}) is None
+    while (pause_s := outages.choose_pause(*failure, request)) is not None:
+        assert 0.5 <= pause_s <= 5
+        clock.now += pause_s
+    assert 1300 <= clock.now < 1306
+    printed = capsys.readouterr()
+    assert (printed.out + printed.err).count("the object store does not answer; waiting up to 300 s for it") == 1
+    assert outages.choose_pause(*failure, {"context": {}}) is None  # the next request does not wait as long again
+
+
+@pytest.mark.usefixtures("aws", "clock")
+@pytest.mark.parametrize("error", [NoCredentialsError(), SSLError(endpoint_url="https://host", error="")])
+def test_other_failures_are_not_waited_for(error):
+    outages = s3_client._Outages()
+    outages.choose_pause(answer(200), None, {"context": {}})
+    assert outages.choose_pause(None, error, {"context": {}}) is None
+
+
+@pytest.mark.usefixtures("aws", "clock")
+def test_a_store_that_never_answered_is_not_waited_for():
+    assert s3_client._Outages().choose_pause(None, LOST, {"context": {}}) is None
+
+
+@pytest.mark.parametrize("error", [LOST, make_error(503, "SlowDown"), make_error(500)])
+def test_an_outage_is_no_fault_of_the_address(error):
+    expected = pytest.raises(OutageError, match=r"s3://bucket/x cannot be listed: .*; run the same command again")
+    with expected, explain_as(DataError, "s3://bucket/x", "listed"):
+        raise error
+
+
+def test_when_a_throttling_store_wants_to_be_asked_again_is_passed_on():
+    for header, expected in (("7", 7.0), ("Sun, 29 Nov 2026", None), ("", None)):
+        error = make_error(503, "SlowDown")
+        error.response["ResponseMetadata"]["HTTPHeaders"] = {"retry-after": header}
+        with pytest.raises(FetchError) as caught, explain_fetch():
+            raise error
+        assert caught.value.retry_after_s == expected

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from tlray.config.shared import Faults, RunConfig, S3Config, arrange_help, check_run
+from tlray.config.shared import Faults, RunConfig, S3Config, arrange_help, check_run, check_store
 
 Submittable = Literal["train", "predict", "plan", "verify", "evaluate", "doctor"]
 
@@ -76,6 +76,7 @@ class DoctorConfig(RunConfig, S3Config):
         for name in ("model", "output"):
             faults.check_uri(name, getattr(self, name))
         check_run(faults, self)
+        check_store(faults, self)
         faults.report()
 
 

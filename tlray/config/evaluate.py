@@ -7,7 +7,16 @@ from typing import Annotated, Literal
 
 import tyro
 
-from tlray.config.shared import Faults, LimitsConfig, RunConfig, S3Config, arrange_help, check_limits, check_run
+from tlray.config.shared import (
+    Faults,
+    LimitsConfig,
+    RunConfig,
+    S3Config,
+    arrange_help,
+    check_limits,
+    check_run,
+    check_store,
+)
 from tlray.model.precision import PrecisionName
 
 
@@ -44,6 +53,7 @@ class EvaluateConfig(RunConfig, LimitsConfig, S3Config):
             faults.check_range("batch_size", self.batch_size, 1, 4096)
         faults.check_range("target_precision", self.target_precision, 0.01, 0.999)
         check_run(faults, self)
+        check_store(faults, self)
         check_limits(faults, self)
         faults.report()
 
@@ -63,6 +73,7 @@ class ShowConfig(S3Config):
         """Raise a `ConfigError` if the bundle's address is not allowed."""
         faults = Faults()
         faults.check_uri("bundle", self.bundle)
+        check_store(faults, self)
         faults.report()
 
 
@@ -107,6 +118,7 @@ class ImportConfig(LimitsConfig, S3Config):
         faults = Faults()
         for name in ("model", "classes", "output", "val_data"):
             faults.check_uri(name, getattr(self, name))
+        check_store(faults, self)
         if self.scale == 0:
             faults.add("--scale takes a number other than 0; got 0.0")
         if self.preprocessing != "none" and (self.scale, self.offset) != (1.0, 0.0):

@@ -18,6 +18,7 @@ from tlray.config.shared import (
     arrange_help,
     check_limits,
     check_run,
+    check_store,
 )
 from tlray.errors import Code
 from tlray.model.precision import PrecisionName
@@ -133,6 +134,7 @@ class PredictConfig(RunConfig, LimitsConfig, S3Config, InputsConfig):
         for name in ("model", "output", "update_from"):
             faults.check_uri(name, getattr(self, name))
         check_inputs(faults, self)
+        check_store(faults, self)
         faults.check_range("top_k", self.top_k, 0, 1000)
         if self.batch_size is not None:
             faults.check_range("batch_size", self.batch_size, 1, 4096)
@@ -194,6 +196,7 @@ class PlanConfig(LimitsConfig, S3Config, InputsConfig):
         faults.check_uri("model", self.model)
         check_inputs(faults, self)
         check_limits(faults, self)
+        check_store(faults, self)
         if self.batch_size is not None:
             faults.check_range("batch_size", self.batch_size, 1, 4096)
         if self.probe is not None:
@@ -222,6 +225,7 @@ class VerifyConfig(S3Config):
         """Raise a `ConfigError` if the output's address is not allowed."""
         faults = Faults()
         faults.check_uri("output", self.output)
+        check_store(faults, self)
         faults.report()
 
 
@@ -270,6 +274,7 @@ class AuditConfig(S3Config):
         faults = Faults()
         for name in ("labels", "answers", "output"):
             faults.check_uri(name, getattr(self, name))
+        check_store(faults, self)
         if (self.sample is None) == (self.answers is None):
             came = "neither" if self.sample is None else "both"
             faults.add(f"tlray audit takes --sample N, to draw rows, or --answers FILE, to measure them; got {came}")

@@ -17,6 +17,7 @@ SCHEMES = "a local path or s3://bucket/prefix"
 _NOT_DECIDING = {
     "config", "address", "max_cpus", "wait_for_resources", "verbose", "cache", "cache_dir", "storage_path",
     "max_failures", "max_failed", "collective_timeout", "mlflow_uri", "no_sign_request", "request_payer", "kms_key_id",
+    "retry_for", "outage_patience",
 }  # fmt: skip
 
 _INPUTS = {"data", "val_data", "test_data", "weights", "model", "input", "update_from"}
@@ -112,10 +113,18 @@ class S3Config:
     kms_key_id: str | None = None
     """KMS key to encrypt written S3 objects with; default the bucket's own encryption."""
 
+    retry_for: float = 60.0
+    """Seconds for which a file that is denied, throttled or times out is asked for again."""
+
+    outage_patience: float = 300.0
+    """Seconds to wait for a store that does not answer at all."""
+
     @property
     def s3_options(self) -> S3Options:
         """The options as `storage.configure` takes them."""
-        return S3Options(self.no_sign_request, self.request_payer, self.kms_key_id)
+        return S3Options(
+            self.no_sign_request, self.request_payer, self.kms_key_id, self.retry_for, self.outage_patience
+        )
 
 
 def describe(config: RunConfig) -> dict[str, Any]:
@@ -170,6 +179,12 @@ def check_limits(faults: Faults, config: LimitsConfig) -> None:
     """Check the options of `LimitsConfig`."""
     faults.check_range("max_bytes", config.max_bytes, 1, 2**31)
     faults.check_range("max_pixels", config.max_pixels, 1, PILLOW_MAX_PIXELS)
+
+
+def check_store(faults: Faults, config: S3Config) -> None:
+    """Check the options of `S3Config`."""
+    faults.check_range("retry_for", config.retry_for, 0, 86_400)
+    faults.check_range("outage_patience", config.outage_patience, 0, 10**7)
 
 
 class Faults:

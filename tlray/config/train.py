@@ -14,6 +14,7 @@ from tlray.config.shared import (
     arrange_help,
     check_limits,
     check_run,
+    check_store,
     describe,
 )
 from tlray.model.backbones import BACKBONES, INPUT
@@ -241,6 +242,7 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
         if self.mlflow_uri is not None and importlib.util.find_spec("mlflow") is None:
             faults.add("--mlflow-uri needs MLflow, which is not installed; pip install 'tlray[mlflow]'")
         check_run(faults, self)
+        check_store(faults, self)
         check_limits(faults, self)
         faults.report()
 

@@ -79,14 +79,19 @@ def build(
     if resources.num_gpus:
         dataset = dataset.map_batches(
             _ReadWork,
-            fn_constructor_kwargs={"shared": [shared], "uris": [uris]},
+            fn_constructor_kwargs={"shared": [shared], "uris": [uris], "options": storage.get_options()},
             batch_size=1,
             num_cpus=reader_cpus,
             compute=ray.data.ActorPoolStrategy(size=num_readers),
         )
     dataset = dataset.map_batches(
         _RunWork,
-        fn_constructor_kwargs={"shared": [shared], "uris": [uris], "num_threads": resources.num_threads},
+        fn_constructor_kwargs={
+            "shared": [shared],
+            "uris": [uris],
+            "options": storage.get_options(),
+            "num_threads": resources.num_threads,
+        },
         batch_size=1,
         num_cpus=resources.num_cpus,
         num_gpus=resources.num_gpus or None,
@@ -103,9 +108,10 @@ def build(
 class _ReadWork:
     """A Ray Data stage that reads the images of one shard after another."""
 
-    def __init__(self, shared: _Shared, uris: list[_Uris]) -> None:
+    def __init__(self, shared: _Shared, uris: list[_Uris], options: storage.S3Options) -> None:
         import ray
 
+        storage.adopt(options)
         self._cache, self._works = ray.get(shared[0])
         self._uris = ray.get(uris[0])
 
@@ -119,9 +125,10 @@ class _ReadWork:
 class _RunWork:
     """An engine: makes the views of a shard's images, runs the frozen base, stores the features."""
 
-    def __init__(self, shared: _Shared, uris: list[_Uris], num_threads: int | None) -> None:
+    def __init__(self, shared: _Shared, uris: list[_Uris], options: storage.S3Options, num_threads: int | None) -> None:
         import ray
 
+        storage.adopt(options)
         import_keras()
         from tlray.model.engine import allow_bfloat16, limit_threads
 

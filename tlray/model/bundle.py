@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tlray import storage
-from tlray.errors import BundleError, FetchError
+from tlray.errors import UNREACHABLE, BundleError, Code, FetchError, OutageError, TlrayError
 from tlray.metrics.calibration import CalibrationRecord
 from tlray.metrics.thresholds import Thresholds
 from tlray.model.card import write_card
@@ -181,7 +181,9 @@ def read_manifest(uri: str) -> Manifest:
     """
     try:
         data = storage.get(storage.join(uri, MANIFEST))
-    except FetchError:
+    except FetchError as error:
+        if error.code in UNREACHABLE:
+            raise _explain_reach(uri, error) from None
         raise BundleError(f"{uri} is not a bundle: it holds no {MANIFEST}; give what tlray train wrote") from None
     with contextlib.suppress(ValueError, RecursionError):
         plain = json.loads(data)
@@ -237,6 +239,13 @@ def _check_golden(uri: str, path: Path, manifest: Manifest) -> None:
         raise BundleError(f"{uri} is damaged: {GOLDEN} holds no probabilities of its classes; train or copy it again")
 
 
+def _explain_reach(uri: str, error: FetchError) -> TlrayError:
+    """Return the error of a bundle that is there, for all we know, but cannot be read."""
+    if error.code is Code.DENIED:
+        return BundleError(f"{uri} cannot be read: {error}")
+    return OutageError(f"{uri} cannot be read: {error}; run the same command again")
+
+
 @contextlib.contextmanager
 def _explain_damage(uri: str, name: str) -> Iterator[None]:
     try:
@@ -271,6 +280,8 @@ def _download(uri: str, manifest: Manifest) -> Path:
     names.append(HISTORY)
     for name, data in zip(names, storage.get_many(storage.join(uri, name) for name in names), strict=True):
         if isinstance(data, FetchError):
+            if data.code in UNREACHABLE:
+                raise _explain_reach(uri, data)
             if name in manifest.files:
                 raise BundleError(f"{uri} is not what was saved ({name}: {data}); train or copy it again")
         else:

@@ -3,7 +3,7 @@
 - `predict`: the driver, `tlray predict`.
 - `job`, `resume`, `update`: identify a job, find its finished rows, copy unchanged rows of an earlier output.
 - `pipeline`, `batches`, `dispatcher`, `engine_actor`: the Ray Data pipeline, and what its processes run.
-- `monitor`, `finish`: watch a run, and close it with report and receipt.
+- `monitor`, `reach`, `finish`: watch a run, wait for its inputs, and close it with report and receipt.
 - `planning`, `probe`: `tlray plan`.
 - `single_image`: predict one file without Ray.
 

@@ -20,6 +20,7 @@ from tlray.output.parts import PlannedRows
 from tlray.output.plan import PLAN_SCHEMA
 from tlray.output.rowset import RowSet
 from tlray.sources.candidates import SourceKind
+from tlray.storage import S3Options, adopt, get_options
 
 MAX_TRIES = 3
 """Number of processes that one row may kill."""
@@ -57,7 +58,11 @@ class _Isolated:
 class Dispatcher:
     """One actor per run, on the driver's machine; rows in `done` need no work."""
 
-    def __init__(self, rows: Rows, done: list[ray.ObjectRef[RowSet]] | RowSet) -> None:
+    def __init__(
+        self, rows: Rows, done: list[ray.ObjectRef[RowSet]] | RowSet, options: S3Options | None = None
+    ) -> None:
+        if options is not None:
+            adopt(options)
         self._rows = rows
         self._done = done if isinstance(done, RowSet) else ray.get(done[0])
         self._draining = False
@@ -148,7 +153,7 @@ def start(rows: Rows, done: ray.ObjectRef[RowSet]) -> Handle:
     actor = ray.remote(Dispatcher).options(
         num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=stay_here(), max_concurrency=1
     )
-    return actor.remote(rows, [done])
+    return actor.remote(rows, [done], get_options())
 
 
 class MemoryRows:

@@ -1,12 +1,13 @@
-"""Monitor a prediction run: times, unreachable inputs, failed rows, progress, SIGTERM."""
+"""Monitor a prediction run: times, failed rows, progress, SIGTERM."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
@@ -14,14 +15,11 @@ from types import FrameType
 from tlray import storage
 from tlray.config import count_allowed
 from tlray.console import now, say
-from tlray.errors import OK, UNREACHABLE, StoppedError
+from tlray.errors import OK, UNREACHABLE, OutageError, OutputError, StoppedError
 
 PROGRESS = "_progress.json"
 
 _PROGRESS_INTERVAL_S = 5.0
-_MAX_UNREACHABLE_IN_SUCCESSION = 20
-_WINDOW = 1000
-_MAX_UNREACHABLE_IN_WINDOW = 10
 _TIMELINE_SAMPLES = 400
 
 
@@ -100,40 +98,6 @@ class RunClock:
         self._fetched_before = self.num_predicted
 
 
-class Reach:
-    """A check that stops a run whose inputs cannot be reached, instead of counting them as failed."""
-
-    def __init__(self, num_rows: int) -> None:
-        self._in_succession = 0
-        self._window: deque[bool] = deque()
-        self._in_window = 0
-        self._unreachable = 0
-        self._num_rows = num_rows
-
-    def check(self, statuses: list[str]) -> None:
-        """Take the statuses of new rows.
-
-        Raises:
-            StoppedError: 20 rows in succession, more than 10 of the last 1,000, or all rows could not be reached.
-        """
-        for status in statuses:
-            unreachable = status in UNREACHABLE
-            self._in_succession = self._in_succession + 1 if unreachable else 0
-            if len(self._window) == _WINDOW:
-                self._in_window -= self._window.popleft()
-            self._window.append(unreachable)
-            self._in_window += unreachable
-            self._unreachable += unreachable
-            if (
-                self._in_succession >= _MAX_UNREACHABLE_IN_SUCCESSION
-                or (len(self._window) == _WINDOW and self._in_window > _MAX_UNREACHABLE_IN_WINDOW)
-                or self._unreachable == self._num_rows
-            ):
-                raise StoppedError(
-                    f"inputs cannot be reached ({status}); fix the access, then run the same command to resume"
-                )
-
-
 class Failures:
     """A check that stops a run with more failed rows than `--max-failed` allows.
 
@@ -183,7 +147,7 @@ class ProgressFile:
             self.write("predicting")
 
     def write(self, state: str) -> None:
-        """Write the file."""
+        """Write the file; a run goes on without it."""
         self._last = time.monotonic()
         rate = (self._done - self._before) / max(1e-9, self._last - self._started)
         progress = {
@@ -195,7 +159,8 @@ class ProgressFile:
             "seconds_left": round((self._planned - self._done) / rate) if rate else None,
             "updated": now(),
         }
-        storage.put(self._address, json.dumps(progress).encode())
+        with contextlib.suppress(OutputError, OutageError):
+            storage.put(self._address, json.dumps(progress).encode())
 
 
 class TermSignal:

@@ -35,7 +35,7 @@ from tlray.prediction.batches import Columns, cut, make_decoded, make_encoded, p
 from tlray.prediction.dispatcher import MAX_TRIES, Handle, Key, MemoryRows, Rows
 from tlray.prediction.engine_actor import EngineActor
 from tlray.sources.reading import read_rows
-from tlray.storage import Fetched
+from tlray.storage import Fetched, S3Options, adopt, get_options
 
 _MIN_WINDOW_ROWS = 1024
 _MAX_WINDOW_ROWS = 8192
@@ -173,6 +173,7 @@ class PredictionPipeline:
             fn_kwargs={
                 "dispatcher": [self._dispatcher],
                 "limits": task.limits,
+                "options": get_options(),
                 "first_rows": batch_size,
                 "batch_rows": self._batch_rows,
                 "image_column": task.rows.image_column,
@@ -208,6 +209,7 @@ def _read_window(
     window: Columns,
     dispatcher: list[Handle],
     limits: Limits,
+    options: S3Options,
     first_rows: int,
     batch_rows: int,
     image_column: str | None,
@@ -215,6 +217,7 @@ def _read_window(
     block_bytes: int,
 ) -> Iterator[Columns]:
     """Lease the rows of a window and fetch them batch by batch; decode them if `image_size_px` is given."""
+    adopt(options)
     (handle,) = dispatcher
     first, count = int(window["first"][0]), int(window["count"][0])
     rows, tries = ray.get(handle.lease.remote(first, count))

@@ -16,7 +16,7 @@ from tlray import storage
 from tlray.cluster import connect as clusters
 from tlray.config import PredictConfig
 from tlray.console import Stage, say
-from tlray.errors import ConfigError, OutputError, StoppedError
+from tlray.errors import ConfigError, OutageError, OutputError, StoppedError
 from tlray.model.bundle import Bundle, load_bundle
 from tlray.output import receipt as receipts
 from tlray.output.parts import PartWriter, make_schema
@@ -26,7 +26,8 @@ from tlray.output.schema import RequestedColumns
 from tlray.prediction import job as jobs
 from tlray.prediction.finish import close_run, make_receipt, write_report
 from tlray.prediction.job import Job
-from tlray.prediction.monitor import Failures, ProgressFile, Reach, RunClock, TermSignal
+from tlray.prediction.monitor import Failures, ProgressFile, RunClock, TermSignal
+from tlray.prediction.reach import Reach
 from tlray.prediction.resume import RunState, resume
 from tlray.prediction.update import find_finished
 from tlray.sources.reading import list_files
@@ -150,16 +151,18 @@ def _predict_remaining(run: _Run, state: RunState) -> None:
     with clusters.connect(config.address, config.max_cpus, verbose=config.verbose) as cluster:
         cluster = _wait_for_cluster(run, cluster)
         run.clock.spend("ray")
+        reach = Reach(run.plan, config.outage_patience, state.read_row)
         if len(state.settled) < num_rows:
-            _predict_rows(run, state, cluster, failures, Reach(num_rows))
+            _predict_rows(run, state, cluster, failures, reach, final=False)
         if state.unreachable:
+            reach.ask()
             say(f"trying {len(state.unreachable):,} rows again that could not be reached")
             settled = RowSet(num_rows)
             settled.add(np.array(state.unreachable, np.int64))
             settled.invert()
             writer = PartWriter(run.output, run.plan, run.schema, config.rows_per_part, settled)
             state.take_unreachable(writer, settled)
-            _predict_rows(run, state, cluster, failures, None)
+            _predict_rows(run, state, cluster, failures, reach, final=True)
 
 
 def _wait_for_cluster(run: _Run, cluster: Cluster) -> Cluster:
@@ -174,20 +177,22 @@ def _wait_for_cluster(run: _Run, cluster: Cluster) -> Cluster:
     return cluster
 
 
-def _predict_rows(run: _Run, state: RunState, cluster: Cluster, failures: Failures, reach: Reach | None) -> None:
+def _predict_rows(
+    run: _Run, state: RunState, cluster: Cluster, failures: Failures, reach: Reach, *, final: bool
+) -> None:
     """Predict the rows that are not settled, and write their parts; if it stops early, save the other predictions.
 
-    Unreachable rows stop the first pass by `reach`; it is None in the second pass, in which they fail for good.
+    In the final pass unreachable rows fail for good.
 
     Raises:
-        StoppedError: SIGTERM came, too many rows failed or are unreachable, or another driver took over the output.
+        StoppedError: SIGTERM came, too many rows failed, nothing can be read, or another driver took over the output.
     """
     num_rows, num_settled = run.plan.num_rows, len(state.settled)
     remaining = num_rows - num_settled
     pipeline = _open_pipeline(run, state, cluster)
     say(str(pipeline.resources))
     progress = ProgressFile(run.output, num_rows, num_settled)
-    with TermSignal(pipeline.drain) as term, Stage("predict", remaining) as stage:
+    with TermSignal(pipeline.drain) as term, Stage("predict", remaining) as stage, reach:
         try:
             for predictions in _save_regularly(run, pipeline, state.writer):
                 run.lock.check()
@@ -196,16 +201,15 @@ def _predict_rows(run: _Run, state: RunState, cluster: Cluster, failures: Failur
                 statuses = predictions["status"].to_pylist()
                 num_retries = pc.sum(predictions["retries"], min_count=0).as_py()
                 run.clock.count(predictions.num_rows, num_retries, pipeline.count_fetched)
-                if reach is not None:
-                    reach.check(statuses)
+                reach.check(predictions["row_id"].to_numpy(), statuses)
                 state.add(predictions, statuses)
                 stage.advance(predictions.num_rows)
                 progress.advance(statuses)
                 remaining -= predictions.num_rows
-                failures.check(statuses, final=reach is None)
+                failures.check(statuses, final=final)
             run.clock.end_pass(pipeline.engines)
         except BaseException:
-            with contextlib.suppress(OutputError):
+            with contextlib.suppress(OutputError, OutageError):
                 state.writer.save_waiting()
             raise
         if remaining > 0:

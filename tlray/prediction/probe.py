@@ -22,7 +22,7 @@ import pyarrow as pa
 from tlray import storage
 from tlray.cluster.resources import choose_batch_size, count_cores
 from tlray.console import silence_stderr
-from tlray.errors import OK, FetchError, OutputError, StoppedError
+from tlray.errors import OK, FetchError, OutageError, OutputError, StoppedError
 from tlray.images.batch import decode_images
 from tlray.images.limits import Limits
 from tlray.model.bundle import Bundle, load_bundle
@@ -130,7 +130,7 @@ def read_probe(output: str) -> Probe | None:
     address = storage.join(output, FOLDER, RECORD)
     try:
         return parse_record(Probe, storage.get(address)) if storage.exists(address) else None
-    except (FetchError, OutputError, RecordError):  # no reason to stop a job that is finished
+    except (FetchError, OutputError, OutageError, RecordError):  # no reason to stop a job that is finished
         return None
 
 

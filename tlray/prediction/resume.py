@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -11,7 +12,7 @@ import pyarrow.compute as pc
 
 from tlray import storage
 from tlray.config import PredictConfig
-from tlray.errors import UNREACHABLE, Code
+from tlray.errors import OK, UNREACHABLE, Code
 from tlray.output import receipt as receipts
 from tlray.output.parts import Part, PartWriter, get_row_ids, make_name
 from tlray.output.plan import Plan
@@ -31,6 +32,7 @@ class RunState:
         resumed_rows: number of rows that earlier runs had finished.
         retried_codes: codes of failed rows to predict again.
         unreachable: row ids that could not be reached; they are tried again at the end.
+        read_row: a row that an earlier run could read, None if there is none.
         update: comparison with the output of `--update-from`, None without it.
     """
 
@@ -40,12 +42,16 @@ class RunState:
     retried_codes: set[str]
     parts: dict[str, Part] = field(default_factory=dict)
     unreachable: list[int] = field(default_factory=list)
+    read_row: int | None = None
     update: UpdateRecord | None = None
 
     @property
     def num_failed(self) -> int:
-        """Number of failed rows that stay failed."""
+        """Number of failed rows that stay failed, in parts and in waiting."""
         by_code = [item for part in self.parts.values() for item in part.failed_by_code.items()]
+        waiting = self.writer.get_waiting()
+        if waiting is not None:
+            by_code += Counter(status for status in waiting["status"].to_pylist() if status != OK).items()
         return sum(count for code, count in by_code if code not in self.retried_codes | UNREACHABLE)
 
     def add(self, predictions: pa.Table, statuses: Sequence[str]) -> None:
@@ -68,6 +74,7 @@ def resume(config: PredictConfig, output: str, plan: Plan, job: Job, schema: pa.
     done = RowSet(plan.num_rows)
     parts: dict[str, Part] = {}
     unreachable: list[int] = []
+    read_row: int | None = None
     for part, table in find_parts(output, model_id):
         row_ids = get_row_ids(part.name)
         count = min(config.rows_per_part, plan.num_rows - row_ids.start)
@@ -75,6 +82,8 @@ def resume(config: PredictConfig, output: str, plan: Plan, job: Job, schema: pa.
             continue
         parts[part.name] = part
         rows = np.arange(row_ids.start, row_ids.stop)
+        if sum(part.failed_by_code.values()) < part.rows:
+            read_row = int(rows[table["status"].to_pylist().index(OK)])
         if part.failed_by_code:
             statuses = np.array(table["status"].to_pylist(), object)
             unreachable += rows[np.isin(statuses, [*UNREACHABLE])].tolist()
@@ -83,7 +92,7 @@ def resume(config: PredictConfig, output: str, plan: Plan, job: Job, schema: pa.
     if config.retry_failed is not None:
         storage.delete(storage.join(output, receipts.NAME))
     writer = PartWriter(output, plan, schema, config.rows_per_part, done)
-    state = RunState(writer, done.copy(), len(done), retried, parts, unreachable)
+    state = RunState(writer, done.copy(), len(done), retried, parts, unreachable, read_row)
     if job.update_from is not None:
         earlier = EarlierOutput(job.update_from, job.asked)
         kept = earlier.compare(plan, retried)

@@ -16,6 +16,7 @@ from tlray.sources import archives, zips
 from tlray.sources import parquet as tables
 from tlray.sources.candidates import REFUSED, SourceKind
 from tlray.storage import Fetched, Request
+from tlray.storage.local import is_transient
 
 _PLAIN_KINDS = {SourceKind.TAR_SPARSE: SourceKind.TAR, SourceKind.TAR_PACKED_SPARSE: SourceKind.TAR_PACKED}
 
@@ -190,7 +191,8 @@ def _read_table(table: str, rows: list[PlannedRow], max_bytes: int, image_column
     except FetchError as error:
         yield from (Fetched(error, 0) for _ in rows[answered:])
     except (pa.ArrowException, OSError) as error:
-        broken = FetchError(Code.CORRUPT, f"its table cannot be read: {storage.redact(str(error))[:200]}")
+        code = Code.TIMEOUT if isinstance(error, OSError) and is_transient(error) else Code.CORRUPT
+        broken = FetchError(code, f"its table cannot be read: {storage.redact(str(error))[:200]}")
         yield from (Fetched(broken, 0) for _ in rows[answered:])
 
 

@@ -6,6 +6,7 @@
 - `s3_listing`: list objects.
 - `s3_client`: the clients of S3, their options and their errors.
 - `fetch`: read many files or objects at once, with retries.
+- `retries`: how often a request is made again, by what a process has seen of its store.
 - `files`: seekable files.
 - `lock`: let one driver at a time write to an output.
 - `records`: dataclasses as JSON.
@@ -23,15 +24,16 @@ from typing import Any
 from tlray.errors import FetchError
 from tlray.storage import local, s3, s3_listing
 from tlray.storage.addresses import Entry, Request, is_s3, join, redact, resolve
-from tlray.storage.fetch import Fetched, fetch, fetch_many
+from tlray.storage.fetch import Fetched, fetch, fetch_many, try_reading
 from tlray.storage.files import open_arrow, open_file
-from tlray.storage.s3_client import S3Options, configure
+from tlray.storage.s3_client import S3Options, adopt, configure, get_options
 
 __all__ = [
     "Entry",
     "Fetched",
     "Request",
     "S3Options",
+    "adopt",
     "check_writable",
     "configure",
     "delete",
@@ -43,6 +45,7 @@ __all__ = [
     "find_size",
     "get",
     "get_many",
+    "get_options",
     "get_ranges",
     "has_content",
     "is_folder",
@@ -57,6 +60,7 @@ __all__ = [
     "put_folder",
     "redact",
     "resolve",
+    "try_reading",
     "try_writing",
 ]
 

@@ -24,7 +24,7 @@ def open_file(uri: str) -> BinaryIO:
     """
     if not is_s3(uri):
         with local.explain():
-            return open(uri, "rb")  # noqa: PTH123
+            return io.BufferedReader(cast("io.FileIO", _LocalFile(uri)))
     return io.BufferedReader(cast("io.FileIO", _RangeFile(uri)), _READ_AHEAD_BYTES)
 
 
@@ -42,6 +42,18 @@ def open_arrow(uri: str) -> pa.NativeFile:
         with local.explain():
             file = pa.OSFile(uri)
     return pa.CompressedInputStream(file, "gzip") if uri.lower().endswith(".gz") else file
+
+
+class _LocalFile(io.FileIO):
+    """A local file whose reads raise `FetchError`, as those of an object do."""
+
+    def readinto(self, buffer: bytearray) -> int | None:  # type: ignore[override]
+        with local.explain():
+            return super().readinto(buffer)
+
+    def readall(self) -> bytes:
+        with local.explain():
+            return super().readall()
 
 
 class ReadOnlyFile(io.RawIOBase):

@@ -152,8 +152,13 @@ def explain() -> Iterator[None]:
     except PermissionError:
         raise FetchError(Code.DENIED, "permission to read the file is denied") from None
     except OSError as error:
-        code = Code.TIMEOUT if error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT) else Code.NOT_FOUND
+        code = Code.TIMEOUT if is_transient(error) else Code.NOT_FOUND
         raise FetchError(code, f"the file cannot be read: {error.strerror}") from None
+
+
+def is_transient(error: OSError) -> bool:
+    """Return whether the disk or a network folder failed, and not the file."""
+    return error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 
 
 def _read_range(descriptor: int, offset: int, length: int) -> bytes:

@@ -19,7 +19,7 @@ from types import TracebackType
 import psutil
 
 from tlray.console import say
-from tlray.errors import Code, FetchError, OutputError, StoppedError
+from tlray.errors import Code, FetchError, OutageError, OutputError, StoppedError
 from tlray.storage import local, s3
 from tlray.storage.addresses import Request, is_s3, join
 from tlray.storage.fetch import fetch
@@ -113,7 +113,7 @@ class Lock:
     ) -> None:
         self._ended.set()
         self._beat.join()
-        with contextlib.suppress(OutputError, OSError):
+        with contextlib.suppress(OutputError, OutageError, OSError):
             if not self._lost and self._is_ours():
                 if is_s3(self._address):
                     s3.delete(self._address)
@@ -181,7 +181,7 @@ class Lock:
     def _keep_beating(self) -> None:
         while not self._ended.wait(HEARTBEAT_S):
             # an unreachable store does not mean that the lock is lost
-            with contextlib.suppress(OutputError, FetchError, OSError):
+            with contextlib.suppress(OutputError, OutageError, FetchError, OSError):
                 held = self._read()
                 if held is not None and held.token != self._token:
                     self._lost = True

@@ -165,7 +165,11 @@ def _inspect_by_ray(blocks: list[pa.Table], limits: Limits) -> Iterator[pa.Table
     import ray.data
 
     dataset = ray.data.from_blocks(blocks).map_batches(
-        _inspect_block, fn_kwargs={"limits": limits}, batch_size=None, batch_format="pyarrow", num_cpus=DATA_TASK_CPUS
+        _inspect_block,
+        fn_kwargs={"limits": limits, "options": storage.get_options()},
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=DATA_TASK_CPUS,
     )
     try:
         yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
@@ -173,7 +177,9 @@ def _inspect_by_ray(blocks: list[pa.Table], limits: Limits) -> Iterator[pa.Table
         raise explain_failure(error, "inspecting") from error
 
 
-def _inspect_block(block: pa.Table, limits: Limits) -> pa.Table:
+def _inspect_block(block: pa.Table, limits: Limits, options: storage.S3Options | None = None) -> pa.Table:
+    if options is not None:
+        storage.adopt(options)
     digests: list[str] = []
     faults: list[str | None] = []
     unreachable: list[bool] = []

@@ -179,6 +179,7 @@ class Launch:
             checkpoints=self._checkpoints,
             num_threads=int(self._cluster.cpus) if self._cluster.local else max(1, int(resources.worker_cpus)),
             collective_timeout_s=config.collective_timeout,
+            options=storage.get_options(),
         )
         trainer = DataParallelTrainer(
             run_worker,

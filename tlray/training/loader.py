@@ -104,6 +104,7 @@ class ImageSource:
                 "batches": [ray.put(rows)],
                 "image_size_px": self.image_size_px,
                 "limits": self.limits,
+                "options": storage.get_options(),
                 "kept": KeptBytes(Path(self.keep_in), self.keep_bytes // self.num_readers),
             },
             batch_size=1,
@@ -163,8 +164,10 @@ class _Reader:
         batches: list[ray.ObjectRef[npt.NDArray[np.int64]]],
         image_size_px: int,
         limits: Limits,
+        options: storage.S3Options,
         kept: KeptBytes,
     ) -> None:
+        storage.adopt(options)
         self._kept = kept
         self._uris = ray.get(uris[0])
         self._batches = ray.get(batches[0])

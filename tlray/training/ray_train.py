@@ -20,6 +20,7 @@ from ray.train.backend import Backend, BackendConfig
 
 from tlray.errors import TlrayError
 from tlray.model.tf_imports import import_keras
+from tlray.storage import adopt
 from tlray.training.channel import ChannelHandle, Failed, send
 from tlray.training.task import TrainingTask, WorkerSettings
 
@@ -65,6 +66,7 @@ def run_worker(config: dict[str, WorkerSettings]) -> None:
         TlrayError: an error that a restart would not fix.
     """
     settings = config["settings"]
+    adopt(settings.options)
     if ray.get(settings.channel.is_closed.remote()):
         return  # the driver has given up, which Ray Train does not know
     import_keras()

@@ -19,6 +19,7 @@ from tlray.images.augment import Augmentation
 from tlray.metrics.ood import MAX_HELD, MAX_REFERENCES
 from tlray.model.manifest import PhaseName
 from tlray.model.precision import Precision
+from tlray.storage import S3Options
 from tlray.training.dataset import Images, Roles
 from tlray.training.loader import ImageSource
 from tlray.training.schedule import draw_rows, weigh_classes
@@ -100,12 +101,14 @@ class WorkerSettings:
         channel: handle of the `Channel` actor.
         num_threads: threads of one machine, shared by its workers.
         collective_timeout_s: maximum wait for other workers in one sum.
+        options: of requests to S3.
     """
 
     channel: Any
     checkpoints: str
     num_threads: int
     collective_timeout_s: float
+    options: S3Options
 
 
 def make_training_task(

@@ -12,13 +12,11 @@ from tests.faults.labels import BUCKET, encode, make_options, make_picture, read
 @pytest.fixture
 def proxy(store):
     """The proxy, behaving well again."""
-    _, _, proxy = store
-    proxy.throttle.clear()
-    proxy.cut.clear()
-    proxy.denied.clear()
-    proxy.is_away, proxy.away_after = False, None
-    proxy.num_gets.clear()
-    return proxy
+    store[2].behave()
+    return store[2]
+
+
+HURRY = {"retry_for": 1, "outage_patience": 3}
 
 
 def upload(store, prefix, count):
@@ -50,7 +48,7 @@ def test_06_denied(store, proxy, undisturbed, tmp_path):
     proxy.denied.add("shut/")
     began = time.monotonic()
     printed = run_tlray(*make_options(undisturbed, tmp_path / "out", source), expect=1, env=environment)
-    assert "DENIED" in printed
+    assert "inputs cannot be reached (DENIED: access denied" in printed
     assert time.monotonic() - began < 200
     assert not (tmp_path / "out" / "_receipt.json").exists()
     proxy.denied.clear()
@@ -58,27 +56,29 @@ def test_06_denied(store, proxy, undisturbed, tmp_path):
     assert read_receipt(tmp_path / "out")["labelled"] == 30
 
 
-def test_some_that_are_denied_become_rows_in_the_end(store, proxy, undisturbed, tmp_path):
+def test_54_a_forbidden_prefix_becomes_rows_in_the_end(store, proxy, undisturbed, tmp_path):
+    """25 neighbours that are denied among 125: the command ends, and asks for few of them more than once a pass."""
     environment = store[0]
-    source = upload(store, "ajar", 30)
-    proxy.denied |= {"ajar/003", "ajar/017"}
-    options = make_options(undisturbed, tmp_path / "out", source)
-    assert "trying 2 rows again" in run_tlray(*options, env=environment)
-    rows = read_rows(tmp_path / "out")
-    assert rows["003.png"]["status"] == rows["017.png"]["status"] == "DENIED"
-    assert read_receipt(tmp_path / "out")["labelled"] == 28
-    before = {part["name"]: part["sha256"] for part in read_receipt(tmp_path / "out")["parts"]}
+    source = upload(store, "mixed/a", 50).removesuffix("/a")
+    upload(store, "mixed/b", 25)
+    upload(store, "mixed/c", 50)
+    proxy.denied.add("mixed/b/")
+    options = make_options(undisturbed, tmp_path / "out", source, rows_per_part=30, **HURRY)
+    assert "trying 25 rows again" in run_tlray(*options, env=environment)
+    receipt = read_receipt(tmp_path / "out")
+    assert (receipt["labelled"], receipt["failed_by_code"]) == (100, {"DENIED": 25})
+    assert "Already labelled" in run_tlray(*options, env=environment)
     # the failed rows alone are done again, inside their parts
-    proxy.denied.remove("ajar/003")
+    proxy.denied.clear()
+    proxy.denied.add("mixed/b/017")
     proxy.num_gets.clear()
     run_tlray(*options, "--retry-failed", "DENIED", env=environment)
     receipt = read_receipt(tmp_path / "out")
-    assert (receipt["labelled"], receipt["failed_by_code"]) == (29, {"DENIED": 1})
-    assert {part["name"] for part in receipt["parts"]} == set(before)
-    counts = {key.rpartition("/")[2]: count for key, count in proxy.num_gets.items()}
-    assert {"003.png", "017.png"} <= counts.keys()
-    # of the others the report shows pictures, each asked for once
-    assert {name for name, count in counts.items() if count > 1} <= {"003.png", "017.png"}
+    assert (receipt["labelled"], receipt["failed_by_code"]) == (124, {"DENIED": 1})
+    counts = {key.rpartition("mixed/")[2]: count for key, count in proxy.num_gets.items()}
+    assert {f"b/{number:03d}.png" for number in range(25)} <= counts.keys()
+    # of the others the report shows pictures, and the driver asks for one that was read before
+    assert sum(count for key, count in counts.items() if not key.startswith("b/")) < 50
     assert "Whole" in run_tlray("verify", str(tmp_path / "out"))
     assert "Already labelled" in run_tlray(*options, "--retry-failed", "EMPTY", env=environment)
 
@@ -87,13 +87,30 @@ def test_08_outage(store, proxy, undisturbed, tmp_path):
     environment = store[0]
     source = upload(store, "far", 60)
     proxy.away_after = 25
-    options = make_options(undisturbed, tmp_path / "out", source, batch_size=4)
+    options = make_options(undisturbed, tmp_path / "out", source, batch_size=4, **HURRY)
     printed = run_tlray(*options, expect=1, env=environment)
     assert "cannot be reached" in printed
     assert not (tmp_path / "out" / "_receipt.json").exists()
-    proxy.is_away, proxy.away_after = False, None
+    proxy.behave()
     run_tlray(*options, env=environment)
     assert read_receipt(tmp_path / "out")["labelled"] == 60
+
+
+def test_55_slow_down_and_away_for_a_while(store, proxy, undisturbed, tmp_path):
+    """No row fails: requests slow down where the store throttles, and wait where it is away."""
+    environment = store[0]
+    source = upload(store, "busy", 200)
+    options = {"batch_size": 4, "retry_for": 4, "outage_patience": 60}
+    proxy.max_per_s = 20
+    run_tlray(*make_options(undisturbed, tmp_path / "slow", source, **options), env=environment)
+    receipt = read_receipt(tmp_path / "slow")
+    assert (receipt["labelled"], receipt["failed_by_code"]) == (200, {})
+    assert proxy.num_throttled == receipt["retries"] > 0
+    proxy.behave()
+    proxy.away_after, proxy.away_s = 50, 10
+    run_tlray(*make_options(undisturbed, tmp_path / "away", source, **options), env=environment)
+    receipt = read_receipt(tmp_path / "away")
+    assert (receipt["labelled"], receipt["failed_by_code"]) == (200, {})
 
 
 def test_34_secrets(store, proxy, undisturbed, tmp_path):
