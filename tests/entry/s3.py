@@ -10,16 +10,20 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def serve(bind: str = "127.0.0.1") -> Iterator[tuple[dict[str, str], Any]]:
-    """Yields the environment that points at it, and a client; `bind` 0.0.0.0 lets other networks reach it."""
+def serve(bind: str = "127.0.0.1", *, atomic: bool = False) -> Iterator[tuple[dict[str, str], Any]]:
+    """Yields the environment that points at it, and a client.
+
+    `bind` 0.0.0.0 lets other networks reach it; `atomic` makes conditional writes atomic, which moto's own are not.
+    """
     import boto3
     import botocore.exceptions
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    command = ["tests.faults.atomic_s3", str(port)] if atomic else ["moto.server", "-H", bind, "-p", str(port)]
     server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", bind, "-p", str(port)],
+        [sys.executable, "-m", *command],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

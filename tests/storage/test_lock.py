@@ -1,3 +1,4 @@
+import errno
 import json
 import subprocess
 import sys
@@ -5,10 +6,11 @@ import time
 from dataclasses import asdict
 
 import pytest
+from botocore.exceptions import ClientError
 
 from tests.storage.conftest import BUCKET
-from tlray.errors import StoppedError
-from tlray.storage import lock
+from tlray.errors import OutputError, StoppedError
+from tlray.storage import lock, lock_stores
 from tlray.storage.lock import NAME, Lock
 
 
@@ -92,6 +94,82 @@ def test_only_one_of_many_gets_a_dead_drivers_lock(tmp_path):
     for process in started:
         process.communicate()
     assert sorted(results) == ["mine\n", *["theirs\n"] * 3]
+
+
+@pytest.mark.parametrize("change", [{"pid_namespace": "pid:[1]"}, {"host": "elsewhere"}])
+def test_a_container_of_the_same_machine_is_judged_by_its_heartbeat(tmp_path, change):
+    write_record(tmp_path, pid=2**22 + 1, **change)
+    with pytest.raises(StoppedError), Lock(str(tmp_path), wait_s=0.3):
+        pass
+
+
+def test_a_file_that_is_still_held_has_an_owner_whatever_its_record_says(tmp_path):
+    with Lock(str(tmp_path)):
+        record = {**json.loads((tmp_path / NAME).read_text()), "pid": 2**22 + 1}
+        (tmp_path / NAME).write_text(json.dumps(record))
+        with pytest.raises(StoppedError), Lock(str(tmp_path), wait_s=0.3):
+            pass
+
+
+def test_a_folder_without_locks_of_the_system_has_the_record_alone(tmp_path, monkeypatch):
+    def flock(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(lock_stores.fcntl, "flock", flock)
+    with Lock(str(tmp_path)) as held, pytest.raises(StoppedError), Lock(str(tmp_path), wait_s=0.3):
+        held.check()
+    write_record(tmp_path, pid=2**22 + 1)
+    with Lock(str(tmp_path), wait_s=0):
+        pass
+    assert not (tmp_path / NAME).exists()
+
+
+def test_the_file_is_open_for_writing_as_nfs_asks(tmp_path, monkeypatch):
+    modes = []
+    monkeypatch.setattr(lock_stores.fcntl, "flock", lambda file, _: modes.append(file.mode))
+    write_record(tmp_path, pid=2**22 + 1)
+    with Lock(str(tmp_path), wait_s=0):
+        pass
+    assert set(modes) == {"rb+"}
+
+
+def test_a_store_that_ignores_conditions_is_refused(bucket, monkeypatch):
+    real = bucket._make_api_call
+
+    def ignore(operation, options):
+        return real(operation, {name: value for name, value in options.items() if not name.startswith("If")})
+
+    monkeypatch.setattr(bucket, "_make_api_call", ignore)
+    with pytest.raises(OutputError, match=r"ignores conditions, .* --unsafe-lock"), Lock(f"s3://{BUCKET}/a//out"):
+        pass
+    assert "Contents" not in bucket.list_objects_v2(Bucket=BUCKET)
+    with Lock(f"s3://{BUCKET}/a//out", unsafe=True):
+        pass
+
+
+def test_a_store_that_refuses_conditions_is_refused(bucket, monkeypatch):
+    real = bucket._make_api_call
+
+    def refuse(operation, options):
+        if any(name.startswith("If") for name in options):
+            raise ClientError({"Error": {}, "ResponseMetadata": {"HTTPStatusCode": 501}}, operation)
+        return real(operation, options)
+
+    monkeypatch.setattr(bucket, "_make_api_call", refuse)
+    with pytest.raises(OutputError, match="without conditional writes"), Lock(f"s3://{BUCKET}/a//out"):
+        pass
+
+
+def test_a_lock_on_s3_that_was_taken_away_is_noticed_and_left_alone(bucket, monkeypatch):
+    monkeypatch.setattr(lock, "HEARTBEAT_S", 0.05)
+    record = {**asdict(lock._describe_self()), "token": "theirs", "heartbeat": time.time()}
+    with Lock(f"s3://{BUCKET}/a//out") as held:
+        bucket.put_object(Bucket=BUCKET, Key=f"a//out/{NAME}", Body=json.dumps(record).encode())
+        time.sleep(0.5)
+        with pytest.raises(StoppedError, match="taken over"):
+            held.check()
+    kept = json.loads(bucket.get_object(Bucket=BUCKET, Key=f"a//out/{NAME}")["Body"].read())
+    assert kept["token"] == "theirs"
 
 
 def test_a_lock_on_s3_is_held_and_released(bucket):

@@ -67,6 +67,9 @@ class InputsConfig:
     allow: tuple[str, ...] = ()
     """Allowed prefixes of addresses in a manifest; default s3://, and local paths if the manifest is local."""
 
+    unsafe_lock: bool = False
+    """Write to an object store without conditional writes, where a second run of the output may not be kept out."""
+
     @property
     def resolved_shard(self) -> tuple[int, int]:
         """Index of the share, from 1, and the number of shares."""

@@ -42,9 +42,10 @@ def make_plan(config: PlanConfig) -> PlanSummary:
     output = storage.resolve(config.output)
     bundle = load_bundle(config.model) if config.probe is not None and config.model is not None else None
     check_output(output)
-    with Lock(output):
+    with Lock(output, unsafe=config.unsafe_lock) as lock:
         before = planning.open_plan(output)
         plan = open_plan(output, config)
+        lock.check()
         probe = None
         if bundle is not None and config.probe is not None:
             say(f"probing {min(config.probe, plan.num_rows):,} images")

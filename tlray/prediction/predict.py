@@ -87,11 +87,12 @@ def predict(config: PredictConfig) -> PredictSummary:
     if update_from is not None:
         find_finished(update_from)  # fails early
     jobs.check_output(output)
-    with Lock(output) as lock:
+    with Lock(output, unsafe=config.unsafe_lock) as lock:
         if (finished := _load_finished(output, config, asked)) is not None:
             return finished  # by another driver, while this one waited for the lock
         clusters.import_ahead(verbose=config.verbose)
         plan = jobs.open_plan(output, config)
+        lock.check()  # listing may have taken hours
         job = jobs.open_job(output, asked, update_from)
         schema = make_schema(bundle, job.run_id, plan.input_fields, columns.extra_fields)
         clock.spend("planning")
@@ -138,8 +139,10 @@ def _complete(run: _Run) -> PredictSummary:
     if len(state.settled) < num_rows or state.unreachable:
         _predict_remaining(run, state)
         clock.spend("predicting")
+    run.lock.check()
     receipt = make_receipt(run.output, run.plan, run.job, run.bundle.model_id, state, clock)
     verdict = write_report(run.output, run.plan, run.bundle, receipt, run.config.limits, clock)
+    run.lock.check()
     close_run(run.output, receipt)
     return PredictSummary(run.output, receipt, state.resumed_rows, already_done=False, verdict=verdict)
 

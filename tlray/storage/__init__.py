@@ -8,7 +8,7 @@
 - `fetch`: read many files or objects at once, with retries.
 - `retries`: how often a request is made again, by what a process has seen of its store.
 - `files`: seekable files.
-- `lock`: let one driver at a time write to an output.
+- `lock`, `lock_stores`: let one driver at a time write to an output.
 - `records`: dataclasses as JSON.
 
 Every process imports this package: boto3, botocore, obstore and pyarrow are imported inside functions.

@@ -109,8 +109,10 @@ def put(uri: str, data: bytes) -> None:
         get_client().put_object(Bucket=bucket, Key=key, Body=data, **name_key(), **name_payer())
 
 
-def put_if(uri: str, data: bytes, etag: str | None) -> str | None:
+def put_if(uri: str, data: bytes, etag: str | None, *, unsafe: bool = False) -> str | None:
     """Write an object if none exists (`etag` None) or its etag is `etag`; return the new etag, None if not written.
+
+    Where a store refuses conditions, `unsafe` writes without them.
 
     Raises:
         OutputError: it cannot be written.
@@ -118,33 +120,37 @@ def put_if(uri: str, data: bytes, etag: str | None) -> str | None:
     from botocore.exceptions import ClientError
 
     bucket, key = split_s3(uri)
+    options = {"Bucket": bucket, "Key": key, "Body": data, **name_key(), **name_payer()}
     condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": f'"{etag}"'}
     with explain_as(OutputError, uri, "written"):
         try:
-            response = get_client().put_object(
-                Bucket=bucket, Key=key, Body=data, **condition, **name_key(), **name_payer()
-            )
+            response = get_client().put_object(**options, **condition)
         except ClientError as error:
             status = error.response["ResponseMetadata"]["HTTPStatusCode"]
             if status in (404, 409, 412):
                 return None
             if status != 501:
                 raise
-            # the store has no conditional writes; the caller reads back what it wrote
-            response = get_client().put_object(Bucket=bucket, Key=key, Body=data, **name_key(), **name_payer())
+            if not unsafe:
+                raise OutputError(
+                    f"{uri} lies in a store without conditional writes, where two drivers could write one output; give "
+                    "another store, or --unsafe-lock if nobody else writes there"
+                ) from None
+            response = get_client().put_object(**options)
     written: str = response["ETag"].strip('"')
     return written
 
 
-def delete(uri: str) -> None:
-    """Remove an object if it exists.
+def delete(uri: str, etag: str | None = None) -> None:
+    """Remove an object if it exists, and has this etag where one is given.
 
     Raises:
         OutputError: it cannot be removed.
     """
     bucket, key = split_s3(uri)
     with explain_as(OutputError, uri, "removed"):
-        get_client().delete_object(Bucket=bucket, Key=key, **name_payer())
+        condition = {} if etag is None else {"IfMatch": f'"{etag}"'}
+        get_client().delete_object(Bucket=bucket, Key=key, **condition, **name_payer())
 
 
 def try_writing(uri: str) -> None:
