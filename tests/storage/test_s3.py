@@ -106,7 +106,7 @@ def test_put_if_replaces_only_the_named_version(bucket):
     assert list_keys(bucket) == ["a"]
 
 
-def test_a_store_without_conditions_is_written_anyway(bucket, monkeypatch):
+def test_a_store_without_conditions_is_written_only_if_that_is_asked_for(bucket, monkeypatch):
     real = bucket.put_object
 
     def refuse_conditions(**options):
@@ -116,8 +116,10 @@ def test_a_store_without_conditions_is_written_anyway(bucket, monkeypatch):
         return real(**options)
 
     monkeypatch.setattr(bucket, "put_object", refuse_conditions)
-    assert s3.put_if(f"{ROOT}/a", b"first", None) == s3.head(f"{ROOT}/a")[1]
-    assert s3.put_if(f"{ROOT}/a", b"second", "stale") == s3.head(f"{ROOT}/a")[1]
+    with pytest.raises(OutputError, match="without conditional writes, .* --unsafe-lock"):
+        s3.put_if(f"{ROOT}/a", b"first", None)
+    assert s3.put_if(f"{ROOT}/a", b"first", None, unsafe=True) == s3.head(f"{ROOT}/a")[1]
+    assert s3.put_if(f"{ROOT}/a", b"second", "stale", unsafe=True) == s3.head(f"{ROOT}/a")[1]
     assert get_body(bucket, "a") == b"second"
 
 
