@@ -16,6 +16,7 @@ import pyarrow as pa
 from tlray import storage
 from tlray.config import PlanConfig
 from tlray.output import plan as plans
+from tlray.output.ledger import Ledger
 from tlray.output.parts import PartWriter, make_schema
 from tlray.output.rowset import RowSet
 from tlray.output.schema import PREDICTION_FIELDS
@@ -47,7 +48,9 @@ def make_parts(output: str, num_done: int, bundle: str) -> None:
     )
     plan = plans.open_plan(output)
     assert plan is not None
-    writer = PartWriter(output, plan, make_schema(stand_in, "run", []), ROWS_PER_PART, RowSet(plan.num_rows))
+    ledger = Ledger(output, stand_in.model_id)
+    schema = make_schema(stand_in, "run", [])
+    writer = PartWriter(output, plan, schema, ROWS_PER_PART, RowSet(plan.num_rows), on_written=ledger.add)
     for first in range(0, num_done // ROWS_PER_PART * ROWS_PER_PART, ROWS_PER_PART):
         rows = np.arange(first, first + ROWS_PER_PART)
         columns = {
@@ -65,6 +68,7 @@ def make_parts(output: str, num_done: int, bundle: str) -> None:
         }
         answers = pa.table({field.name: pa.array(columns[field.name], field.type) for field in PREDICTION_FIELDS})
         list(writer.add(answers))
+    ledger.flush()
 
 
 def main() -> None:

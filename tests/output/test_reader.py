@@ -12,17 +12,17 @@ def test_only_valid_parts_count_as_done(tmp_path):
     parts = sorted((tmp_path / "labels").iterdir())
     parts[0].write_bytes(parts[0].read_bytes()[:-20])
     (tmp_path / "labels" / ".part.partial").write_bytes(b"x")
-    found = [part for part, _ in find_parts(str(tmp_path), BUNDLE.model_id)]
+    found = [found.part for found in find_parts(str(tmp_path), BUNDLE.model_id)]
     assert [list(get_row_ids(part.name)) for part in found] == [[4, 5, 6, 7], [8, 9]]
     assert list(find_parts(str(tmp_path), "n" * 64)) == []
 
 
 def test_found_parts_carry_their_failures_and_statuses(tmp_path):
     write_all(tmp_path, np.arange(10))
-    found = {part.name: (part, table) for part, table in find_parts(str(tmp_path), BUNDLE.model_id)}
-    part, table = found["part-000000000000-000000000003.parquet"]
-    assert (part.rows, part.failed_by_code) == (4, {"EMPTY": 1})
-    assert table["status"].to_pylist() == ["ok", "ok", "ok", "EMPTY"]
+    found = {found.part.name: found for found in find_parts(str(tmp_path), BUNDLE.model_id)}
+    first = found["part-000000000000-000000000003.parquet"]
+    assert (first.part.rows, first.part.failed_by_code) == (4, {"EMPTY": 1})
+    assert first.read_statuses() == ["ok", "ok", "ok", "EMPTY"]
 
 
 def test_an_output_without_labels_has_no_parts(tmp_path):
@@ -33,7 +33,7 @@ def test_a_part_under_the_name_of_other_rows_does_not_count(tmp_path):
     write_all(tmp_path, np.arange(10))
     labels = tmp_path / "labels"
     (labels / "part-000000000004-000000000007.parquet").rename(labels / "part-000000000005-000000000008.parquet")
-    names = {part.name for part, _ in find_parts(str(tmp_path), BUNDLE.model_id)}
+    names = {found.part.name for found in find_parts(str(tmp_path), BUNDLE.model_id)}
     assert names == {"part-000000000000-000000000003.parquet", "part-000000000008-000000000009.parquet"}
 
 

@@ -6,6 +6,7 @@ from tests.factories import make_receipt
 from tests.output.data import SCHEMA, make_predictions, plan_images, write_images
 from tests.prediction.test_probe import ONE
 from tlray.errors import StoppedError
+from tlray.output.ledger import Ledger
 from tlray.output.parts import PartWriter
 from tlray.output.receipt import ProbeOutcome, read_receipt
 from tlray.output.rowset import RowSet
@@ -20,7 +21,8 @@ from tlray.storage.records import dump_record
 
 def make_state(tmp_path, row_ids=range(10)):
     plan = plan_images(tmp_path / "out", write_images(tmp_path / "in"))
-    state = RunState(PartWriter(str(tmp_path / "out"), plan, SCHEMA, 4, RowSet(10)), RowSet(10), 0, set())
+    output = str(tmp_path / "out")
+    state = RunState(PartWriter(output, plan, SCHEMA, 4, RowSet(10)), RowSet(10), 0, set(), Ledger(output, "m"))
     predictions = make_predictions(row_ids)
     state.add(predictions, predictions["status"].to_pylist())
     return plan, state

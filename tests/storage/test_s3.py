@@ -116,7 +116,7 @@ def test_a_store_without_conditions_is_written_only_if_that_is_asked_for(bucket,
         return real(**options)
 
     monkeypatch.setattr(bucket, "put_object", refuse_conditions)
-    with pytest.raises(OutputError, match="without conditional writes, .* --unsafe-lock"):
+    with pytest.raises(OutputError, match=r"without conditional writes, .* --unsafe-lock"):
         s3.put_if(f"{ROOT}/a", b"first", None)
     assert s3.put_if(f"{ROOT}/a", b"first", None, unsafe=True) == s3.head(f"{ROOT}/a")[1]
     assert s3.put_if(f"{ROOT}/a", b"second", "stale", unsafe=True) == s3.head(f"{ROOT}/a")[1]

@@ -4,6 +4,7 @@
 - `schema`: the columns of the labels.
 - `rowset`: sets of row ids as bitmaps.
 - `parts`: write the labels as Parquet parts.
+- `ledger`: what is known of each part, for a quick resume.
 - `receipt`: the receipt that proves a finished run.
 - `reader`: read labels back.
 - `verify`: check an output against its plan and receipt.

@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -110,6 +110,7 @@ class PartWriter:
         schema: schema of the parts, by `make_schema`.
         done: rows that are in their parts already; adding others rewrites the part and keeps these.
         kept: rows to copy from `earlier` once the rest of their part has arrived.
+        on_written: called with each part that was written, its bytes, and what identifies it in a listing.
     """
 
     def __init__(
@@ -121,6 +122,7 @@ class PartWriter:
         done: RowSet,
         kept: RowSet | None = None,
         earlier: EarlierPredictions | None = None,
+        on_written: Callable[[Part, int, storage.Written], None] | None = None,
     ) -> None:
         self._output = output
         self._plan = plan
@@ -129,6 +131,7 @@ class PartWriter:
         self._done = done
         self._kept = kept
         self._earlier = earlier
+        self._on_written = on_written
         self._open: dict[int, _Open] = {}
         self._prediction_schema = pa.schema([entry for entry in schema if entry.name in PREDICTED_COLUMNS])
         self._prediction_names = self._prediction_schema.names
@@ -224,8 +227,11 @@ class PartWriter:
         columns |= {"uri": planned["uri"], "model_id": pa.array([model_id] * count, pa.string())}
         table = pa.table([columns[entry.name] for entry in self._schema], schema=self._schema)
         data = _to_parquet(table)
-        storage.put(address, data)
-        return describe_part(name, data, table)
+        written = storage.put(address, data)
+        part = describe_part(name, data, table)
+        if self._on_written is not None:
+            self._on_written(part, len(data), written)
+        return part
 
 
 def from_parquet(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:

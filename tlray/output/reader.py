@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +16,7 @@ import pyarrow.parquet as pq
 
 from tlray import storage
 from tlray.errors import FetchError, OutputError
+from tlray.output.ledger import find_line, read_ledger
 from tlray.output.parts import CLASSES_KEY, FOLDER, MODEL_ID_KEY, Part, describe_part, from_parquet, get_row_ids
 from tlray.output.receipt import Receipt
 
@@ -78,6 +81,14 @@ class LabelsReader:
         order = np.argsort(numbers, kind="stable")
         return pa.concat_tables(pieces).take(pa.array(np.argsort(order)))
 
+    def take_column(self, column: str) -> list[Any]:
+        """Return the values of one column, in all parts.
+
+        Raises:
+            OutputError: a part cannot be read.
+        """
+        return [value for table in self.read([column]) for value in table[column].to_pylist()]
+
     def _read(self, name: str, columns: tuple[str, ...] | None, *, metadata: bool = False) -> pa.Table:
         try:
             # without Arrow's own threads; see `parts.from_parquet`
@@ -102,19 +113,47 @@ def read_part(output: str, name: str, columns: Sequence[str] | None = None) -> t
         raise OutputError(f"{name} cannot be read: {storage.redact(str(error))}") from None
 
 
-def find_parts(output: str, model_id: str) -> Iterator[tuple[Part, pa.Table]]:
-    """Yield every valid part of a model with its columns `row_id`, `status` and `needs_review`; ignore the others."""
+@dataclass(frozen=True)
+class FoundPart:
+    """A valid part of an unfinished run; `statuses` of its rows, None where the ledger says enough."""
+
+    output: str
+    part: Part
+    statuses: Sequence[str] | None = None
+
+    def read_statuses(self) -> Sequence[str]:
+        """Return the status of every row.
+
+        Raises:
+            OutputError: the part cannot be read.
+        """
+        if self.statuses is not None:
+            return self.statuses
+        statuses: list[str] = LabelsReader(self.output, [self.part.name]).take_column("status")
+        return statuses
+
+
+def find_parts(output: str, model_id: str) -> Iterator[FoundPart]:
+    """Yield every valid part of a model; ignore others. Those that fit a line of the ledger are not read."""
     folder = storage.join(output, FOLDER)
     if not storage.has_content(folder):
         return
-    names = [entry.name for entry in storage.iter_files(folder) if get_row_ids(entry.name)]
+    lines = read_ledger(output)
+    unknown = []
+    for entry in storage.iter_files(folder):
+        line = find_line(lines, entry, model_id)
+        if line is not None:
+            yield FoundPart(output, line.to_part())
+        elif get_row_ids(entry.name):
+            unknown.append(entry.name)
     with ThreadPoolExecutor(_THREADS) as pool:
-        for start in range(0, len(names), _PARTS_CHECKED):
-            checked = pool.map(lambda name: _check_part(output, name, model_id), names[start : start + _PARTS_CHECKED])
+        for start in range(0, len(unknown), _PARTS_CHECKED):
+            names = unknown[start : start + _PARTS_CHECKED]
+            checked = pool.map(lambda name: _check_part(output, name, model_id), names)
             yield from (found for found in checked if found is not None)
 
 
-def _check_part(output: str, name: str, model_id: str) -> tuple[Part, pa.Table] | None:
+def _check_part(output: str, name: str, model_id: str) -> FoundPart | None:
     try:
         data, table = read_part(output, name, ["row_id", "status", "needs_review"])
     except OutputError:
@@ -124,4 +163,4 @@ def _check_part(output: str, name: str, model_id: str) -> tuple[Part, pa.Table] 
     expected = get_row_ids(name)
     if not np.array_equal(table["row_id"].to_numpy(), np.arange(expected.start, expected.stop)):
         return None
-    return describe_part(name, data, table), table
+    return FoundPart(output, describe_part(name, data, table), table["status"].to_pylist())

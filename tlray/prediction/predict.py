@@ -19,6 +19,7 @@ from tlray.console import Stage, say
 from tlray.errors import ConfigError, OutageError, OutputError, StoppedError
 from tlray.model.bundle import Bundle, load_bundle
 from tlray.output import receipt as receipts
+from tlray.output.ledger import name_precisions
 from tlray.output.parts import PartWriter, make_schema
 from tlray.output.plan import Plan
 from tlray.output.rowset import RowSet
@@ -163,7 +164,8 @@ def _predict_remaining(run: _Run, state: RunState) -> None:
             settled = RowSet(num_rows)
             settled.add(np.array(state.unreachable, np.int64))
             settled.invert()
-            writer = PartWriter(run.output, run.plan, run.schema, config.rows_per_part, settled)
+            rows_per_part = config.rows_per_part
+            writer = PartWriter(run.output, run.plan, run.schema, rows_per_part, settled, on_written=state.ledger.add)
             state.take_unreachable(writer, settled)
             _predict_rows(run, state, cluster, failures, reach, final=True)
 
@@ -201,6 +203,7 @@ def _predict_rows(
                 run.lock.check()
                 if run.clock.first_label_s is None:
                     say(f"engines compute in {' and '.join(pipeline.engines)}")
+                state.ledger.precision = name_precisions(pipeline.engines)
                 statuses = predictions["status"].to_pylist()
                 num_retries = pc.sum(predictions["retries"], min_count=0).as_py()
                 run.clock.count(predictions.num_rows, num_retries, pipeline.count_fetched)
@@ -214,7 +217,9 @@ def _predict_rows(
         except BaseException:
             with contextlib.suppress(OutputError, OutageError):
                 state.writer.save_waiting()
+                state.ledger.flush()
             raise
+        state.ledger.flush()
         if remaining > 0:
             state.writer.save_waiting()
             progress.write("stopped")

@@ -14,9 +14,10 @@ from tlray import storage
 from tlray.config import PredictConfig
 from tlray.errors import OK, UNREACHABLE, Code
 from tlray.output import receipt as receipts
+from tlray.output.ledger import Ledger
 from tlray.output.parts import Part, PartWriter, get_row_ids, make_name
 from tlray.output.plan import Plan
-from tlray.output.reader import find_parts
+from tlray.output.reader import FoundPart, find_parts
 from tlray.output.receipt import UpdateRecord
 from tlray.output.rowset import RowSet
 from tlray.prediction.job import Job
@@ -31,6 +32,7 @@ class RunState:
         settled: rows that need no prediction: done, kept, or waiting in `writer`.
         resumed_rows: number of rows that earlier runs had finished.
         retried_codes: codes of failed rows to predict again.
+        ledger: what is known of the parts that this run writes.
         unreachable: row ids that could not be reached; they are tried again at the end.
         read_row: a row that an earlier run could read, None if there is none.
         update: comparison with the output of `--update-from`, None without it.
@@ -40,6 +42,7 @@ class RunState:
     settled: RowSet
     resumed_rows: int
     retried_codes: set[str]
+    ledger: Ledger
     parts: dict[str, Part] = field(default_factory=dict)
     unreachable: list[int] = field(default_factory=list)
     read_row: int | None = None
@@ -75,29 +78,36 @@ def resume(config: PredictConfig, output: str, plan: Plan, job: Job, schema: pa.
     parts: dict[str, Part] = {}
     unreachable: list[int] = []
     read_row: int | None = None
-    for part, table in find_parts(output, model_id):
+    partly: FoundPart | None = None
+    for found in find_parts(output, model_id):
+        part = found.part
         row_ids = get_row_ids(part.name)
         count = min(config.rows_per_part, plan.num_rows - row_ids.start)
         if row_ids.start % config.rows_per_part or part.name != make_name(row_ids.start, count):
             continue
         parts[part.name] = part
         rows = np.arange(row_ids.start, row_ids.stop)
-        if sum(part.failed_by_code.values()) < part.rows:
-            read_row = int(rows[table["status"].to_pylist().index(OK)])
-        if part.failed_by_code:
-            statuses = np.array(table["status"].to_pylist(), object)
+        if not part.failed_by_code:
+            read_row = row_ids.start
+        elif sum(part.failed_by_code.values()) < part.rows:
+            partly = found
+        if part.failed_by_code.keys() & (UNREACHABLE | retried):
+            statuses = np.array(found.read_statuses(), object)
             unreachable += rows[np.isin(statuses, [*UNREACHABLE])].tolist()
             rows = rows[~np.isin(statuses, [*retried])]
         done.add(rows)
+    if read_row is None and partly is not None:
+        read_row = get_row_ids(partly.part.name).start + [*partly.read_statuses()].index(OK)
     if config.retry_failed is not None:
         storage.delete(storage.join(output, receipts.NAME))
-    writer = PartWriter(output, plan, schema, config.rows_per_part, done)
-    state = RunState(writer, done.copy(), len(done), retried, parts, unreachable, read_row)
+    ledger = Ledger(output, model_id)
+    writer = PartWriter(output, plan, schema, config.rows_per_part, done, on_written=ledger.add)
+    state = RunState(writer, done.copy(), len(done), retried, ledger, parts, unreachable, read_row)
     if job.update_from is not None:
         earlier = EarlierOutput(job.update_from, job.asked)
         kept = earlier.compare(plan, retried)
         state.update = earlier.comparison
-        state.writer = PartWriter(output, plan, schema, config.rows_per_part, done, kept, earlier)
+        state.writer = PartWriter(output, plan, schema, config.rows_per_part, done, kept, earlier, ledger.add)
         state.settled.update(kept)
         state.parts.update((part.name, part) for part in state.writer.write_kept())
     waiting = state.writer.load_waiting()

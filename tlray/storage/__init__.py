@@ -23,7 +23,7 @@ from typing import Any
 
 from tlray.errors import FetchError
 from tlray.storage import local, s3, s3_listing
-from tlray.storage.addresses import Entry, Request, is_s3, join, redact, resolve
+from tlray.storage.addresses import Entry, Request, Written, is_s3, join, redact, resolve
 from tlray.storage.fetch import Fetched, fetch, fetch_many, try_reading
 from tlray.storage.files import open_arrow, open_file
 from tlray.storage.s3_client import S3Options, adopt, configure, get_options
@@ -33,6 +33,7 @@ __all__ = [
     "Fetched",
     "Request",
     "S3Options",
+    "Written",
     "adopt",
     "check_writable",
     "configure",
@@ -130,18 +131,15 @@ def get_ranges(requests: Iterable[tuple[str, int, int]]) -> Iterator[bytes | Fet
     return (fetched.data for fetched in fetch_many(Request(*request) for request in requests))
 
 
-def put(uri: str, data: bytes) -> None:
-    """Write a file or object so that it appears whole or not at all.
+def put(uri: str, data: bytes) -> Written:
+    """Write a file or object so that it appears whole or not at all; return what identifies it in a listing.
 
     Local: a temporary name, fsync, rename. S3: one PUT.
 
     Raises:
         OutputError: it cannot be written.
     """
-    if is_s3(uri):
-        s3.put(uri, data)
-    else:
-        local.put(uri, data)
+    return Written(s3.put(uri, data), None) if is_s3(uri) else Written(None, local.put(uri, data))
 
 
 def put_folder(uri: str, files: dict[str, bytes], last: str) -> None:

@@ -27,6 +27,13 @@ class Entry(NamedTuple):
     unreadable: str | None = None
 
 
+class Written(NamedTuple):
+    """What identifies a file or object that was just written: its etag, or a local file's modification time."""
+
+    etag: str | None
+    mtime_ns: int | None
+
+
 class Request(NamedTuple):
     """A file, object or range to read, and the version it must still have.
 

@@ -194,16 +194,18 @@ def check_size(request: Request, size: int) -> None:
         raise FetchError(Code.TOO_LARGE, message)
 
 
-def put(uri: str, data: bytes) -> None:
-    """Write a file under a temporary name, sync it and rename it.
+def put(uri: str, data: bytes) -> int:
+    """Write a file under a temporary name, sync it and rename it; return its modification time in nanoseconds.
 
     Raises:
         OutputError: it cannot be written.
     """
     path = Path(uri)
     with _write_partial(path, data) as partial:
+        mtime_ns = partial.stat().st_mtime_ns
         partial.replace(path)
         _sync_folder(path.parent)
+    return mtime_ns
 
 
 def put_new(uri: str, data: bytes) -> bool:

@@ -98,15 +98,17 @@ def _check_length(data: bytes, expected: int) -> None:
         raise FetchError(Code.TIMEOUT, f"the connection ended after {len(data):,} of {expected:,} bytes")
 
 
-def put(uri: str, data: bytes) -> None:
-    """Write an object in one PUT.
+def put(uri: str, data: bytes) -> str:
+    """Write an object in one PUT; return its etag.
 
     Raises:
         OutputError: it cannot be written.
     """
     bucket, key = split_s3(uri)
     with explain_as(OutputError, uri, "written"):
-        get_client().put_object(Bucket=bucket, Key=key, Body=data, **name_key(), **name_payer())
+        response = get_client().put_object(Bucket=bucket, Key=key, Body=data, **name_key(), **name_payer())
+    etag: str = response["ETag"].strip('"')
+    return etag
 
 
 def put_if(uri: str, data: bytes, etag: str | None, *, unsafe: bool = False) -> str | None:
