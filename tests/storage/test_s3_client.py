@@ -31,6 +31,7 @@ from tlray.storage.s3_client import (
     get_client,
     get_options,
     get_store,
+    locate,
     make_endpoint,
     name_key,
     name_payer,
@@ -89,7 +90,7 @@ def test_only_a_custom_endpoint_is_passed_on(aws):
 
 @pytest.mark.usefixtures("aws")
 def test_a_store_needs_credentials_unless_requests_are_unsigned(monkeypatch):
-    monkeypatch.setattr(s3_client, "_find_region", lambda bucket: "us-east-1")
+    monkeypatch.setattr(s3_client, "locate", lambda bucket: ("us-east-1", {}))
     with pytest.raises(FetchError, match="no AWS credentials were found") as caught:
         get_store("any")
     assert caught.value.code is Code.DENIED
@@ -99,9 +100,71 @@ def test_a_store_needs_credentials_unless_requests_are_unsigned(monkeypatch):
 
 def test_a_buckets_own_region_counts(bucket):
     bucket.create_bucket(Bucket="tlray-far", CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
-    assert s3_client._find_region("tlray-far") == "eu-west-1"
-    assert s3_client._find_region("no-such-bucket") == "us-east-1"
+    assert locate("tlray-far") == ("eu-west-1", {})
+    assert locate("no-such-bucket") == ("us-east-1", {})
     bucket.delete_bucket(Bucket="tlray-far")
+
+
+class Answer:
+    """An answer of any store, before a request leaves the process."""
+
+    status_code = 200
+    headers: ClassVar[dict[str, str]] = {}
+    content = text = ""
+    raw = None
+
+
+PRIVATE = "https://bucket.vpce-1a2b3c4d-5e6f.s3.eu-west-1.vpce.amazonaws.com"
+
+
+@pytest.mark.parametrize(
+    ("variables", "config", "expected"),
+    [
+        ({}, "", {}),
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "", {"endpoint": "http://127.0.0.1:9"}),
+        (
+            {"AWS_USE_FIPS_ENDPOINT": "true"},
+            "",
+            {"endpoint": "https://photos.s3-fips.eu-west-1.amazonaws.com", "virtual_hosted_style_request": True},
+        ),
+        (
+            {"AWS_USE_DUALSTACK_ENDPOINT": "true"},
+            "",
+            {"endpoint": "https://photos.s3.dualstack.eu-west-1.amazonaws.com", "virtual_hosted_style_request": True},
+        ),
+        ({}, "s3 =\n  addressing_style = path\n", {}),
+        (
+            {},
+            "s3 =\n  use_accelerate_endpoint = true\n",
+            {"endpoint": "https://photos.s3-accelerate.amazonaws.com", "virtual_hosted_style_request": True},
+        ),
+        (
+            {"AWS_ENDPOINT_URL_S3": PRIVATE},
+            "",
+            {"endpoint": PRIVATE},
+        ),
+    ],
+    ids=["usual", "custom", "FIPS", "dual-stack", "path-style", "accelerated", "private"],
+)
+def test_bodies_go_where_boto3_goes(aws, tmp_path, variables, config, expected):
+    (tmp_path / "config").write_text(f"[default]\n{config}")
+    settings = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "eu-west-1"}
+    for name, value in {**settings, "AWS_CONFIG_FILE": str(tmp_path / "config"), **variables}.items():
+        aws.setenv(name, value)
+    configure(S3Options())
+    get_client(1).meta.events.register("before-send.s3", lambda **_: Answer())
+    assert locate("photos") == ("eu-west-1", expected)
+
+
+def test_a_store_that_does_not_answer_at_first_is_asked_again(aws):
+    for name, value in {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}.items():
+        aws.setenv(name, value)
+    aws.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    configure(S3Options())
+    for _ in range(2):
+        with pytest.raises(FetchError, match="Could not connect") as caught:
+            get_store("photos")
+        assert caught.value.code is Code.TIMEOUT
 
 
 @pytest.mark.parametrize(
@@ -251,7 +314,7 @@ def test_56_no_request_carries_a_token_that_has_ended(aws, monkeypatch):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), ShortLived)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     aws.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setattr(s3_client, "_find_region", lambda bucket: "us-east-1")
+    monkeypatch.setattr(s3_client, "locate", lambda bucket: ("us-east-1", make_endpoint("endpoint")))
     renewing = RefreshableCredentials.create_from_metadata(renew(), refresh_using=renew, method="test")
     monkeypatch.setattr(s3_client, "find_credentials", lambda: renewing)
     configure(S3Options(retry_for_s=0, outage_patience_s=0))

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any
+from urllib.parse import urlsplit
 
 from tlray.console import say
 from tlray.errors import Code, DataError, FetchError, OutageError, OutputError
@@ -32,6 +33,7 @@ ARCHIVED_REASON = "archived (Glacier); restore it first"
 _CONNECTIONS = 64
 _CREDENTIALS_LAST = timedelta(minutes=30)
 _LONGEST_PAUSE_S = 5.0
+_USUAL_HOST = re.compile(r"s3(\.[a-z]{2}(-[a-z]+)+-\d)?\.amazonaws\.com(\.cn)?")
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODES = {
     401: Code.DENIED,
@@ -183,9 +185,8 @@ def get_store(bucket: str) -> Any:
 def _make_store(bucket: str) -> Any:
     from obstore.store import S3Store
 
-    client = get_client()
     options = get_options()
-    custom: dict[str, Any] = make_endpoint("endpoint")
+    region, custom = locate(bucket)
     if options.no_sign_request:
         custom["skip_signature"] = True
     else:
@@ -194,9 +195,9 @@ def _make_store(bucket: str) -> Any:
         custom["request_payer"] = True
     return S3Store(
         bucket,
-        region=_find_region(bucket),
+        region=region,
         client_options={
-            "allow_http": client.meta.endpoint_url.startswith("http://"),
+            "allow_http": custom.get("endpoint", "").startswith("http://"),
             "connect_timeout": timedelta(seconds=10),
             "timeout": timedelta(seconds=300),
             "read_timeout": timedelta(seconds=30),
@@ -241,25 +242,44 @@ class Credentials:
         }
 
 
-def _find_region(bucket: str) -> str:
-    """Return the region of a bucket: unlike boto3, obstore does not follow redirects to it."""
-    from botocore.exceptions import BotoCoreError, ClientError
+def locate(bucket: str) -> tuple[str, dict[str, Any]]:
+    """Return a bucket's region, and where boto3 sends its requests as options of obstore; none for AWS's usual address.
 
-    client = get_client()
+    boto3 follows redirects to another region, and knows FIPS, dual-stack, accelerated and private addresses; obstore
+    goes where it is told.
+
+    Raises:
+        FetchError: TIMEOUT or THROTTLED, the store does not answer.
+    """
+    from botocore.exceptions import ClientError
+
+    client = get_client(1)
+    sent: list[str] = []
+    events = client.meta.events
+    events.register_first("before-send.s3.HeadBucket", _note := lambda request, **_: sent.append(request.url))
     try:
-        headers = client.head_bucket(Bucket=bucket)["ResponseMetadata"]["HTTPHeaders"]
-    except ClientError as error:
-        headers = error.response["ResponseMetadata"].get("HTTPHeaders", {})
-    except BotoCoreError:
-        headers = {}
+        with explain_fetch():
+            headers = client.head_bucket(Bucket=bucket)["ResponseMetadata"]["HTTPHeaders"]
+    except FetchError as error:
+        cause = error.__context__
+        if error.code in (Code.TIMEOUT, Code.THROTTLED) or not isinstance(cause, ClientError):
+            raise
+        headers = cause.response["ResponseMetadata"].get("HTTPHeaders", {})
+    finally:
+        events.unregister("before-send.s3.HeadBucket", _note)
     region: str = headers.get("x-amz-bucket-region") or client.meta.region_name
-    return region
+    address = urlsplit(sent[-1])
+    if _USUAL_HOST.fullmatch(address.netloc.removeprefix(f"{bucket}.")):
+        return region, {}
+    endpoint = f"{address.scheme}://{address.netloc}"
+    by_path = address.path.strip("/") == bucket
+    return region, {"endpoint": endpoint} if by_path else {"endpoint": endpoint, "virtual_hosted_style_request": True}
 
 
 def make_endpoint(name: str) -> dict[str, Any]:
-    """Return the endpoint as an option called `name`, or no option for AWS's own endpoint."""
+    """Return boto3's endpoint as an option called `name`, or no option for AWS's usual address."""
     endpoint: str = get_client().meta.endpoint_url
-    return {} if endpoint.endswith(".amazonaws.com") else {name: endpoint}
+    return {} if _USUAL_HOST.fullmatch(endpoint.removeprefix("https://")) else {name: endpoint}
 
 
 def name_payer() -> dict[str, str]:
