@@ -156,3 +156,34 @@ def test_an_output_may_hold_a_plan_or_a_lock_and_nothing_else(tmp_path):
         check_output(str(tmp_path))
     (tmp_path / "_plan" / "_plan.json").write_text("{}")
     check_output(str(tmp_path))
+
+
+UNPACKED = "tmp/ray/session_1/runtime_resources/working_dir_files/_ray_pkg_{}"
+
+
+def write_list(tmp_path, package, text="uri\ns3://b/1.jpg\n"):
+    path = tmp_path / UNPACKED.format(package) / "lists" / "all.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return make_config(input=(str(path),))
+
+
+def test_a_job_is_the_same_wherever_ray_unpacked_its_files(tmp_path):
+    first, second = (describe_selection(write_list(tmp_path, package)) for package in ("a1", "b2"))
+    assert first["input"] == ["working_dir/lists/all.csv"]
+    check_same_job("out", first, second)
+
+
+def test_a_changed_list_is_another_job(tmp_path):
+    first = describe_selection(write_list(tmp_path, "a1"))
+    second = describe_selection(write_list(tmp_path, "a1", "uri\ns3://b/2.jpg\n"))
+    with pytest.raises(OutputError, match=r"lists: .*working_dir/lists/all\.csv.* there"):
+        check_same_job("out", first, second)
+
+
+def test_a_plan_of_files_that_ray_unpacked_is_read_where_they_lie(tmp_path):
+    folder = tmp_path / UNPACKED.format("a1")
+    folder.parent.mkdir(parents=True)
+    write_images(folder)
+    output = str(tmp_path / "out")
+    assert open_plan(output, make_config(input=(str(folder / "1.jpg"), str(folder / "2.jpg")))).num_rows == 2

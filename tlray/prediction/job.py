@@ -17,9 +17,10 @@ from tlray.model.manifest import hash_json
 from tlray.output import plan as planning
 from tlray.output.plan import Plan
 from tlray.output.schema import RequestedColumns
-from tlray.sources import archives
+from tlray.sources import archives, manifests
 from tlray.sources.candidates import REFUSED, SourceKind
 from tlray.sources.listing import Selection, find_candidates
+from tlray.sources.manifests import strip_working_dir
 from tlray.storage.lock import NAME as LOCK
 from tlray.storage.records import Json, RecordError, dump_record, parse_record
 
@@ -48,10 +49,12 @@ class Job:
 
 
 def describe_selection(config: InputsConfig) -> dict[str, Json]:
-    """Return the options that decide the rows, as plain JSON values."""
+    """Return the options that decide the rows, and the content of lists, as plain JSON values."""
     chosen = {name: getattr(config, name) for name in _SELECTING}
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in chosen.items()}
-    return {"input": [archives.resolve(uri) for uri in config.input], **plain}
+    inputs = [archives.resolve(uri) for uri in config.input]
+    lists = {strip_working_dir(uri): manifests.fingerprint(uri) for uri in inputs if manifests.is_manifest(uri)}
+    return {"input": [strip_working_dir(uri) for uri in inputs], "lists": lists, **plain}
 
 
 def describe_job(config: PredictConfig, bundle: Bundle) -> dict[str, Json]:

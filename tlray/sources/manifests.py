@@ -11,6 +11,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, unquote_plus
 
@@ -23,6 +24,7 @@ from tlray.errors import DataError, FetchError
 from tlray.sources import archives, lists
 from tlray.sources.candidates import Candidate
 from tlray.sources.columns import name_columns
+from tlray.storage import s3
 from tlray.storage.s3_client import ARCHIVED, ARCHIVED_REASON
 
 _INVENTORY = "/manifest.json"
@@ -30,6 +32,7 @@ _ROWS = 65_536
 _MAX_KEY_BYTES = 1024
 _S3_SCHEME = re.compile("s3[an]?://", re.IGNORECASE)
 _S3_URL = re.compile(r"https://(?:([a-z0-9.-]+)\.)?s3(?:[.-][a-z0-9-]+)?\.amazonaws\.com/([^?#]+)", re.IGNORECASE)
+_WORKING_DIR = re.compile(r"^/.*/runtime_resources/working_dir_files/[^/]+/")
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 
 
@@ -153,6 +156,22 @@ def _normalize(written: str, base: str) -> str:
     return next(exact, plain)
 
 
+def fingerprint(uri: str) -> str:
+    """Return what changes with the content of a list: its sha256, or an object's etag; "" if it cannot be read."""
+    try:
+        if storage.is_s3(uri):
+            return s3.head(uri)[1]
+        with Path(uri).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (FetchError, OSError):
+        return ""
+
+
+def strip_working_dir(uri: str) -> str:
+    """Return an address without the folder into which Ray unpacked a job's files, which differs from job to job."""
+    return _WORKING_DIR.sub("working_dir/", uri)
+
+
 def list_prefixes(inputs: Sequence[str], allow: Sequence[str]) -> tuple[str, ...]:
     """Return the prefixes of all addresses that inputs may give: themselves, and what manifests among them may name."""
     prefixes = []
@@ -169,6 +188,7 @@ def list_prefixes(inputs: Sequence[str], allow: Sequence[str]) -> tuple[str, ...
 
 def lies_inside(address: str, prefixes: Sequence[str]) -> bool:
     """Return whether an address is one of the prefixes or lies below one; `..` may stand in the prefix alone."""
+    address = strip_working_dir(address)
     if storage.is_s3(address):
         return any(address.startswith(prefix) for prefix in prefixes)
     below = (prefix for prefix in prefixes if _lies_below(address, prefix))
