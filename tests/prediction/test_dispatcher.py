@@ -83,3 +83,13 @@ def test_draining_ends_batches_and_tasks():
     assert dispatcher.start_batch(("batch", 0)) is None
     dispatcher.leave(("window", 0), 4)
     assert dispatcher.get_fetched() == 9
+
+
+def test_readers_get_no_column_that_a_list_carries_along():
+    rows = MemoryRows(["/x/0.jpg", "/x/1.jpg"])
+    read = rows.read
+    rows.read = lambda first, count: (table := read(first, count)).append_column("input_n", [[0] * table.num_rows])
+    dispatcher = Dispatcher(rows, RowSet(2))
+    assert dispatcher.lease(0, 2)[0].schema.names == PLAN_SCHEMA.names
+    dispatcher.drain()
+    assert dispatcher.lease(0, 2)[0].schema.names == PLAN_SCHEMA.names

@@ -537,3 +537,26 @@ def test_fetching_is_in_order_and_an_error_takes_its_place(tmp_path):
     one, gone, two = storage.get_many(uris)
     assert (one, two) == (CONTENTS["a.jpg"], CONTENTS["b.jpg"])
     assert gone.code == "NOT_FOUND"
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [(None, ["input_cls", "input_city", "input_year"]), (("year",), ["input_cls", "input_year"]), ((), ["input_cls"])],
+)
+def test_columns_of_lists_are_carried_along_as_asked(tmp_path, columns, expected):
+    write_folder(tmp_path)
+    (tmp_path / "list.csv").write_text("uri,city,year\na.jpg,Oslo,2024\nb.jpg,Rome,2025\n")
+    found = find_candidates([str(tmp_path / "list.csv")], Selection(columns=columns, sidecars=("cls",)))
+    plan = write_plan(str(tmp_path / "out"), found, {}, None)
+    assert [field.name for field in plan.input_fields] == expected
+    if "input_year" in expected:
+        assert plan.read(0, 2)["input_year"].to_pylist() == ["2024", "2025"]
+
+
+def test_a_column_that_no_input_has_is_named(tmp_path):
+    write_folder(tmp_path)
+    (tmp_path / "list.csv").write_text("uri,city\na.jpg,Oslo\n")
+    with pytest.raises(DataError, match=r"--columns takes own columns of the inputs \(city\); got 'town'"):
+        find_candidates([str(tmp_path / "list.csv")], Selection(columns=("town",)))
+    with pytest.raises(DataError, match=r"--columns takes .* \(they have none\); got 'town'"):
+        find_candidates([str(tmp_path)], Selection(columns=("town",)))

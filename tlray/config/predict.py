@@ -45,6 +45,9 @@ class InputsConfig:
     image_column: str | None = None
     """Read Parquet files as tables of images, with the encoded images in this column."""
 
+    columns: tuple[str, ...] | None = None
+    """Own columns of manifests and tables to copy to the labels as input_COLUMN: those named, or none; default all."""
+
     sidecars: tuple[str, ...] = ()
     """Extensions of members of an archive that tell of the image of the same stem, such as cls json txt in WebDataset:
     each is copied to the labels as input_EXTENSION."""

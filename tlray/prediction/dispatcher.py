@@ -75,10 +75,11 @@ class Dispatcher:
     def lease(self, first: int, count: int) -> tuple[pa.Table, int]:
         """Return the unfinished rows of a window, none while draining, and the number of earlier leases."""
         if self._draining:
-            return self._rows.read(0, 0), 0
+            return self._rows.read(0, 0).select(PLAN_SCHEMA.names), 0
         rows = self._rows.read(first, count)
         missing = self._done.find_missing(first, count)
-        return rows.take(pa.array(missing - first)), self.enter(("window", first))
+        places = rows.select(PLAN_SCHEMA.names)  # readers need no column that a list carries along
+        return places.take(pa.array(missing - first)), self.enter(("window", first))
 
     def start_batch(self, key: Key) -> int | None:
         """Do as `enter`; None while draining."""

@@ -28,7 +28,8 @@ RECORD = "_job.json"
 
 _DECIDING = ("top_k", "embeddings", "rows_per_part", "max_bytes", "max_pixels", "precision")
 _SELECTING = (
-    "uri_column", "id_column", "image_column", "sidecars", "include", "exclude", "limit", "sample", "shard", "allow"
+    "uri_column", "id_column", "image_column", "columns", "sidecars", "include", "exclude", "limit", "sample", "shard",
+    "allow",
 )  # fmt: skip
 
 

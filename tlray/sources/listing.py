@@ -45,6 +45,7 @@ class Selection:
         uri_column, id_column: of manifests.
         image_column: of Parquet files with images; None reads Parquet files as manifests.
         allow: allowed prefixes of a manifest's addresses; empty for the default.
+        columns: own columns of manifests and tables that become `input_*`; None for all.
         sidecars: extensions of members of archives that tell of the image of the same stem.
     """
 
@@ -57,6 +58,7 @@ class Selection:
     id_column: str | None = None
     image_column: str | None = None
     allow: tuple[str, ...] = ()
+    columns: tuple[str, ...] | None = None
     sidecars: tuple[str, ...] = ()
 
     @property
@@ -82,9 +84,10 @@ def find_candidates(inputs: Sequence[str], selection: Selection) -> Candidates:
     """List every input, in the order given; an input below another one is listed once.
 
     Raises:
-        DataError: an input does not exist or cannot be read.
+        DataError: an input does not exist or cannot be read, or none has a column of `selection.columns`.
     """
-    fields = {field.name: field for field in make_fields(selection.sidecar_extensions)}
+    sidecars = make_fields(selection.sidecar_extensions)
+    fields = {field.name: field for field in sidecars}
     parts: list[Callable[[], Iterator[Candidate]]] = []
     for typed in _drop_covered(inputs):
         found, rows = _open_input(typed, selection)
@@ -97,7 +100,18 @@ def find_candidates(inputs: Sequence[str], selection: Selection) -> Candidates:
                 )
         parts.append(rows)
     chained = (candidate for rows in parts for candidate in rows())
-    return Candidates(list(fields.values()), _select(chained, selection))
+    own = [field for field in fields.values() if field not in sidecars]
+    return Candidates([*sidecars, *_choose_columns(own, selection.columns)], _select(chained, selection))
+
+
+def _choose_columns(fields: Sequence[pa.Field], columns: Sequence[str] | None) -> list[pa.Field]:
+    if columns is None:
+        return [*fields]
+    known = {field.name.removeprefix("input_"): field for field in fields}
+    if unknown := [column for column in columns if column not in known]:
+        have = lists.shorten(", ".join(known)) or "they have none"
+        raise DataError(f"--columns takes own columns of the inputs ({have}); got {unknown[0]!r}")
+    return [field for name, field in known.items() if name in columns]
 
 
 def _drop_covered(inputs: Sequence[str]) -> list[str]:
