@@ -105,7 +105,7 @@ def test_55_slow_down_and_away_for_a_while(store, proxy, undisturbed, tmp_path):
     run_tlray(*make_options(undisturbed, tmp_path / "slow", source, **options), env=environment)
     receipt = read_receipt(tmp_path / "slow")
     assert (receipt["labelled"], receipt["failed_by_code"]) == (200, {})
-    assert proxy.num_throttled == receipt["retries"] > 0
+    assert 0 < receipt["retries"] <= proxy.num_throttled  # the report's pictures are asked for too
     proxy.behave()
     proxy.away_after, proxy.away_s = 50, 10
     run_tlray(*make_options(undisturbed, tmp_path / "away", source, **options), env=environment)
