@@ -10,7 +10,13 @@ from typing import ClassVar
 import pytest
 from botocore.credentials import Credentials as BotocoreCredentials
 from botocore.credentials import RefreshableCredentials
-from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, SSLError
+from botocore.exceptions import (
+    ClientError,
+    ConnectionClosedError,
+    EndpointConnectionError,
+    NoCredentialsError,
+    SSLError,
+)
 from obstore.exceptions import GenericError
 from obstore.exceptions import NotFoundError as ObstoreNotFoundError
 
@@ -200,6 +206,11 @@ def test_a_store_that_does_not_answer_at_first_is_asked_again(aws):
             NoCredentialsError(),
             Code.DENIED,
             "no AWS credentials were found; set a profile, environment variables or a role",
+        ),
+        (
+            ConnectionClosedError(endpoint_url="https://host/x"),
+            Code.TIMEOUT,
+            'Connection was closed before we received a valid response from endpoint URL: "https://host/x".',
         ),
         (
             EndpointConnectionError(endpoint_url="https://user:secret@host/x"),

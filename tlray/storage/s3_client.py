@@ -353,7 +353,7 @@ def explain_obstore() -> Iterator[None]:
 
 def _explain(error: Exception) -> str:
     """Return an error of boto3 as one sentence without secrets."""
-    response: dict[str, Any] = getattr(error, "response", {})
+    response: dict[str, Any] = getattr(error, "response", None) or {}  # None for a connection that was closed
     code = response.get("Error", {}).get("Code", "")
     if type(error).__name__ == "NoCredentialsError":
         return _NO_CREDENTIALS
