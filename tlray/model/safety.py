@@ -45,7 +45,11 @@ _CLASSES = {
     "keras.src.applications.inception_resnet_v2": {"CustomScaleLayer"},
     "keras.src.models.functional": {"Functional"},
     "keras.src.models.sequential": {"Sequential"},
-}
+    "keras.src.ops.core": {
+        "Cast", "ConvertToTensor", "SaturateCast", "Scatter", "ScatterUpdate", "Slice", "SliceUpdate", "StopGradient",
+        "Unstack",
+    },
+}  # fmt: skip
 _MODULES = {
     f"keras.{name}"
     for name in (
