@@ -66,7 +66,8 @@ def test_the_tensors_of_a_functional_model_are_safe(tmp_path):
     ("module", "name"),
     [
         ("keras.src.applications.convnext", "LayerScale"), ("keras.src.ops.numpy", "Add"), ("keras", "DTypePolicy"),
-        ("keras.layers", "MultiHeadAttention"), ("keras.src.ops.core", "Cast"), ("keras.initializers", "GlorotUniform"), ("keras.losses", "Huber"),
+        ("keras.layers", "MultiHeadAttention"), ("keras.src.ops.core", "Cast"), ("keras.initializers", "GlorotUniform"),
+        ("keras.losses", "Huber"),
     ],
 )  # fmt: skip
 def test_layers_and_functions_of_images_are_safe(tmp_path, module, name):
