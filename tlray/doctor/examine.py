@@ -25,6 +25,7 @@ from tlray.sources import archives
 
 _ANSWER_S = 60.0
 _TIME_S = 15.0
+_RETRY_FOR_S = 3.0  # it tells what is there now, and machines have 20 s to answer
 _MAX_SAID = 200
 
 
@@ -54,7 +55,7 @@ def examine(config: DoctorConfig) -> DoctorSummary:
         StoppedError: the cluster does not answer.
     """
     config.check()
-    storage.configure(config.s3_options)
+    storage.configure(replace(config.s3_options, retry_for_s=min(config.retry_for, _RETRY_FOR_S)))
     with connect(config.address, config.max_cpus, verbose=config.verbose, check=False) as joined:
         locations = _list_locations(config)
         nodes = list_nodes()
