@@ -4,7 +4,7 @@ import pytest
 from tlray.errors import StoppedError
 from tlray.output.plan import PLAN_SCHEMA
 from tlray.output.rowset import RowSet
-from tlray.prediction.dispatcher import MAX_TRIES, Dispatcher, MemoryRows
+from tlray.prediction.dispatcher import MAX_TRIES, Dispatcher, MemoryRows, Sight
 
 KEY = ("window", 0)
 
@@ -93,3 +93,20 @@ def test_readers_get_no_column_that_a_list_carries_along():
     assert dispatcher.lease(0, 2)[0].schema.names == PLAN_SCHEMA.names
     dispatcher.drain()
     assert dispatcher.lease(0, 2)[0].schema.names == PLAN_SCHEMA.names
+
+
+def test_a_machine_that_reads_nothing_while_others_do_gives_its_rows_back():
+    dispatcher = make_dispatcher(done=[1])
+    for node, num_read, num_unreachable in (("a", 0, 19), ("b", 0, 30), ("c", 0, 5)):
+        dispatcher.note_reach(node, num_read, num_unreachable)
+    assert dispatcher.describe_sight() == Sight(0, frozenset(), frozenset())  # nobody reads: the store is away
+    dispatcher.note_reach("c", 1, 30)
+    assert dispatcher.describe_sight() == Sight(0, frozenset("b"), frozenset("c"))
+    dispatcher.note_reach("a", 0, 1)
+    assert dispatcher.describe_sight().blind == frozenset("ab")
+    assert dispatcher.lease(0, 5, "a") == (None, 0)
+    assert dispatcher.lease(0, 5, "c")[0].num_rows == 4
+    assert dispatcher.lease(5, 5, "b") == (None, 0)
+    assert dispatcher.describe_sight().num_given_back == 9
+    dispatcher.note_reach("a", 1, 0)  # it sees again
+    assert dispatcher.lease(0, 5, "a")[0].num_rows == 4

@@ -81,6 +81,11 @@ def stay_here() -> NodeAffinitySchedulingStrategy:
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
+def read_there(node_id: str) -> NodeAffinitySchedulingStrategy:
+    """Return the strategy that places tasks on one machine, or elsewhere once it is gone."""
+    return NodeAffinitySchedulingStrategy(node_id, soft=True)
+
+
 def ask_nodes(
     nodes: Sequence[Node], question: Callable[..., T], *arguments: Any, timeout_s: float = 60.0
 ) -> list[T | Exception]:

@@ -3,10 +3,13 @@
 Ray restarts a task when its process dies, without end if an image kills every process that reads it. So each process
 registers its work first: a window or batch whose process died is repeated row by row, and a row whose process died
 `MAX_TRIES` times while it was the only one in progress is given up as CRASHED.
+
+A machine that reads nothing while others do gets no more rows: its windows are given back, for another pass.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
@@ -26,6 +29,8 @@ MAX_TRIES = 3
 """Number of processes that one row may kill."""
 
 _MAX_FAILED_STARTS = 8
+_MIN_UNREACHABLE = 20
+"""Rows that a machine failed to reach, and read none, before it counts as blind."""
 
 Key = tuple[str, int]
 """Work in progress: "window" or "batch", and its first row id."""
@@ -55,6 +60,21 @@ class _Isolated:
     tries: dict[int, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Sight:
+    """What the machines of a run can read, by Ray's node ids.
+
+    Attributes:
+        num_given_back: rows that blind machines gave back.
+        blind: machines that read nothing while others did.
+        seeing: machines that read something.
+    """
+
+    num_given_back: int
+    blind: frozenset[str]
+    seeing: frozenset[str]
+
+
 class Dispatcher:
     """One actor per run, on the driver's machine; rows in `done` need no work."""
 
@@ -71,13 +91,22 @@ class Dispatcher:
         self._starts = 0
         self._engines: list[str] = []
         self._fetched = 0
+        self._read: Counter[str] = Counter()
+        self._unreachable: Counter[str] = Counter()
+        self._num_given_back = 0
 
-    def lease(self, first: int, count: int) -> tuple[pa.Table, int]:
-        """Return the unfinished rows of a window, none while draining, and the number of earlier leases."""
+    def lease(self, first: int, count: int, node: str = "") -> tuple[pa.Table | None, int]:
+        """Return the unfinished rows of a window, and the number of earlier leases.
+
+        There are no rows while draining; None stands for those of a blind machine, which has to wait a while.
+        """
         if self._draining:
             return self._rows.read(0, 0).select(PLAN_SCHEMA.names), 0
         rows = self._rows.read(first, count)
         missing = self._done.find_missing(first, count)
+        if node in self.describe_sight().blind:
+            self._num_given_back += len(missing)
+            return None, 0
         places = rows.select(PLAN_SCHEMA.names)  # readers need no column that a list carries along
         return places.take(pa.array(missing - first)), self.enter(("window", first))
 
@@ -99,6 +128,17 @@ class Dispatcher:
         self._entered.pop(key, None)
         self._isolated.pop(key, None)
         self._starts = 0
+
+    def note_reach(self, node: str, num_read: int, num_unreachable: int) -> None:
+        """Count rows that a machine could read, and could not reach."""
+        self._read[node] += num_read
+        self._unreachable[node] += num_unreachable
+
+    def describe_sight(self) -> Sight:
+        """Return which machines read something, and which read nothing while others did."""
+        seeing = frozenset(node for node, count in self._read.items() if count)
+        blind = (node for node, count in self._unreachable.items() if count >= _MIN_UNREACHABLE and node not in seeing)
+        return Sight(self._num_given_back, frozenset(blind) if seeing else frozenset(), seeing)
 
     def isolate(self, key: Key, row_id: int) -> int:
         """Register one row as in progress and the one before it as finished; return the row's earlier attempts."""

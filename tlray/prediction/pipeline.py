@@ -21,9 +21,10 @@ import ray.data
 import ray.exceptions
 
 from tlray.cluster.connect import explain_failure
+from tlray.cluster.nodes import read_there
 from tlray.cluster.ray_private import map_blocks
 from tlray.cluster.resources import DATA_TASK_CPUS, Cluster, EngineBounds, choose_batch_size, plan_engines
-from tlray.errors import Code, FetchError
+from tlray.errors import UNREACHABLE, Code, FetchError
 from tlray.images.limits import Limits
 from tlray.model.bundle import Bundle
 from tlray.model.precision import PrecisionName
@@ -32,7 +33,7 @@ from tlray.output.rowset import RowSet
 from tlray.output.schema import RequestedColumns
 from tlray.prediction import dispatcher as dispatchers
 from tlray.prediction.batches import Columns, cut, make_decoded, make_encoded, pack
-from tlray.prediction.dispatcher import MAX_TRIES, Handle, Key, MemoryRows, Rows
+from tlray.prediction.dispatcher import MAX_TRIES, Handle, Key, MemoryRows, Rows, Sight
 from tlray.prediction.engine_actor import EngineActor
 from tlray.sources.reading import read_rows
 from tlray.storage import Fetched, S3Options, adopt, get_options
@@ -41,6 +42,7 @@ _MIN_WINDOW_ROWS = 1024
 _MAX_WINDOW_ROWS = 8192
 _MAX_WINDOWS = 4096
 _LOOK_INTERVAL_S = 1.0
+_BLIND_PAUSE_S = 20.0
 _BLOCK_ROWS = 32
 _BLOCK_ROWS_OF_MANY = 128
 _MANY_CORES = 64
@@ -56,6 +58,7 @@ class PredictionTask:
         done: row ids that need no work.
         windows: `(first, count)` of the slices that tasks take, by `make_windows`.
         batch_size: images per step of the engine; None for the default of its device.
+        reading_node: machine on which all rows are read, by Ray's node id; None for any.
     """
 
     rows: Rows
@@ -67,6 +70,7 @@ class PredictionTask:
     precision: PrecisionName
     columns: RequestedColumns
     bounds: EngineBounds = EngineBounds()  # noqa: RUF009  # frozen
+    reading_node: str | None = None
 
 
 def choose_batch_rows(batch_size: int | None, num_cpus: float, *, gpus: bool) -> int:
@@ -124,6 +128,7 @@ class PredictionPipeline:
     Attributes:
         resources: the resource plan.
         engines: number of engines by compute type: those ready at the first predictions, in the end all.
+        sight: which machines can read, known in the end.
 
     Raises:
         StoppedError: Ray gave up on a task or an engine.
@@ -137,6 +142,7 @@ class PredictionPipeline:
         self._dispatcher = dispatchers.start(task.rows, self._done)
         self._dataset = self._make_dataset(task)
         self.engines: dict[str, int] = {}
+        self.sight = Sight(0, frozenset(), frozenset())
 
     def drain(self) -> None:
         """Start no more rows; iteration ends when those in progress are predicted."""
@@ -152,6 +158,7 @@ class PredictionPipeline:
                 self.engines = self.engines or self._count_engines()
                 yield predictions
             self.engines = self._count_engines()
+            self.sight = ray.get(self._dispatcher.describe_sight.remote())
         except ray.exceptions.RayError as error:
             raise explain_failure(error, "prediction") from error
         finally:
@@ -182,6 +189,7 @@ class PredictionPipeline:
             },
             batch_size=None,
             num_cpus=DATA_TASK_CPUS,
+            **({"scheduling_strategy": read_there(task.reading_node)} if task.reading_node else {}),
         )
         dataset: ray.data.Dataset = map_blocks(
             batches,
@@ -220,8 +228,13 @@ def _read_window(
     adopt(options)
     (handle,) = dispatcher
     first, count = int(window["first"][0]), int(window["count"][0])
-    rows, tries = ray.get(handle.lease.remote(first, count))
-    fetched = read_rows(rows, limits.max_bytes, image_column)
+    node = ray.get_runtime_context().get_node_id()
+    rows, tries = ray.get(handle.lease.remote(first, count, node))
+    if rows is None:
+        _wait_blind(handle)
+        return
+    reach = _ReachCounter(read_rows(rows, limits.max_bytes, image_column))
+    fetched = iter(reach)
     looked, uncounted = time.monotonic(), 0
     for batch in cut(rows, first_rows, batch_rows, encoded=image_size_px is None):
         if time.monotonic() - looked > _LOOK_INTERVAL_S:
@@ -238,7 +251,31 @@ def _read_window(
         else:
             yield make_decoded(row_ids, results, image_size_px, limits)
         uncounted += len(row_ids)
+    handle.note_reach.remote(node, reach.num_read, reach.num_unreachable)
     handle.leave.remote(("window", first), uncounted)
+
+
+class _ReachCounter:
+    """Counts the rows of a window that were read, and those that could not be reached."""
+
+    def __init__(self, fetched: Iterator[Fetched]) -> None:
+        self.num_read = self.num_unreachable = 0
+        self._fetched = fetched
+
+    def __iter__(self) -> Iterator[Fetched]:
+        for result in self._fetched:
+            if isinstance(result.data, FetchError) and result.data.code in UNREACHABLE:
+                self.num_unreachable += 1
+            elif not isinstance(result.data, FetchError):
+                self.num_read += 1
+            yield result
+
+
+def _wait_blind(handle: Handle) -> None:
+    """Keep a machine that reads nothing from taking all windows, which it gives back at once."""
+    until = time.monotonic() + _BLIND_PAUSE_S
+    while time.monotonic() < until and not ray.get(handle.look.remote(0)):
+        time.sleep(1)
 
 
 def _isolate_each(

@@ -156,7 +156,7 @@ def _predict_remaining(run: _Run, state: RunState) -> None:
         cluster = _wait_for_cluster(run, cluster)
         run.clock.spend("ray")
         reach = Reach(run.plan, config.outage_patience, state.read_row)
-        if len(state.settled) < num_rows:
+        while len(state.settled) < num_rows:
             _predict_rows(run, state, cluster, failures, reach, final=False)
         if state.unreachable:
             reach.ask()
@@ -167,7 +167,8 @@ def _predict_remaining(run: _Run, state: RunState) -> None:
             rows_per_part = config.rows_per_part
             writer = PartWriter(run.output, run.plan, run.schema, rows_per_part, settled, on_written=state.ledger.add)
             state.take_unreachable(writer, settled)
-            _predict_rows(run, state, cluster, failures, reach, final=True)
+            while len(state.settled) < num_rows:
+                _predict_rows(run, state, cluster, failures, reach, final=True)
 
 
 def _wait_for_cluster(run: _Run, cluster: Cluster) -> Cluster:
@@ -187,7 +188,7 @@ def _predict_rows(
 ) -> None:
     """Predict the rows that are not settled, and write their parts; if it stops early, save the other predictions.
 
-    In the final pass unreachable rows fail for good.
+    In the final pass unreachable rows fail for good. Rows that a machine gave back stay for another call.
 
     Raises:
         StoppedError: SIGTERM came, too many rows failed, nothing can be read, or another driver took over the output.
@@ -220,7 +221,11 @@ def _predict_rows(
                 state.ledger.flush()
             raise
         state.ledger.flush()
-        if remaining > 0:
+        state.blind |= pipeline.sight.blind
+        state.seeing |= pipeline.sight.seeing
+        if 0 < remaining <= pipeline.sight.num_given_back and remaining < num_rows - num_settled and not term.received:
+            say(f"{remaining:,} rows come back from machines that can read no input; others read them")
+        elif remaining > 0:
             state.writer.save_waiting()
             progress.write("stopped")
             reason = "stopped by SIGTERM" if term.received else "the pipeline ended early"
@@ -244,6 +249,7 @@ def _open_pipeline(run: _Run, state: RunState, cluster: Cluster) -> PredictionPi
         precision=config.precision,
         columns=run.columns,
         bounds=bounds,
+        reading_node=min(state.seeing - state.blind, default=None) if state.blind else None,
     )
     return PredictionPipeline(task, cluster)
 

@@ -36,6 +36,7 @@ class RunState:
         unreachable: row ids that could not be reached; they are tried again at the end.
         read_row: a row that an earlier run could read, None if there is none.
         update: comparison with the output of `--update-from`, None without it.
+        blind, seeing: machines that read nothing, and something, by Ray's node ids.
     """
 
     writer: PartWriter
@@ -47,6 +48,8 @@ class RunState:
     unreachable: list[int] = field(default_factory=list)
     read_row: int | None = None
     update: UpdateRecord | None = None
+    blind: frozenset[str] = frozenset()
+    seeing: frozenset[str] = frozenset()
 
     @property
     def num_failed(self) -> int:
@@ -60,6 +63,7 @@ class RunState:
     def add(self, predictions: pa.Table, statuses: Sequence[str]) -> None:
         """Take predictions, and write the parts that they complete."""
         self.parts.update((part.name, part) for part in self.writer.add(predictions))
+        self.settled.add(predictions["row_id"].to_numpy())
         if UNREACHABLE & set(statuses):
             row_ids = predictions["row_id"].to_pylist()
             self.unreachable += [row for row, status in zip(row_ids, statuses, strict=True) if status in UNREACHABLE]
@@ -113,8 +117,7 @@ def resume(config: PredictConfig, output: str, plan: Plan, job: Job, schema: pa.
     waiting = state.writer.load_waiting()
     if waiting is not None:
         waiting = waiting.filter(pc.invert(pc.is_in(waiting["status"], pa.array([*retried], pa.string()))))
-        state.add(waiting, waiting["status"].to_pylist())
         known = len(state.settled)
-        state.settled.add(waiting["row_id"].to_numpy())
+        state.add(waiting, waiting["status"].to_pylist())
         state.resumed_rows += len(state.settled) - known
     return state

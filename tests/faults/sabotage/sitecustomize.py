@@ -2,6 +2,7 @@
 
 crash: decoding an image that holds the word POISON ends the process (by exit or by a segmentation fault in turn).
 nan: the engine answers NaN for every image whose first pixel is pure red.
+blind: no object can be read.
 count: the engine writes how many images it answers, a line each time, to the file that TLRAY_COUNT names.
 """
 
@@ -10,7 +11,10 @@ import importlib.util
 import os
 import sys
 
-PATCHED = {"crash": "tlray.images.decode", "nan": "tlray.model.engine", "count": "tlray.model.engine"}
+PATCHED = {
+    "blind": "tlray.storage.s3", "crash": "tlray.images.decode", "nan": "tlray.model.engine",
+    "count": "tlray.model.engine",
+}  # fmt: skip
 
 
 def patch_images(module):
@@ -52,6 +56,15 @@ def patch_engine(module):
     module.open_engine = open_engine
 
 
+def patch_store(module):
+    from tlray.errors import Code, FetchError
+
+    def read(request):
+        raise FetchError(Code.TIMEOUT, "no way out of this machine")
+
+    module.read = module.read_again = read
+
+
 class Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
         if name != PATCHED.get(os.environ.get("TLRAY_SABOTAGE")):
@@ -62,7 +75,8 @@ class Finder(importlib.abc.MetaPathFinder):
 
         def load_and_patch(module):
             load(module)
-            {"tlray.images.decode": patch_images, "tlray.model.engine": patch_engine}[name](module)
+            patches = {"tlray.images.decode": patch_images, "tlray.storage.s3": patch_store}
+            patches.get(name, patch_engine)(module)
 
         spec.loader.exec_module = load_and_patch
         return spec
