@@ -42,7 +42,7 @@ def make_png_header(width, height):
 def make_options(bundle, output, *inputs, **more):
     options = ["predict", "--model", str(bundle), "--output", str(output), "--input", *map(str, inputs)]
     for name, value in more.items():
-        options += ["--" + name.replace("_", "-"), str(value)]
+        options += ["--" + name.replace("_", "-"), *([] if value is None else [str(value)])]
     return options
 
 
