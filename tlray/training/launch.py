@@ -163,6 +163,9 @@ class Launch:
 
     def _make_trainer(self) -> DataParallelTrainer:
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _CONTROLLER_POLL_S)
+        # a worker that is there but answers nothing may be missed at a report too, where Ray Train waits without end
+        for name in ("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"):
+            os.environ[name] = str(self._config.collective_timeout)
         if self._cluster.local:  # this machine is not preempted, and the watcher is one more process
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         from ray.train import FailureConfig, RunConfig, ScalingConfig
