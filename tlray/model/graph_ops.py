@@ -56,7 +56,7 @@ _SAVER = re.compile(r"__inference__traced_(save|restore)_\d+")
 """Functions that TensorFlow adds to each SavedModel to save and restore variables; its loader calls neither."""
 
 _FUNCTION = "__inference_"
-"""How the names of functions begin; no operation's does."""
+"""Start of the names of functions; no operation's name starts so."""
 
 _Fields: TypeAlias = list[tuple[int, memoryview]]
 """Numbers and contents of those fields of a message that are strings or messages, in order."""

@@ -62,7 +62,7 @@ class _Isolated:
 
 @dataclass(frozen=True)
 class Sight:
-    """What the machines of a run can read, by Ray's node ids.
+    """The machines of a run that can read the inputs, and those that cannot, by Ray's node ids.
 
     Attributes:
         num_given_back: rows that blind machines gave back.

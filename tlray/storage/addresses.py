@@ -28,7 +28,7 @@ class Entry(NamedTuple):
 
 
 class Written(NamedTuple):
-    """What identifies a file or object that was just written: its etag, or a local file's modification time."""
+    """The identity of a file or object that was just written: its etag, or a local file's modification time."""
 
     etag: str | None
     mtime_ns: int | None

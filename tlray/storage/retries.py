@@ -78,7 +78,7 @@ class Pace:
 
 
 class StoreHistory:
-    """What this process has seen of one store.
+    """The experience of this process with one store.
 
     Args:
         can_be_read: asks once for an address that was read before; True if the store answers.
