@@ -80,6 +80,15 @@ class LockStore(Protocol):
         """Remove the record if it is ours."""
 
 
+def _read_record(address: str) -> LockRecord | None:
+    data = fetch(Request(address)).data
+    if not isinstance(data, FetchError):
+        return LockRecord.parse(data)
+    if data.code is not Code.NOT_FOUND:
+        raise OutputError(f"{address} cannot be read: {data}")
+    return None
+
+
 class LocalLock:
     """A record in a file."""
 
@@ -97,12 +106,7 @@ class LocalLock:
 
     def read(self) -> LockRecord | None:
         """Do as `LockStore.read`."""
-        data = fetch(Request(str(self._path))).data
-        if not isinstance(data, FetchError):
-            return LockRecord.parse(data)
-        if data.code is not Code.NOT_FOUND:
-            raise OutputError(f"{self._path} cannot be read: {data}")
-        return None
+        return _read_record(str(self._path))
 
     def take_over(self, dead: LockRecord, record: bytes) -> bool:
         """Do as `LockStore.take_over`; a file that is still held has a living owner."""
@@ -206,12 +210,7 @@ class S3Lock:
 
     def read(self) -> LockRecord | None:
         """Do as `LockStore.read`."""
-        data = fetch(Request(self._address)).data
-        if not isinstance(data, FetchError):
-            return LockRecord.parse(data)
-        if data.code is not Code.NOT_FOUND:
-            raise OutputError(f"{self._address} cannot be read: {data}")
-        return None
+        return _read_record(self._address)
 
     def take_over(self, dead: LockRecord, record: bytes) -> bool:
         """Do as `LockStore.take_over`."""
