@@ -162,6 +162,19 @@ def test_bodies_go_where_boto3_goes(aws, tmp_path, variables, config, expected):
     assert locate("photos") == ("eu-west-1", expected)
 
 
+def test_a_refusal_names_the_region_too(aws):
+    for name, value in {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}.items():
+        aws.setenv(name, value)
+    configure(S3Options())
+
+    class Refusal(Answer):
+        status_code = 400
+        headers: ClassVar[dict[str, str]] = {"x-amz-bucket-region": "us-east-1"}
+
+    get_client(1).meta.events.register("before-send.s3", lambda **_: Refusal())
+    assert locate("photos") == ("us-east-1", {})
+
+
 def test_a_store_that_does_not_answer_at_first_is_asked_again(aws):
     for name, value in {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}.items():
         aws.setenv(name, value)

@@ -262,9 +262,10 @@ def locate(bucket: str) -> tuple[str, dict[str, Any]]:
             headers = client.head_bucket(Bucket=bucket)["ResponseMetadata"]["HTTPHeaders"]
     except FetchError as error:
         cause = error.__context__
-        if error.code in (Code.TIMEOUT, Code.THROTTLED) or not isinstance(cause, ClientError):
+        metadata = cause.response["ResponseMetadata"] if isinstance(cause, ClientError) else None
+        if metadata is None or _is_busy(metadata["HTTPStatusCode"]):
             raise
-        headers = cause.response["ResponseMetadata"].get("HTTPHeaders", {})
+        headers = metadata.get("HTTPHeaders", {})  # a refusal names the region too
     finally:
         events.unregister("before-send.s3.HeadBucket", _note)
     region: str = headers.get("x-amz-bucket-region") or client.meta.region_name
