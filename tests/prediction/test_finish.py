@@ -73,7 +73,8 @@ def test_a_damaged_probe_does_not_stop_a_finished_run(tmp_path, text):
 
 
 def test_closing_a_run_leaves_its_receipt_and_no_files_of_an_unfinished_one(tmp_path):
-    for name in ("_progress.json", "_waiting.parquet"):
+    (tmp_path / "_waiting").mkdir()
+    for name in ("_progress.json", "_waiting/rows.parquet"):
         (tmp_path / name).write_bytes(b"x")
     close_run(str(tmp_path), make_receipt())
     assert [path.name for path in tmp_path.iterdir()] == ["_receipt.json"]

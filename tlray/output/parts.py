@@ -1,15 +1,15 @@
 """Write labels as Parquet parts, each a fixed range of row ids that is written whole.
 
 A part's name follows from its rows, so that a repeated write overwrites. Predictions of parts that are not full yet
-are saved in `_waiting.parquet`, so that a killed run repeats little.
+wait in memory, and in the files of `waiting`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -18,20 +18,20 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from tlray import storage
-from tlray.errors import OK, UNREACHABLE, FetchError
+from tlray.errors import OK, UNREACHABLE
 from tlray.model.bundle import Bundle
 from tlray.output.rowset import RowSet
-from tlray.output.schema import LABEL_FIELDS, PREDICTED_COLUMNS
+from tlray.output.schema import LABEL_FIELDS, PREDICTED_COLUMNS, from_parquet, to_parquet
+from tlray.output.waiting import WaitingFiles
 
 FOLDER = "labels"
-WAITING = "_waiting.parquet"
 
 MODEL_ID_KEY = b"tlray.model_id"
 CLASSES_KEY = b"tlray.classes"
 
+_MAX_HELD_BYTES = 256 * 2**20
 _NAME = re.compile(r"part-(\d{12})-(\d{12})\.parquet")
 
 
@@ -97,10 +97,19 @@ def make_schema(
 
 @dataclass
 class _Open:
-    """A part that is not full yet: a mask of the rows it awaits, and the predictions that have arrived."""
+    """A part that is not full yet.
+
+    Attributes:
+        awaited: mask of the rows that have not arrived.
+        unsaved: rows that no file holds.
+        saved: files of the other rows, and their tables, None where only the file has them.
+        statuses: arrived rows by status.
+    """
 
     awaited: npt.NDArray[np.bool_]
-    pieces: list[pa.Table] = field(default_factory=list)
+    unsaved: list[pa.Table] = field(default_factory=list)
+    saved: dict[str, pa.Table | None] = field(default_factory=dict)
+    statuses: Counter[str] = field(default_factory=Counter)
 
 
 class PartWriter:
@@ -133,8 +142,11 @@ class PartWriter:
         self._earlier = earlier
         self._on_written = on_written
         self._open: dict[int, _Open] = {}
+        self._held_bytes = 0
+        self._outdated: list[str] = []
         self._prediction_schema = pa.schema([entry for entry in schema if entry.name in PREDICTED_COLUMNS])
         self._prediction_names = self._prediction_schema.names
+        self._waiting = WaitingFiles(output, self._prediction_schema, schema.metadata[MODEL_ID_KEY].decode())
 
     def add(self, predictions: pa.Table) -> Iterator[Part]:
         """Take predictions, and yield each part that they complete once it is written; repeated rows are dropped."""
@@ -150,11 +162,16 @@ class PartWriter:
             here = positions[numbers == number]
             fresh = here[part.awaited[row_ids[here] - first]]
             part.awaited[row_ids[fresh] - first] = False
-            part.pieces.append(predictions.take(pa.array(fresh)))
+            if len(fresh):
+                self._hold(part, predictions.take(pa.array(fresh)))
             if not part.awaited.any():
                 del self._open[number]
-                if sum(piece.num_rows for piece in part.pieces):
-                    yield self._write(first, count, pa.concat_tables(part.pieces))
+                if part.statuses:
+                    yield self._write(first, count, self._collect(part))
+                    self._waiting.delete(part.saved)
+        if self._held_bytes > _MAX_HELD_BYTES:
+            self.save_waiting()
+            self._release()
 
     def write_kept(self) -> Iterator[Part]:
         """Write the parts that only await rows of the earlier output."""
@@ -168,35 +185,54 @@ class PartWriter:
         undone = self._done.mask_missing(first, count)
         return undone if self._kept is None else undone & self._kept.mask_missing(first, count)
 
-    def get_waiting(self) -> pa.Table | None:
-        """Return the predictions of parts that are not full; unreachable rows are left out, to be tried again."""
-        pieces = [piece for part in self._open.values() for piece in part.pieces]
-        if not pieces:
-            return None
-        table = pa.concat_tables(pieces)
-        return table.filter(pc.invert(pc.is_in(table["status"], value_set=pa.array([*UNREACHABLE], pa.string()))))
+    def count_waiting(self) -> Counter[str]:
+        """Return the number of predictions in parts that are not full, by status."""
+        return sum((part.statuses for part in self._open.values()), Counter())
 
     def save_waiting(self) -> None:
-        """Save the predictions of parts that are not full, in place of those saved before.
+        """Save the predictions that arrived since the last call, but for those of parts that are written."""
+        unsaved = {number: pa.concat_tables(part.unsaved) for number, part in self._open.items() if part.unsaved}
+        ranges = {
+            number: range(first, first + count) for number in unsaved for first, count in [self._get_range(number)]
+        }
+        addresses = self._waiting.save({ranges[number]: table for number, table in unsaved.items()})
+        for number, table in unsaved.items():
+            part = self._open[number]
+            part.saved[addresses[ranges[number]]] = table
+            part.unsaved = []
+        self._waiting.delete(self._outdated)
+        self._outdated = []
 
-        Without any, the old file stays: its parts are full by now, so that `add` drops its rows.
+    def load_waiting(self) -> Iterator[pa.Table]:
+        """Yield what stopped runs saved, the newest first; what could not be reached is left out, to be tried again.
+
+        The files are removed by the next `save_waiting`: by then `add` must have taken all of it.
         """
-        waiting = self.get_waiting()
-        if waiting is not None:
-            keep = {MODEL_ID_KEY: self._schema.metadata[MODEL_ID_KEY]}
-            storage.put(storage.join(self._output, WAITING), _to_parquet(waiting.replace_schema_metadata(keep)))
+        for address, table in self._waiting.load(self._plan.num_rows):
+            self._outdated.append(address)
+            if table is not None:
+                yield table.filter(
+                    pc.invert(pc.is_in(table["status"], value_set=pa.array([*UNREACHABLE], pa.string())))
+                )
 
-    def load_waiting(self) -> pa.Table | None:
-        """Return what `save_waiting` of a stopped run saved; None if it is missing, damaged or of another model."""
-        address = storage.join(self._output, WAITING)
-        if not storage.exists(address):
-            return None
-        try:
-            table = from_parquet(storage.get(address))
-        except (FetchError, pa.ArrowException, OSError):
-            return None
-        same = (table.schema.metadata or {}).get(MODEL_ID_KEY) == self._schema.metadata[MODEL_ID_KEY]
-        return table if same and table.column_names == self._prediction_names else None
+    def _hold(self, part: _Open, predictions: pa.Table) -> None:
+        part.unsaved.append(predictions)
+        part.statuses.update(predictions["status"].to_pylist())
+        self._held_bytes += predictions.nbytes
+
+    def _collect(self, part: _Open) -> pa.Table:
+        """Return all predictions of a part, which is open no longer."""
+        held = [*part.unsaved, *(table for table in part.saved.values() if table is not None)]
+        self._held_bytes -= sum(table.nbytes for table in held)
+        return pa.concat_tables(
+            held + self._waiting.read([name for name, table in part.saved.items() if table is None])
+        )
+
+    def _release(self) -> None:
+        """Keep no saved prediction in memory."""
+        for part in self._open.values():
+            part.saved = dict.fromkeys(part.saved)
+        self._held_bytes = 0
 
     def _get_range(self, number: int) -> tuple[int, int]:
         first = number * self._rows_per_part
@@ -226,23 +262,12 @@ class PartWriter:
         columns |= {name: planned[name] for name in planned.column_names if name.startswith("input_")}
         columns |= {"uri": planned["uri"], "model_id": pa.array([model_id] * count, pa.string())}
         table = pa.table([columns[entry.name] for entry in self._schema], schema=self._schema)
-        data = _to_parquet(table)
+        data = to_parquet(table)
         written = storage.put(address, data)
         part = describe_part(name, data, table)
         if self._on_written is not None:
             self._on_written(part, len(data), written)
         return part
-
-
-def from_parquet(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
-    """Return the table in the bytes of a Parquet file.
-
-    Arrow's own threads would outlive the call and hold the bytes; releasing them while Python exits aborts the process.
-
-    Raises:
-        ArrowException, OSError: the bytes are damaged, or not Parquet.
-    """
-    return pq.ParquetFile(pa.BufferReader(data)).read(columns, use_threads=False)
 
 
 def describe_part(name: str, data: bytes, table: pa.Table) -> Part:
@@ -252,9 +277,3 @@ def describe_part(name: str, data: bytes, table: pa.Table) -> Part:
     failed.pop(OK, None)
     needs_review = pc.sum(table["needs_review"]).as_py() or 0
     return Part(name, table.num_rows, hashlib.sha256(data).hexdigest(), failed, needs_review)
-
-
-def _to_parquet(table: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    return buffer.getvalue()

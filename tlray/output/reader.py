@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 from tlray import storage
 from tlray.errors import FetchError, OutputError
 from tlray.output.ledger import find_line, read_ledger
-from tlray.output.parts import CLASSES_KEY, FOLDER, MODEL_ID_KEY, Part, describe_part, from_parquet, get_row_ids
+from tlray.output.parts import CLASSES_KEY, FOLDER, MODEL_ID_KEY, Part, describe_part, get_row_ids
 from tlray.output.receipt import Receipt
+from tlray.output.schema import from_parquet
 
 _THREADS = 8
 _PARTS_AHEAD = 16
@@ -91,7 +92,7 @@ class LabelsReader:
 
     def _read(self, name: str, columns: tuple[str, ...] | None, *, metadata: bool = False) -> pa.Table:
         try:
-            # without Arrow's own threads; see `parts.from_parquet`
+            # without Arrow's own threads; see `schema.from_parquet`
             with storage.open_arrow(storage.join(self._output, FOLDER, name)) as source:
                 table = pq.ParquetFile(source).read(columns, use_threads=False)
         except (FetchError, pa.ArrowException, OSError) as error:

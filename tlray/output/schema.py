@@ -1,12 +1,15 @@
-"""The columns of the labels."""
+"""The columns of the labels, and their tables as the bytes of Parquet files."""
 
 from __future__ import annotations
 
+import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 PREDICTION_FIELDS = [
     pa.field("row_id", pa.int64(), nullable=False),
@@ -79,3 +82,21 @@ class RequestedColumns:
     def fields(self) -> list[pa.Field]:
         """All columns of the predictions."""
         return PREDICTION_FIELDS + self.extra_fields
+
+
+def to_parquet(table: pa.Table) -> bytes:
+    """Return a table as the bytes of a Parquet file."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def from_parquet(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
+    """Return the table in the bytes of a Parquet file.
+
+    Arrow's own threads would outlive the call and hold the bytes; releasing them while Python exits aborts the process.
+
+    Raises:
+        ArrowException, OSError: the bytes are damaged, or not Parquet.
+    """
+    return pq.ParquetFile(pa.BufferReader(data)).read(columns, use_threads=False)

@@ -14,9 +14,9 @@ from tlray.errors import StoppedError
 from tlray.images.limits import Limits
 from tlray.model.bundle import Bundle, list_versions
 from tlray.output import receipt as receipts
-from tlray.output.parts import WAITING
 from tlray.output.plan import Plan
 from tlray.output.receipt import PartRecord, ProbeOutcome, Receipt, count_failed
+from tlray.output.waiting import FOLDER as WAITING
 from tlray.prediction.job import Job
 from tlray.prediction.monitor import PROGRESS, RunClock
 from tlray.prediction.probe import read_probe
@@ -93,4 +93,4 @@ def close_run(output: str, receipt: Receipt) -> None:
     """Write the receipt, and remove what only an unfinished run needs."""
     receipts.write_receipt(output, receipt)
     storage.delete(storage.join(output, PROGRESS))
-    storage.delete(storage.join(output, WAITING))
+    storage.delete_folder(storage.join(output, WAITING))

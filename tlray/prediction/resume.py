@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -55,9 +54,7 @@ class RunState:
     def num_failed(self) -> int:
         """Number of failed rows that stay failed, in parts and in waiting."""
         by_code = [item for part in self.parts.values() for item in part.failed_by_code.items()]
-        waiting = self.writer.get_waiting()
-        if waiting is not None:
-            by_code += Counter(status for status in waiting["status"].to_pylist() if status != OK).items()
+        by_code += [item for item in self.writer.count_waiting().items() if item[0] != OK]
         return sum(count for code, count in by_code if code not in self.retried_codes | UNREACHABLE)
 
     def add(self, predictions: pa.Table, statuses: Sequence[str]) -> None:
@@ -114,10 +111,9 @@ def resume(config: PredictConfig, output: str, plan: Plan, job: Job, schema: pa.
         state.writer = PartWriter(output, plan, schema, config.rows_per_part, done, kept, earlier, ledger.add)
         state.settled.update(kept)
         state.parts.update((part.name, part) for part in state.writer.write_kept())
-    waiting = state.writer.load_waiting()
-    if waiting is not None:
+    known = len(state.settled)
+    for waiting in state.writer.load_waiting():
         waiting = waiting.filter(pc.invert(pc.is_in(waiting["status"], pa.array([*retried], pa.string()))))
-        known = len(state.settled)
         state.add(waiting, waiting["status"].to_pylist())
-        state.resumed_rows += len(state.settled) - known
+    state.resumed_rows += len(state.settled) - known
     return state
