@@ -1,16 +1,25 @@
-"""A machine of a cluster that alone cannot reach the store."""
+"""A machine of a cluster that alone cannot reach the store; one that is about to be taken away."""
 
+import contextlib
 import json
+import subprocess
+import sys
+import time
+from pathlib import Path
 
+import psutil
 from ray.cluster_utils import Cluster
 
 from tests.conftest import set_environment
 from tests.entry import s3
 from tests.entry.conftest import run_tlray
-from tests.faults.labels import SABOTAGE, encode, make_options, make_picture
+from tests.faults.labels import SABOTAGE, check_same_labels, encode, make_options, make_picture
+from tests.faults.processes import Watched
 
 BUCKET = "tlray-machines"
 NUM_IMAGES = 300
+NUM_DRAINED = 1500
+NOTICE_S = 120
 
 
 def test_a_machine_that_reads_nothing_gives_its_rows_back(undisturbed, tmp_path):
@@ -29,3 +38,51 @@ def test_a_machine_that_reads_nothing_gives_its_rows_back(undisturbed, tmp_path)
     receipt = json.loads((tmp_path / "out" / "_receipt.json").read_text())
     assert (receipt["labelled"], receipt["failed_by_code"]) == (NUM_IMAGES, {}), printed
     assert "rows again that could not be reached" in printed
+
+
+def drain(cluster, node):
+    """Announce to Ray that a machine will be taken away, as on a spot notice."""
+    command = [Path(sys.executable).parent / "ray", "drain-node", "--address", cluster.address]
+    command += ["--node-id", node.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+    subprocess.run([*command, "--deadline-remaining-seconds", str(NOTICE_S)], check=True, capture_output=True)
+
+
+def find_raylet(node):
+    """Return Ray's own process on a machine of the cluster; None once it has ended."""
+    process = node.all_processes["raylet"][0].process
+    return psutil.Process(process.pid) if process.poll() is None else None
+
+
+def has_engine(node):
+    """Whether an engine runs there."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return any("EngineActor" in " ".join(child.cmdline()) for child in find_raylet(node).children(recursive=True))
+    return False
+
+
+def test_60_a_machine_that_is_drained_hands_its_work_over_within_the_notice(undisturbed, tmp_path):
+    """It is empty, and leaves by itself, while the run goes on elsewhere; no row is predicted twice."""
+    (tmp_path / "in").mkdir()
+    for index in range(NUM_DRAINED):
+        (tmp_path / "in" / f"{index:04d}.jpg").write_bytes(encode(make_picture(index, (640, 480)), "JPEG"))
+    run_tlray(*make_options(undisturbed, tmp_path / "calm", tmp_path / "in"))
+    count = tmp_path / "count"
+    counting = {**SABOTAGE, "TLRAY_SABOTAGE": "count", "TLRAY_COUNT": str(count)}
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False, "env_vars": counting}
+    )
+    try:
+        node = cluster.add_node(num_cpus=1, env_vars=counting)
+        options = make_options(undisturbed, tmp_path / "out", tmp_path / "in", batch_size=8, rows_per_part=100)
+        driver = Watched(*options, "--max-engines", "2", env={"RAY_ADDRESS": cluster.address})
+        assert driver.wait_until(lambda: has_engine(node) and count.exists() and count.stat().st_size > 100)
+        drain(cluster, node)
+        began = time.monotonic()
+        assert driver.wait_until(lambda: find_raylet(node) is None, timeout_s=NOTICE_S)
+        handed_over_s = time.monotonic() - began
+        printed = driver.finish()
+    finally:
+        cluster.shutdown()
+    print(f"handed over in {handed_over_s:.1f} s")
+    check_same_labels(tmp_path / "out", tmp_path / "calm")
+    assert sum(int(line) for line in count.read_text().split()) == NUM_DRAINED, printed

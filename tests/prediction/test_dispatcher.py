@@ -4,7 +4,8 @@ import pytest
 from tlray.errors import StoppedError
 from tlray.output.plan import PLAN_SCHEMA
 from tlray.output.rowset import RowSet
-from tlray.prediction.dispatcher import MAX_TRIES, Dispatcher, MemoryRows, Sight
+from tlray.prediction import dispatcher as dispatchers
+from tlray.prediction.dispatcher import MAX_TRIES, Dispatcher, MemoryRows, Order, Sight
 
 KEY = ("window", 0)
 
@@ -24,7 +25,7 @@ def test_a_window_gives_the_rows_that_are_not_done():
     assert dispatcher.lease(0, 5)[1] == 1
     dispatcher.leave(KEY)
     assert dispatcher.lease(0, 5)[1] == 0
-    dispatcher.drain()
+    dispatcher.stop()
     assert dispatcher.lease(0, 5)[0].num_rows == 0
 
 
@@ -73,16 +74,38 @@ def test_rows_in_memory_are_read_like_a_plan():
     assert rows.read(0, 0).num_rows == 0
 
 
-def test_draining_ends_batches_and_tasks():
+def test_stopping_ends_batches_and_tasks():
     dispatcher = make_dispatcher()
-    assert dispatcher.start_batch(("batch", 0)) == 0
-    assert dispatcher.start_batch(("batch", 0)) == 1
-    assert not dispatcher.look(3)
-    dispatcher.drain()
-    assert dispatcher.look(2)
-    assert dispatcher.start_batch(("batch", 0)) is None
+    assert dispatcher.start_batch(("batch", 0), "a") == (Order.WORK, 0)
+    assert dispatcher.start_batch(("batch", 0), "a") == (Order.WORK, 1)
+    assert dispatcher.look(3, "a") is Order.WORK
+    dispatcher.stop()
+    assert dispatcher.look(2, "a") is Order.STOP
+    assert dispatcher.start_batch(("batch", 0), "a")[0] is Order.STOP
     dispatcher.leave(("window", 0), 4)
     assert dispatcher.get_fetched() == 9
+
+
+def test_processes_of_a_drained_machine_are_to_move(monkeypatch):
+    """The cluster is asked at most once a second; where it does not answer, its last answer counts."""
+    now, answers = [100.0], [frozenset("b"), RuntimeError(), frozenset("ab")]
+
+    def list_draining_nodes():
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(dispatchers, "list_draining_nodes", list_draining_nodes)
+    monkeypatch.setattr(dispatchers.time, "monotonic", lambda: now[0])
+    dispatcher = make_dispatcher()
+    for seconds, expected in ((0.0, "work move"), (0.9, "work move"), (0.2, "work move"), (1.0, "move move")):
+        now[0] += seconds
+        assert [dispatcher.look(0, node) for node in "ab"] == expected.split()
+    assert dispatcher.start_batch(("batch", 0), "a") == (Order.MOVE, 0)
+    assert dispatcher.start_batch(("batch", 0), "c") == (Order.WORK, 0)  # not entered by the first one
+    dispatcher.stop()
+    assert dispatcher.look(0, "a") is Order.STOP
 
 
 def test_readers_get_no_column_that_a_list_carries_along():
@@ -91,7 +114,7 @@ def test_readers_get_no_column_that_a_list_carries_along():
     rows.read = lambda first, count: (table := read(first, count)).append_column("input_n", [[0] * table.num_rows])
     dispatcher = Dispatcher(rows, RowSet(2))
     assert dispatcher.lease(0, 2)[0].schema.names == PLAN_SCHEMA.names
-    dispatcher.drain()
+    dispatcher.stop()
     assert dispatcher.lease(0, 2)[0].schema.names == PLAN_SCHEMA.names
 
 

@@ -110,15 +110,15 @@ def test_progress_without_a_row_has_no_time_left(tmp_path):
     assert (written["state"], written["images_per_s"], written["seconds_left"]) == ("stopped", 0.0, None)
 
 
-def test_the_first_sigterm_drains_and_the_old_handler_comes_back():
+def test_the_first_sigterm_stops_and_the_old_handler_comes_back():
     before = signal.getsignal(signal.SIGTERM)
-    drained = threading.Event()
-    with TermSignal(drained.set) as term:
+    stopped = threading.Event()
+    with TermSignal(stopped.set) as term:
         assert not term.received
         signal.raise_signal(signal.SIGTERM)
         assert term.received
         assert signal.getsignal(signal.SIGTERM) == before  # a second one ends the process
-        assert drained.wait(10)
+        assert stopped.wait(10)
     assert signal.getsignal(signal.SIGTERM) == before
 
 

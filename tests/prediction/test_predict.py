@@ -53,7 +53,7 @@ def test_retrying_a_run_without_failures_has_nothing_to_do(tmp_path):
     assert _load_finished(str(tmp_path), make_config(retry_failed=()), {}) is not None
 
 
-def save_regularly(monkeypatch, num_rows, batches, save_s):
+def save_regularly(monkeypatch, num_rows, batches, save_s, *, received=False):
     """Return the times at which predictions are saved; each batch is `(seconds since the last one, rows)`."""
     times, saved = {"now": 0.0}, []
     monkeypatch.setattr(predictions.time, "monotonic", lambda: times["now"])
@@ -68,7 +68,8 @@ def save_regularly(monkeypatch, num_rows, batches, save_s):
         times["now"] += save_s
 
     run, writer = SimpleNamespace(plan=SimpleNamespace(num_rows=num_rows)), SimpleNamespace(save_waiting=save_waiting)
-    assert sum(table.num_rows for table in _save_regularly(run, predict_batches(), writer)) == sum(
+    term = SimpleNamespace(received=received)
+    assert sum(table.num_rows for table in _save_regularly(run, predict_batches(), writer, term)) == sum(
         rows for _, rows in batches
     )
     return saved
@@ -80,6 +81,10 @@ def test_a_long_run_saves_every_ten_seconds(monkeypatch):
 
 def test_a_short_run_saves_after_a_64th_of_its_rows(monkeypatch):
     assert save_regularly(monkeypatch, 640, [(1.0, 5)] * 6, 0.0) == [2.0, 4.0, 6.0]
+
+
+def test_after_sigterm_each_batch_is_saved(monkeypatch):
+    assert save_regularly(monkeypatch, 10**6, [(1.0, 1)] * 3, 0.5, received=True) == [1.0, 2.5, 4.0]
 
 
 def test_saving_takes_at_most_a_twentieth_of_the_time(monkeypatch):

@@ -5,6 +5,7 @@
 - `checks`: check that the machines run this tlray and share the paths of a job.
 - `capacity`: measure free resources, and wait for them.
 - `resources`: divide cores and GPUs among workers, engines and reading tasks.
+- `spot`: drain a machine that AWS is about to take away.
 - `ray_private`: every use of Ray's private API.
 
 Importing Ray takes a second: `connect` and `ray_private` import it inside functions. Modules that every command loads

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import ray
 import ray.exceptions
@@ -84,6 +85,11 @@ def stay_here() -> NodeAffinitySchedulingStrategy:
 def read_there(node_id: str) -> NodeAffinitySchedulingStrategy:
     """Return the strategy that places tasks on one machine, or elsewhere once it is gone."""
     return NodeAffinitySchedulingStrategy(node_id, soft=True)
+
+
+def restart_elsewhere() -> NoReturn:
+    """End this process on a drained machine: Ray runs its task again, or starts its actor again, on another one."""
+    os._exit(0)
 
 
 def ask_nodes(

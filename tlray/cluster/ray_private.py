@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import time
 from typing import Any
 
 HEAD_RESOURCE = "node:__internal_head__"
@@ -20,6 +21,35 @@ def read_free_resources() -> dict[str, dict[str, float]]:
 
     free: dict[str, dict[str, float]] = available_resources_per_node()
     return free
+
+
+def list_draining_nodes() -> frozenset[str]:
+    """Return the ids of the machines that are about to be taken away, and take no new work."""
+    from ray._private.state import state
+
+    return frozenset(state.get_draining_nodes())
+
+
+def drain_this_node(reason: str, deadline_s: float) -> None:
+    """Announce that this machine will be taken away in some seconds; `ray drain-node` cannot do so for its own.
+
+    Raises:
+        ConnectionError: Ray does not run on this machine.
+        RuntimeError: Ray refuses.
+    """
+    import ray
+    from ray._private.worker import global_worker
+    from ray.core.generated.autoscaler_pb2 import (  # type: ignore[attr-defined]  # made at import
+        DRAIN_NODE_REASON_PREEMPTION,
+    )
+
+    deadline_ms = int((time.time() + deadline_s) * 1000)
+    with ray.init(address="auto", log_to_driver=False):
+        node_id = ray.get_runtime_context().get_node_id()
+        worker: Any = global_worker
+        accepted, refusal = worker.gcs_client.drain_node(node_id, DRAIN_NODE_REASON_PREEMPTION, reason, deadline_ms)
+    if not accepted:
+        raise RuntimeError(refusal)
 
 
 def list_node_types() -> list[str]:

@@ -4,13 +4,17 @@ Ray restarts a task when its process dies, without end if an image kills every p
 registers its work first: a window or batch whose process died is repeated row by row, and a row whose process died
 `MAX_TRIES` times while it was the only one in progress is given up as CRASHED.
 
-A machine that reads nothing while others do gets no more rows: its windows are given back, for another pass.
+A machine that reads nothing while others do gets no more rows: its windows are given back, for another pass. Processes
+of a machine that Ray drains end as soon as what they have in hand is done, and Ray starts them elsewhere.
 """
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections import Counter
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -18,6 +22,7 @@ import pyarrow as pa
 import ray
 
 from tlray.cluster.nodes import stay_here
+from tlray.cluster.ray_private import list_draining_nodes
 from tlray.errors import StoppedError
 from tlray.output.parts import PlannedRows
 from tlray.output.plan import PLAN_SCHEMA
@@ -32,11 +37,23 @@ _MAX_FAILED_STARTS = 8
 _MIN_UNREACHABLE = 20
 """Rows that a machine failed to reach, and read none, before it counts as blind."""
 
+_DRAINING_INTERVAL_S = 1.0
+
 Key = tuple[str, int]
 """Work in progress: "window" or "batch", and its first row id."""
 
 Handle: TypeAlias = Any
 """A Ray handle of a `Dispatcher`; mypy cannot type its remote calls."""
+
+
+class Order(StrEnum):
+    """What a process is to do next."""
+
+    WORK = "work"
+    STOP = "stop"
+    """The run ends early: take no more rows."""
+    MOVE = "move"
+    """The machine is about to be taken away: end with `restart_elsewhere`."""
 
 
 class Rows(PlannedRows, Protocol):
@@ -85,7 +102,9 @@ class Dispatcher:
             adopt(options)
         self._rows = rows
         self._done = done if isinstance(done, RowSet) else ray.get(done[0])
-        self._draining = False
+        self._stopping = False
+        self._drained_nodes: frozenset[str] = frozenset()
+        self._drained_at = -_DRAINING_INTERVAL_S
         self._entered: dict[Key, int] = {}
         self._isolated: dict[Key, _Isolated] = {}
         self._starts = 0
@@ -98,9 +117,9 @@ class Dispatcher:
     def lease(self, first: int, count: int, node: str = "") -> tuple[pa.Table | None, int]:
         """Return the unfinished rows of a window, and the number of earlier leases.
 
-        There are no rows while draining; None stands for those of a blind machine, which has to wait a while.
+        There are no rows once the run is to end; None stands for those of a blind machine, which has to wait a while.
         """
-        if self._draining:
+        if self._stopping:
             return self._rows.read(0, 0).select(PLAN_SCHEMA.names), 0
         rows = self._rows.read(first, count)
         missing = self._done.find_missing(first, count)
@@ -110,9 +129,10 @@ class Dispatcher:
         places = rows.select(PLAN_SCHEMA.names)  # readers need no column that a list carries along
         return places.take(pa.array(missing - first)), self.enter(("window", first))
 
-    def start_batch(self, key: Key) -> int | None:
-        """Do as `enter`; None while draining."""
-        return None if self._draining else self.enter(key)
+    def start_batch(self, key: Key, node: str) -> tuple[Order, int]:
+        """Do as `enter`, where the order is to work."""
+        order = self._give_order(node)
+        return order, self.enter(key) if order is Order.WORK else 0
 
     def enter(self, key: Key) -> int:
         """Register a window or batch as in progress; return how often that happened before without `leave`."""
@@ -172,14 +192,23 @@ class Dispatcher:
         """Return the compute types of the engines, in the order in which they were ready."""
         return self._engines
 
-    def drain(self) -> None:
+    def stop(self) -> None:
         """Hand out no more rows."""
-        self._draining = True
+        self._stopping = True
 
-    def look(self, fetched: int) -> bool:
-        """Count rows that a task has fetched since its last call; return whether it should end early."""
+    def look(self, fetched: int, node: str) -> Order:
+        """Count rows that a task has fetched since its last call; return what it is to do."""
         self._fetched += fetched
-        return self._draining
+        return self._give_order(node)
+
+    def _give_order(self, node: str) -> Order:
+        if self._stopping:
+            return Order.STOP
+        if time.monotonic() - self._drained_at >= _DRAINING_INTERVAL_S:
+            with contextlib.suppress(Exception):  # the cluster's head may be busy; then the last answer counts
+                self._drained_nodes = list_draining_nodes()
+            self._drained_at = time.monotonic()
+        return Order.MOVE if node in self._drained_nodes else Order.WORK
 
     def get_fetched(self) -> int:
         """Return the number of rows that reading tasks have fetched so far."""

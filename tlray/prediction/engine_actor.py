@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import ray
 
+from tlray.cluster.nodes import restart_elsewhere
 from tlray.errors import OK, Code, StoppedError
 from tlray.images.batch import ImageBatch
 from tlray.images.limits import Limits
@@ -22,7 +23,7 @@ from tlray.model.tf_imports import import_tensorflow
 from tlray.output.schema import EMBEDDING, TOP_FIELDS, RequestedColumns
 from tlray.prediction import batches
 from tlray.prediction.batches import Columns, open_images
-from tlray.prediction.dispatcher import MAX_TRIES, Handle, Key
+from tlray.prediction.dispatcher import MAX_TRIES, Handle, Key, Order
 from tlray.storage.records import parse_record
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class EngineActor:
         dispatcher: list[Handle],
     ) -> None:
         self._dispatcher = dispatcher[0]
+        self._node = ray.get_runtime_context().get_node_id()
         ray.get(self._dispatcher.start_engine.remote(num_engines))
         import_tensorflow()
         from tlray.model.engine import open_engine
@@ -88,11 +90,13 @@ class EngineActor:
         self._dispatcher.note_engine.remote(str(self._engine.form))
 
     def __call__(self, batch: Columns) -> pa.Table:
-        """Predict a batch of the reading stage; return a table by `RequestedColumns.fields`, empty while draining."""
+        """Predict a batch of the reading stage; return a table by `RequestedColumns.fields`, empty if the run stops."""
         batch = batches.unpack(batch)
         key = "batch", int(batch["row_id"][0])
-        tries: int | None = ray.get(self._dispatcher.start_batch.remote(key))
-        if tries is None:
+        order, tries = ray.get(self._dispatcher.start_batch.remote(key, self._node))
+        if order is Order.MOVE:
+            restart_elsewhere()
+        if order is Order.STOP:
             return pa.schema(self._columns.fields).empty_table()
         predicted = None if tries else self._predict_together(batch)
         predicted = predicted or self._predict_one_by_one(key, batch)

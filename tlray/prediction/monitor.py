@@ -164,10 +164,10 @@ class ProgressFile:
 
 
 class TermSignal:
-    """A context in which the first SIGTERM calls `drain` and sets `came`; a second one ends the process as usual."""
+    """A context in which the first SIGTERM calls `stop` and sets `received`; a second one ends the process as usual."""
 
-    def __init__(self, drain: Callable[[], None]) -> None:
-        self._drain = drain
+    def __init__(self, stop: Callable[[], None]) -> None:
+        self._stop = stop
         self.received = False
 
     def __enter__(self) -> TermSignal:
@@ -183,9 +183,9 @@ class TermSignal:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.received = True
         signal.signal(signal.SIGTERM, self._before)
-        # in a thread: the interrupted code may hold locks that printing and draining need
-        threading.Thread(target=self._finish, name="drain", daemon=True).start()
+        # in a thread: the interrupted code may hold locks that printing and stopping need
+        threading.Thread(target=self._finish, name="stop", daemon=True).start()
 
     def _finish(self) -> None:
         say("SIGTERM: finishing the rows in progress")
-        self._drain()
+        self._stop()

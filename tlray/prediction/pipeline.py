@@ -21,7 +21,7 @@ import ray.data
 import ray.exceptions
 
 from tlray.cluster.connect import explain_failure
-from tlray.cluster.nodes import read_there
+from tlray.cluster.nodes import read_there, restart_elsewhere
 from tlray.cluster.ray_private import map_blocks
 from tlray.cluster.resources import DATA_TASK_CPUS, Cluster, EngineBounds, choose_batch_size, plan_engines
 from tlray.errors import UNREACHABLE, Code, FetchError
@@ -33,7 +33,7 @@ from tlray.output.rowset import RowSet
 from tlray.output.schema import RequestedColumns
 from tlray.prediction import dispatcher as dispatchers
 from tlray.prediction.batches import Columns, cut, make_decoded, make_encoded, pack
-from tlray.prediction.dispatcher import MAX_TRIES, Handle, Key, MemoryRows, Rows, Sight
+from tlray.prediction.dispatcher import MAX_TRIES, Handle, Key, MemoryRows, Order, Rows, Sight
 from tlray.prediction.engine_actor import EngineActor
 from tlray.sources.reading import read_rows
 from tlray.storage import Fetched, S3Options, adopt, get_options
@@ -144,9 +144,9 @@ class PredictionPipeline:
         self.engines: dict[str, int] = {}
         self.sight = Sight(0, frozenset(), frozenset())
 
-    def drain(self) -> None:
+    def stop(self) -> None:
         """Start no more rows; iteration ends when those in progress are predicted."""
-        self._dispatcher.drain.remote()
+        self._dispatcher.stop.remote()
 
     def count_fetched(self) -> int:
         """Return the number of rows that were fetched or could not be reached."""
@@ -228,10 +228,13 @@ def _read_window(
     adopt(options)
     (handle,) = dispatcher
     first, count = int(window["first"][0]), int(window["count"][0])
+    key = "window", first
     node = ray.get_runtime_context().get_node_id()
+    if ray.get(handle.look.remote(0, node)) is Order.MOVE:
+        restart_elsewhere()
     rows, tries = ray.get(handle.lease.remote(first, count, node))
     if rows is None:
-        _wait_blind(handle)
+        _wait_blind(handle, node)
         return
     reach = _ReachCounter(read_rows(rows, limits.max_bytes, image_column))
     fetched = iter(reach)
@@ -239,20 +242,24 @@ def _read_window(
     for batch in cut(rows, first_rows, batch_rows, encoded=image_size_px is None):
         if time.monotonic() - looked > _LOOK_INTERVAL_S:
             looked = time.monotonic()
-            if ray.get(handle.look.remote(uncounted)):
+            order = ray.get(handle.look.remote(uncounted, node))
+            if order is Order.MOVE:
+                ray.get(handle.leave.remote(key))
+                restart_elsewhere()
+            if order is Order.STOP:
                 break
             uncounted = 0
         row_ids = batch["row_id"].to_numpy()
         results: Iterator[Fetched] = islice(fetched, len(row_ids))
         if tries:
-            results = _isolate_each(handle, ("window", first), row_ids, results)
+            results = _isolate_each(handle, key, row_ids, results)
         if image_size_px is None:
             yield pack(make_encoded(row_ids, results), block_bytes)
         else:
             yield make_decoded(row_ids, results, image_size_px, limits)
         uncounted += len(row_ids)
     handle.note_reach.remote(node, reach.num_read, reach.num_unreachable)
-    handle.leave.remote(("window", first), uncounted)
+    handle.leave.remote(key, uncounted)
 
 
 class _ReachCounter:
@@ -271,10 +278,10 @@ class _ReachCounter:
             yield result
 
 
-def _wait_blind(handle: Handle) -> None:
+def _wait_blind(handle: Handle, node: str) -> None:
     """Keep a machine that reads nothing from taking all windows, which it gives back at once."""
     until = time.monotonic() + _BLIND_PAUSE_S
-    while time.monotonic() < until and not ray.get(handle.look.remote(0)):
+    while time.monotonic() < until and ray.get(handle.look.remote(0, node)) is Order.WORK:
         time.sleep(1)
 
 

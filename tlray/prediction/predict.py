@@ -198,9 +198,9 @@ def _predict_rows(
     pipeline = _open_pipeline(run, state, cluster)
     say(str(pipeline.resources))
     progress = ProgressFile(run.output, num_rows, num_settled)
-    with TermSignal(pipeline.drain) as term, Stage("predict", remaining) as stage, reach:
+    with TermSignal(pipeline.stop) as term, Stage("predict", remaining) as stage, reach:
         try:
-            for predictions in _save_regularly(run, pipeline, state.writer):
+            for predictions in _save_regularly(run, pipeline, state.writer, term):
                 run.lock.check()
                 if run.clock.first_label_s is None:
                     say(f"engines compute in {' and '.join(pipeline.engines)}")
@@ -254,15 +254,20 @@ def _open_pipeline(run: _Run, state: RunState, cluster: Cluster) -> PredictionPi
     return PredictionPipeline(task, cluster)
 
 
-def _save_regularly(run: _Run, pipeline: PredictionPipeline, writer: PartWriter) -> Iterator[pa.Table]:
-    """Yield predictions, and save those whose parts are not full every 10 s, or after 1/64 of the rows."""
+def _save_regularly(
+    run: _Run, pipeline: PredictionPipeline, writer: PartWriter, term: TermSignal
+) -> Iterator[pa.Table]:
+    """Yield predictions, and save those whose parts are not full every 10 s, or after 1/64 of the rows.
+
+    After SIGTERM all are saved as they come: the process may be killed soon.
+    """
     last, unsaved, save_s = time.monotonic(), 0, 0.0
     for predictions in pipeline:
         yield predictions
         unsaved += predictions.num_rows
         elapsed_s = time.monotonic() - last
         due = unsaved >= run.plan.num_rows * _SAVE_SHARE or elapsed_s >= _SAVE_INTERVAL_S
-        if due and elapsed_s >= save_s / _MAX_SAVE_TIME:  # saving is slow with embeddings
+        if term.received or (due and elapsed_s >= save_s / _MAX_SAVE_TIME):  # saving is slow with embeddings
             began = time.monotonic()
             writer.save_waiting()
             last, unsaved, save_s = time.monotonic(), 0, time.monotonic() - began
