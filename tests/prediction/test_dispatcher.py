@@ -32,10 +32,10 @@ def test_a_window_gives_the_rows_that_are_not_done():
 @pytest.mark.parametrize("killers", [{7}, {0, 1}, {2, 3, 8}, {0, 1, 2, 3, 9}])
 def test_rows_that_kill_their_process_are_given_up_after_their_own_tries(killers):
     dispatcher = make_dispatcher()
-    dispatcher.enter(KEY)  # the window's first process dies
+    dispatcher.enter(KEY, "a")  # the window's first process dies
     killed = 0
     for _ in range(50):
-        dispatcher.enter(KEY)
+        dispatcher.enter(KEY, "a")
         for row in range(10):
             if dispatcher.isolate(KEY, row) < MAX_TRIES and row in killers:
                 killed += 1
@@ -48,7 +48,7 @@ def test_rows_that_kill_their_process_are_given_up_after_their_own_tries(killers
 def test_rows_whose_processes_are_killed_from_outside_are_not_given_up():
     dispatcher = make_dispatcher()
     for victim in (3, 5, 3, 8, 2, 5, 9):
-        dispatcher.enter(KEY)
+        dispatcher.enter(KEY, "a")
         for row in range(victim + 1):
             assert dispatcher.isolate(KEY, row) < MAX_TRIES
 
@@ -106,6 +106,15 @@ def test_processes_of_a_drained_machine_are_to_move(monkeypatch):
     assert dispatcher.start_batch(("batch", 0), "c") == (Order.WORK, 0)  # not entered by the first one
     dispatcher.stop()
     assert dispatcher.look(0, "a") is Order.STOP
+
+
+def test_a_process_that_ends_with_its_machine_is_no_sign_against_its_rows(monkeypatch):
+    monkeypatch.setattr(dispatchers, "list_draining_nodes", lambda: frozenset("b"))
+    dispatcher = make_dispatcher()
+    assert [dispatcher.enter(KEY, node) for node in "babbaa"] == [0, 1, 2, 3, 4, 5]
+    dispatcher.leave(KEY)
+    dispatcher.look(0, "a")  # finds out that b is drained
+    assert [dispatcher.enter(KEY, node) for node in "babbaa"] == [0, 0, 1, 1, 1, 2]
 
 
 def test_readers_get_no_column_that_a_list_carries_along():

@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -64,6 +64,13 @@ class Rows(PlannedRows, Protocol):
         """Column of images in Parquet inputs."""
 
 
+class _Entry(NamedTuple):
+    """A window or batch in progress: the number of processes that died with it, and the machine that has it."""
+
+    tries: int
+    node: str
+
+
 @dataclass
 class _Isolated:
     """A window or batch that is repeated row by row.
@@ -103,9 +110,9 @@ class Dispatcher:
         self._rows = rows
         self._done = done if isinstance(done, RowSet) else ray.get(done[0])
         self._stopping = False
-        self._drained_nodes: frozenset[str] = frozenset()
+        self._drained: set[str] = set()
         self._drained_at = -_DRAINING_INTERVAL_S
-        self._entered: dict[Key, int] = {}
+        self._entered: dict[Key, _Entry] = {}
         self._isolated: dict[Key, _Isolated] = {}
         self._starts = 0
         self._engines: list[str] = []
@@ -127,17 +134,18 @@ class Dispatcher:
             self._num_given_back += len(missing)
             return None, 0
         places = rows.select(PLAN_SCHEMA.names)  # readers need no column that a list carries along
-        return places.take(pa.array(missing - first)), self.enter(("window", first))
+        return places.take(pa.array(missing - first)), self.enter(("window", first), node)
 
     def start_batch(self, key: Key, node: str) -> tuple[Order, int]:
         """Do as `enter`, where the order is to work."""
         order = self._give_order(node)
-        return order, self.enter(key) if order is Order.WORK else 0
+        return order, self.enter(key, node) if order is Order.WORK else 0
 
-    def enter(self, key: Key) -> int:
-        """Register a window or batch as in progress; return how often that happened before without `leave`."""
-        tries = self._entered.get(key, 0)
-        self._entered[key] = tries + 1
+    def enter(self, key: Key, node: str) -> int:
+        """Register a window or batch as in progress; return how often its process died, but for machines' ends."""
+        before = self._entered.get(key)
+        tries = 0 if before is None else before.tries + (before.node not in self._drained)
+        self._entered[key] = _Entry(tries, node)
         if key in self._isolated:
             self._isolated[key].current = None  # its process died with this row in progress
         return tries
@@ -206,9 +214,9 @@ class Dispatcher:
             return Order.STOP
         if time.monotonic() - self._drained_at >= _DRAINING_INTERVAL_S:
             with contextlib.suppress(Exception):  # the cluster's head may be busy; then the last answer counts
-                self._drained_nodes = list_draining_nodes()
+                self._drained |= list_draining_nodes()
             self._drained_at = time.monotonic()
-        return Order.MOVE if node in self._drained_nodes else Order.WORK
+        return Order.MOVE if node in self._drained else Order.WORK
 
     def get_fetched(self) -> int:
         """Return the number of rows that reading tasks have fetched so far."""
