@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
@@ -89,6 +90,9 @@ def read_there(node_id: str) -> NodeAffinitySchedulingStrategy:
 
 def restart_elsewhere() -> NoReturn:
     """End this process on a drained machine: Ray runs its task again, or starts its actor again, on another one."""
+    if ray.get_runtime_context().get_actor_id() is not None:
+        ray.kill(ray.get_runtime_context().current_actor, no_restart=False)
+        threading.Event().wait()
     os._exit(0)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +30,9 @@ from tlray.storage.records import parse_record
 
 if TYPE_CHECKING:
     from tlray.model.engine import Predictions
+
+
+_LOOK_INTERVAL_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -88,10 +93,28 @@ class EngineActor:
         self._classes = np.array(bundle.classes, object)
         self._image_size_px = bundle.image_size_px
         self._dispatcher.note_engine.remote(str(self._engine.form))
+        self._working = threading.Lock()
+        self._worked_at = time.monotonic()
+        threading.Thread(target=self._move_when_idle, name="move", daemon=True).start()
 
     def __call__(self, batch: Columns) -> pa.Table:
         """Predict a batch of the reading stage; return a table by `RequestedColumns.fields`, empty if the run stops."""
-        batch = batches.unpack(batch)
+        with self._working:
+            labels = self._label(batches.unpack(batch))
+            self._worked_at = time.monotonic()
+            return labels
+
+    def _move_when_idle(self) -> None:
+        """End the process on a drained machine also where no batch comes, as Ray gives it none."""
+        while True:
+            time.sleep(_LOOK_INTERVAL_S)
+            with self._working:
+                idle_s = time.monotonic() - self._worked_at
+                # its last labels may still be on their way
+                if idle_s > _LOOK_INTERVAL_S and ray.get(self._dispatcher.look.remote(0, self._node)) is Order.MOVE:
+                    restart_elsewhere()
+
+    def _label(self, batch: Columns) -> pa.Table:
         key = "batch", int(batch["row_id"][0])
         order, tries = ray.get(self._dispatcher.start_batch.remote(key, self._node))
         if order is Order.MOVE:
