@@ -338,6 +338,7 @@ def test_a_job_is_the_command_with_this_tlray_and_the_working_dir(server, tmp_pa
     assert request["runtime_env"] == {
         "py_modules": [str(Path(submission.__file__).parent)],
         "excludes": ["__pycache__", "*.pyc"],
+        "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"},
         "working_dir": str(tmp_path),
     }
     assert re.fullmatch(r"tlray-predict-\d{8}-\d{6}-[0-9a-f]{4}", summary.job_id)

@@ -31,6 +31,7 @@ _ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 _NOT_SENT = ["__pycache__", "*.pyc"]
 _NOT_READY = "No available agent"
 _START_S = 60.0
+_STOP_WAIT_S = 60  # a stopped job finishes what it has in hand; Ray would kill it after 3 s
 _PAUSE_S = 1.0
 _MAX_SILENCE_S = 120.0
 _QUIET_S = 60.0
@@ -83,7 +84,11 @@ def submit(config: SubmitConfig, job: Any, options: Sequence[str]) -> SubmitSumm
     address = _find_address(config.address)
     client = _connect(address)
     job_id = f"tlray-{config.command}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
-    runtime_env: dict[str, Any] = {"py_modules": [str(Path(__file__).parent)], "excludes": _NOT_SENT}
+    runtime_env: dict[str, Any] = {
+        "py_modules": [str(Path(__file__).parent)],
+        "excludes": _NOT_SENT,
+        "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_WAIT_S)},
+    }
     if config.working_dir is not None:
         runtime_env["working_dir"] = str(Path(config.working_dir).expanduser().absolute())
     request = {

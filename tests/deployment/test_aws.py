@@ -88,6 +88,13 @@ def test_the_head_has_no_work_and_every_node_wants_the_token():
     assert CONFIG["file_mounts"] == {"/home/tlray/.ray/auth_token": "~/.ray/auth_token"}
 
 
+def test_workers_watch_for_the_spot_notice():
+    (watch,) = [command for command in CONFIG["worker_start_ray_commands"] if "tlray.cluster.spot" in command]
+    assert watch.startswith("RAY_AUTH_MODE=token nohup ")
+    assert watch.endswith(" &")  # ray up waits for its commands
+    assert not [command for command in CONFIG["head_start_ray_commands"] if "spot" in command]
+
+
 def test_gpus_come_on_spot_first():
     types = CONFIG["available_node_types"]
     assert types["gpu-spot"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from tlray.errors import Code, ImageError
+from tlray.images import formats
 from tlray.images.decode import decode
 from tlray.images.formats import EXTENSIONS, find_unread_kind, sniff, strip_text
 
@@ -148,3 +149,18 @@ def test_a_damaged_picture_with_text_is_corrupt():
     place = data.index(b"IDAT")
     data[place + 20 : place + 60] = bytes(40)
     assert refuse(bytes(data))[0] is Code.CORRUPT
+
+
+def test_what_follows_the_end_of_a_png_costs_nothing(monkeypatch):
+    """Zeros, as after a download that was never finished, or anything else."""
+    chunks = []
+    real = formats._iter_chunks
+    monkeypatch.setattr(
+        formats, "_iter_chunks", lambda data: (chunks.append(chunk[0]) or chunk for chunk in real(data))
+    )
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(buffer, "PNG")
+    whole = buffer.getvalue()
+    for data in (whole + bytes(12_000), whole + b"\0\0\0\0abcd\0\0\0\0" * 1000, whole[:-12] + bytes(12_000)):
+        assert decode(data, 8).pixels[0, 0].tolist() == [255, 0, 0]
+    assert len(chunks) <= 20

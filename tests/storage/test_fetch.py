@@ -269,15 +269,64 @@ def test_a_range_counts_by_its_length():
     assert len(taken) == 4 + 1
 
 
-def test_unknown_sizes_are_judged_by_the_largest_result(monkeypatch):
+class Sized:
+    """Objects whose sizes are known once they are asked for; counts the bytes that are held at once."""
+
+    def __init__(self, *sizes):
+        self.sizes = sizes
+        self.read_bytes = []
+        self.asked = []
+
+    def read(self, request):
+        size = self.sizes[int(request.uri.rpartition("/")[2])]
+        self.asked.append(request.uri)
+        local.check_size(request, size)
+        self.read_bytes.append(size)
+        return bytes(size)
+
+
+@pytest.fixture
+def small_flight(monkeypatch):
+    """100 bytes in flight, 10 for the first objects of unknown size."""
     monkeypatch.setattr(fetching, "_MAX_IN_FLIGHT_BYTES", 100)
     monkeypatch.setattr(fetching, "_TYPICAL_BYTES", 10)
-    monkeypatch.setattr(s3, "read", lambda request: bytes(50))
+
+
+@pytest.mark.usefixtures("small_flight")
+def test_unknown_sizes_are_expected_to_be_like_those_before(monkeypatch):
+    objects = Sized(*[20] * 30)
+    monkeypatch.setattr(s3, "read", objects.read)
     taken = []
-    results = fetch_many(count((Request(f"s3://b/{index}") for index in itertools.count()), taken))
+    results = fetch_many(count((Request(f"s3://b/{index}") for index in range(30)), taken))
     next(results)
     assert len(taken) == 11
-    for _ in range(20):
-        next(results)
-    # two of 50 bytes fill the 100: taken are those, the 21 results, and the next request
-    assert len(taken) == 21 + 2
+    assert [len(result.data) for result in results] == [20] * 29
+    assert len(objects.read_bytes) == 30  # each is read once
+    later = objects.asked[-15:]
+    assert len(set(later)) == len(later)  # and asked for once, as soon as their size is known to be likely
+
+
+@pytest.mark.usefixtures("small_flight")
+def test_objects_of_unknown_size_are_read_only_where_there_is_room(monkeypatch):
+    """Ten of them are asked for at once; of the larger ones two have room beside each other."""
+    objects = Sized(*[45] * 10, 5, 300, 5)
+    monkeypatch.setattr(s3, "read", objects.read)
+    results = fetch_many(Request(f"s3://b/{index}") for index in range(13))
+    sizes = []
+    for result in results:
+        sizes.append(len(result.data))
+        fetching._get_pool().submit(int).result()
+        assert sum(objects.read_bytes) - sum(sizes) <= 100
+    assert sizes == [*objects.sizes]
+    assert sorted(objects.read_bytes) == sorted(objects.sizes)
+
+
+@pytest.mark.usefixtures("small_flight")
+def test_a_larger_object_that_cannot_be_read_is_its_own_error(monkeypatch):
+    def read(request):
+        local.check_size(request, 50)
+        raise FetchError(Code.DENIED, "no")
+
+    monkeypatch.setattr(s3, "read", read)
+    fetched = list(fetch_many(Request(f"s3://b/{index}", max_bytes=size) for index, size in enumerate((49, 50, 50))))
+    assert [result.data.code for result in fetched] == [Code.TOO_LARGE, Code.DENIED, Code.DENIED]

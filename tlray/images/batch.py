@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from tlray import storage
 from tlray.errors import OK, FetchError, ImageError
-from tlray.images.decode import decode
+from tlray.images.decode import Decoded, decode
 from tlray.images.limits import Limits
 
 Fetch = Callable[[Sequence[str]], Iterator[bytes | FetchError]]
@@ -48,15 +48,15 @@ def read_images(uris: Sequence[str], image_size_px: int, limits: Limits, fetch: 
 
 
 def decode_images(
-    fetched: Iterable[bytes | FetchError], num_images: int, image_size_px: int, limits: Limits
+    fetched: Iterable[bytes | Decoded | ImageError | FetchError], num_images: int, image_size_px: int, limits: Limits
 ) -> ImageBatch:
-    """Decode `num_images` fetched images, in order."""
+    """Decode `num_images` fetched images, in order; those that were decoded before are taken as they are."""
     batch = ImageBatch(np.zeros((num_images, image_size_px, image_size_px, 3), np.uint8), [], [], [], [])
     for index, data in enumerate(fetched):
         try:
-            if isinstance(data, FetchError):
+            if isinstance(data, (FetchError, ImageError)):
                 raise data
-            decoded = decode(data, image_size_px, limits)
+            decoded = data if isinstance(data, Decoded) else decode(data, image_size_px, limits)
         except FetchError as error:
             batch.append(error.code.value, storage.redact(str(error)), None, None)
         except ImageError as error:

@@ -185,11 +185,19 @@ def _is_png_cut_short(data: bytes) -> bool:
 
 
 def _iter_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yield the name of each chunk of a PNG, and where it begins and ends (PNG specification, 5.3)."""
+    """Yield the name of each chunk of a PNG up to IEND, and where it begins and ends (PNG specification, 5.3).
+
+    It ends at zeros, which may fill the rest of a file: megabytes of them would be hundreds of thousands of chunks.
+    """
     position = 8
     while position + 12 <= len(data):
         stop = position + 12 + int(struct.unpack(">I", data[position : position + 4])[0])
-        yield data[position + 4 : position + 8], position, stop
+        name = data[position + 4 : position + 8]
+        if name == bytes(4):
+            return
+        yield name, position, stop
+        if name == b"IEND":
+            return
         position = stop
 
 

@@ -14,14 +14,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tlray.errors import FetchError
+from tlray.errors import FetchError, ImageError
 from tlray.images.batch import ImageBatch, decode_images
+from tlray.images.decode import Decoded, decode
 from tlray.images.limits import Limits
 from tlray.storage import Fetched
 
 Columns = dict[str, npt.NDArray[Any]]
-"""Columns by name: row_id, retries, and either data (bytes or a FetchError) or image, status, error ("" for none),
-width and height; or a packed batch."""
+"""Columns by name: row_id, retries, and either data (bytes, a FetchError, or what `make_encoded` decoded) or image,
+status, error ("" for none), width and height; or a packed batch."""
 
 UNKNOWN = -1
 """An unknown width or height; a batch cannot hold null."""
@@ -31,13 +32,16 @@ _DECODED = ("image", "status", "error", "width", "height")
 
 
 def cut(rows: pa.Table, first_size: int, batch_size: int, *, encoded: bool) -> Iterator[pa.Table]:
-    """Cut planned rows into batches, also bounded in bytes if they are sent encoded.
+    """Cut planned rows into batches, also bounded in bytes if they are sent encoded; see `make_encoded` for the others.
 
     The first may be smaller, so that the first predictions come sooner. Batches depend on the plan alone: a task that
     is run again must make the same ones.
     """
-    unknown = _MAX_ENCODED_BYTES // batch_size
-    sizes = rows["size"].fill_null(unknown).to_numpy() if encoded else np.zeros(rows.num_rows, np.int64)
+    sizes = (
+        rows["size"].fill_null(_MAX_ENCODED_BYTES // batch_size).to_numpy()
+        if encoded
+        else np.zeros(rows.num_rows, np.int64)
+    )
     first, held = 0, 0
     for index, size in enumerate(sizes):
         most = batch_size if first else first_size
@@ -49,11 +53,29 @@ def cut(rows: pa.Table, first_size: int, batch_size: int, *, encoded: bool) -> I
         yield rows.slice(first)
 
 
-def make_encoded(row_ids: npt.NDArray[np.int64], fetched: Iterable[Fetched]) -> Columns:
-    """Return a batch of encoded images."""
-    results = list(fetched)
-    data, retries = [result.data for result in results], [result.retries for result in results]
-    return {"row_id": row_ids, "data": np.array(data, object), "retries": np.array(retries, np.int32)}
+def make_encoded(
+    row_ids: npt.NDArray[np.int64], fetched: Iterable[Fetched], image_size_px: int, limits: Limits
+) -> Columns:
+    """Return a batch of encoded images; what goes beyond 64 MiB, as sizes were not planned, is decoded here."""
+    batch: Columns = {"row_id": row_ids, "data": np.empty(len(row_ids), object)}
+    retries: list[int] = []
+    held = 0
+    for index, (data, num_retries) in enumerate(fetched):
+        size = len(data) if isinstance(data, bytes) else 0
+        if isinstance(data, bytes) and index and held + size > _MAX_ENCODED_BYTES:
+            batch["data"][index] = _decode_early(data, image_size_px, limits)
+        else:
+            batch["data"][index] = data
+            held += size
+        retries.append(num_retries)
+    return batch | {"retries": np.array(retries, np.int32)}
+
+
+def _decode_early(data: bytes, image_size_px: int, limits: Limits) -> Decoded | ImageError:
+    try:
+        return decode(data, image_size_px, limits)
+    except ImageError as error:
+        return error
 
 
 def pack(batch: Columns, block_bytes: int) -> Columns:

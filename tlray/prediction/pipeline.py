@@ -184,7 +184,8 @@ class PredictionPipeline:
                 "first_rows": batch_size,
                 "batch_rows": self._batch_rows,
                 "image_column": task.rows.image_column,
-                "image_size_px": bundle.image_size_px if resources.num_gpus else None,
+                "image_size_px": bundle.image_size_px,
+                "encoded": not resources.num_gpus,
                 "block_bytes": block_bytes,
             },
             batch_size=None,
@@ -221,10 +222,11 @@ def _read_window(
     first_rows: int,
     batch_rows: int,
     image_column: str | None,
-    image_size_px: int | None,
+    image_size_px: int,
+    encoded: bool,
     block_bytes: int,
 ) -> Iterator[Columns]:
-    """Lease the rows of a window and fetch them batch by batch; decode them if `image_size_px` is given."""
+    """Lease the rows of a window and fetch them batch by batch; decode them unless they are sent encoded."""
     adopt(options)
     (handle,) = dispatcher
     first, count = int(window["first"][0]), int(window["count"][0])
@@ -239,7 +241,7 @@ def _read_window(
     reach = _ReachCounter(read_rows(rows, limits.max_bytes, image_column))
     fetched = iter(reach)
     looked, uncounted = time.monotonic(), 0
-    for batch in cut(rows, first_rows, batch_rows, encoded=image_size_px is None):
+    for batch in cut(rows, first_rows, batch_rows, encoded=encoded):
         if time.monotonic() - looked > _LOOK_INTERVAL_S:
             looked = time.monotonic()
             order = ray.get(handle.look.remote(uncounted, node))
@@ -253,8 +255,8 @@ def _read_window(
         results: Iterator[Fetched] = islice(fetched, len(row_ids))
         if tries:
             results = _isolate_each(handle, key, row_ids, results)
-        if image_size_px is None:
-            yield pack(make_encoded(row_ids, results), block_bytes)
+        if encoded:
+            yield pack(make_encoded(row_ids, results, image_size_px, limits), block_bytes)
         else:
             yield make_decoded(row_ids, results, image_size_px, limits)
         uncounted += len(row_ids)

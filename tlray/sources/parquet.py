@@ -15,6 +15,8 @@ from tlray.sources.candidates import Candidate, SourceKind
 from tlray.sources.columns import list_values, make_portable, name_columns
 
 _ROWS = 8192
+_MAX_AHEAD_ROWS = 64
+_MAX_AHEAD_BYTES = 64 * 2**20
 
 
 class NotATableError(DataError):
@@ -116,7 +118,7 @@ def _is_plain(kind: pa.DataType) -> bool:
 def iter_images(uri: str, image_column: str, rows: npt.NDArray[np.int64]) -> Iterator[bytes | None]:
     """Yield the encoded images of some rows, None for a null.
 
-    Memory holds the image column of one row group at most.
+    Memory holds the image column of one row group at most, and some 64 MiB of images beside it.
 
     Args:
         uri: the Parquet file.
@@ -132,7 +134,7 @@ def iter_images(uri: str, image_column: str, rows: npt.NDArray[np.int64]) -> Ite
     for group in np.unique(groups):
         wanted = set(rows[groups == group].tolist())
         first = int(starts[group])
-        for batch in file.iter_batches(64, row_groups=[int(group)], columns=[image_column]):
+        for batch in file.iter_batches(_count_ahead(file, int(group)), row_groups=[int(group)], columns=[image_column]):
             here = [index for index in range(batch.num_rows) if first + index in wanted]
             for index in here:
                 value = batch.column(0)[index].as_py()
@@ -140,3 +142,10 @@ def iter_images(uri: str, image_column: str, rows: npt.NDArray[np.int64]) -> Ite
             first += batch.num_rows
             if first > max(wanted):
                 break
+
+
+def _count_ahead(file: pq.ParquetFile, group: int) -> int:
+    """Return the number of rows of a row group to read at once; Arrow cannot hold 2 GiB of images in one array."""
+    metadata = file.metadata.row_group(group)
+    fitting: int = _MAX_AHEAD_BYTES * metadata.num_rows // max(1, metadata.total_byte_size)
+    return max(1, min(_MAX_AHEAD_ROWS, fitting))

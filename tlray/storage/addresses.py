@@ -42,6 +42,7 @@ class Request(NamedTuple):
         offset, length: range to read, in bytes; None for the whole file.
         size, etag, mtime_ns: of the whole file when it was planned, None where unknown; a difference is CHANGED.
         max_bytes: bytes that a whole file may hold, None for any; a larger one is TOO_LARGE and is not read.
+        room: bytes for which there is memory now, None for any; a larger object is a `LargerError` and is not read.
     """
 
     uri: str
@@ -51,6 +52,19 @@ class Request(NamedTuple):
     etag: str | None = None
     mtime_ns: int | None = None
     max_bytes: int | None = None
+    room: int | None = None
+
+
+class LargerError(Exception):
+    """An object of unknown size that holds more than its request has room for.
+
+    Attributes:
+        size: bytes of the object.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.size = size
 
 
 def is_s3(uri: str) -> bool:

@@ -8,12 +8,13 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
 from tlray.errors import UNREACHABLE, Code, FetchError
 from tlray.storage import local, s3
-from tlray.storage.addresses import Request, is_s3, split_s3
+from tlray.storage.addresses import LargerError, Request, is_s3, split_s3
 from tlray.storage.retries import StoreHistory
 from tlray.storage.s3_client import get_options
 
@@ -89,29 +90,88 @@ def fetch(request: Request) -> Fetched:
 
 def fetch_many(requests: Iterable[Request]) -> Iterator[Fetched]:
     """Yield the results of requests in order, with up to `IN_FLIGHT` requests and 256 MiB of objects in flight."""
-    waiting: deque[tuple[Future[Fetched] | Request, int]] = deque()
-    in_flight_bytes = 0
-    largest = _TYPICAL_BYTES  # stands for unknown sizes; grows with the results
+    flight = _Flight()
     for request in requests:
-        expected = request.length or request.size or largest
-        while waiting and (len(waiting) >= IN_FLIGHT or in_flight_bytes + expected > _MAX_IN_FLIGHT_BYTES):
-            promised, size = waiting.popleft()
-            in_flight_bytes -= size
-            fetched = _take(promised)
-            if isinstance(fetched.data, bytes):
-                largest = max(largest, len(fetched.data))
-            yield fetched
-        if is_s3(request.uri):
-            waiting.append((_get_pool().submit(fetch, request), expected))
-            in_flight_bytes += expected
-        else:
-            waiting.append((request, 0))  # a local disk is fastest one file at a time
-    while waiting:
-        yield _take(waiting.popleft()[0])
+        while not flight.has_room(request):
+            yield flight.take()
+        flight.add(request)
+    while flight.waiting:
+        yield flight.take()
 
 
-def _take(promised: Future[Fetched] | Request) -> Fetched:
-    return fetch(promised) if isinstance(promised, Request) else promised.result()
+@dataclass
+class _Waiting:
+    """A request, its result unless it is of a local file, and the bytes that it may bring."""
+
+    request: Request
+    result: Future[Fetched] | None
+    num_bytes: int
+
+
+class _Flight:
+    """The requests in flight, in order, and the bytes that are kept free for them.
+
+    An object of unknown size gets twice the room of those before it. One that is larger only tells its size; it is read
+    once there is room, or its turn has come.
+    """
+
+    def __init__(self) -> None:
+        self.waiting: deque[_Waiting] = deque()
+        self._num_bytes = 0
+        self._num_read = 0
+        self._read_bytes = 0
+        self._are_larger = False
+
+    def has_room(self, request: Request) -> bool:
+        """Return whether a request may be added now; one always may."""
+        full = len(self.waiting) >= IN_FLIGHT or self._num_bytes + self._expect(request) > _MAX_IN_FLIGHT_BYTES
+        return not (self.waiting and full)
+
+    def add(self, request: Request) -> None:
+        """Start a request; a local disk is fastest one file at a time, so those are read when they are taken."""
+        if not is_s3(request.uri):
+            self.waiting.append(_Waiting(request, None, 0))
+            return
+        num_bytes = self._expect(request)
+        bounded = request if request.length or request.size else request._replace(room=num_bytes)
+        self.waiting.append(_Waiting(request, _get_pool().submit(fetch, bounded), num_bytes))
+        self._num_bytes += num_bytes
+
+    def take(self) -> Fetched:
+        """Return the first result; start larger objects behind it for which there is room now."""
+        first = self.waiting.popleft()
+        self._num_bytes -= first.num_bytes
+        if first.result is None:
+            return fetch(first.request)
+        try:
+            fetched = first.result.result()
+        except LargerError:
+            fetched = fetch(first.request)
+            self._are_larger = True
+        if isinstance(fetched.data, bytes):
+            self._num_read += 1
+            self._read_bytes += len(fetched.data)
+        if self._are_larger:
+            larger = [self._enlarge(waiting) for waiting in self.waiting]
+            self._are_larger = any(larger)
+        return fetched
+
+    def _enlarge(self, waiting: _Waiting) -> bool:
+        """Start a larger object again if there is room now; return whether it is one."""
+        if waiting.result is None or not waiting.result.done():
+            return False
+        error = waiting.result.exception()
+        if not isinstance(error, LargerError):
+            return False
+        if self._num_bytes - waiting.num_bytes + error.size <= _MAX_IN_FLIGHT_BYTES:
+            self._num_bytes += error.size - waiting.num_bytes
+            waiting.num_bytes = error.size
+            waiting.result = _get_pool().submit(fetch, waiting.request._replace(room=error.size))
+        return True
+
+    def _expect(self, request: Request) -> int:
+        mean = self._read_bytes // self._num_read if self._num_read else 0
+        return request.length or request.size or max(_TYPICAL_BYTES, 2 * mean)
 
 
 @cache

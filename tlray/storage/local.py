@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 from tlray.errors import Code, DataError, FetchError, OutputError
-from tlray.storage.addresses import Entry, Request, join
+from tlray.storage.addresses import Entry, LargerError, Request, join
 
 _FIRST_FILES = 100
 
@@ -188,10 +188,12 @@ def check_unchanged(request: Request, size: int, etag: str | None, mtime_ns: int
 
 
 def check_size(request: Request, size: int) -> None:
-    """Raise TOO_LARGE if a file holds more than `max_bytes`."""
+    """Raise TOO_LARGE if a file holds more than `max_bytes`, `LargerError` if more than `room`."""
     if request.max_bytes is not None and size > request.max_bytes:
         message = f"the file holds {size:,} bytes, more than --max-bytes {request.max_bytes:,}"
         raise FetchError(Code.TOO_LARGE, message)
+    if request.room is not None and size > request.room:
+        raise LargerError(size)
 
 
 def put(uri: str, data: bytes) -> int:
