@@ -9,7 +9,7 @@ JOBS := (entry or faults)
 # a test that hangs ends the run and says where
 HANG := --override-ini faulthandler_timeout=1200 --override-ini faulthandler_exit_on_timeout=true
 
-.PHONY: demo test test-all lint format lock clean
+.PHONY: demo test test-all s3rver lint format lock clean
 
 demo: $(VENV)/.installed
 	$(BIN)/tlray demo --output tlray-demo
@@ -20,6 +20,12 @@ test: $(VENV)/.installed-test
 
 test-all: $(VENV)/.installed-test
 	$(BIN)/pytest
+
+# a second S3 server to test against: pip cannot install it, and tests go without where npm is missing
+s3rver: .s3rver/node_modules/.bin/s3rver
+
+.s3rver/node_modules/.bin/s3rver:
+	npm install --prefix .s3rver --no-package-lock --no-audit --no-fund --loglevel error s3rver@3.7.1
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff format --check
@@ -56,4 +62,4 @@ $(VENV)/.installed-test: cluster/requirements-test.txt pyproject.toml | $(BIN)/p
 	touch $(VENV)/.installed $@
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .s3rver build dist .mypy_cache .pytest_cache .ruff_cache
