@@ -1,6 +1,7 @@
 """The contract of `tlray.storage` with object stores: moto's server, and s3rver, which ignores conditions of writes."""
 
 import contextlib
+import functools
 
 import pytest
 
@@ -10,9 +11,11 @@ from tests.entry.conftest import run_tlray
 from tests.faults.labels import encode, make_options, make_picture, read_receipt
 from tests.storage.conftest import forget_clients
 from tlray import storage
-from tlray.errors import Code, FetchError, OutputError
+from tlray.config import TrainConfig
+from tlray.errors import Code, FetchError, OutputError, StoppedError
 from tlray.storage.addresses import LargerError
 from tlray.storage.lock import NAME, Lock
+from tlray.training import train as training
 
 BUCKET = "tlray-stores"
 ROOT = f"s3://{BUCKET}"
@@ -114,6 +117,18 @@ def test_a_lock_keeps_others_out_or_is_refused(server):
         with Lock(uri, unsafe=True) as held:
             held.check()
     assert not storage.has_content(uri)
+
+
+def test_63_a_training_is_locked_as_a_prediction_is(server, small, monkeypatch):
+    name, _, _ = server
+    config = TrainConfig(data=str(small), output=f"{ROOT}/bundle", weights="none")
+    monkeypatch.setattr(training, "Lock", functools.partial(Lock, wait_s=1.2))
+    with Lock(config.work_folder, unsafe=True), pytest.raises(StoppedError, match="another tlray works on s3://"):
+        training.train(config)
+    if name == "s3rver":
+        with pytest.raises(OutputError, match="--unsafe-lock"):
+            training.train(config)
+    assert not storage.has_content(config.work_folder)
 
 
 def test_a_run_reads_from_it_and_writes_to_it(server, undisturbed, tmp_path):

@@ -59,7 +59,7 @@ def monitor(monkeypatch):
     lines = []
     stage = launch.Stage("train", 40)
     monkeypatch.setattr(stage, "say", lines.append)
-    return launch._TrainingMonitor(4, 10, lambda _: None), stage, lines
+    return launch._TrainingMonitor(4, 10, lambda _: None, lambda: None), stage, lines
 
 
 def test_epochs_are_printed_and_collected(monitor):

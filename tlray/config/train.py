@@ -159,6 +159,9 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
     collective_timeout: float = 300.0
     """Seconds that a worker waits for the others within a step before it fails."""
 
+    unsafe_lock: bool = False
+    """Use an object store without conditional writes, where a second training of the output may not be kept out."""
+
     mlflow_uri: str | None = None
     """MLflow tracking server for parameters and metrics of each epoch (pip install 'tlray[mlflow]')."""
 
@@ -189,9 +192,14 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
         return min(self.views or _DEFAULT_VIEWS, epochs)
 
     @property
+    def work_folder(self) -> str:
+        """Folder or s3:// prefix beside the output: its lock and, by default, its checkpoints while it is trained."""
+        return f"{self.output.rstrip('/')}-checkpoints"
+
+    @property
     def resolved_storage_path(self) -> str:
         """Folder or s3:// prefix for checkpoints."""
-        return self.storage_path or f"{self.output.rstrip('/')}-checkpoints"
+        return self.storage_path or self.work_folder
 
     def check(self) -> None:
         """Raise one `ConfigError` naming every value that is not allowed."""

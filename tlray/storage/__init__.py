@@ -16,6 +16,7 @@ Every process imports this package: boto3, botocore, obstore and pyarrow are imp
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -38,6 +39,7 @@ __all__ = [
     "check_writable",
     "configure",
     "delete",
+    "delete_empty",
     "delete_folder",
     "exists",
     "fetch",
@@ -173,6 +175,13 @@ def delete_folder(uri: str) -> None:
     elif has_content(uri):
         for entry in list_files(uri):
             s3.delete(entry.uri)
+
+
+def delete_empty(uri: str) -> None:
+    """Remove a local folder if it exists and is empty; a prefix that holds no object does not exist."""
+    if not is_s3(uri):
+        with contextlib.suppress(OSError):
+            Path(uri).rmdir()
 
 
 def make_arrow_filesystem(uri: str) -> tuple[Any, str]:

@@ -40,6 +40,8 @@ class Lock:
     """A lock on an output, held by this process while in the context.
 
     Args:
+        folder: folder or prefix of the lock's record.
+        output: what is locked, for messages; `folder` by default.
         wait_s: seconds to wait for another driver.
         unsafe: take it in an object store without conditional writes too, where two drivers may get it at once.
 
@@ -48,9 +50,9 @@ class Lock:
         OutputError: the lock cannot be written, or the store has no conditional writes.
     """
 
-    def __init__(self, output: str, wait_s: float = WAIT_S, *, unsafe: bool = False) -> None:
-        address = join(output, NAME)
-        self._output = output
+    def __init__(self, folder: str, wait_s: float = WAIT_S, *, unsafe: bool = False, output: str | None = None) -> None:
+        address = join(folder, NAME)
+        self._output = output or folder
         self._wait_s = wait_s
         self._token = secrets.token_hex(8)
         self._store: LockStore = LocalLock(address, self._token)

@@ -114,11 +114,11 @@ class Launch:
             if (controller := ray.get(self._channel.get_controller.remote())) is not None:
                 remove_placement_groups(controller)
 
-    def run(self, task: TrainingTask) -> Outcome:
+    def run(self, task: TrainingTask, check_lock: Callable[[], None]) -> Outcome:
         """Give the workers their task and wait for the model.
 
         Raises:
-            TlrayError: a worker's error; StoppedError if anything else ended the training.
+            TlrayError: a worker's error, or that of `check_lock`; StoppedError if anything else ended the training.
         """
         if self._thread is None:
             self.start()
@@ -129,7 +129,7 @@ class Launch:
             f"{task.batch_size} images a step, on {'GPUs' if self.resources.gpus else 'CPUs'} in {task.precision.step}"
         )
         assert self._thread is not None
-        watch = _TrainingMonitor(sum(phase.epochs for phase in task.phases), sum(counts), self._check_room)
+        watch = _TrainingMonitor(sum(phase.epochs for phase in task.phases), sum(counts), self._check_room, check_lock)
         outcome = watch.run(self._thread, self._failures, self._channel)
         self.close()
         return outcome
@@ -212,8 +212,11 @@ class Launch:
 class _TrainingMonitor:
     """Collects and prints the workers' messages while Ray Train runs in its thread."""
 
-    def __init__(self, epochs: int, images_an_epoch: int, check_room: Callable[[float], None]) -> None:
+    def __init__(
+        self, epochs: int, images_an_epoch: int, check_room: Callable[[float], None], check_lock: Callable[[], None]
+    ) -> None:
         self._check_room = check_room
+        self._check_lock = check_lock
         self._epochs = epochs
         self._images_an_epoch = images_an_epoch
         self._outcome = Outcome()
@@ -229,6 +232,7 @@ class _TrainingMonitor:
         with Stage("train", self._epochs * self._images_an_epoch) as stage:
             while self._outcome.model is None:
                 alive = thread.is_alive()
+                self._check_lock()
                 for message in ray.get(channel.drain.remote()):
                     self._take(message.event, message.sent, stage)
                     heard = looked = time.monotonic()

@@ -199,11 +199,11 @@ class KeptBytes:
     def get_many(self, uris: Sequence[str]) -> Iterator[bytes | FetchError]:
         """Fetch images as `storage.get_many` does."""
         paths = [self._folder / hashlib.sha256(uri.encode()).hexdigest() for uri in uris]
-        kept = [storage.is_s3(uri) and path.is_file() for uri, path in zip(uris, paths, strict=True)]
-        fetched = storage.get_many([uri for uri, there in zip(uris, kept, strict=True) if not there])
-        for uri, path, there in zip(uris, paths, kept, strict=True):
-            if there:
-                yield path.read_bytes()
+        kept = [_read_if_there(path) if storage.is_s3(uri) else None for uri, path in zip(uris, paths, strict=True)]
+        fetched = storage.get_many([uri for uri, held in zip(uris, kept, strict=True) if held is None])
+        for uri, path, held in zip(uris, paths, kept, strict=True):
+            if held is not None:
+                yield held
                 continue
             data = next(fetched)
             if storage.is_s3(uri) and isinstance(data, bytes) and len(data) <= self._left:
@@ -221,3 +221,11 @@ class KeptBytes:
             self._left = 0
         else:
             self._left -= len(data)
+
+
+def _read_if_there(path: Path) -> bytes | None:
+    """Return the content of a file; None if it is missing, as after another worker's end."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None

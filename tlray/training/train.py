@@ -25,6 +25,7 @@ from tlray.model.backbones import BACKBONES
 from tlray.model.manifest import Manifest, Preprocessing, RoleCounts, TrainingRecord
 from tlray.model.precision import FloatName, Precision, choose_precision, detect_fastest
 from tlray.model.weights import load_weights
+from tlray.storage.lock import Lock
 from tlray.storage.records import Json
 from tlray.training import results
 from tlray.training.checkpoint import name_run
@@ -46,37 +47,59 @@ def train(config: TrainConfig) -> TrainSummary:
 
     Raises:
         UsageError: a value, folder, weights file or output cannot be used; nothing was started.
-        StoppedError: training ended early.
+        StoppedError: training ended early, or another process trains the same output.
     """
     config.check()
     storage.configure(config.s3_options)
     started = time.time()
     output = storage.resolve(config.output)
-    manifest = _read_existing(output)
+    _check_output(output)
     storage.check_writable(output)
     for option, uri in (("--cache-dir", config.cache_dir), ("--storage-path", config.storage_path)):
         if uri is not None:
             storage.check_writable(storage.resolve(uri), option)
     images = list_images(config)
     asked = {name: _plain(value) for name, value in describe(config).items()}
-    if manifest is not None:
-        return _summarize_existing(output, manifest, asked, images)
+    if (existing := _summarize_existing(output, asked, images)) is not None:
+        return existing
     base_weights = load_weights(config.weights, config.backbone)
+    folder = storage.resolve(config.work_folder)
+    with Lock(folder, unsafe=config.unsafe_lock, output=output) as lock:
+        summary = _summarize_existing(output, asked, images)  # by another process, while this one waited for the lock
+        if summary is None:
+            summary = _train(config, output, images, asked, base_weights, lock, started)
+    storage.delete_empty(folder)
+    if config.mlflow_uri is not None and not summary.already_done:
+        _track(config, summary)
+    return summary
+
+
+def _train(
+    config: TrainConfig,
+    output: str,
+    images: Images,
+    asked: dict[str, Json],
+    base_weights: bytes | None,
+    lock: Lock,
+    started: float,
+) -> TrainSummary:
+    """Train, save the bundle and remove the checkpoints, all while holding the lock of the output."""
     roles = assign_roles(config, images, spread=False) if clusters.is_local(config.address) else None
     checkpoints = name_run(config, images.fingerprint)
     with clusters.connect(config.address, config.max_cpus, verbose=config.verbose) as cluster:
         cluster = _prepare(config, cluster, images, checkpoints)
         if roles is None:
             roles = assign_roles(config, images, spread=True)
-        outcome, frozen_s, cache = _run_workers(config, cluster, images, roles, base_weights, checkpoints)
+        outcome, frozen_s, cache = _run_workers(config, cluster, images, roles, base_weights, checkpoints, lock)
     assert outcome.model is not None
     label_errors, listed = _find_label_errors(config, cache, outcome.model, roles, images)
     counts = RoleCounts(*(len(roles.rows[role]) for role in ("train", "val", "test")))
     record = TrainingRecord(asked, resolve(config), images.fingerprint, counts, len(roles.left_out))
+    lock.check()
     saved = _save(config, output, images, outcome, record, label_errors, listed)
-    _remove_checkpoints(config, checkpoints)
+    storage.delete_folder(checkpoints)
     train_labels = images.labels[roles.rows["train"]]
-    summary = TrainSummary(
+    return TrainSummary(
         output=output,
         model_id=saved.model_id,
         classes=images.classes,
@@ -88,23 +111,21 @@ def train(config: TrainConfig) -> TrainSummary:
         label_errors=label_errors,
         advice=results.advise(config, outcome.history, saved.metrics, train_labels, len(roles.left_out)),
     )
-    if config.mlflow_uri is not None:
-        _track(config, summary)
-    return summary
 
 
-def _read_existing(output: str) -> Manifest | None:
-    """Return the manifest of an existing bundle; None if the output is empty."""
-    if storage.exists(storage.join(output, bundle.MANIFEST)):
-        return bundle.read_manifest(output)
-    if storage.has_content(output):
+def _check_output(output: str) -> None:
+    """Raise `OutputError` if an output holds something that is not a bundle."""
+    if not storage.exists(storage.join(output, bundle.MANIFEST)) and storage.has_content(output):
         raise OutputError(
             f"--output {output} already holds something that is not a bundle; give a new folder or prefix"
         )
-    return None
 
 
-def _summarize_existing(output: str, manifest: Manifest, asked: dict[str, Json], images: Images) -> TrainSummary:
+def _summarize_existing(output: str, asked: dict[str, Json], images: Images) -> TrainSummary | None:
+    """Return the summary of an existing bundle, which must be of this training; None if there is none."""
+    if not storage.exists(storage.join(output, bundle.MANIFEST)):
+        return None
+    manifest = bundle.read_manifest(output)
     made_by = manifest.training
     if made_by is None:
         raise OutputError(f"--output {output} already holds an imported model; give a new folder or prefix")
@@ -139,7 +160,13 @@ def _prepare(config: TrainConfig, cluster: Cluster, images: Images, checkpoints:
 
 
 def _run_workers(
-    config: TrainConfig, cluster: Cluster, images: Images, roles: Roles, base_weights: bytes | None, checkpoints: str
+    config: TrainConfig,
+    cluster: Cluster,
+    images: Images,
+    roles: Roles,
+    base_weights: bytes | None,
+    checkpoints: str,
+    lock: Lock,
 ) -> tuple[Outcome, float, Cache | None]:
     """Build the feature cache and train; return the outcome, the cache's seconds, and the cache."""
     import ray
@@ -178,7 +205,7 @@ def _run_workers(
             uris=uris,
             base_weights=weights,
         )
-        outcome = launch.run(task)
+        outcome = launch.run(task, lock.check)
     except BaseException:
         launch.close()
         raise
@@ -245,12 +272,6 @@ def _save(
         metrics=results.collect_metrics(model, history, images),
         history=history,
     )
-
-
-def _remove_checkpoints(config: TrainConfig, checkpoints: str) -> None:
-    storage.delete_folder(checkpoints)
-    if config.storage_path is None and not storage.has_content(storage.resolve(config.resolved_storage_path)):
-        storage.delete_folder(storage.resolve(config.resolved_storage_path))
 
 
 def _track(config: TrainConfig, summary: TrainSummary) -> None:

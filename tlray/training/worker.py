@@ -203,6 +203,9 @@ class Worker:
         weights = state.best_weights or state.weights
         self._reporter.report(StageBegan("saving"))
         ray.get(self._channel.put_predictions.remote(self.rank, self._predict(opened, weights)))
+        # a worker that has ended removes the images that its machine keeps, which others may still read
+        while ray.get(self._channel.count_predicted.remote()) < self.num_workers:
+            time.sleep(_POLL_S)
         if self.rank != 0:
             return
         from tlray.training.export import export_model
@@ -241,9 +244,7 @@ class Worker:
         return {role: join_predictions(batches_of_role) for role, batches_of_role in parts.items()}
 
     def _collect_predictions(self) -> dict[str, RowPredictions]:
-        """Wait for the predictions of all workers and join them by role."""
-        while ray.get(self._channel.count_predicted.remote()) < self.num_workers:
-            time.sleep(_POLL_S)
+        """Join the predictions of all workers by role."""
         predicted: dict[int, dict[str, RowPredictions]] = ray.get(self._channel.get_predictions.remote())
         roles = dict.fromkeys(role for rank in sorted(predicted) for role in predicted[rank])
         workers = predicted.values()

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 
-from tests.entry.conftest import read_manifest, run_tlray
+from tests.entry.conftest import read_manifest
 from tests.faults.conftest import LONG_OPTIONS, TWO_WORKERS, check_same_history, read_history
 from tests.faults.processes import Watched, kill
 
@@ -30,8 +30,11 @@ def test_41_workers_killed_and_stopped_dead(tmp_path, small, undisturbed):
     assert ours["metrics"]["validation"]["accuracy"] == theirs["metrics"]["validation"]["accuracy"]
 
 
-def test_42_44_driver_killed_and_fewer_workers(tmp_path, small, undisturbed):
-    """Killed in each phase, the same command goes on: once with one worker of twice the batch, then with two again."""
+def test_42_44_63_driver_killed_and_fewer_workers(tmp_path, small, undisturbed):
+    """Killed in each phase, the same command goes on: once with one worker of twice the batch, then with two again.
+
+    The last one comes while the one before it seems to live, and waits for it.
+    """
     output = tmp_path / "bundle"
     options = ["--data", str(small), "--output", str(output), *LONG_OPTIONS]
     watched = Watched("train", *options, *TWO_WORKERS)
@@ -39,11 +42,14 @@ def test_42_44_driver_killed_and_fewer_workers(tmp_path, small, undisturbed):
     watched.kill_driver()
     watched = Watched("train", *options, "--num-workers", "1", "--batch-size", "8")
     watched.wait_for("epoch 7/10 (finetune)")
+    watched.stop_driver()
+    last = Watched("train", *options, *TWO_WORKERS)
+    last.wait_for(f"another tlray works on {output} (process {watched.pid} on")
     watched.kill_driver()
     assert "with 1 workers" in watched.output
     assert not output.exists()
-    last = run_tlray("train", *options, *TWO_WORKERS)
-    for told in (watched.output, last):
+    last.finish()
+    for told in (watched.output, last.output):
         assert "an earlier run was stopped; going on after epoch" in told
         assert "epoch 1/10" not in told
     check_same_history(read_history(output), read_history(undisturbed))
