@@ -59,7 +59,9 @@ def read(path):
 
 
 PAGES = sorted(
-    path for path in ROOT.rglob("*.md") if not {".venv", "build", "dist", ".git"} & set(path.relative_to(ROOT).parts)
+    path
+    for path in ROOT.rglob("*.md")
+    if not {".venv", ".s3rver", "build", "dist", ".git"} & set(path.relative_to(ROOT).parts)
 )
 
 

@@ -76,7 +76,7 @@ def test_bad_usage_is_one_clear_message_and_exit_2(one_class, two_classes, tmp_p
         assert code == 2, (name, output)
         assert expected in output, (name, output)
         assert "Traceback" not in output, name
-        assert spent < 20, (name, spent)  # a hang guard; that nothing heavy is imported is tested below
+        assert spent < 60, (name, spent)  # a hang guard; that nothing heavy is imported is tested below
 
 
 def test_nothing_heavy_is_imported_before_the_checks(one_class, two_classes, tmp_path):
