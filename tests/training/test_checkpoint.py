@@ -9,7 +9,7 @@ import pytest
 
 from tests.factories import make_epoch
 from tlray.config import TrainConfig
-from tlray.errors import StoppedError
+from tlray.errors import DivergedError, StoppedError
 from tlray.training.checkpoint import STATE, TrainingState, load_state, name_run, save_state
 
 
@@ -130,3 +130,17 @@ def test_a_run_is_named_after_its_config_and_images():
     assert name.startswith("/states/run-")
     assert name == name_run(config, "a") == name_run(replace(config, num_workers=2, batch_size=16), "a")
     assert name not in (name_run(config, "b"), name_run(replace(config, seed=1), "a"))
+
+
+@pytest.mark.parametrize("where", ["weights", "slots"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_epoch_that_ends_in_no_number_is_no_finished_epoch(where, value):
+    """As after a last step whose gradient overflowed, while its loss did not."""
+    state = TrainingState()
+    take(state, 1, 0.5)
+    weights, slots = {"head": np.ones(2, np.float32)}, [np.array(3), np.ones(2, np.float32)]
+    (weights["head"] if where == "weights" else slots[1])[1] = value
+    with pytest.raises(DivergedError, match="the weights are not finite after phase head, epoch 2"):
+        state.take_epoch(make_epoch(2), weights, SimpleNamespace(variables=slots), loss_scale=1.0)
+    assert state.epoch == 1
+    np.testing.assert_array_equal(state.weights["head"], [1])

@@ -1,4 +1,5 @@
 import hashlib
+import shutil
 
 import numpy as np
 import pytest
@@ -92,3 +93,49 @@ def test_a_digest_is_the_hash_of_the_file_in_order(folder):
 def test_an_image_that_cannot_be_fetched_stops_the_training(folder):
     with pytest.raises(StoppedError, match=r"gone\.png cannot be read \(NOT_FOUND: "):
         inspect_images([str(folder / "gone.png")], Limits(), spread=False)
+
+
+# ---- leakage
+
+
+@pytest.fixture
+def leaking(folder, tmp_path, write_digits):
+    """Validation and test folders that share one image with training, and one with each other."""
+    val, test = write_digits(tmp_path / "val", 2, 3, 10), write_digits(tmp_path / "test", 2, 3, 20)
+    known, validated = sorted((folder / "0").iterdir())[0], sorted((val / "1").iterdir())[0]
+    shutil.copy(known, val / "0" / "known.png")
+    shutil.copy(known, test / "1" / "known.png")  # under another label too
+    shutil.copy(validated, test / "1" / "validated.png")
+    return {"val_data": str(val), "test_data": str(test)}
+
+
+def list_names(images, roles, role):
+    return {images.uris[row].rpartition("/")[2] for row in roles.rows[role]}
+
+
+def test_images_that_are_known_are_named_and_not_measured_on(folder, leaking, capsys):
+    config = make_config(folder, **leaking)
+    images = list_images(config)
+    roles = assign_roles(config, images, spread=False)
+    assert {role: len(rows) for role, rows in roles.rows.items()} == {"train": 12, "val": 6, "test": 6}
+    assert not {"known.png", "validated.png"} & (list_names(images, roles, "val") | list_names(images, roles, "test"))
+    printed = capsys.readouterr().out
+    assert "WARNING: 1 images of --val-data are among those that are trained or validated on: " in printed
+    assert (
+        f"WARNING: 2 images of --test-data are among those that are trained or validated on: {folder.parent}" in printed
+    )
+    assert "known.png, " in printed
+
+
+def test_known_images_are_kept_where_that_is_asked_for(folder, leaking, capsys):
+    config = make_config(folder, allow_leakage=True, **leaking)
+    images = list_images(config)
+    roles = assign_roles(config, images, spread=False)
+    assert {role: len(rows) for role, rows in roles.rows.items()} == {"train": 12, "val": 7, "test": 8}
+    assert capsys.readouterr().out.count("WARNING") == 2
+
+
+def test_a_test_folder_of_nothing_but_training_images_is_refused(folder):
+    config = make_config(folder, test_data=str(folder), val_fraction=0.3)
+    with pytest.raises(DataError, match="--test-data: all 12 images are among those that are trained or validated on"):
+        assign_roles(config, list_images(config), spread=False)

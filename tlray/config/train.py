@@ -159,6 +159,9 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
     collective_timeout: float = 300.0
     """Seconds that a worker waits for the others within a step before it fails."""
 
+    allow_leakage: bool = False
+    """Keep validation and test images that are training images too; what is measured on them says nothing."""
+
     unsafe_lock: bool = False
     """Use an object store without conditional writes, where a second training of the output may not be kept out."""
 

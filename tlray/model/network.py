@@ -157,7 +157,7 @@ class Network:
         return [*base, *(variable for layer in self.head for variable in layer.trainable_variables)]
 
     def call(self, inputs: tf.Tensor, *, training: bool, masks: tf.Tensor | None = None) -> tf.Tensor:
-        """Return the probabilities, float32 `[N, C]`, of float32 pixels in [0, 255], activations or pooled features.
+        """Return the logits, float32 `[N, C]`, of float32 pixels in [0, 255], activations or pooled features.
 
         `masks`, float32 `[N, sum of head units]`, are factors of the dense layers' outputs (dropout); None for ones.
         """
@@ -174,14 +174,15 @@ class Network:
         return features
 
     def classify(self, features: tf.Tensor, *, masks: tf.Tensor | None = None) -> tf.Tensor:
-        """Return the probabilities of pooled features, float32 `[N, C]`; `masks` as `call`."""
+        """Return the logits of pooled features, float32 `[N, C]`, whose softmax the model gives; `masks` as `call`."""
         start = 0
         for layer in self.head[:-1]:
             features = layer(features)
             if masks is not None:
                 features = features * keras.ops.cast(masks[:, start : start + layer.units], features.dtype)
                 start += layer.units
-        return self.head[-1](features)
+        last = self.head[-1]
+        return keras.ops.matmul(keras.ops.cast(features, "float32"), last.kernel) + last.bias
 
     def read_weights(self, *, opened_only: bool) -> Weights:
         """Copy the weights: all, or the head's and those of the base's trained layers."""

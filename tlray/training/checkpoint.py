@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from tlray import storage
 from tlray.config import TrainConfig, describe_run
-from tlray.errors import FetchError, StoppedError
+from tlray.errors import DivergedError, FetchError, StoppedError
 from tlray.model.manifest import EpochRecord, hash_json
 from tlray.storage.records import RecordError, dump_record, parse_record
 from tlray.training.schedule import score_epoch
@@ -72,7 +72,18 @@ class TrainingState:
     def take_epoch(
         self, record: EpochRecord, weights: Weights, optimizer: keras.optimizers.Optimizer, loss_scale: float
     ) -> None:
-        """Add an epoch that has just ended; `weights` are those that it trained."""
+        """Add an epoch that has just ended; `weights` are those that it trained.
+
+        Raises:
+            DivergedError: a weight or a variable of the optimizer is not finite, as after a step whose gradient was
+                not, though its loss was.
+        """
+        slots = [np.array(variable) for variable in optimizer.variables]
+        if not all(np.isfinite(array).all() for array in (*weights.values(), *slots)):
+            raise DivergedError(
+                f"the weights are not finite after phase {record.phase}, epoch {record.epoch}; lower the learning "
+                "rate; the checkpoint of the last finished epoch stays"
+            )
         is_best = self.best is None or score_epoch(record) > score_epoch(self.best)
         if self.best is not None and not self.best_weights and not is_best:
             self.best_weights = self.weights  # the previous epoch is the best
@@ -80,7 +91,7 @@ class TrainingState:
         self.weights = {**self.weights, **weights}
         if is_best:
             self.best, self.best_weights = record, {}
-        self.slots = [np.array(variable) for variable in optimizer.variables]
+        self.slots = slots
         self.loss_scale = loss_scale
 
     def end_phase(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -119,10 +119,45 @@ def assign_roles(config: TrainConfig, images: Images, *, spread: bool) -> Roles:
     if config.val_data is None:
         chosen = choose_validation([digests[row] for row in train_rows], images.labels[train_rows], config.val_fraction)
         train_rows, val_rows = train_rows[~chosen], train_rows[chosen]
-    return Roles(
-        rows={"train": train_rows, "val": val_rows, "test": rows[good & (images.folder == "test")]},
-        digests=digests,
-        left_out=left_out,
+    assigned = {"train": train_rows, "val": val_rows, "test": rows[good & (images.folder == "test")]}
+    for role, leaked in find_leaked(assigned, digests).items():
+        kept = assigned[role] if config.allow_leakage else np.setdiff1d(assigned[role], leaked)
+        _report_leakage(role, [images.uris[row] for row in leaked], len(kept))
+        assigned[role] = kept
+    return Roles(assigned, digests, left_out)
+
+
+def find_leaked(rows: Mapping[str, npt.NDArray[np.int64]], digests: Sequence[str]) -> dict[str, npt.NDArray[np.int64]]:
+    """Return the validation images that are trained on too, and the test images that are trained or validated on.
+
+    They have the same bytes; roles without such images are left out.
+    """
+    known = {digests[row] for row in rows["train"]}
+    leaked = {}
+    for role in ("val", "test"):
+        seen = np.array([digests[row] in known for row in rows[role]], bool)
+        if seen.any():
+            leaked[role] = rows[role][seen]
+        known |= {digests[row] for row in rows[role]}
+    return leaked
+
+
+def _report_leakage(role: str, leaked: Sequence[str], num_kept: int) -> None:
+    """Say which images would be measured on though they are known.
+
+    Raises:
+        DataError: none would remain.
+    """
+    option = f"--{role}-data"
+    if not num_kept:
+        raise DataError(
+            f"{option}: all {len(leaked):,} images are among those that are trained or validated on; give others, or "
+            "--allow-leakage"
+        )
+    named = ", ".join(leaked[:_NAMED_FAULTS]) + (", ..." if len(leaked) > _NAMED_FAULTS else "")
+    say(
+        f"WARNING: {len(leaked):,} images of {option} are among those that are trained or validated on: {named}; "
+        "they are left out, unless --allow-leakage is given"
     )
 
 

@@ -30,7 +30,6 @@ _GRADIENT_PACK_BYTES = 32 * 2**20
 
 _FIRST_LOSS_SCALE = 2.0**15
 _LOSS_SCALE_GROWTH_STEPS = 2000
-_SMALLEST_PROBABILITY = 1e-7  # Keras's epsilon
 
 
 def make_strategy(collective_timeout_s: float) -> tf.distribute.Strategy:
@@ -125,12 +124,12 @@ class TrainStep:
             inputs = warp(inputs, batch["transforms"])
         labels, weights = batch["labels"], batch["weights"]
         with tf.GradientTape() as tape:
-            probabilities = self._network.call(inputs, training=True, masks=batch.get("masks"))
-            losses = _cross_entropy(labels, probabilities, self._label_smoothing) * weights
+            logits = self._network.call(inputs, training=True, masks=batch.get("masks"))
+            losses = _cross_entropy(labels, logits, self._label_smoothing) * weights
             # the optimizer sums over the workers, so each divides by the rows of the whole step
             loss = tf.reduce_sum(losses) / batch["total"] * scale
         gradients = tape.gradient(loss, self._variables)
-        hits = tf.cast(tf.argmax(probabilities, axis=1, output_type=labels.dtype) == labels, tf.float32)
+        hits = tf.cast(tf.argmax(logits, axis=1, output_type=labels.dtype) == labels, tf.float32)
         return gradients, tf.stack([tf.reduce_sum(losses), tf.reduce_sum(hits * batch["counts"])])
 
     def _limit(self, gradients: list[tf.Tensor], scale: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
@@ -142,8 +141,8 @@ class TrainStep:
         return [tf.where(finite, gradient * factor, tf.zeros_like(gradient)) for gradient in gradients], finite
 
 
-def _cross_entropy(labels: tf.Tensor, probabilities: tf.Tensor, label_smoothing: float) -> tf.Tensor:
-    logs = tf.math.log(tf.clip_by_value(probabilities, _SMALLEST_PROBABILITY, 1.0))
+def _cross_entropy(labels: tf.Tensor, logits: tf.Tensor, label_smoothing: float) -> tf.Tensor:
+    logs = tf.nn.log_softmax(logits)  # of probabilities a row that is surely wrong would have no gradient
     own = -tf.gather(logs, labels, axis=1, batch_dims=1)
     if not label_smoothing:
         return own
@@ -151,16 +150,16 @@ def _cross_entropy(labels: tf.Tensor, probabilities: tf.Tensor, label_smoothing:
 
 
 def make_evaluate_step(strategy: tf.distribute.Strategy, network: Network) -> Function:
-    """Make a function of inputs `[B, ...]`: float32 probabilities `[B, C]` and pooled features `[B, D]`."""
+    """Make a function of inputs `[B, ...]`: float32 log probabilities `[B, C]` and pooled features `[B, D]`."""
 
     def evaluate_replica(inputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         features = network.embed(tf.cast(inputs, tf.float32), training=False)
-        return network.classify(features), tf.cast(features, tf.float32)
+        return tf.nn.log_softmax(network.classify(features)), tf.cast(features, tf.float32)
 
     @tf.function
     def step(inputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        probabilities, features = strategy.run(evaluate_replica, args=(inputs,))
-        return probabilities, features
+        logs, features = strategy.run(evaluate_replica, args=(inputs,))
+        return logs, features
 
     return step
 

@@ -178,10 +178,9 @@ class Worker:
         sums = np.zeros(2)
         plan = self._cut(task.val_rows)
         for index, rows in enumerate(plan.rows):
-            probabilities = opened.evaluate(next(inputs))[0].numpy()
+            logs = opened.evaluate(next(inputs))[0].numpy()
             labels, weights = task.labels[rows], plan.weights[index]
-            true_probabilities = probabilities[np.arange(len(rows)), labels].astype(np.float64)
-            losses, hits = -np.log(np.maximum(true_probabilities, 1e-7)), probabilities.argmax(1) == labels
+            losses, hits = -logs[np.arange(len(rows)), labels].astype(np.float64), logs.argmax(1) == labels
             sums += [(losses * weights).sum(), (hits * weights).sum()]
             self._reporter.count(int(plan.totals[index]))
         loss, accuracy = steps.sum_over_workers(self.strategy, sums) / len(task.val_rows)
@@ -236,7 +235,8 @@ class Worker:
             for role, _, _, plan in plans:
                 with_features = task.reference_rows if role == "reference" else task.held_rows
                 for rows, counts in zip(plan.rows, plan.weights, strict=True):
-                    probabilities, features = (output.numpy() for output in opened.evaluate(next(inputs)))
+                    logs, features = (output.numpy() for output in opened.evaluate(next(inputs)))
+                    probabilities = np.exp(logs)
                     counted = counts > 0
                     kept = counted & np.isin(rows, with_features)
                     predicted = RowPredictions(rows[counted], probabilities[counted], rows[kept], features[kept])
