@@ -8,9 +8,11 @@ from tlray.cluster.resources import (
     EngineBounds,
     choose_engine_cpus,
     choose_feeding_cpus,
+    choose_worker_threads,
     count_cores,
     count_gpu_slots,
     plan_engines,
+    plan_readers,
     plan_workers,
 )
 from tlray.errors import StoppedError
@@ -65,6 +67,40 @@ def test_workers_beside_engines_leave_them_their_cores():
     assert 4 * beside.num_cpus + 2 * (workers.worker_cpus + workers.reader_cpus) <= 4
     joined = Cluster(4, 0, local=False)
     assert plan_engines(joined, 1000, 32, beside_workers=True) == plan_engines(joined, 1000, 32)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "workers", "threads"),
+    [
+        (Cluster(2, 0, local=True), 1, 2),
+        (Cluster(2, 0, local=True), 4, 1),
+        (Cluster(64, 0, local=False), 8, 7),  # eight on one machine: each has its share once
+        (Cluster(128, 8, local=False, node_cpus=(16.0,) * 8), 8, 16),
+        (Cluster(8, 1, local=True), 1, 8),
+    ],
+)
+def test_a_worker_has_the_threads_of_its_share_of_the_cores(cluster, workers, threads):
+    assert choose_worker_threads(cluster, workers, plan_workers(cluster, workers, None)) == threads
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("gpus", [1, 2])
+@pytest.mark.parametrize("cpus", [1, 2, 3, 4, 16])
+def test_engines_on_gpus_their_readers_and_waiting_workers_fit_on_this_machine(cpus, gpus, workers):
+    """As on a machine of 2 cores and a GPU that trains with 2 workers: they booked 2.25 cores, and waited forever."""
+    cluster = Cluster(cpus, gpus, local=True)
+    trained = plan_workers(cluster, workers, None)
+    booked = 0.0 if trained.gpus else workers * trained.worker_cpus
+    engines = plan_engines(cluster, 1000, 128, beside_workers=not trained.gpus)
+    num_readers, reader_cpus = plan_readers(cluster, engines, booked)
+    assert min(num_readers, reader_cpus, engines.num_cpus) > 0
+    assert booked + engines.actors * engines.num_cpus + num_readers * reader_cpus <= cpus + 1e-6
+
+
+def test_many_engines_on_gpus_get_a_reader_for_each_core_that_is_left():
+    cluster = Cluster(64 * 16, 64, local=False, node_cpus=(16.0,) * 64)
+    engines = plan_engines(cluster, 10**6, 128)
+    assert (engines.actors, plan_readers(cluster, engines, 0.0)) == (64, (64 * 15, DATA_TASK_CPUS))
 
 
 @pytest.mark.parametrize(("cpus", "expected"), [(1, 7), (2, 3), (3, 2), (4, 1), (5, 0), (0.1, 79)])

@@ -2,10 +2,11 @@ import colorsys
 import importlib
 import os
 import sys
+from types import SimpleNamespace
 
 import pytest
 
-from tlray.model.tf_imports import _without, enable_onednn
+from tlray.model.tf_imports import _without, enable_onednn, show_booked_gpus
 
 
 def test_packages_are_missing_only_inside():
@@ -33,3 +34,18 @@ def test_the_users_choice_of_onednn_is_kept(monkeypatch, value):
     monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", value)
     enable_onednn()
     assert os.environ["TF_ENABLE_ONEDNN_OPTS"] == value
+
+
+@pytest.mark.parametrize(
+    ("booked", "before", "visible"),
+    [({"GPU": ["2", "3"]}, "2,3", "2,3"), ({"GPU": ["0"]}, None, "0"), ({"GPU": []}, "0,1", "-1"), ({}, None, "-1")],
+)
+def test_a_process_sees_the_gpus_that_are_booked_for_it_alone(monkeypatch, booked, before, visible):
+    """Ray leaves the variable alone where it books none."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if before is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", before)
+    context = SimpleNamespace(get_accelerator_ids=lambda: booked)
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(get_runtime_context=lambda: context))
+    show_booked_gpus()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == visible

@@ -9,7 +9,7 @@ import contextlib
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tlray.errors import StoppedError
@@ -145,6 +145,16 @@ def plan_workers(cluster: Cluster, num_workers: int, gpus_per_worker: int | None
     return WorkerResources(gpus_per_worker, worker_cpus, num_readers, DATA_TASK_CPUS)
 
 
+def choose_worker_threads(cluster: Cluster, num_workers: int, resources: WorkerResources) -> int:
+    """Return TensorFlow's threads of each worker: its share of the cores, on a joined cluster those that it booked.
+
+    A worker on a GPU books one core, but its host work, such as copies and input, may use its share of all.
+    """
+    if cluster.local or resources.gpus:
+        return max(1, int(cluster.cpus / num_workers))
+    return max(1, int(resources.worker_cpus))
+
+
 def _floor(share: float) -> float:
     """Round down to hundredths, so that rounding never asks for more than exists."""
     return int(share * 100) / 100
@@ -239,12 +249,25 @@ def plan_engines(
     most = min(batches, slots if bounds.max_engines is None else bounds.max_engines)
     actors = max(1, min(slots, most))
     if num_gpus:
-        return EngineResources(actors, max(actors, most), choose_feeding_cpus(cluster, num_gpus), num_gpus, None)
+        beside = beside_workers and cluster.local
+        free = replace(cluster, cpus=cluster.cpus * _ENGINE_CPUS_BESIDE_WORKERS) if beside else cluster
+        return EngineResources(actors, max(actors, most), choose_feeding_cpus(free, num_gpus), num_gpus, None)
     share = _ENGINE_CPUS_BESIDE_WORKERS if beside_workers and cluster.local else choose_engine_cpus(cluster.nodes)
     threads = max(1, min(cores // actors, int(max(cluster.nodes))))
     while threads > 1 and cluster.count_slots(share * threads) < actors:
         threads -= 1
     return EngineResources(actors, max(actors, most), _floor(share * min(threads, cluster.cpus)), 0.0, threads)
+
+
+def plan_readers(cluster: Cluster, engines: EngineResources, booked_cpus: float) -> tuple[int, float]:
+    """Return the number of processes that read and decode for engines on GPUs, and the cores that each books.
+
+    Args:
+        booked_cpus: cores that others have booked beside the engines.
+    """
+    left = cluster.cpus - booked_cpus - engines.actors * engines.num_cpus
+    num_readers = max(1, min(_MAX_READERS * engines.actors, int(left)))
+    return num_readers, min(DATA_TASK_CPUS, _floor(max(0.0, left + _ROUNDING) / num_readers))
 
 
 def choose_engine_cpus(nodes: Sequence[float]) -> float:

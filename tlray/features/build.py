@@ -23,7 +23,7 @@ from tlray.features.cache import FROZEN_BASE, TAIL, Cache, Features, FeatureSet,
 from tlray.images.augment import warp
 from tlray.images.batch import read_images
 from tlray.model.backbones import BACKBONES
-from tlray.model.tf_imports import import_keras
+from tlray.model.tf_imports import import_keras, show_booked_gpus
 
 if TYPE_CHECKING:
     import keras
@@ -129,9 +129,11 @@ class _RunWork:
         import ray
 
         storage.adopt(options)
+        show_booked_gpus()
         import_keras()
-        from tlray.model.engine import allow_bfloat16, limit_threads
+        from tlray.model.engine import allow_bfloat16, grow_gpu_memory, limit_threads
 
+        grow_gpu_memory()
         self._cache, self._works = ray.get(shared[0])
         self._uris = ray.get(uris[0])
         frozen = self._cache.frozen

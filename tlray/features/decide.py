@@ -14,7 +14,7 @@ import numpy.typing as npt
 from rich import filesize
 
 from tlray import storage
-from tlray.cluster.resources import Cluster, EngineBounds, plan_engines, plan_workers
+from tlray.cluster.resources import Cluster, EngineBounds, plan_engines, plan_readers, plan_workers
 from tlray.config import TrainConfig
 from tlray.console import Stage, say
 from tlray.errors import StoppedError
@@ -160,12 +160,15 @@ def _build(
     """Run the engines; return the seconds since the first of them was ready."""
     bounds = EngineBounds(0.0 if config.gpus_per_worker == 0 else None)
     a_shard = max(1, missing.images // max(1, len(missing.works)))
-    resources = plan_engines(cluster, max(1, missing.images), a_shard, bounds, beside_workers=True)
     workers = plan_workers(cluster, config.num_workers, config.gpus_per_worker)
+    beside = cluster.local and not workers.gpus  # the workers have started already
+    resources = plan_engines(cluster, max(1, missing.images), a_shard, bounds, beside_workers=beside)
+    booked_cpus = config.num_workers * workers.worker_cpus if beside else 0.0
+    readers = plan_readers(cluster, resources, booked_cpus)
     storage.check_writable(cache.uri, "--cache-dir")
     first_ready = time.time()
     with Stage("frozen base", missing.images) as stage:
-        for index, done in enumerate(build(cache, missing, uris, resources, workers.num_readers, workers.reader_cpus)):
+        for index, done in enumerate(build(cache, missing, uris, resources, *readers)):
             first_ready = done.ready if index == 0 else min(first_ready, done.ready)
             stage.advance(done.images)
     return time.time() - first_ready

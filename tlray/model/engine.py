@@ -6,6 +6,7 @@ InceptionV3 ran at 59 to 64 images/s, a `tf.function` in float32 at 27 (2 cores 
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -143,6 +144,7 @@ def open_engine(
     Raises:
         StoppedError: the given precision, or float32, moves them too far.
     """
+    grow_gpu_memory()
     device: Literal["CPU", "GPU"] = "GPU" if count_gpus() else "CPU"
     golden = bundle.load_golden()
     pixels = np.stack([decode(image.data, bundle.image_size_px).pixels for image in golden])
@@ -231,6 +233,13 @@ def freeze(
 def allow_bfloat16(*, allowed: bool = True) -> None:
     """Let oneDNN compute convolutions and products in bfloat16; sums stay float32."""
     tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": allowed})
+
+
+def grow_gpu_memory() -> None:
+    """Let TensorFlow take a GPU's memory as it needs it, not all of it; no effect once it has used the GPU."""
+    for gpu in tf.config.list_physical_devices("GPU"):
+        with contextlib.suppress(RuntimeError):
+            tf.config.experimental.set_memory_growth(gpu, True)
 
 
 def limit_threads(num_threads: int) -> None:

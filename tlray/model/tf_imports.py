@@ -24,6 +24,17 @@ def enable_onednn() -> None:
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0" if refuses else "1")
 
 
+def show_booked_gpus() -> None:
+    """Let this process of Ray's see the GPUs that are booked for it alone; call it before TensorFlow is imported.
+
+    Ray leaves the variable as it is where it books none, and TensorFlow would take memory of GPUs that others use.
+    """
+    import ray
+
+    booked = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(booked) or "-1"
+
+
 def import_keras() -> None:
     """Import Keras and TensorFlow; Keras's wrappers, plots and adapters do not work in this process."""
     enable_onednn()

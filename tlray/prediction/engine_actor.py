@@ -21,7 +21,7 @@ from tlray.images.limits import Limits
 from tlray.model.bundle import MANIFEST, Bundle, unpack
 from tlray.model.manifest import Manifest
 from tlray.model.precision import PrecisionName
-from tlray.model.tf_imports import import_tensorflow
+from tlray.model.tf_imports import import_tensorflow, show_booked_gpus
 from tlray.output.schema import EMBEDDING, TOP_FIELDS, RequestedColumns
 from tlray.prediction import batches
 from tlray.prediction.batches import Columns, open_images
@@ -80,6 +80,7 @@ class EngineActor:
         self._dispatcher = dispatcher[0]
         self._node = ray.get_runtime_context().get_node_id()
         ray.get(self._dispatcher.start_engine.remote(num_engines))
+        show_booked_gpus()
         import_tensorflow()
         from tlray.model.engine import open_engine
 

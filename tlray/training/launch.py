@@ -24,7 +24,7 @@ from tlray.cluster.ray_private import (
     remove_placement_groups,
     spare_helpers,
 )
-from tlray.cluster.resources import Cluster, plan_workers
+from tlray.cluster.resources import Cluster, choose_worker_threads, plan_workers
 from tlray.config import TrainConfig
 from tlray.console import Stage, say
 from tlray.errors import StoppedError, TlrayError
@@ -180,7 +180,7 @@ class Launch:
         settings = WorkerSettings(
             channel=self._channel,
             checkpoints=self._checkpoints,
-            num_threads=int(self._cluster.cpus) if self._cluster.local else max(1, int(resources.worker_cpus)),
+            num_threads=choose_worker_threads(self._cluster, config.num_workers, resources),
             collective_timeout_s=config.collective_timeout,
             options=storage.get_options(),
         )

@@ -19,7 +19,7 @@ import ray.util
 from ray.train.backend import Backend, BackendConfig
 
 from tlray.errors import TlrayError
-from tlray.model.tf_imports import import_keras
+from tlray.model.tf_imports import import_keras, show_booked_gpus
 from tlray.storage import adopt
 from tlray.training.channel import ChannelHandle, Failed, send
 from tlray.training.task import TrainingTask, WorkerSettings
@@ -69,6 +69,7 @@ def run_worker(config: dict[str, WorkerSettings]) -> None:
     adopt(settings.options)
     if ray.get(settings.channel.is_closed.remote()):
         return  # the driver has given up, which Ray Train does not know
+    show_booked_gpus()
     import_keras()
     from tlray.training.worker import Worker  # imports TensorFlow
 

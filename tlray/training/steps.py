@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from tlray.errors import StoppedError
 from tlray.images.augment import warp
+from tlray.model.engine import grow_gpu_memory
 from tlray.model.network import Network
 
 Batch: TypeAlias = dict[str, npt.NDArray[np.generic]]
@@ -34,8 +35,7 @@ _LOSS_SCALE_GROWTH_STEPS = 2000
 
 def make_strategy(collective_timeout_s: float) -> tf.distribute.Strategy:
     """Connect to the workers in TF_CONFIG; a sum fails after waiting `collective_timeout_s` for them."""
-    for gpu in tf.config.list_physical_devices("GPU"):
-        tf.config.experimental.set_memory_growth(gpu, True)
+    grow_gpu_memory()
     options = tf.distribute.experimental.CommunicationOptions(
         bytes_per_pack=_GRADIENT_PACK_BYTES, timeout_seconds=collective_timeout_s
     )

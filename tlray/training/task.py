@@ -99,7 +99,7 @@ class WorkerSettings:
 
     Attributes:
         channel: handle of the `Channel` actor.
-        num_threads: threads of one machine, shared by its workers.
+        num_threads: of TensorFlow.
         collective_timeout_s: maximum wait for other workers in one sum.
         options: of requests to S3.
     """

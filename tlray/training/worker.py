@@ -45,7 +45,7 @@ class Worker:
         self._checkpoints = settings.checkpoints
         self._channel = settings.channel
         self._reporter = WorkerReporter(settings.channel, self.rank)
-        limit_threads(max(1, settings.num_threads // context.get_local_world_size()))
+        limit_threads(settings.num_threads)
         self.strategy = steps.make_strategy(settings.collective_timeout_s)
 
     def run(self, task: TrainingTask) -> None:
