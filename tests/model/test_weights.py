@@ -114,3 +114,21 @@ def test_imagenet_weights_that_cannot_be_fetched_have_a_way_out(published, tmp_p
     text = refuse("imagenet")
     assert text.startswith("the ImageNet weights of mobilenet_v2 cannot be fetched (")
     assert f"put base.h5 into {tmp_path / 'keras' / 'models'}, give a file by --weights PATH" in text
+
+
+@pytest.mark.parametrize("size", [0, 5])
+def test_imagenet_weights_that_were_cut_off_on_disk_are_refused(published, tmp_path, size):
+    load_weights("imagenet", BACKBONE)
+    kept = tmp_path / "keras" / "models" / "base.h5"
+    kept.write_bytes(b"published"[:size])
+    assert refuse("imagenet").startswith(f"{kept} is damaged: it holds {size} bytes of the ImageNet weights of mobilen")
+
+
+def test_imagenet_weights_without_a_published_hash_are_checked_by_their_values(published, tmp_path, monkeypatch):
+    monkeypatch.setitem(BACKBONES, BACKBONE, replace(BACKBONES[BACKBONE], imagenet_md5=None))
+    assert "arrived damaged" in refuse("imagenet")
+    whole = make_hdf5(SIZE)
+    published.write_bytes(whole)
+    assert load_weights("imagenet", BACKBONE) == whole
+    (tmp_path / "keras" / "models" / "base.h5").write_bytes(whole[:-9])
+    assert "is damaged" in refuse("imagenet")

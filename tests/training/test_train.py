@@ -2,6 +2,7 @@
 
 import functools
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -61,3 +62,15 @@ def test_a_lock_that_is_lost_ends_the_training(monkeypatch):
     monitor = launch._TrainingMonitor(1, 1, lambda _: None, check)
     with pytest.raises(StoppedError, match="taken over"):
         monitor.run(threading.Thread(), [], None)
+
+
+@pytest.mark.parametrize(("batchnorm", "warned"), [("frozen", True), ("train", False)])
+def test_frozen_batchnorm_on_random_weights_is_warned_about(config, monkeypatch, capsys, batchnorm, warned):
+    def stop(*_, **__):
+        raise StoppedError("far enough")
+
+    monkeypatch.setattr(training.clusters, "connect", stop)
+    with pytest.raises(StoppedError, match="far enough"):
+        training.train(replace(config, batchnorm=batchnorm))
+    assert ("give --batchnorm train" in capsys.readouterr().out) == warned
+    assert not Path(config.work_folder, "_lock.json").exists()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tlray import storage
 from tlray.errors import FetchError, WeightsError
-from tlray.model.backbones import BACKBONES
+from tlray.model.backbones import BACKBONES, Backbone
 
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _PROBE_TIMEOUT_S = 8
@@ -75,7 +75,13 @@ def _load_imagenet(backbone: str) -> bytes:
     home = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
     path = home / "models" / entry.imagenet_url.rpartition("/")[2]
     if path.is_file():
-        return path.read_bytes()
+        data = path.read_bytes()
+        if not _is_whole(data, entry):
+            raise WeightsError(
+                f"{path} is damaged: it holds {len(data):,} bytes of the ImageNet weights of {backbone}; remove it, "
+                "and it is fetched again, or give a file by --weights"
+            )
+        return data
     try:
         data = _download(entry.imagenet_url)
     except OSError as error:
@@ -84,7 +90,7 @@ def _load_imagenet(backbone: str) -> bytes:
             f"the ImageNet weights of {backbone} cannot be fetched ({reason}); put {path.name} into {path.parent}, "
             "give a file by --weights PATH, or train from scratch by --weights none"
         ) from None
-    if entry.imagenet_md5 and hashlib.md5(data, usedforsecurity=False).hexdigest() != entry.imagenet_md5:
+    if not _is_whole(data, entry):
         raise WeightsError(
             f"the ImageNet weights of {backbone} arrived damaged; try again, or give a file by --weights"
         )
@@ -93,6 +99,13 @@ def _load_imagenet(backbone: str) -> bytes:
     partial.write_bytes(data)
     partial.replace(path)
     return data
+
+
+def _is_whole(data: bytes, entry: Backbone) -> bool:
+    """Return whether a published file is as it was published: by its hash, or without one by the number of values."""
+    if entry.imagenet_md5:
+        return hashlib.md5(data, usedforsecurity=False).hexdigest() == entry.imagenet_md5
+    return data.startswith(_HDF5_SIGNATURE) and _count_values(data) == entry.num_weights
 
 
 def _download(url: str) -> bytes:

@@ -63,6 +63,8 @@ def train(config: TrainConfig) -> TrainSummary:
     if (existing := _summarize_existing(output, asked, images)) is not None:
         return existing
     base_weights = load_weights(config.weights, config.backbone)
+    if base_weights is None and config.batchnorm == "frozen":
+        say("WARNING: --weights none starts at random, and frozen BatchNorm never adapts to it; give --batchnorm train")
     folder = storage.resolve(config.work_folder)
     with Lock(folder, unsafe=config.unsafe_lock, output=output) as lock:
         summary = _summarize_existing(output, asked, images)  # by another process, while this one waited for the lock
