@@ -114,3 +114,28 @@ def test_the_cause_that_ray_keeps_as_an_attribute_is_found():
 def test_the_address_of_something_else_is_refused(address):
     with pytest.raises(UsageError, match=r"--address takes HOST:PORT of the cluster's head, .* use tlray submit"):
         _check_address(address)
+
+
+OUT_OF_MEMORY = """1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 10.0.0.7, \
+ID: 32dba6875b8567) was 15.27GB used / 16.00GB limit (0.954207)
+OOM kill reason: Memory usage 4546367488B exceeded threshold
+Consider
+Top 10 memory users: PID\tMEM(GB)\tCOMMAND
+28069\t6.77\t/opt/venv/bin/python -m somebody.elses --token abc
+9189\t3.45\tray::RayTrainWorker
+9190\t3.40\tray::RayTrainWorker
+28290\t0.22\tray::Channel
+28291\t0.16\tray::_StatsActor
+Refer to the documentation on how to address the out of memory issue: set RAY_memory_usage_threshold"""
+
+
+def test_a_process_that_ray_killed_for_memory_is_told_with_what_held_it():
+    told = str(explain_failure(RuntimeError(OUT_OF_MEMORY), "training"))
+    assert told == (
+        "training stopped: the memory of 10.0.0.7 was full, 15.27 of 16.00 GB (most of it: python 6.77 GB, "
+        "ray::RayTrainWorker 3.45 GB, ray::RayTrainWorker 3.40 GB, ray::Channel 0.22 GB), and Ray killed a process "
+        "there; lower --batch-size, --num-workers or --max-cpus, or use machines with more memory; the same command "
+        "resumes"
+    )
+    without = OUT_OF_MEMORY.partition("Top 10")[0]
+    assert "15.27 of 16.00 GB, and Ray killed" in str(explain_failure(RuntimeError(without), "training"))

@@ -65,6 +65,10 @@ class Watched:
         """Process ids of the training workers."""
         return [pid for pid, command in self._list_family() if command.startswith("ray::RayTrainWorker")]
 
+    def find_channel(self):
+        """Process id of the actor that carries the messages of driver and training workers."""
+        return next(pid for pid, command in self._list_family() if command.startswith("ray::Channel"))
+
     def find_labellers(self):
         """Process ids of the labelling run's readers and engines."""
         return [pid for pid, command in self._list_family() if command.startswith(("ray::Map", "ray::Dispatcher"))]

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+import ray.exceptions
 
 from tests.factories import make_epoch
 from tlray.cluster import capacity
@@ -95,3 +96,15 @@ def test_a_worker_error_is_kept_to_be_raised(monitor):
     error = StoppedError("no more")
     watch._take(Failed(error), 0.0, stage)
     assert watch._failure is error
+
+
+def test_a_channel_that_is_gone_may_be_replaced(monkeypatch):
+    """What a worker raises comes by Ray Train; an error of Ray's here is one of the channel."""
+    training = Launch.__new__(Launch)
+
+    def run(*_):
+        raise ray.exceptions.OutOfMemoryError("the channel's process was killed")
+
+    monkeypatch.setattr(training, "_run", run, raising=False)
+    with pytest.raises(launch.ChannelLostError, match="training stopped: the channel's process was killed"):
+        training.run(None, lambda: None)

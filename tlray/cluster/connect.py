@@ -11,6 +11,7 @@ import socket
 import threading
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from tlray.cluster.resources import Cluster, count_cores
@@ -52,6 +53,11 @@ def _set_environment(verbose: bool) -> None:
 
 
 _CONNECT_TIMEOUT_S = 10.0
+_NAMED_USERS = 4
+_MEMORY = re.compile(
+    r"running low on memory.*?\(IP: ([^,]+), ID: \w+\) was ([\d.]+)GB used / ([\d.]+)GB limit", re.DOTALL
+)
+_MEMORY_USER = re.compile(r"^\d+\t([\d.]+)\t(\S.*)$", re.MULTILINE)
 _OUR_ERROR = re.compile(r"^\s*tlray\.errors\.(\w+): (.+)", re.MULTILINE)
 _ERRORS_OF_ONE_TEXT: dict[str, type[TlrayError]] = {
     kind.__name__: kind for kind in (BundleError, DataError, DivergedError, OutputError, WeightsError)
@@ -171,7 +177,10 @@ def _silence() -> None:
 
 
 def explain_failure(error: BaseException, doing: str) -> TlrayError:
-    """Return the tlray error inside an error of Ray's, else a `StoppedError` with the last line of its message."""
+    """Return the tlray error inside an error of Ray's, else a `StoppedError` that says what Ray does.
+
+    That is the machine whose memory was full and what held it, or the last line of the message.
+    """
     cause: BaseException | None = error
     seen: set[int] = set()
     while cause is not None and id(cause) not in seen:
@@ -179,7 +188,22 @@ def explain_failure(error: BaseException, doing: str) -> TlrayError:
         if isinstance(cause, TlrayError):
             return cause
         cause = getattr(cause, "cause", None) or cause.__cause__ or cause.__context__
+    if (memory := describe_lack_of_memory(str(error))) is not None:
+        return StoppedError(f"{doing} stopped: {memory}")
     ours = _OUR_ERROR.search(str(error))  # Ray Data passes on errors of its stages as text
     if ours is not None:
         return _ERRORS_OF_ONE_TEXT.get(ours[1], StoppedError)(ours[2])
     return StoppedError(f"{doing} stopped: {last_line(error)}")
+
+
+def describe_lack_of_memory(text: str) -> str | None:
+    """Return what the message of Ray's memory monitor says, and what to do; None for any other message."""
+    found = _MEMORY.search(text)
+    if found is None:
+        return None
+    users = [f"{Path(command.split()[0]).name} {size} GB" for size, command in _MEMORY_USER.findall(text)]
+    held = f" (most of it: {', '.join(users[:_NAMED_USERS])})" if users else ""
+    return (
+        f"the memory of {found[1]} was full, {found[2]} of {found[3]} GB{held}, and Ray killed a process there; lower "
+        "--batch-size, --num-workers or --max-cpus, or use machines with more memory; the same command resumes"
+    )

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.exceptions
@@ -34,6 +34,7 @@ from tlray.training import channel as channels
 from tlray.training.task import TrainingTask, WorkerSettings
 
 if TYPE_CHECKING:
+    from ray.actor import ActorHandle
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     from tlray.training.predictions import RowPredictions
@@ -66,6 +67,10 @@ class Outcome:
     starts: int = 0
 
 
+class ChannelLostError(StoppedError):
+    """The process that carries the messages of driver and workers has died."""
+
+
 class Launch:
     """Starts the workers of one training, gives them their task, and follows them.
 
@@ -81,6 +86,7 @@ class Launch:
         self._channel = channels.Channel.options(scheduling_strategy=stay_here()).remote()  # type: ignore[attr-defined]
         self._thread: threading.Thread | None = None
         self._failures: list[BaseException] = []
+        self._controller: ActorHandle[Any] | None = None
         self.resources = plan_workers(cluster, config.num_workers, config.gpus_per_worker)
         self.may_start_early = cluster.local and not self.resources.gpus
 
@@ -104,22 +110,36 @@ class Launch:
         stay, as a notebook does, and train again.
         """
         deadline = time.monotonic() + _END_S
-        with contextlib.suppress(ray.exceptions.RayError):  # without a channel, no worker waits for it
+        with contextlib.suppress(ray.exceptions.RayError):
             ray.get(self._channel.close.remote())
-            while self._thread is not None and self._thread.is_alive() and time.monotonic() < deadline:
-                controller = ray.get(self._channel.get_controller.remote())
-                if controller is not None:
-                    ray.kill(controller)
-                self._thread.join(_POLL_S)
-            if (controller := ray.get(self._channel.get_controller.remote())) is not None:
-                remove_placement_groups(controller)
+        while self._thread is not None and self._thread.is_alive() and time.monotonic() < deadline:
+            self._find_controller()
+            if self._controller is not None:
+                ray.kill(self._controller)
+            self._thread.join(_POLL_S)
+        self._find_controller()
+        if self._controller is not None:
+            remove_placement_groups(self._controller)
+
+    def _find_controller(self) -> None:
+        """Remember Ray Train's controller once it has started, as long as the channel can tell."""
+        if self._controller is None:
+            with contextlib.suppress(ray.exceptions.RayError):
+                self._controller = ray.get(self._channel.get_controller.remote())
 
     def run(self, task: TrainingTask, check_lock: Callable[[], None]) -> Outcome:
         """Give the workers their task and wait for the model.
 
         Raises:
+            ChannelLostError: another launch may go on after the last finished epoch.
             TlrayError: a worker's error, or that of `check_lock`; StoppedError if anything else ended the training.
         """
+        try:
+            return self._run(task, check_lock)
+        except ray.exceptions.RayError as error:  # of the channel: those of workers come by Ray Train's thread
+            raise ChannelLostError(str(explain_failure(error, "training"))) from error
+
+    def _run(self, task: TrainingTask, check_lock: Callable[[], None]) -> Outcome:
         if self._thread is None:
             self.start()
         ray.get(self._channel.put_task.remote(task))
@@ -129,7 +149,12 @@ class Launch:
             f"{task.batch_size} images a step, on {'GPUs' if self.resources.gpus else 'CPUs'} in {task.precision.step}"
         )
         assert self._thread is not None
-        watch = _TrainingMonitor(sum(phase.epochs for phase in task.phases), sum(counts), self._check_room, check_lock)
+
+        def check() -> None:
+            check_lock()
+            self._find_controller()
+
+        watch = _TrainingMonitor(sum(phase.epochs for phase in task.phases), sum(counts), self._check_room, check)
         outcome = watch.run(self._thread, self._failures, self._channel)
         self.close()
         return outcome
@@ -213,10 +238,11 @@ class _TrainingMonitor:
     """Collects and prints the workers' messages while Ray Train runs in its thread."""
 
     def __init__(
-        self, epochs: int, images_an_epoch: int, check_room: Callable[[float], None], check_lock: Callable[[], None]
+        self, epochs: int, images_an_epoch: int, check_room: Callable[[float], None], check: Callable[[], None]
     ) -> None:
+        """Make the monitor; `check` is called at every look, and may raise."""
         self._check_room = check_room
-        self._check_lock = check_lock
+        self._check = check
         self._epochs = epochs
         self._images_an_epoch = images_an_epoch
         self._outcome = Outcome()
@@ -232,7 +258,7 @@ class _TrainingMonitor:
         with Stage("train", self._epochs * self._images_an_epoch) as stage:
             while self._outcome.model is None:
                 alive = thread.is_alive()
-                self._check_lock()
+                self._check()
                 for message in ray.get(channel.drain.remote()):
                     self._take(message.event, message.sent, stage)
                     heard = looked = time.monotonic()

@@ -6,6 +6,7 @@ tlray train --data photos/ --output bundle/
 from __future__ import annotations
 
 import hashlib
+import itertools
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -174,7 +175,7 @@ def _run_workers(
     import ray
 
     from tlray.features.decide import prepare_cache
-    from tlray.training.launch import Launch
+    from tlray.training.launch import ChannelLostError, Launch
     from tlray.training.task import make_training_task
 
     launch = Launch(config, cluster, checkpoints)
@@ -207,7 +208,16 @@ def _run_workers(
             uris=uris,
             base_weights=weights,
         )
-        outcome = launch.run(task, lock.check)
+        for attempt in itertools.count(1):
+            try:
+                outcome = launch.run(task, lock.check)
+                break
+            except ChannelLostError as error:
+                if 0 <= config.max_failures < attempt:
+                    raise
+                say(f"{error}; starting workers again")
+                launch.close()
+                launch = Launch(config, cluster, checkpoints)
     except BaseException:
         launch.close()
         raise
@@ -225,7 +235,10 @@ def _choose_precision(config: TrainConfig, cluster: Cluster, *, gpus: bool) -> P
 
             # reserve cores, so that it doesn't run on a head node that takes no work
             remote: Any = ray.remote(num_cpus=DATA_TASK_CPUS, num_gpus=0.01 if gpus else 0)
-            fastest = ray.get(remote(detect_fastest).remote(gpus=gpus))
+            try:
+                fastest = ray.get(remote(detect_fastest).remote(gpus=gpus))
+            except ray.exceptions.RayError as error:
+                raise clusters.explain_failure(error, "looking for the fastest type") from error
     precision = choose_precision(config.precision, fastest, gpus=gpus)
     if precision.reason:
         say(f"precision: {precision.step} steps, {precision.frozen} frozen base; {precision.reason}")

@@ -30,6 +30,18 @@ def test_41_workers_killed_and_stopped_dead(tmp_path, small, undisturbed):
     assert ours["metrics"]["validation"]["accuracy"] == theirs["metrics"]["validation"]["accuracy"]
 
 
+def test_41_the_process_between_driver_and_workers_is_killed(tmp_path, small, undisturbed):
+    """As Ray's memory monitor may do: the workers start again, behind the last finished epoch."""
+    watched = Watched("train", "--data", str(small), "--output", str(tmp_path / "bundle"), *LONG_OPTIONS, *TWO_WORKERS)
+    watched.wait_for("epoch 3/10 (head)")
+    kill(watched.find_channel())
+    output = watched.finish()
+    assert "training stopped: " in output
+    assert "; starting workers again" in output
+    assert "an earlier run was stopped; going on after epoch" in output
+    check_same_history(read_history(tmp_path / "bundle"), read_history(undisturbed))
+
+
 def test_42_44_63_driver_killed_and_fewer_workers(tmp_path, small, undisturbed):
     """Killed in each phase, the same command goes on: once with one worker of twice the batch, then with two again.
 
