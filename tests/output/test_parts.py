@@ -7,7 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.output.data import BUNDLE, SCHEMA, MemoryPlan, make_predictions, make_writer, read_labels, write_all
-from tlray.errors import OutputError
+from tlray import storage
+from tlray.errors import Code, FetchError, OutputError
 from tlray.output import parts
 from tlray.output.parts import PartWriter, get_row_ids, make_name
 from tlray.output.rowset import RowSet
@@ -191,3 +192,16 @@ def test_the_name_of_a_part_gives_its_rows():
     assert get_row_ids("part-000000008192-000000008194.parquet") == range(8192, 8195)
     for name in ("part-1-2.parquet", "part-000000000000-000000000001.parquet.partial", "_waiting.parquet"):
         assert not get_row_ids(name)
+
+
+def test_waiting_predictions_that_are_out_of_reach_are_not_removed(tmp_path, monkeypatch):
+    writer = make_writer(tmp_path)
+    assert not list(writer.add(make_predictions([5, 9])))
+    writer.save_waiting()
+    again = make_writer(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "get_many", lambda uris: (FetchError(Code.TIMEOUT, "away") for _ in uris))
+        assert load_waiting(again) == []
+    assert not list(again.add(make_predictions([4])))
+    again.save_waiting()
+    assert load_waiting(make_writer(tmp_path)) == [4, 5, 9]

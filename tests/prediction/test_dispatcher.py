@@ -142,3 +142,15 @@ def test_a_machine_that_reads_nothing_while_others_do_gives_its_rows_back():
     assert dispatcher.describe_sight().num_given_back == 9
     dispatcher.note_reach("a", 1, 0)  # it sees again
     assert dispatcher.lease(0, 5, "a")[0].num_rows == 4
+
+
+def test_a_row_in_progress_on_a_drained_machine_keeps_its_tries(monkeypatch):
+    monkeypatch.setattr(dispatchers, "list_draining_nodes", lambda: frozenset("b"))
+    dispatcher = make_dispatcher()
+    dispatcher.look(0, "b")
+    for _ in range(MAX_TRIES + 2):
+        dispatcher.enter(KEY, "b")
+        assert dispatcher.isolate(KEY, 4) == 0
+    for tries in range(MAX_TRIES + 1):  # elsewhere it kills its processes
+        dispatcher.enter(KEY, "a")
+        assert dispatcher.isolate(KEY, 4) == tries

@@ -12,7 +12,7 @@ from tlray.cluster.resources import Cluster, WorkerResources
 from tlray.errors import StoppedError
 from tlray.training import launch
 from tlray.training.channel import EpochEnded, Failed, ImagesTrained, Resumed, StageBegan
-from tlray.training.launch import Launch
+from tlray.training.launch import Launch, Outcome
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def monitor(monkeypatch):
     lines = []
     stage = launch.Stage("train", 40)
     monkeypatch.setattr(stage, "say", lines.append)
-    return launch._TrainingMonitor(4, 10, lambda _: None, lambda: None), stage, lines
+    return launch._TrainingMonitor(Outcome(), 4, 10, lambda _: None, lambda: None), stage, lines
 
 
 def test_epochs_are_printed_and_collected(monitor):
@@ -107,4 +107,4 @@ def test_a_channel_that_is_gone_may_be_replaced(monkeypatch):
 
     monkeypatch.setattr(training, "_run", run, raising=False)
     with pytest.raises(launch.ChannelLostError, match="training stopped: the channel's process was killed"):
-        training.run(None, lambda: None)
+        training.run(None, lambda: None, Outcome())

@@ -1,7 +1,7 @@
 """Tell Ray when AWS is about to take this spot machine away: `python -m tlray.cluster.spot`, beside Ray on each worker.
 
 The instance metadata service announces it two minutes ahead. Ray then drains the machine: it places nothing new there,
-and tlray's processes end what they have in hand and start elsewhere. In Kubernetes nothing is needed: a pod that gets
+and what predicts ends what it has in hand and starts elsewhere. In Kubernetes nothing is needed: a pod that gets
 SIGTERM is drained by Ray itself.
 """
 
@@ -54,7 +54,7 @@ def watch() -> None:
             print(f"this machine is taken away in {deadline_s:.0f} s", flush=True)
             try:
                 drain_this_node("AWS takes the spot machine away", deadline_s)
-            except (OSError, RuntimeError) as error:
+            except Exception as error:  # Ray has several; the next look tries again
                 print(f"Ray cannot drain it: {error}", flush=True)
             else:
                 return
@@ -64,7 +64,8 @@ def watch() -> None:
 def _request(method: str, path: str, headers: dict[str, str]) -> str:
     endpoint = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") or _ENDPOINT
     request = urllib.request.Request(f"{endpoint.rstrip('/')}/latest/{path}", method=method, headers=headers)
-    with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy reaches a link-local address
+    with opener.open(request, timeout=_TIMEOUT_S) as response:
         text: str = response.read().decode()
     return text
 

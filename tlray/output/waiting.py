@@ -25,7 +25,7 @@ from tlray.output.schema import from_parquet, to_parquet
 
 FOLDER = "_waiting"
 
-_NAME = re.compile(r"(\d{12})-(\d{12})-(\d{8}T\d{6}Z-[0-9a-f]{8}-\d{6})\.parquet")
+_NAME = re.compile(r"(\d{12})-(\d{12})-(\d{8}T\d{6}Z-[0-9a-f]{8}-\d{9})\.parquet")
 _MODEL_ID_KEY = b"tlray.model_id"
 _MAX_WRITES = 16
 
@@ -55,7 +55,7 @@ class WaitingFiles:
         """
         addresses = {}
         for rows in tables:
-            name = f"{rows.start:012d}-{rows.stop - 1:012d}-{self._driver}-{self._number:06d}.parquet"
+            name = f"{rows.start:012d}-{rows.stop - 1:012d}-{self._driver}-{self._number:09d}.parquet"
             addresses[rows] = storage.join(self._folder, name)
             self._number += 1
         data = (to_parquet(table.replace_schema_metadata({_MODEL_ID_KEY: self._model_id})) for table in tables.values())
@@ -80,6 +80,8 @@ class WaitingFiles:
     def load(self, num_rows: int) -> Iterator[tuple[str, pa.Table | None]]:
         """Yield the files of stopped runs and their rows, the newest first; None for a file that is of no use.
 
+        Files that cannot be read now are passed over, and stay.
+
         Args:
             num_rows: number of planned rows.
         """
@@ -89,6 +91,8 @@ class WaitingFiles:
         found = sorted(((match[3], match, uri) for match, uri in names if match), reverse=True)
         addresses = [uri for _, _, uri in found]
         for (_, match, address), data in zip(found, storage.get_many(addresses), strict=True):
+            if isinstance(data, FetchError):
+                continue
             table = self._parse(data)
             if table is not None:
                 first, last = int(match[1]), min(int(match[2]), num_rows - 1)

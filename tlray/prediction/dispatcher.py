@@ -144,10 +144,14 @@ class Dispatcher:
     def enter(self, key: Key, node: str) -> int:
         """Register a window or batch as in progress; return how often its process died, but for machines' ends."""
         before = self._entered.get(key)
-        tries = 0 if before is None else before.tries + (before.node not in self._drained)
+        drained = before is not None and before.node in self._drained
+        tries = 0 if before is None else before.tries + (not drained)
         self._entered[key] = _Entry(tries, node)
         if key in self._isolated:
-            self._isolated[key].current = None  # its process died with this row in progress
+            isolated = self._isolated[key]
+            if drained and isolated.current is not None:
+                isolated.tries[isolated.current] -= 1
+            isolated.current = None  # its process died with this row in progress
         return tries
 
     def leave(self, key: Key, fetched: int = 0) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import threading
 import time
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import ray
+import ray.exceptions
 
 from tlray.cluster.nodes import restart_elsewhere
 from tlray.errors import OK, Code, StoppedError
@@ -112,8 +114,9 @@ class EngineActor:
             with self._working:
                 idle_s = time.monotonic() - self._worked_at
                 # its last labels may still be on their way
-                if idle_s > _LOOK_INTERVAL_S and ray.get(self._dispatcher.look.remote(0, self._node)) is Order.MOVE:
-                    restart_elsewhere()
+                with contextlib.suppress(ray.exceptions.RayError):  # the dispatcher starts again, or the run ends
+                    if idle_s > _LOOK_INTERVAL_S and ray.get(self._dispatcher.look.remote(0, self._node)) is Order.MOVE:
+                        restart_elsewhere()
 
     def _label(self, batch: Columns) -> pa.Table:
         key = "batch", int(batch["row_id"][0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -10,7 +11,7 @@ import pyarrow.compute as pc
 
 from tlray import report, storage
 from tlray.console import now, say
-from tlray.errors import StoppedError
+from tlray.errors import DataError, OutageError, OutputError, StoppedError
 from tlray.images.limits import Limits
 from tlray.model.bundle import Bundle, list_versions
 from tlray.output import receipt as receipts
@@ -92,5 +93,6 @@ def write_report(
 def close_run(output: str, receipt: Receipt) -> None:
     """Write the receipt, and remove what only an unfinished run needs."""
     receipts.write_receipt(output, receipt)
-    storage.delete(storage.join(output, PROGRESS))
-    storage.delete_folder(storage.join(output, WAITING))
+    with contextlib.suppress(DataError, OutputError, OutageError):  # the run is finished
+        storage.delete(storage.join(output, PROGRESS))
+        storage.delete_folder(storage.join(output, WAITING))

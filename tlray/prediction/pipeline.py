@@ -246,7 +246,6 @@ def _read_window(
             looked = time.monotonic()
             order = ray.get(handle.look.remote(uncounted, node))
             if order is Order.MOVE:
-                ray.get(handle.leave.remote(key))
                 restart_elsewhere()
             if order is Order.STOP:
                 break

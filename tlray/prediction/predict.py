@@ -216,9 +216,10 @@ def _predict_rows(
                 failures.check(statuses, final=final)
             run.clock.end_pass(pipeline.engines)
         except BaseException:
-            with contextlib.suppress(OutputError, OutageError):
-                state.writer.save_waiting()
-                state.ledger.flush()
+            if not run.lock.is_lost:
+                with contextlib.suppress(OutputError, OutageError):
+                    state.writer.save_waiting()
+                    state.ledger.flush()
             raise
         state.ledger.flush()
         state.blind |= pipeline.sight.blind

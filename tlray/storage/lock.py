@@ -99,6 +99,11 @@ class Lock:
         with contextlib.suppress(OutputError, OutageError, FetchError, OSError):
             self._store.remove()
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether another driver has taken over the lock."""
+        return self._lost
+
     def check(self) -> None:
         """Raise `StoppedError` if another driver has taken over the lock, as after a stalled heartbeat."""
         if self._lost:

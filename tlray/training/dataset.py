@@ -122,7 +122,7 @@ def assign_roles(config: TrainConfig, images: Images, *, spread: bool) -> Roles:
     assigned = {"train": train_rows, "val": val_rows, "test": rows[good & (images.folder == "test")]}
     for role, leaked in find_leaked(assigned, digests).items():
         kept = assigned[role] if config.allow_leakage else np.setdiff1d(assigned[role], leaked)
-        _report_leakage(role, [images.uris[row] for row in leaked], len(kept))
+        _report_leakage(role, [images.uris[row] for row in leaked], len(kept), allowed=config.allow_leakage)
         assigned[role] = kept
     return Roles(assigned, digests, left_out)
 
@@ -142,7 +142,7 @@ def find_leaked(rows: Mapping[str, npt.NDArray[np.int64]], digests: Sequence[str
     return leaked
 
 
-def _report_leakage(role: str, leaked: Sequence[str], num_kept: int) -> None:
+def _report_leakage(role: str, leaked: Sequence[str], num_kept: int, *, allowed: bool) -> None:
     """Say which images would be measured on though they are known.
 
     Raises:
@@ -155,10 +155,8 @@ def _report_leakage(role: str, leaked: Sequence[str], num_kept: int) -> None:
             "--allow-leakage"
         )
     named = ", ".join(leaked[:_NAMED_FAULTS]) + (", ..." if len(leaked) > _NAMED_FAULTS else "")
-    say(
-        f"WARNING: {len(leaked):,} images of {option} are among those that are trained or validated on: {named}; "
-        "they are left out, unless --allow-leakage is given"
-    )
+    end = "what is measured on them says nothing" if allowed else "they are left out (--allow-leakage keeps them)"
+    say(f"WARNING: {len(leaked):,} images of {option} are among those that are trained or validated on: {named}; {end}")
 
 
 def inspect_images(uris: Sequence[str], limits: Limits, *, spread: bool) -> tuple[list[str], list[str | None]]:

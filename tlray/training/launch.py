@@ -78,8 +78,14 @@ class Launch:
     reads images and engines compute the frozen base. Elsewhere they would hold resources that the engines need.
     """
 
-    def __init__(self, config: TrainConfig, cluster: Cluster, checkpoints: str) -> None:
-        """Start the channel, but no worker; `checkpoints` is the folder of this run's states."""
+    def __init__(self, config: TrainConfig, cluster: Cluster, checkpoints: str, num_lost: int = 0) -> None:
+        """Start the channel, but no worker.
+
+        Args:
+            checkpoints: folder of this run's states.
+            num_lost: number of launches that lost their channel before.
+        """
+        self._num_lost = num_lost
         self._config = config
         self._cluster = cluster
         self._checkpoints = checkpoints
@@ -103,8 +109,8 @@ class Launch:
         self._thread = threading.Thread(target=fit, daemon=True)
         self._thread.start()
 
-    def close(self) -> None:
-        """Kill Ray Train's controller, and with it all workers; free what it had booked.
+    def close(self) -> bool:
+        """Kill Ray Train's controller, and with it all workers; free what it had booked. Return whether it has ended.
 
         Its thread must end before this process leaves the cluster, or it would crash inside Ray. The process may also
         stay, as a notebook does, and train again.
@@ -114,12 +120,20 @@ class Launch:
             ray.get(self._channel.close.remote())
         while self._thread is not None and self._thread.is_alive() and time.monotonic() < deadline:
             self._find_controller()
-            if self._controller is not None:
-                ray.kill(self._controller)
+            with contextlib.suppress(ray.exceptions.RayError):
+                if self._controller is not None:
+                    ray.kill(self._controller)
             self._thread.join(_POLL_S)
         self._find_controller()
-        if self._controller is not None:
-            remove_placement_groups(self._controller)
+        with contextlib.suppress(ray.exceptions.RayError):
+            if self._controller is not None:
+                remove_placement_groups(self._controller)
+        return self._thread is None or not self._thread.is_alive()
+
+    def _count_restarts(self) -> int:
+        """Return how often the workers may start again; -1 for no limit."""
+        most = self._config.max_failures
+        return most if most < 0 else max(0, most - self._num_lost)
 
     def _find_controller(self) -> None:
         """Remember Ray Train's controller once it has started, as long as the channel can tell."""
@@ -127,19 +141,19 @@ class Launch:
             with contextlib.suppress(ray.exceptions.RayError):
                 self._controller = ray.get(self._channel.get_controller.remote())
 
-    def run(self, task: TrainingTask, check_lock: Callable[[], None]) -> Outcome:
-        """Give the workers their task and wait for the model.
+    def run(self, task: TrainingTask, check_lock: Callable[[], None], outcome: Outcome) -> None:
+        """Give the workers their task and wait for the model; `outcome` gets what they tell.
 
         Raises:
             ChannelLostError: another launch may go on after the last finished epoch.
             TlrayError: a worker's error, or that of `check_lock`; StoppedError if anything else ended the training.
         """
         try:
-            return self._run(task, check_lock)
+            self._run(task, check_lock, outcome)
         except ray.exceptions.RayError as error:  # of the channel: those of workers come by Ray Train's thread
             raise ChannelLostError(str(explain_failure(error, "training"))) from error
 
-    def _run(self, task: TrainingTask, check_lock: Callable[[], None]) -> Outcome:
+    def _run(self, task: TrainingTask, check_lock: Callable[[], None], outcome: Outcome) -> None:
         if self._thread is None:
             self.start()
         ray.get(self._channel.put_task.remote(task))
@@ -154,10 +168,10 @@ class Launch:
             check_lock()
             self._find_controller()
 
-        watch = _TrainingMonitor(sum(phase.epochs for phase in task.phases), sum(counts), self._check_room, check)
-        outcome = watch.run(self._thread, self._failures, self._channel)
+        epochs = sum(phase.epochs for phase in task.phases)
+        watch = _TrainingMonitor(outcome, epochs, sum(counts), self._check_room, check)
+        watch.run(self._thread, self._failures, self._channel)
         self.close()
-        return outcome
 
     def _check_room(self, silent_s: float) -> None:
         """Say if lost workers find no room to restart; Ray Train retries forever without a message.
@@ -225,7 +239,7 @@ class Launch:
                 name=path.rpartition("/")[2],
                 storage_path=path.rpartition("/")[0],
                 storage_filesystem=filesystem,
-                failure_config=FailureConfig(max_failures=config.max_failures),
+                failure_config=FailureConfig(max_failures=self._count_restarts()),
                 callbacks=[make_controller_callback(self._channel)],
             ),
         )
@@ -238,18 +252,23 @@ class _TrainingMonitor:
     """Collects and prints the workers' messages while Ray Train runs in its thread."""
 
     def __init__(
-        self, epochs: int, images_an_epoch: int, check_room: Callable[[float], None], check: Callable[[], None]
+        self,
+        outcome: Outcome,
+        epochs: int,
+        images_an_epoch: int,
+        check_room: Callable[[float], None],
+        check: Callable[[], None],
     ) -> None:
         """Make the monitor; `check` is called at every look, and may raise."""
         self._check_room = check_room
         self._check = check
         self._epochs = epochs
         self._images_an_epoch = images_an_epoch
-        self._outcome = Outcome()
+        self._outcome = outcome
         self._failure: TlrayError | None = None
 
-    def run(self, thread: threading.Thread, failures: list[BaseException], channel: channels.ChannelHandle) -> Outcome:
-        """Return the outcome once the model has come; `thread` runs Ray Train and adds its error to `failures`.
+    def run(self, thread: threading.Thread, failures: list[BaseException], channel: channels.ChannelHandle) -> None:
+        """Fill the outcome until the model has come; `thread` runs Ray Train and adds its error to `failures`.
 
         Raises:
             TlrayError: as `Launch.run`.
@@ -272,7 +291,6 @@ class _TrainingMonitor:
                         raise _explain(failures[0]) from failures[0]
                     raise StoppedError("training stopped without a model; run the same command to resume")
                 thread.join(_POLL_S)
-        return self._outcome
 
     def _take(self, event: channels.Event, sent: float, stage: Stage) -> None:
         outcome = self._outcome

@@ -99,7 +99,7 @@ class WorkerSettings:
 
     Attributes:
         channel: handle of the `Channel` actor.
-        num_threads: of TensorFlow.
+        num_threads: of TensorFlow, at most those of its machine's share.
         collective_timeout_s: maximum wait for other workers in one sum.
         options: of requests to S3.
     """

@@ -5,9 +5,11 @@ tlray train --data photos/ --output bundle/
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -67,11 +69,10 @@ def train(config: TrainConfig) -> TrainSummary:
     if base_weights is None and config.batchnorm == "frozen":
         say("WARNING: --weights none starts at random, and frozen BatchNorm never adapts to it; give --batchnorm train")
     folder = storage.resolve(config.work_folder)
-    with Lock(folder, unsafe=config.unsafe_lock, output=output) as lock:
+    with _remove_empty(folder), Lock(folder, unsafe=config.unsafe_lock, output=output) as lock:
         summary = _summarize_existing(output, asked, images)  # by another process, while this one waited for the lock
         if summary is None:
             summary = _train(config, output, images, asked, base_weights, lock, started)
-    storage.delete_empty(folder)
     if config.mlflow_uri is not None and not summary.already_done:
         _track(config, summary)
     return summary
@@ -114,6 +115,15 @@ def _train(
         label_errors=label_errors,
         advice=results.advise(config, outcome.history, saved.metrics, train_labels, len(roles.left_out)),
     )
+
+
+@contextlib.contextmanager
+def _remove_empty(folder: str) -> Iterator[None]:
+    """Remove a folder in the end if nothing is left in it."""
+    try:
+        yield
+    finally:
+        storage.delete_empty(folder)
 
 
 def _check_output(output: str) -> None:
@@ -175,7 +185,7 @@ def _run_workers(
     import ray
 
     from tlray.features.decide import prepare_cache
-    from tlray.training.launch import ChannelLostError, Launch
+    from tlray.training.launch import ChannelLostError, Launch, Outcome
     from tlray.training.task import make_training_task
 
     launch = Launch(config, cluster, checkpoints)
@@ -208,16 +218,16 @@ def _run_workers(
             uris=uris,
             base_weights=weights,
         )
-        for attempt in itertools.count(1):
+        outcome = Outcome()
+        for num_lost in itertools.count(1):
             try:
-                outcome = launch.run(task, lock.check)
+                launch.run(task, lock.check, outcome)
                 break
             except ChannelLostError as error:
-                if 0 <= config.max_failures < attempt:
+                if 0 <= config.max_failures < num_lost or not launch.close():
                     raise
                 say(f"{error}; starting workers again")
-                launch.close()
-                launch = Launch(config, cluster, checkpoints)
+                launch = Launch(config, cluster, checkpoints, num_lost)
     except BaseException:
         launch.close()
         raise

@@ -19,6 +19,7 @@ import ray.train
 import ray.train.collective
 
 from tlray import storage
+from tlray.cluster.resources import count_cores
 from tlray.errors import DivergedError
 from tlray.model.engine import limit_threads
 from tlray.model.manifest import EpochRecord
@@ -45,7 +46,7 @@ class Worker:
         self._checkpoints = settings.checkpoints
         self._channel = settings.channel
         self._reporter = WorkerReporter(settings.channel, self.rank)
-        limit_threads(settings.num_threads)
+        limit_threads(min(settings.num_threads, max(1, count_cores() // context.get_local_world_size())))
         self.strategy = steps.make_strategy(settings.collective_timeout_s)
 
     def run(self, task: TrainingTask) -> None:
