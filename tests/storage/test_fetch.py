@@ -1,5 +1,6 @@
 import importlib
 import itertools
+import random
 import threading
 from collections import Counter, deque
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ MIB = 2**20
 @pytest.fixture(autouse=True)
 def clock(monkeypatch):
     """A clock that pauses move on, so that none is waited for; no store has been seen before."""
+    random.seed(0)  # of the jitter
     times = SimpleNamespace(now=1000.0, pauses=[])
 
     def sleep(pause_s):
@@ -200,7 +202,7 @@ def test_throttled_requests_slow_down_and_recover(monkeypatch, clock):
     results = [fetch(Request(f"s3://b/{index}")) for index in range(300)]
     assert {result.data for result in results} == {b""}
     throttled = sum(result.retries for result in results)
-    assert 0 < throttled < 30
+    assert 0 < throttled < 50
     assert clock.now - sent[0] < 40
 
 
