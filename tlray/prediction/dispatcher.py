@@ -47,7 +47,7 @@ Handle: TypeAlias = Any
 
 
 class Order(StrEnum):
-    """What a process is to do next."""
+    """An instruction to a process of the run."""
 
     WORK = "work"
     STOP = "stop"

@@ -101,7 +101,7 @@ class Lock:
 
     @property
     def is_lost(self) -> bool:
-        """Whether another driver has taken over the lock."""
+        """True once another driver has taken over the lock."""
         return self._lost
 
     def check(self) -> None:
