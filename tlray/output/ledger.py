@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import secrets
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 
 from tlray import storage
 from tlray.errors import OK, FetchError, OutageError, OutputError
 from tlray.output.parts import Part, get_row_ids
+from tlray.output.waiting import name_driver
 from tlray.storage.records import RecordError, parse_record
 
 FOLDER = "_ledger"
@@ -76,7 +75,7 @@ class Ledger:
     _lines: list[LedgerLine] = field(default_factory=list)
     _number: int = 0
     _flushed_at: float = field(default_factory=lambda: time.monotonic())
-    _name: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}")
+    _name: str = field(default_factory=name_driver)
 
     def add(self, part: Part, num_bytes: int, written: storage.Written) -> None:
         """Take a part that was written."""

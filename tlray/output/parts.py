@@ -23,12 +23,11 @@ from tlray import storage
 from tlray.errors import OK, UNREACHABLE
 from tlray.model.bundle import Bundle
 from tlray.output.rowset import RowSet
-from tlray.output.schema import LABEL_FIELDS, PREDICTED_COLUMNS, from_parquet, to_parquet
+from tlray.output.schema import LABEL_FIELDS, MODEL_ID_KEY, PREDICTED_COLUMNS, from_parquet, to_parquet
 from tlray.output.waiting import WaitingFiles
 
 FOLDER = "labels"
 
-MODEL_ID_KEY = b"tlray.model_id"
 CLASSES_KEY = b"tlray.classes"
 
 _MAX_HELD_BYTES = 256 * 2**20

@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 from tlray import storage
 from tlray.errors import FetchError, OutputError
 from tlray.output.ledger import find_line, read_ledger
-from tlray.output.parts import CLASSES_KEY, FOLDER, MODEL_ID_KEY, Part, describe_part, get_row_ids
+from tlray.output.parts import CLASSES_KEY, FOLDER, Part, describe_part, get_row_ids
 from tlray.output.receipt import Receipt
-from tlray.output.schema import from_parquet
+from tlray.output.schema import MODEL_ID_KEY, from_parquet
 
 _THREADS = 8
 _PARTS_AHEAD = 16

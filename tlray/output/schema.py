@@ -48,6 +48,9 @@ LABEL_FIELDS = [
 
 EMBEDDING = "embedding"
 
+MODEL_ID_KEY = b"tlray.model_id"
+"""Key of the model id in the metadata of the files."""
+
 
 def list_extra_fields(top_k: int, embedding_size: int) -> list[pa.Field]:
     """Return the optional columns: `TOP_FIELDS`, and pooled features as a list of fixed size."""

@@ -12,11 +12,11 @@ import numpy as np
 from tlray import storage
 from tlray.config import VerifyConfig
 from tlray.errors import OK, Code, OutputError
-from tlray.output.parts import FOLDER, MODEL_ID_KEY, get_row_ids
+from tlray.output.parts import FOLDER, get_row_ids
 from tlray.output.plan import Plan, open_plan
 from tlray.output.reader import read_part
 from tlray.output.receipt import PartRecord, Receipt, read_receipt
-from tlray.output.schema import LABEL_FIELDS
+from tlray.output.schema import LABEL_FIELDS, MODEL_ID_KEY
 
 _PREDICTED = ("predicted_index", "class_name", "probability")
 

@@ -21,15 +21,19 @@ import pyarrow.compute as pc
 
 from tlray import storage
 from tlray.errors import FetchError, OutageError, OutputError
-from tlray.output.schema import from_parquet, to_parquet
+from tlray.output.schema import MODEL_ID_KEY, from_parquet, to_parquet
 
 FOLDER = "_waiting"
 
 _NAME = re.compile(r"(\d{12})-(\d{12})-(\d{8}T\d{6}Z-[0-9a-f]{8}-\d{9})\.parquet")
-_MODEL_ID_KEY = b"tlray.model_id"
 _MAX_WRITES = 16
 
 _Item = TypeVar("_Item")
+
+
+def name_driver() -> str:
+    """Return a name for the files of one driver: its start in UTC, and a token of its own."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
 
 
 class WaitingFiles:
@@ -44,7 +48,7 @@ class WaitingFiles:
         self._folder = storage.join(output, FOLDER)
         self._schema = schema.remove_metadata()
         self._model_id = model_id.encode()
-        self._driver = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
+        self._driver = name_driver()
         self._number = 0
 
     def save(self, tables: Mapping[range, pa.Table]) -> dict[range, str]:
@@ -58,7 +62,7 @@ class WaitingFiles:
             name = f"{rows.start:012d}-{rows.stop - 1:012d}-{self._driver}-{self._number:09d}.parquet"
             addresses[rows] = storage.join(self._folder, name)
             self._number += 1
-        data = (to_parquet(table.replace_schema_metadata({_MODEL_ID_KEY: self._model_id})) for table in tables.values())
+        data = (to_parquet(table.replace_schema_metadata({MODEL_ID_KEY: self._model_id})) for table in tables.values())
         _run_together(lambda item: storage.put(*item), zip(addresses.values(), data, strict=True))
         return addresses
 
@@ -112,7 +116,7 @@ class WaitingFiles:
             table = from_parquet(data)
         except (pa.ArrowException, OSError):
             return None
-        same = table.schema.equals(self._schema) and (table.schema.metadata or {}).get(_MODEL_ID_KEY) == self._model_id
+        same = table.schema.equals(self._schema) and (table.schema.metadata or {}).get(MODEL_ID_KEY) == self._model_id
         return table.replace_schema_metadata(None) if same else None
 
 

@@ -32,16 +32,13 @@ _DECODED = ("image", "status", "error", "width", "height")
 
 
 def cut(rows: pa.Table, first_size: int, batch_size: int, *, encoded: bool) -> Iterator[pa.Table]:
-    """Cut planned rows into batches, also bounded in bytes if they are sent encoded; see `make_encoded` for the others.
+    """Cut planned rows into batches, also bounded in bytes if they are sent encoded and their sizes are planned.
 
     The first may be smaller, so that the first predictions come sooner. Batches depend on the plan alone: a task that
     is run again must make the same ones.
     """
-    sizes = (
-        rows["size"].fill_null(_MAX_ENCODED_BYTES // batch_size).to_numpy()
-        if encoded
-        else np.zeros(rows.num_rows, np.int64)
-    )
+    unknown = _MAX_ENCODED_BYTES // batch_size  # `make_encoded` bounds what they turn out to be
+    sizes = rows["size"].fill_null(unknown).to_numpy() if encoded else np.zeros(rows.num_rows, np.int64)
     first, held = 0, 0
     for index, size in enumerate(sizes):
         most = batch_size if first else first_size

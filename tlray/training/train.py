@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import itertools
 import time
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -69,7 +68,9 @@ def train(config: TrainConfig) -> TrainSummary:
     if base_weights is None and config.batchnorm == "frozen":
         say("WARNING: --weights none starts at random, and frozen BatchNorm never adapts to it; give --batchnorm train")
     folder = storage.resolve(config.work_folder)
-    with _remove_empty(folder), Lock(folder, unsafe=config.unsafe_lock, output=output) as lock:
+    with contextlib.ExitStack() as stack:
+        stack.callback(storage.delete_empty, folder)  # behind the lock's own removal
+        lock = stack.enter_context(Lock(folder, unsafe=config.unsafe_lock, output=output))
         summary = _summarize_existing(output, asked, images)  # by another process, while this one waited for the lock
         if summary is None:
             summary = _train(config, output, images, asked, base_weights, lock, started)
@@ -115,15 +116,6 @@ def _train(
         label_errors=label_errors,
         advice=results.advise(config, outcome.history, saved.metrics, train_labels, len(roles.left_out)),
     )
-
-
-@contextlib.contextmanager
-def _remove_empty(folder: str) -> Iterator[None]:
-    """Remove a folder in the end if nothing is left in it."""
-    try:
-        yield
-    finally:
-        storage.delete_empty(folder)
 
 
 def _check_output(output: str) -> None:
