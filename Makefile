@@ -1,5 +1,5 @@
 # make demo    the main job on handwritten digits, nothing to set up
-# make test    every test but the long chaos runs
+# make test    every test but those that take minutes, which make test-all adds
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin

@@ -114,6 +114,7 @@ def check_labels(rows, expected):
         assert probability == pytest.approx(expected[name][1], abs=PROBABILITY_TOLERANCE)
 
 
+@pytest.mark.chaos
 def test_engines_on_gpus_are_fed_with_pixels(nodes, store, undisturbed, expected):
     """The GPU is claimed only: the road is the one of GPUs, the engine computes on the CPU."""
     options = ["--model", str(undisturbed), "--input", ARCHIVE, "--output", f"s3://{BUCKET}/gpu"]
@@ -236,6 +237,7 @@ def test_52_21_a_node_is_lost_while_labelling(nodes, store, undisturbed, expecte
     nodes.add("three", 2)
 
 
+@pytest.mark.chaos
 def test_52_a_node_is_lost_while_training(nodes, store, undisturbed):
     _, client = store
     options = ["--data", f"s3://{BUCKET}/train", "--output", f"s3://{BUCKET}/bundle", *LONG_OPTIONS]
@@ -257,6 +259,7 @@ def test_52_a_node_is_lost_while_training(nodes, store, undisturbed):
     nodes.add(busy[1], 2)
 
 
+@pytest.mark.chaos
 def test_52_50_the_head_is_lost_and_the_same_job_goes_on_on_a_cluster_that_grows(
     nodes, store, undisturbed, expected, tmp_path
 ):

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 from ray.cluster_utils import Cluster
 
 from tests.conftest import set_environment
@@ -22,6 +23,7 @@ NUM_DRAINED = 6004
 NOTICE_S = 120
 
 
+@pytest.mark.chaos
 def test_a_machine_that_reads_nothing_gives_its_rows_back(undisturbed, tmp_path):
     with s3.serve() as (environment, client), set_environment(**environment):
         client.create_bucket(Bucket=BUCKET)
@@ -56,6 +58,7 @@ def has_engine(node):
     return False
 
 
+@pytest.mark.chaos
 def test_60_a_machine_that_is_drained_hands_its_work_over_within_the_notice(undisturbed, tmp_path):
     """Its engine starts anew on another machine; no row is predicted twice."""
     (tmp_path / "in").mkdir()

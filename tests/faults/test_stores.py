@@ -131,6 +131,7 @@ def test_63_a_training_is_locked_as_a_prediction_is(server, small, monkeypatch):
     assert not storage.has_content(config.work_folder)
 
 
+@pytest.mark.chaos
 def test_a_run_reads_from_it_and_writes_to_it(server, undisturbed, tmp_path):
     name, environment, client = server
     for index in range(40):

@@ -95,6 +95,7 @@ def test_28_nan(undisturbed, tmp_path):
     assert {row["status"] for row in rows.values()} == {"ok"}
 
 
+@pytest.mark.chaos
 def test_drained_by_sigterm(calm, undisturbed, tmp_path):
     folder, expected = calm
     options = make_options(undisturbed, tmp_path / "out", folder)  # one part alone
@@ -132,6 +133,7 @@ def test_22_half_a_part(calm, undisturbed, tmp_path):
     check_same_labels(output, expected)
 
 
+@pytest.mark.chaos
 def test_25_two_drivers(calm, undisturbed, tmp_path):
     folder, expected = calm
     output = tmp_path / "out"

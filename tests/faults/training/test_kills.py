@@ -7,12 +7,14 @@ import sys
 import time
 
 import numpy as np
+import pytest
 
 from tests.entry.conftest import read_manifest
 from tests.faults.conftest import LONG_OPTIONS, TWO_WORKERS, check_same_history, read_history
 from tests.faults.processes import Watched, kill
 
 
+@pytest.mark.chaos
 def test_41_workers_killed_and_stopped_dead(tmp_path, small, undisturbed):
     """A killed worker, and one that is there but answers nothing: training goes on without a hand, as undisturbed."""
     watched = Watched(
@@ -30,6 +32,7 @@ def test_41_workers_killed_and_stopped_dead(tmp_path, small, undisturbed):
     assert ours["metrics"]["validation"]["accuracy"] == theirs["metrics"]["validation"]["accuracy"]
 
 
+@pytest.mark.chaos
 def test_41_the_process_between_driver_and_workers_is_killed(tmp_path, small, undisturbed):
     """As Ray's memory monitor may do: the workers start again, behind the last finished epoch."""
     watched = Watched("train", "--data", str(small), "--output", str(tmp_path / "bundle"), *LONG_OPTIONS, *TWO_WORKERS)
