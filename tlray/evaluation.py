@@ -143,12 +143,13 @@ def _predict(config: EvaluateConfig, bundle: Bundle, table: pa.Table) -> _Labell
     columns = RequestedColumns(top_k=num_classes, embedding_size=bundle.num_features)
     uris = table["uri"].to_pylist()
     with connect(config.address, config.max_cpus, verbose=config.verbose) as cluster:
-        cluster = wait_for(demand_engines(cluster, EngineBounds()), cluster, config.wait_for_resources)
+        bounds = EngineBounds(allow_cpu=config.allow_cpu)
+        cluster = wait_for(demand_engines(cluster, bounds), cluster, config.wait_for_resources)
         if not cluster.local:
             check_seen("--data", [(uri, None) for uri in uris[:_LOOKED_AT]])
         with Stage("evaluate", count) as stage:
             for block in predict_files(
-                uris, bundle, cluster, config.limits, config.batch_size, config.precision, columns
+                uris, bundle, cluster, config.limits, config.batch_size, config.precision, columns, bounds
             ):
                 stage.advance(block.num_rows)
                 for code in block["status"].to_pylist():

@@ -1,8 +1,9 @@
 """One worker of `MultiWorkerMirroredStrategy` without Ray: `python replica.py RANK WORKERS ADDRESSES FOLDER MODE...`.
 
-In each mode takes three steps of the product's own training step on its share of fixed batches and saves losses and
-weights as FOLDER/MODE.npz. MODE: frozen, live (BatchNorm), clipped, cached (activations enter), half (float16) or drift
-(rank 1 changes a weight on its own, then checks).
+In each mode takes three steps of the product's own training step on its share of fixed batches and saves losses, the
+largest change of a weight and the weights as FOLDER/MODE.npz. MODE: frozen, live (BatchNorm), clipped, cached
+(activations enter), half (float16), overflow (float16, then one more step whose gradient overflows; the change is that
+of the last step) or drift (rank 1 changes a weight on its own, then checks).
 """
 
 import json
@@ -20,7 +21,16 @@ import tensorflow as tf  # noqa: E402
 
 from tlray.errors import StoppedError  # noqa: E402
 from tlray.model.engine import limit_threads  # noqa: E402
-from tlray.model.network import Network, build_base, build_head, build_tail, cut_tail, find_positions, make_optimizer  # noqa: E402
+from tlray.model.network import (  # noqa: E402
+    Network,
+    build_base,
+    build_head,
+    build_tail,
+    cut_tail,
+    find_positions,
+    list_batchnorm,
+    make_optimizer,
+)
 from tlray.training.steps import TrainStep, average_statistics, check_replicas, make_strategy  # noqa: E402
 
 SIZE, GLOBAL_BATCH, STEPS = 48, 8, 3
@@ -30,12 +40,27 @@ limit_threads(1)
 strategy = make_strategy(60)
 
 
+def draw_base() -> list[np.ndarray]:
+    """Random weights whose BatchNorm knows random images: with Keras's own statistics all features are about 0."""
+    base = build_base("mobilenet_v2", SIZE, weights=None, seed=5)
+    for layer in list_batchnorm(base):
+        layer.momentum = 0.0
+    base(np.random.default_rng(1).uniform(-1, 1, (GLOBAL_BATCH, SIZE, SIZE, 3)), training=True)
+    return base.get_weights()
+
+
+def copy(network: Network, optimizer: keras.optimizers.Optimizer) -> list[np.ndarray]:
+    """Trained weights and slots, but the number of steps."""
+    return [*network.read_weights(opened_only=True).values(), *(np.array(slot) for slot in optimizer.variables[2:])]
+
+
 def run(mode: str) -> None:
     """Train in one mode and save what came out."""
     live = mode == "live"
-    keras.config.set_dtype_policy("mixed_float16" if mode == "half" else "float32")
+    keras.config.set_dtype_policy("mixed_float16" if mode in ("half", "overflow") else "float32")
     with strategy.scope():
         base = build_base("mobilenet_v2", SIZE, weights=None, seed=5, train_batchnorm=live)
+        base.set_weights(BASE_WEIGHTS)
         head = build_head("mobilenet_v2", (16,), 3, seed=5)
         if mode == "cached":  # as over cached features
             tail = cut_tail(base, BOUNDARY)
@@ -44,17 +69,23 @@ def run(mode: str) -> None:
         else:
             network = Network("mobilenet_v2", "pixels", base, find_positions(base), head, train_batchnorm=live)
         network.open_base("input")
-        optimizer = make_optimizer("sgd", 1e-2)
+        optimizer = make_optimizer("sgd", 1e-4)
         optimizer.build(network.trainable_variables)
     if mode == "cached":
         network.assign_weights(tail.weights)
     clip_norm = 0.5 if mode == "clipped" else None
     trainer = TrainStep(strategy, network, optimizer, label_smoothing=0.1, clip_norm=clip_norm)
+    if trainer.loss_scale > 1:
+        trainer.loss_scale = 128.0  # the first one overflows on random weights, and steps would be skipped
 
     random = np.random.default_rng(0)
     share = slice(rank * GLOBAL_BATCH // workers, (rank + 1) * GLOBAL_BATCH // workers)
     losses = []
-    for index in range(STEPS):
+    before = copy(network, optimizer)
+    for index in range(STEPS + (mode == "overflow")):
+        if index == STEPS:
+            before = copy(network, optimizer)
+            trainer.loss_scale = 1e30
         images = random.integers(0, 255, (GLOBAL_BATCH, SIZE, SIZE, 3)).astype(np.uint8)
         labels = random.integers(0, 3, GLOBAL_BATCH).astype(np.int32)
         weights = np.ones(GLOBAL_BATCH, np.float32)
@@ -66,6 +97,7 @@ def run(mode: str) -> None:
         batch = {name: array[share] for name, array in batch.items()}
         losses.append(float(trainer.step({**batch, "total": weights.sum()})[0]))
 
+    change = max(np.abs(old - new).max() for old, new in zip(before, copy(network, optimizer), strict=True))
     if live:
         average_statistics(strategy, network)
     drifted = False
@@ -78,8 +110,9 @@ def run(mode: str) -> None:
     except StoppedError:
         drifted = True
     weights = network.read_weights(opened_only=False).values()
-    np.savez(f"{folder}/{mode}.npz", *weights, losses=np.array(losses), drifted=drifted)
+    np.savez(f"{folder}/{mode}.npz", *weights, losses=np.array(losses), drifted=drifted, change=change)
 
 
+BASE_WEIGHTS = draw_base()
 for mode in modes:
     run(mode)

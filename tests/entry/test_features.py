@@ -69,9 +69,12 @@ def test_features_of_another_seed_or_size_are_never_used(cached):
 
     def plan(**changes):
         values = {"seed": 0, "zoom": 0.2, "size": 48, "precision": "float32", "digest": "a", "boundary": "block_12_add"}
+        values["on_gpus"] = False
         values |= changes
         precision = Precision(values["precision"], values["precision"])
-        frozen = FrozenBase("mobilenet_v2", values["size"], values["boundary"], None, "w", 0, precision, Limits())
+        frozen = FrozenBase(
+            "mobilenet_v2", values["size"], values["boundary"], None, "w", 0, precision, Limits(), values["on_gpus"]
+        )
         rows = {"train": np.arange(4), "val": np.arange(4, 6), "test": np.arange(0)}
         augmentation = Augmentation(10.0, values["zoom"], True, values["seed"])
         digests = [values["digest"] + str(row) for row in range(6)]
@@ -86,3 +89,5 @@ def test_features_of_another_seed_or_size_are_never_used(cached):
         assert plan(**change).sets["val"].uri == reference.sets["val"].uri, change
     for change in ({"size": 64}, {"precision": "bfloat16"}, {"boundary": "block_13_project_BN"}):
         assert plan(**change).uri != reference.uri, change
+    assert plan(on_gpus=True).uri == reference.uri
+    assert plan(precision="bfloat16", on_gpus=True).uri != plan(precision="bfloat16").uri

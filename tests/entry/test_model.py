@@ -201,6 +201,65 @@ def test_an_engine_that_moves_a_golden_answer_is_not_used(bundle, monkeypatch):
     assert "label" in engine.find_golden_fault(opened.load_golden(), np.roll(expected, 1, axis=1), 2.0)
 
 
+class StandInGpus:
+    """What TensorFlow's configuration would be told on a machine with `count` GPUs."""
+
+    def __init__(self, monkeypatch, count):
+        from tlray.model import engine
+
+        self.told = {}
+        config = engine.tf.config
+        gpus = [f"GPU:{index}" for index in range(count)]
+        monkeypatch.setattr(engine, "read_gpu_memory", lambda: 16384)
+        monkeypatch.setattr(config, "list_physical_devices", lambda kind: gpus if kind == "GPU" else ["CPU:0"])
+        monkeypatch.setattr(
+            config, "set_logical_device_configuration", lambda gpu, limits: self._tell(gpu, limits[0].memory_limit)
+        )
+        monkeypatch.setattr(config.experimental, "set_memory_growth", lambda gpu, grows: self._tell(gpu, grows))
+        monkeypatch.setattr(
+            config.experimental, "enable_tensor_float_32_execution", lambda allowed: self._tell("TF32", allowed)
+        )
+
+    def _tell(self, name, value):
+        self.told[name] = value
+
+
+@pytest.mark.parametrize(
+    ("seen", "booked", "told"),
+    [
+        (2, 0, {"GPU:0": True, "GPU:1": True}),  # outside of Ray
+        (1, 1, {"GPU:0": True}),
+        (1, 0.5, {"GPU:0": 7372}),  # 0.9 of half of 16 GiB
+        (0, 0, {}),
+    ],
+)
+def test_memory_of_a_gpu_is_taken_as_needed_or_by_the_booked_share(monkeypatch, seen, booked, told):
+    from tlray.model.engine import prepare_gpus
+
+    gpus = StandInGpus(monkeypatch, seen)
+    prepare_gpus(booked, allow_cpu=False)
+    assert gpus.told == {**told, "TF32": False}
+
+
+def test_a_booked_gpu_that_tensorflow_does_not_see_ends_the_run(monkeypatch):
+    from tlray.model.engine import prepare_gpus
+
+    StandInGpus(monkeypatch, 0)
+    with pytest.raises(StoppedError, match=r"Ray booked a GPU of .+, and TensorFlow sees none there; .+ --allow-cpu"):
+        prepare_gpus(0.5, allow_cpu=False)
+    prepare_gpus(0.5, allow_cpu=True)
+
+
+@pytest.mark.parametrize(("gpus", "name"), [(0, "RING"), (1, "NCCL"), (8, "NCCL")])
+def test_gradients_of_gpus_are_summed_by_nccl(gpus, name):
+    import tensorflow as tf
+
+    from tlray.training.steps import choose_communication
+
+    assert choose_communication(gpus) == name
+    assert name in tf.distribute.experimental.CommunicationImplementation.__members__
+
+
 @pytest.mark.parametrize("precision", ["bfloat16", "float32"])
 def test_a_frozen_part_that_a_cpu_refuses_in_bfloat16_is_computed_in_float32(precision, monkeypatch):
     import tensorflow as tf

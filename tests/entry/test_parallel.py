@@ -4,12 +4,23 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 
 REPLICA = Path(__file__).with_name("replica.py")
 TOLERANCE = 1e-3
+LEAST_CHANGE = 1e-5
+
+
+class Result(NamedTuple):
+    """What a worker saved; `change` is the largest of a weight or slot."""
+
+    losses: np.ndarray
+    drifted: bool
+    change: float
+    weights: list[np.ndarray]
 
 
 def find_addresses(count):
@@ -38,8 +49,13 @@ def run_replicas(root, workers, modes):
 
 
 def split(result):
-    losses, drifted = result.pop("losses"), bool(result.pop("drifted"))
-    return losses, drifted, [result[key] for key in sorted(result, key=lambda name: int(name.removeprefix("arr_")))]
+    losses, drifted, change = (result.pop(name) for name in ("losses", "drifted", "change"))
+    return Result(
+        losses,
+        bool(drifted),
+        float(change),
+        [result[key] for key in sorted(result, key=lambda name: int(name.removeprefix("arr_")))],
+    )
 
 
 @pytest.fixture(scope="module")
@@ -49,28 +65,35 @@ def one(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    modes = ["frozen", "live", "half", "clipped", "cached", "drift"]
+    modes = ["frozen", "live", "half", "overflow", "clipped", "cached", "drift"]
     return run_replicas(tmp_path_factory.mktemp("two"), 2, modes)
 
 
 @pytest.mark.parametrize("mode", ["frozen", "live", "half"])
 def test_two_workers_hold_identical_weights(two, mode):
-    (_, drift_a, a), (_, drift_b, b) = two[mode]
-    assert not drift_a
-    assert not drift_b
-    assert len(a) > 200
-    for ours, theirs in zip(a, b, strict=True):
+    a, b = two[mode]
+    assert not a.drifted
+    assert not b.drifted
+    assert a.change > LEAST_CHANGE
+    assert len(a.weights) > 200
+    for ours, theirs in zip(a.weights, b.weights, strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_step_that_overflows_moves_neither_weights_nor_momentum(two):
+    for worker in two["overflow"]:
+        assert worker.change == 0
 
 
 @pytest.mark.parametrize("mode", ["frozen", "clipped", "cached"])
 def test_two_workers_take_the_steps_of_one(one, two, mode):
-    ((losses, _, weights),) = one[mode]
+    (alone,) = one[mode]
     first, second = two[mode]
-    np.testing.assert_allclose(first[0] + second[0], losses, rtol=TOLERANCE)
-    for ours, theirs in zip(first[2], weights, strict=True):
+    assert alone.change > LEAST_CHANGE
+    np.testing.assert_allclose(first.losses + second.losses, alone.losses, rtol=TOLERANCE)
+    for ours, theirs in zip(first.weights, alone.weights, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=TOLERANCE, atol=1e-5)
 
 
 def test_workers_that_drift_apart_are_noticed(two):
-    assert all(drifted for _, drifted, _ in two["drift"])
+    assert all(worker.drifted for worker in two["drift"])

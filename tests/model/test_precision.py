@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 
 from tlray.errors import StoppedError
@@ -48,6 +50,40 @@ def test_a_training_takes_its_precision_from_the_machine(asked, fastest, gpus, f
     assert (chosen.frozen, chosen.step) == (frozen, step)
     assert bool(chosen.reason) == (asked == "auto")
     assert chosen.storage_dtype == ("float32" if frozen == step == "float32" else "float16")
+
+
+@pytest.mark.parametrize(
+    ("machines", "common"),
+    [
+        (["bfloat16", "bfloat16"], "bfloat16"),
+        (["bfloat16", "float16"], "float16"),  # an A100 beside a T4
+        (["float16", "float16"], "float16"),
+        (["bfloat16", "float32"], "float32"),  # CPUs with and without it
+        (["float16", "float32", "bfloat16"], "float32"),
+        ([], "float32"),
+    ],
+)
+def test_the_type_of_a_cluster_is_one_that_all_machines_have(machines, common):
+    assert precision.find_common(machines) == common
+
+
+@pytest.mark.parametrize(
+    ("told", "memory", "fastest"),
+    [("7.5\n", "15360\n", "float16"), ("8.0\n7.0\n", "40960\n16384\n", "float16"), ("9.0\n", "143771\n", "bfloat16")],
+)
+def test_the_driver_tells_about_gpus(monkeypatch, told, memory, fastest):
+    """The weakest GPU of a machine decides."""
+    answers = {"--query-gpu=compute_cap": told, "--query-gpu=memory.total": memory}
+    monkeypatch.setattr(precision.shutil, "which", lambda _: "nvidia-smi")
+    monkeypatch.setattr(precision.subprocess, "run", lambda command, **_: SimpleNamespace(stdout=answers[command[1]]))
+    assert precision.detect_fastest(gpus=True) == fastest
+    assert precision.read_gpu_memory() == min(int(line) for line in memory.split())
+
+
+def test_without_a_driver_nothing_is_known_about_gpus(monkeypatch):
+    monkeypatch.setattr(precision.shutil, "which", lambda _: None)
+    assert precision.detect_fastest(gpus=True) == "float32"
+    assert precision.read_gpu_memory() is None
 
 
 def test_an_engine_tries_the_fastest_type_first():

@@ -45,7 +45,8 @@ def test_a_process_sees_the_gpus_that_are_booked_for_it_alone(monkeypatch, booke
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if before is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", before)
-    context = SimpleNamespace(get_accelerator_ids=lambda: booked)
+    resources = {"CPU": 1.0, "GPU": 0.5} if booked.get("GPU") else {"CPU": 1.0}
+    context = SimpleNamespace(get_accelerator_ids=lambda: booked, get_assigned_resources=lambda: resources)
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(get_runtime_context=lambda: context))
-    show_booked_gpus()
+    assert show_booked_gpus() == resources.get("GPU", 0.0)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == visible

@@ -169,11 +169,13 @@ class EngineBounds:
         min_engines: engines that must fit before prediction starts.
         max_engines: engines at most; those that do not fit yet start as the cluster grows. None for all that fit at
             the start.
+        allow_cpu: compute on cores where Ray counts a GPU that TensorFlow does not see.
     """
 
     num_gpus: float | None = None
     min_engines: int = 1
     max_engines: int | None = None
+    allow_cpu: bool = False
 
     def choose_gpus(self, cluster: Cluster) -> float:
         """Return the GPUs per engine on this cluster."""

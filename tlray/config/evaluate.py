@@ -41,6 +41,9 @@ class EvaluateConfig(RunConfig, LimitsConfig, S3Config):
     batch_size: int | None = None
     """Images per step of an engine; default 16 on a CPU, 128 on a GPU."""
 
+    allow_cpu: bool = False
+    """Go on where Ray counts a GPU that TensorFlow does not see, and compute on that machine's cores."""
+
     precision: PrecisionName = "auto"
     """Compute type of the engines, as in `predict`."""
 

@@ -106,6 +106,9 @@ class PredictConfig(RunConfig, LimitsConfig, S3Config, InputsConfig):
     gpus_per_engine: float | None = None
     """GPUs per engine: a fraction to share a GPU, 0 to run on CPUs; default 1 if the cluster has GPUs."""
 
+    allow_cpu: bool = False
+    """Go on where Ray counts a GPU that TensorFlow does not see, and compute on that machine's cores."""
+
     min_engines: int = 1
     """Engines that must fit before prediction starts."""
 
@@ -132,7 +135,7 @@ class PredictConfig(RunConfig, LimitsConfig, S3Config, InputsConfig):
     @property
     def engine_bounds(self) -> EngineBounds:
         """The options on engines."""
-        return EngineBounds(self.gpus_per_engine, self.min_engines, self.max_engines)
+        return EngineBounds(self.gpus_per_engine, self.min_engines, self.max_engines, self.allow_cpu)
 
     def check(self) -> None:
         """Raise one `ConfigError` naming every value that is not allowed."""

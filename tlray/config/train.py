@@ -99,6 +99,9 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
     gpus_per_worker: Literal[0, 1] | None = None
     """GPUs per worker; default 1 if the cluster has enough, else 0."""
 
+    allow_cpu: bool = False
+    """Go on where Ray counts a GPU that TensorFlow does not see, and compute on that machine's cores."""
+
     shear: float = 10.0
     """Shear training images by up to this many degrees in either direction."""
 

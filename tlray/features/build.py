@@ -55,13 +55,21 @@ class Done(NamedTuple):
 
 
 def build(
-    cache: Cache, missing: Missing, uris: _Uris, resources: EngineResources, num_readers: int, reader_cpus: float
+    cache: Cache,
+    missing: Missing,
+    uris: _Uris,
+    resources: EngineResources,
+    num_readers: int,
+    reader_cpus: float,
+    *,
+    allow_cpu: bool,
 ) -> Iterator[Done]:
     """Compute and store what is missing; yield one `Done` a shard.
 
     Args:
         uris: Ray reference to every address, by row id.
         num_readers, reader_cpus: processes that read for GPU engines; an engine on CPUs reads for itself.
+        allow_cpu: compute on cores where TensorFlow does not see a booked GPU.
 
     Raises:
         StoppedError: an image cannot be read any more, or the cluster failed.
@@ -91,6 +99,7 @@ def build(
             "uris": [uris],
             "options": storage.get_options(),
             "num_threads": resources.num_threads,
+            "allow_cpu": allow_cpu,
         },
         batch_size=1,
         num_cpus=resources.num_cpus,
@@ -125,15 +134,22 @@ class _ReadWork:
 class _RunWork:
     """An engine: makes the views of a shard's images, runs the frozen base, stores the features."""
 
-    def __init__(self, shared: _Shared, uris: list[_Uris], options: storage.S3Options, num_threads: int | None) -> None:
+    def __init__(
+        self,
+        shared: _Shared,
+        uris: list[_Uris],
+        options: storage.S3Options,
+        num_threads: int | None,
+        allow_cpu: bool,
+    ) -> None:
         import ray
 
         storage.adopt(options)
-        show_booked_gpus()
+        booked = show_booked_gpus()
         import_keras()
-        from tlray.model.engine import allow_bfloat16, grow_gpu_memory, limit_threads
+        from tlray.model.engine import allow_bfloat16, limit_threads, prepare_gpus
 
-        grow_gpu_memory()
+        prepare_gpus(booked, allow_cpu=allow_cpu)
         self._cache, self._works = ray.get(shared[0])
         self._uris = ray.get(uris[0])
         frozen = self._cache.frozen

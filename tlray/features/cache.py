@@ -64,6 +64,7 @@ class FrozenBase:
     Attributes:
         weights: Ray reference to the weights file; None for random weights.
         weights_sha256: sha256 of that file; "" for random weights.
+        on_gpus: whether engines on GPUs compute it.
     """
 
     backbone: str
@@ -74,6 +75,7 @@ class FrozenBase:
     weights_seed: int
     precision: Precision
     limits: Limits
+    on_gpus: bool = False
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -83,6 +85,8 @@ class FrozenBase:
     def describe(self) -> dict[str, Json]:
         """Return the contents of its fingerprint."""
         entry = BACKBONES[self.backbone]
+        # CPUs and GPUs agree in float32 alone: other types are rounded at other places
+        rounding = " on GPUs" if self.on_gpus and self.precision.frozen != "float32" else ""
         return {
             "format": 1,
             "backbone": self.backbone,
@@ -90,7 +94,7 @@ class FrozenBase:
             "weights_sha256": self.weights_sha256,
             "weights_seed": None if self.weights_sha256 else self.weights_seed,
             "preprocessing": asdict(Preprocessing(self.image_size_px, entry.scale, entry.offset)),
-            "precision": self.precision.frozen,
+            "precision": f"{self.precision.frozen}{rounding}",
             "dtype": self.precision.storage_dtype,
         }
 

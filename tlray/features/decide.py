@@ -100,6 +100,11 @@ def prepare_cache(
     return cache, _build(config, cluster, cache, missing, uris)
 
 
+def choose_engine_bounds(config: TrainConfig) -> EngineBounds:
+    """Return the bounds of the frozen base's engines: on GPUs if there are any and workers may use them."""
+    return EngineBounds(0.0 if config.gpus_per_worker == 0 else None, allow_cpu=config.allow_cpu)
+
+
 def list_needs(config: TrainConfig) -> dict[int, tuple[Kind, ...]]:
     """Return the kinds that each view must hold, for the phases that can use the cache."""
     kinds: dict[int, set[Kind]] = {}
@@ -158,7 +163,7 @@ def _build(
     config: TrainConfig, cluster: Cluster, cache: Cache, missing: Missing, uris: ray.ObjectRef[list[str]]
 ) -> float:
     """Run the engines; return the seconds since the first of them was ready."""
-    bounds = EngineBounds(0.0 if config.gpus_per_worker == 0 else None)
+    bounds = choose_engine_bounds(config)
     a_shard = max(1, missing.images // max(1, len(missing.works)))
     workers = plan_workers(cluster, config.num_workers, config.gpus_per_worker)
     beside = cluster.local and not workers.gpus  # the workers have started already
@@ -168,7 +173,7 @@ def _build(
     storage.check_writable(cache.uri, "--cache-dir")
     first_ready = time.time()
     with Stage("frozen base", missing.images) as stage:
-        for index, done in enumerate(build(cache, missing, uris, resources, *readers)):
+        for index, done in enumerate(build(cache, missing, uris, resources, *readers, allow_cpu=bounds.allow_cpu)):
             first_ready = done.ready if index == 0 else min(first_ready, done.ready)
             stage.advance(done.images)
     return time.time() - first_ready

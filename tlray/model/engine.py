@@ -7,6 +7,7 @@ InceptionV3 ran at 59 to 64 images/s, a `tf.function` in float32 at 27 (2 cores 
 from __future__ import annotations
 
 import contextlib
+import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ import tensorflow as tf
 from tlray.errors import StoppedError
 from tlray.images.decode import decode
 from tlray.model.bundle import Bundle, Golden
-from tlray.model.precision import FloatName, PrecisionName, detect_fastest, list_precisions
+from tlray.model.precision import FloatName, PrecisionName, detect_fastest, list_precisions, read_gpu_memory
 
 if TYPE_CHECKING:
     import keras
@@ -29,6 +30,8 @@ GOLDEN_TOLERANCES: dict[FloatName, float] = {"float32": 2e-3, "bfloat16": 0.02, 
 """Largest allowed change of a golden image's probability on any machine; its label may not change."""
 
 _TIMED_RUNS = 5
+_GPU_MEMORY_SHARE = 0.9
+"""Share of a booked part of a GPU's memory for TensorFlow; CUDA and its libraries take the rest."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +147,6 @@ def open_engine(
     Raises:
         StoppedError: the given precision, or float32, moves them too far.
     """
-    grow_gpu_memory()
     device: Literal["CPU", "GPU"] = "GPU" if count_gpus() else "CPU"
     golden = bundle.load_golden()
     pixels = np.stack([decode(image.data, bundle.image_size_px).pixels for image in golden])
@@ -181,6 +183,7 @@ def open_plain_engine(bundle: Bundle) -> Engine:
     Raises:
         StoppedError: it moves the golden probabilities by more than `GOLDEN_TOLERANCES`.
     """
+    prepare_gpus()
     golden = bundle.load_golden()
     pixels = np.stack([decode(image.data, bundle.image_size_px).pixels for image in golden])
     form = Form("float32", "GPU" if count_gpus() else "CPU")
@@ -235,11 +238,47 @@ def allow_bfloat16(*, allowed: bool = True) -> None:
     tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": allowed})
 
 
-def grow_gpu_memory() -> None:
-    """Let TensorFlow take a GPU's memory as it needs it, not all of it; no effect once it has used the GPU."""
-    for gpu in tf.config.list_physical_devices("GPU"):
-        with contextlib.suppress(RuntimeError):
-            tf.config.experimental.set_memory_growth(gpu, True)
+def prepare_gpus(booked: float = 0.0, *, allow_cpu: bool = True) -> None:
+    """Prepare TensorFlow for the GPUs of this process, before it has used one.
+
+    It takes their memory as it needs it, of a shared GPU at most the booked share, and float32 is computed as such, not
+    in TF32, whose 10 bits of mantissa would move predictions from those of a CPU.
+
+    Args:
+        booked: GPUs that Ray booked for this process.
+        allow_cpu: go on if one is booked and TensorFlow sees none.
+
+    Raises:
+        StoppedError: one is booked, and TensorFlow sees none.
+    """
+    gpus = tf.config.list_physical_devices("GPU")
+    if booked and not gpus and not allow_cpu:
+        raise StoppedError(
+            f"Ray booked a GPU of {socket.gethostname()}, and TensorFlow sees none there; install tlray[gpu] and "
+            "NVIDIA's driver on that machine, book no GPU with --gpus-per-worker 0 or --gpus-per-engine 0, or compute "
+            "on its cores with --allow-cpu"
+        )
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    limit_mb = choose_gpu_memory(booked, read_gpu_memory()) if gpus else None
+    with contextlib.suppress(RuntimeError):  # TensorFlow has used it already
+        for gpu in gpus:
+            if limit_mb is None:
+                tf.config.experimental.set_memory_growth(gpu, True)
+            else:
+                limited = tf.config.LogicalDeviceConfiguration(memory_limit=limit_mb)
+                tf.config.set_logical_device_configuration(gpu, [limited])
+
+
+def choose_gpu_memory(booked: float, total_mb: int | None) -> int | None:
+    """Return the MiB that a process may take of a GPU that it shares; None for no limit.
+
+    Args:
+        booked: its share of the GPU.
+        total_mb: the GPU's MiB; None if unknown.
+    """
+    if total_mb is None or not 0 < booked < 1:
+        return None
+    return int(total_mb * booked * _GPU_MEMORY_SHARE)
 
 
 def limit_threads(num_threads: int) -> None:

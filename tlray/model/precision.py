@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -80,15 +81,36 @@ def detect_fastest(*, gpus: bool) -> FloatName:
     """Return the fastest type of this machine's GPU or CPU, without TensorFlow."""
     if not gpus:
         return "bfloat16" if has_bfloat16() and not is_bfloat16_refused() else "float32"
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return "float32"
-    query = [program, "--query-gpu=compute_cap", "--format=csv,noheader"]
-    words = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30).stdout.split()
-    capability = min((float(word) for word in words if word.replace(".", "").isdigit()), default=0.0)
+    capability = min(_query_gpus("compute_cap"), default=0.0)
     if capability >= _BFLOAT16_COMPUTE_CAPABILITY:
         return "bfloat16"
     return "float16" if capability >= _FLOAT16_COMPUTE_CAPABILITY else "float32"
+
+
+def find_common(fastest: Iterable[FloatName]) -> FloatName:
+    """Return the fastest type that all of some machines compute in, by the fastest of each; float32 without any.
+
+    GPUs with bfloat16 have float16 too.
+    """
+    names = set(fastest)
+    if names == {"bfloat16"}:
+        return "bfloat16"
+    return "float16" if names and "float32" not in names else "float32"
+
+
+def read_gpu_memory() -> int | None:
+    """Return the MiB of this machine's smallest GPU; None if NVIDIA's driver does not tell."""
+    return int(min(_query_gpus("memory.total"), default=0)) or None
+
+
+def _query_gpus(field: str) -> list[float]:
+    """Return a number of each GPU of this machine, by NVIDIA's driver."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    query = [program, f"--query-gpu={field}", "--format=csv,noheader,nounits"]
+    words = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30).stdout.split()
+    return [float(word) for word in words if word.replace(".", "").isdigit()]
 
 
 def has_bfloat16() -> bool:

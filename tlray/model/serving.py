@@ -73,11 +73,11 @@ def save_for_serving(frozen: tf.types.experimental.ConcreteFunction, path: Path)
     module = tf.Module()
     signature = [tf.TensorSpec(frozen.inputs[0].shape, tf.uint8, name="image")]
 
-    @tf.function(input_signature=signature)
+    @tf.function(input_signature=signature, autograph=False)
     def serve(image: tf.Tensor) -> tf.Tensor:
         return frozen(image)["probabilities"]
 
-    @tf.function(input_signature=signature)
+    @tf.function(input_signature=signature, autograph=False)
     def serving_default(image: tf.Tensor) -> dict[str, tf.Tensor]:
         outputs: dict[str, tf.Tensor] = frozen(image)
         return outputs

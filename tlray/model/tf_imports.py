@@ -24,15 +24,19 @@ def enable_onednn() -> None:
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0" if refuses else "1")
 
 
-def show_booked_gpus() -> None:
+def show_booked_gpus() -> float:
     """Let this process of Ray's see the GPUs that are booked for it alone; call it before TensorFlow is imported.
 
     Ray leaves the variable as it is where it books none, and TensorFlow would take memory of GPUs that others use.
+
+    Returns:
+        the number that is booked, a fraction if processes share a GPU.
     """
     import ray
 
-    booked = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
-    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(booked) or "-1"
+    context = ray.get_runtime_context()
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(context.get_accelerator_ids().get("GPU", [])) or "-1"
+    return float(context.get_assigned_resources().get("GPU", 0.0))
 
 
 def import_keras() -> None:

@@ -64,6 +64,7 @@ class EngineActor:
     Args:
         files: the bundle's files for inference, by name; in a list, so that Ray's restarts do not depend on it.
         num_threads: threads of TensorFlow; None on GPUs.
+        allow_cpu: compute on cores where TensorFlow does not see a booked GPU.
         num_engines: number of engines of the run.
         dispatcher: the run's `Dispatcher`, in a list for the same reason.
     """
@@ -74,6 +75,7 @@ class EngineActor:
         limits: Limits,
         batch_size: int,
         num_threads: int | None,
+        allow_cpu: bool,
         precision: PrecisionName,
         num_engines: int,
         columns: RequestedColumns,
@@ -82,10 +84,11 @@ class EngineActor:
         self._dispatcher = dispatcher[0]
         self._node = ray.get_runtime_context().get_node_id()
         ray.get(self._dispatcher.start_engine.remote(num_engines))
-        show_booked_gpus()
+        booked = show_booked_gpus()
         import_tensorflow()
-        from tlray.model.engine import open_engine
+        from tlray.model.engine import open_engine, prepare_gpus
 
+        prepare_gpus(booked, allow_cpu=allow_cpu)
         self._limits = limits
         self._columns = columns
         with tempfile.TemporaryDirectory(prefix="tlray-") as folder:

@@ -113,12 +113,13 @@ def predict_files(
     batch_size: int | None,
     precision: PrecisionName,
     columns: RequestedColumns,
+    bounds: EngineBounds,
 ) -> Iterator[pa.Table]:
     """Predict a list of files, whose row ids are their positions; yields and raises as `PredictionPipeline`."""
     done = RowSet(len(uris))
-    batch_rows = choose_batch_rows(batch_size, cluster.cpus, gpus=EngineBounds().choose_gpus(cluster) > 0)
+    batch_rows = choose_batch_rows(batch_size, cluster.cpus, gpus=bounds.choose_gpus(cluster) > 0)
     windows = make_windows(done, cluster.cpus, batch_rows)
-    task = PredictionTask(MemoryRows(uris), done, windows, bundle, limits, batch_size, precision, columns)
+    task = PredictionTask(MemoryRows(uris), done, windows, bundle, limits, batch_size, precision, columns, bounds)
     return iter(PredictionPipeline(task, cluster))
 
 
@@ -200,6 +201,7 @@ class PredictionPipeline:
                 "limits": task.limits,
                 "batch_size": batch_size,
                 "num_threads": resources.num_threads,
+                "allow_cpu": task.bounds.allow_cpu,
                 "precision": task.precision,
                 "num_engines": resources.max_actors,
                 "columns": task.columns,

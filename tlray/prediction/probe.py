@@ -177,8 +177,9 @@ def _measure(
     bundle = load_bundle(bundle_path)
     with silence_stderr():
         import_tensorflow()
-        from tlray.model.engine import count_gpus, open_engine
+        from tlray.model.engine import count_gpus, open_engine, prepare_gpus
 
+        prepare_gpus()
         engine = open_engine(bundle, batch_size, num_threads=1, precision=precision)
         num_gpus = count_gpus()
     _BARRIERS[-1].wait(_WAIT_S)

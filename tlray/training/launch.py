@@ -158,9 +158,10 @@ class Launch:
             self.start()
         ray.get(self._channel.put_task.remote(task))
         counts = [len(rows) for rows in (task.train_rows, task.val_rows)]
+        where = "GPUs, gradients summed by NCCL," if self.resources.gpus else "CPUs"
         say(
             f"training on {counts[0]:,} images, validating on {counts[1]:,}; {self._config.num_workers} workers of "
-            f"{task.batch_size} images a step, on {'GPUs' if self.resources.gpus else 'CPUs'} in {task.precision.step}"
+            f"{task.batch_size} images a step, on {where} in {task.precision.step}"
         )
         assert self._thread is not None
 
@@ -222,6 +223,7 @@ class Launch:
             num_threads=choose_worker_threads(self._cluster, config.num_workers, resources),
             collective_timeout_s=config.collective_timeout,
             options=storage.get_options(),
+            allow_cpu=config.allow_cpu,
         )
         trainer = DataParallelTrainer(
             run_worker,

@@ -12,7 +12,7 @@ import shutil
 import socket
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.util
@@ -23,6 +23,9 @@ from tlray.model.tf_imports import import_keras, show_booked_gpus
 from tlray.storage import adopt
 from tlray.training.channel import ChannelHandle, Failed, send
 from tlray.training.task import TrainingTask, WorkerSettings
+
+if TYPE_CHECKING:
+    from tlray.training.worker import Worker
 
 _TASK_POLL_S = 0.2
 
@@ -69,19 +72,25 @@ def run_worker(config: dict[str, WorkerSettings]) -> None:
     adopt(settings.options)
     if ray.get(settings.channel.is_closed.remote()):
         return  # the driver has given up, which Ray Train does not know
-    show_booked_gpus()
+    booked = show_booked_gpus()
     import_keras()
+    from tlray.model.engine import prepare_gpus
     from tlray.training.worker import Worker  # imports TensorFlow
 
-    worker = Worker(settings)
-    task = _await_task(settings.channel)
-    if task is None:
-        return
     try:
-        worker.run(task)
+        prepare_gpus(booked, allow_cpu=settings.allow_cpu)
+        worker = Worker(settings)
+        task = _await_task(settings.channel)
+        if task is not None:
+            _run_task(worker, task)
     except TlrayError as error:
         send(settings.channel, Failed(error))
         raise
+
+
+def _run_task(worker: Worker, task: TrainingTask) -> None:
+    try:
+        worker.run(task)
     finally:
         shutil.rmtree(task.images.keep_in, ignore_errors=True)
 

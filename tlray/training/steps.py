@@ -9,8 +9,9 @@ MobileNetV2's step took six to ten times as long (tests/benchmarks/steps.py).
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from functools import cache
-from typing import TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import keras
 import numpy as np
@@ -19,12 +20,13 @@ import tensorflow as tf
 
 from tlray.errors import StoppedError
 from tlray.images.augment import warp
-from tlray.model.engine import grow_gpu_memory
+from tlray.model.engine import count_gpus
 from tlray.model.network import Network
 
 Batch: TypeAlias = dict[str, npt.NDArray[np.generic]]
 Tensors: TypeAlias = dict[str, tf.Tensor]
 Function: TypeAlias = tf.types.experimental.PolymorphicFunction
+CommunicationName: TypeAlias = Literal["NCCL", "RING"]
 
 _GRADIENT_PACK_BYTES = 32 * 2**20
 # 2 workers, all of InceptionV3 at 75 px on 2 cores: 1.14 s a step in packs of 32 MiB, 1.35 s unpacked
@@ -35,11 +37,17 @@ _LOSS_SCALE_GROWTH_STEPS = 2000
 
 def make_strategy(collective_timeout_s: float) -> tf.distribute.Strategy:
     """Connect to the workers in TF_CONFIG; a sum fails after waiting `collective_timeout_s` for them."""
-    grow_gpu_memory()
     options = tf.distribute.experimental.CommunicationOptions(
-        bytes_per_pack=_GRADIENT_PACK_BYTES, timeout_seconds=collective_timeout_s
+        bytes_per_pack=_GRADIENT_PACK_BYTES,
+        timeout_seconds=collective_timeout_s,
+        implementation=tf.distribute.experimental.CommunicationImplementation[choose_communication(count_gpus())],
     )
     return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+
+
+def choose_communication(num_gpus: int) -> CommunicationName:
+    """Return how gradients are summed: left to itself TensorFlow sends those of GPUs through host memory."""
+    return "NCCL" if num_gpus else "RING"
 
 
 class RateTable(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
@@ -83,7 +91,9 @@ class TrainStep:
         self._strategy, self._network, self._optimizer = strategy, network, optimizer
         self._label_smoothing, self._clip_norm = label_smoothing, clip_norm
         self._variables = network.trainable_variables
-        self._step = tf.function(lambda batch, scale: strategy.run(self._step_replica, args=(batch, scale)))
+        self._step = self._distribute(self._step_replica)
+        self._differentiate_step = self._distribute(self._differentiate_replica)
+        self._apply_step = self._distribute(self._apply_replica)
 
     def step(self, batch: Batch) -> npt.NDArray[np.float32]:
         """Take one step on this worker's share; every worker must call it.
@@ -96,11 +106,20 @@ class TrainStep:
         Returns:
             this worker's `[weighted loss sum, number correct]`.
         """
-        result, finite = self._step(batch, np.float32(self.loss_scale))
+        scale = np.float32(self.loss_scale)
         if self._scaled:
+            gradients, result, finite = self._differentiate_step(batch, scale)
+            # zero gradients would still move the weights by the optimizer's momentum
+            if finite:
+                self._apply_step(gradients)
             self._adapt_scale(bool(finite))
+        else:
+            result = self._step(batch, scale)
         sums: npt.NDArray[np.float32] = result.numpy()
         return sums
+
+    def _distribute(self, replica: Callable[..., Any]) -> Function:
+        return tf.function(lambda *args: self._strategy.run(replica, args=args), autograph=False)
 
     def _adapt_scale(self, finite: bool) -> None:
         """Halve after an overflow, double after 2,000 steps without one (Micikevicius et al., 2018, section 3.2)."""
@@ -110,13 +129,21 @@ class TrainStep:
         elif self._finite_steps == _LOSS_SCALE_GROWTH_STEPS:
             self.loss_scale, self._finite_steps = self.loss_scale * 2, 0
 
-    def _step_replica(self, batch: Tensors, scale: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def _step_replica(self, batch: Tensors, scale: tf.Tensor) -> tf.Tensor:
         gradients, sums = self._differentiate(batch, scale)
-        finite = tf.constant(True)
-        if self._scaled or self._clip_norm is not None:
-            gradients, finite = self._limit(gradients, scale)
+        if self._clip_norm is not None:
+            gradients, _ = self._limit(gradients, scale)
         self._optimizer.apply(gradients, self._variables)
-        return sums, finite
+        return sums
+
+    def _differentiate_replica(self, batch: Tensors, scale: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
+        gradients, sums = self._differentiate(batch, scale)
+        gradients, finite = self._limit(gradients, scale)
+        return gradients, sums, finite
+
+    def _apply_replica(self, gradients: list[tf.Tensor]) -> None:
+        # identity places them on the replica's device: the optimizer's sum rejects bare arguments, which have none
+        self._optimizer.apply([tf.identity(gradient) for gradient in gradients], self._variables)
 
     def _differentiate(self, batch: Tensors, scale: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
         inputs = tf.cast(batch["inputs"], tf.float32)
@@ -133,12 +160,12 @@ class TrainStep:
         return gradients, tf.stack([tf.reduce_sum(losses), tf.reduce_sum(hits * batch["counts"])])
 
     def _limit(self, gradients: list[tf.Tensor], scale: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
-        """Unscale the gradients and clip them by their global norm over all workers; zero if it is not finite."""
+        """Unscale the gradients and clip them by their global norm over all workers; say if it is finite."""
         whole = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, gradients)
         norm = tf.linalg.global_norm(whole) / scale
         finite = tf.math.is_finite(norm)
         factor = (1.0 if self._clip_norm is None else tf.minimum(1.0, self._clip_norm / norm)) / scale
-        return [tf.where(finite, gradient * factor, tf.zeros_like(gradient)) for gradient in gradients], finite
+        return [gradient * factor for gradient in gradients], finite
 
 
 def _cross_entropy(labels: tf.Tensor, logits: tf.Tensor, label_smoothing: float) -> tf.Tensor:
@@ -156,7 +183,7 @@ def make_evaluate_step(strategy: tf.distribute.Strategy, network: Network) -> Fu
         features = network.embed(tf.cast(inputs, tf.float32), training=False)
         return tf.nn.log_softmax(network.classify(features)), tf.cast(features, tf.float32)
 
-    @tf.function
+    @tf.function(autograph=False)
     def step(inputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         logs, features = strategy.run(evaluate_replica, args=(inputs,))
         return logs, features
@@ -176,7 +203,7 @@ def _make_sum(strategy: tf.distribute.Strategy) -> Function:
         # identity places the vector on the replica's device; all_reduce rejects a bare argument, which has none
         return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(vector))
 
-    @tf.function
+    @tf.function(autograph=False)
     def run(vector: tf.Tensor) -> tf.Tensor:
         return strategy.run(sum_replica, args=(vector,))
 

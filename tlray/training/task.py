@@ -102,6 +102,7 @@ class WorkerSettings:
         num_threads: of TensorFlow, at most those of its machine's share.
         collective_timeout_s: maximum wait for other workers in one sum.
         options: of requests to S3.
+        allow_cpu: compute on cores where TensorFlow does not see a booked GPU.
     """
 
     channel: Any
@@ -109,6 +110,7 @@ class WorkerSettings:
     num_threads: int
     collective_timeout_s: float
     options: S3Options
+    allow_cpu: bool
 
 
 def make_training_task(

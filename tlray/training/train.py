@@ -9,13 +9,13 @@ import contextlib
 import hashlib
 import itertools
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tlray import report, storage
 from tlray.cluster import connect as clusters
-from tlray.cluster.resources import DATA_TASK_CPUS, Cluster
+from tlray.cluster.resources import Cluster
 from tlray.config import TrainConfig, describe, resolve
 from tlray.console import now, say
 from tlray.errors import OutputError
@@ -25,7 +25,7 @@ from tlray.metrics.label_errors import LabelErrorSummary
 from tlray.model import bundle
 from tlray.model.backbones import BACKBONES
 from tlray.model.manifest import Manifest, Preprocessing, RoleCounts, TrainingRecord
-from tlray.model.precision import FloatName, Precision, choose_precision, detect_fastest
+from tlray.model.precision import FloatName, Precision, choose_precision, detect_fastest, find_common
 from tlray.model.weights import load_weights
 from tlray.storage.lock import Lock
 from tlray.storage.records import Json
@@ -176,7 +176,7 @@ def _run_workers(
     """Build the feature cache and train; return the outcome, the cache's seconds, and the cache."""
     import ray
 
-    from tlray.features.decide import prepare_cache
+    from tlray.features.decide import choose_engine_bounds, prepare_cache
     from tlray.training.launch import ChannelLostError, Launch, Outcome
     from tlray.training.task import make_training_task
 
@@ -196,6 +196,7 @@ def _run_workers(
         weights_seed=config.seed,
         precision=precision,
         limits=config.limits,
+        on_gpus=choose_engine_bounds(config).choose_gpus(cluster) > 0,
     )
     try:
         cache, frozen_s = prepare_cache(config, cluster, roles.rows, roles.digests, frozen, uris, augmentation)
@@ -227,24 +228,23 @@ def _run_workers(
 
 
 def _choose_precision(config: TrainConfig, cluster: Cluster, *, gpus: bool) -> Precision:
-    """Resolve `--precision` on a machine of the kind that trains."""
+    """Resolve `--precision` for all machines that may train: a worker that is lost starts again on any of them."""
     fastest: FloatName = "float32"
     if config.precision == "auto":
-        if cluster.local:
-            fastest = detect_fastest(gpus=gpus)
-        else:
-            import ray
-
-            # reserve cores, so that it doesn't run on a head node that takes no work
-            remote: Any = ray.remote(num_cpus=DATA_TASK_CPUS, num_gpus=0.01 if gpus else 0)
-            try:
-                fastest = ray.get(remote(detect_fastest).remote(gpus=gpus))
-            except ray.exceptions.RayError as error:
-                raise clusters.explain_failure(error, "looking for the fastest type") from error
+        fastest = detect_fastest(gpus=gpus) if cluster.local else _ask_fastest(gpus=gpus)
     precision = choose_precision(config.precision, fastest, gpus=gpus)
     if precision.reason:
         say(f"precision: {precision.step} steps, {precision.frozen} frozen base; {precision.reason}")
     return precision
+
+
+def _ask_fastest(*, gpus: bool) -> FloatName:
+    """Return the fastest type of all machines of a joined cluster that may train: on GPUs, of those that have some."""
+    from tlray.cluster.nodes import ask_nodes, list_nodes
+
+    nodes = [node for node in list_nodes() if (node.gpus if gpus else node.takes_work)]
+    answers = ask_nodes(nodes, lambda: detect_fastest(gpus=gpus))
+    return find_common([answer for answer in answers if not isinstance(answer, Exception)])
 
 
 def _find_label_errors(
