@@ -23,8 +23,9 @@ def make_table(columns: Mapping[str, Sequence[Any]], fields: Sequence[pa.Field] 
 def make_epoch(epoch: int = 1, **values: Any) -> EpochRecord:
     """Return the record of an epoch with validation."""
     usual: dict[str, Any] = {
-        "phase": "head", "loss": 0.5, "accuracy": 0.8, "val_loss": 0.6, "val_accuracy": 0.7, "images": 100, "steps": 4,
-        "seconds": 2.0, "train_seconds": 1.5, "wait_seconds": 0.1, "learning_rate": 0.001,
+        "phase": "head", "loss": 0.5, "accuracy": 0.8, "val_loss": 0.6, "val_accuracy": 0.7, "val_macro_f1": 0.7,
+        "val_weighted_loss": 0.6, "images": 100, "steps": 4, "seconds": 2.0,
+        "train_seconds": 1.5, "wait_seconds": 0.1, "learning_rate": 0.001,
     }  # fmt: skip
     return EpochRecord(epoch=epoch, **(usual | values))
 

@@ -46,6 +46,8 @@ def test_no_epochs_at_all_are_refused():
     [
         ({"early_stopping": 2, "val_fraction": 0}, "--early-stopping needs validation images"),
         ({"early_stopping": 0}, "--early-stopping takes 1 to"),
+        ({"group_by_regex": "(burst"}, r"--group-by-regex '\(burst' is no regular expression"),
+        ({"group_by_regex": "a", "group_column": "b"}, "--group-column and --group-by-regex: give one of them"),
         ({"label_smoothing": 1.0}, "--label-smoothing takes 0 to 0.99; got 1.0"),
         ({"dropout": -0.1}, "--dropout takes"),
         ({"clip_norm": 0.0}, "--clip-norm takes a number above 0"),

@@ -95,7 +95,7 @@ def test_all_options_of_a_trainer_work_together(digits, damaged, tmp_path):
         "--weights", "none", "--image-size", "48", "--head-units", "16", "--num-workers", "2", "--batch-size", "8",
         "--head-epochs", "2", "--finetune-epochs", "2", "--precision", "bfloat16", "--early-stopping", "2",
         "--class-weights", "balanced", "--schedule", "cosine", "--warmup-epochs", "0.5", "--label-smoothing", "0.1",
-        "--dropout", "0.3", "--clip-norm", "1", "--cache", "on",
+        "--dropout", "0.3", "--clip-norm", "1", "--cache", "on", "--select", "macro_f1",
     )  # fmt: skip
     config = yaml.safe_load((bundle / "training" / "config.yaml").read_text())
     assert (config["precision"], config["class_weights"], config["dropout"]) == ("bfloat16", "balanced", 0.3)
@@ -104,6 +104,11 @@ def test_all_options_of_a_trainer_work_together(digits, damaged, tmp_path):
     for first, second in (history[:2], history[2:]):  # the cosine has come down to its end
         assert second["learning_rate"] < first["learning_rate"] / 2
     assert all(0 < record["loss"] < 10 for record in history)
+    metrics = read_manifest(bundle)["metrics"]
+    kept = history[metrics["kept"]["epoch"] - 1]
+    assert kept["val_macro_f1"] == max(record["val_macro_f1"] for record in history)
+    assert kept["val_macro_f1"] == pytest.approx(metrics["validation"]["macro_f1"])
+    assert kept["val_weighted_loss"] != kept["val_loss"]  # the classes have 19 and 20 images
     events = sorted(path.parent.name for path in (bundle / "training" / "tensorboard").rglob("events.*"))
     assert events == ["train", "validation"]
 

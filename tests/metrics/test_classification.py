@@ -37,6 +37,12 @@ def test_metrics_by_hand():
     assert [(entry.images, entry.low, entry.high) for entry in measured.bins] == [(6, 12 / 15, 13 / 15)]
     assert measured.confidences == [0] * 16 + [6] + [0] * 3
     assert (measured.top_k, measured.top_k_accuracy) == (3, 1.0)
+
+
+def test_a_class_that_does_not_occur_has_no_part_in_the_mean_of_f1():
+    probabilities = np.eye(4)[[0, 1, 1, 3]]
+    measured = measure(probabilities, np.array([0, 1, 0, 1]), ("a", "b", "c", "d"))
+    assert measured.macro_f1 == pytest.approx((2 / 3 + 2 / 4) / 2)
     assert measured.loss is None
 
 

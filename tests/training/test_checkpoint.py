@@ -54,7 +54,7 @@ def test_the_last_two_are_kept_and_a_half_written_one_is_passed_over(tmp_path):
 def take(state, epoch, accuracy, **values):
     optimizer = SimpleNamespace(variables=[np.array(epoch), np.full(2, epoch, np.float32)])
     record = make_epoch(epoch, val_accuracy=accuracy, **values)
-    state.take_epoch(record, {"head": np.full(1, epoch)}, optimizer, loss_scale=4.0)
+    state.take_epoch(record, {"head": np.full(1, epoch)}, optimizer, 4.0, "accuracy")
     return record
 
 
@@ -80,9 +80,9 @@ def test_the_best_weights_are_kept_through_worse_epochs():
 
 def test_of_equally_accurate_epochs_the_one_with_the_lower_loss_is_best():
     state = TrainingState()
-    take(state, 1, 0.5, val_loss=0.9)
-    best = take(state, 2, 0.5, val_loss=0.8)
-    take(state, 3, 0.5, val_loss=0.8)
+    take(state, 1, 0.5, val_weighted_loss=0.9)
+    best = take(state, 2, 0.5, val_weighted_loss=0.8)
+    take(state, 3, 0.5, val_weighted_loss=0.8)
     assert state.best == best
 
 
@@ -141,6 +141,6 @@ def test_an_epoch_that_ends_in_no_number_is_no_finished_epoch(where, value):
     weights, slots = {"head": np.ones(2, np.float32)}, [np.array(3), np.ones(2, np.float32)]
     (weights["head"] if where == "weights" else slots[1])[1] = value
     with pytest.raises(DivergedError, match="the weights are not finite after phase head, epoch 2"):
-        state.take_epoch(make_epoch(2), weights, SimpleNamespace(variables=slots), loss_scale=1.0)
+        state.take_epoch(make_epoch(2), weights, SimpleNamespace(variables=slots), 1.0, "loss")
     assert state.epoch == 1
     np.testing.assert_array_equal(state.weights["head"], [1])

@@ -55,6 +55,87 @@ def test_without_a_validation_folder_every_training_image_gets_one_role(folder):
     assert set(images.labels[roles.rows["train"]]) == {0, 1}
 
 
+def test_classes_without_a_validation_image_are_named(tmp_path, write_digits, capsys):
+    folder = write_digits(tmp_path / "train", 3, 6)
+    for path in sorted((folder / "2").iterdir())[1:]:
+        path.unlink()
+    config = make_config(folder, val_fraction=0.2)
+    images = list_images(config)
+    roles = assign_roles(config, images, spread=False)
+    assert set(images.labels[roles.rows["val"]]) == {0, 1}
+    assert "no validation image of 1 of 3 classes, which have too few images to share: 2" in capsys.readouterr().out
+
+
+@pytest.fixture
+def bursts(tmp_path, write_digits):
+    """A manifest of two classes of 20 images, five of one name's start a burst, and of one image without a burst."""
+    folder = write_digits(tmp_path / "photos", 2, 20)
+    lines = ["uri,label,burst"]
+    for label in ("0", "1"):
+        for index, path in enumerate(sorted((folder / label).iterdir())):
+            burst = f"{label}{index // 5}"
+            moved = path.rename(path.with_name(f"b{burst}_{index}.png"))
+            lines.append(f"{moved},{label},{burst if index else ''}")
+    manifest = tmp_path / "photos.csv"
+    manifest.write_text("\n".join(lines))
+    return manifest, folder
+
+
+@pytest.mark.parametrize("how", ["column", "regex"])
+def test_a_burst_stays_on_one_side(bursts, how, capsys):
+    manifest, folder = bursts
+    options = {"group_column": "burst"} if how == "column" else {"group_by_regex": r"/b(\d\d)_\d+\.png$"}
+    config = make_config(manifest if how == "column" else folder, val_fraction=0.3, **options)
+    images = list_images(config)
+    roles = assign_roles(config, images, spread=False)
+    sides = {}
+    for role in ("train", "val"):
+        for row in roles.rows[role]:
+            if images.groups[row] is not None:
+                sides.setdefault(images.groups[row], set()).add(role)
+    assert len(sides) == 8
+    assert all(len(roles_of_burst) == 1 for roles_of_burst in sides.values())
+    assert {role for found in sides.values() for role in found} == {"train", "val"}
+    alone = "; 2 are in none and stand alone" if how == "column" else ""
+    assert f"8 groups of {38 if how == 'column' else 40} images stay together{alone}" in capsys.readouterr().out
+
+
+def test_other_groups_in_a_manifest_are_another_training(bursts):
+    manifest, _ = bursts
+    config = make_config(manifest, group_column="burst")
+    before = list_images(config).fingerprint
+    manifest.write_text(manifest.read_text().replace(",01", ",00"))
+    assert list_images(config).fingerprint != before
+
+
+def test_test_images_of_a_burst_that_is_trained_on_are_left_out(bursts, tmp_path, write_digits, capsys):
+    test = write_digits(tmp_path / "test", 2, 2, 40)
+    known = sorted((test / "0").iterdir())[0]
+    known = known.rename(known.with_name("b00_99.png"))
+    _, folder = bursts
+    pattern = r"/b(\d\d)_\d+\.png$"
+    config = make_config(folder, test_data=str(test), val_fraction=0, group_by_regex=pattern)
+    images = list_images(config)
+    roles = assign_roles(config, images, spread=False)
+    assert str(known) not in {images.uris[row] for row in roles.rows["test"]}
+    assert len(roles.rows["test"]) == 3
+    assert f"1 images of --test-data share a group with those that are trained or validated on: {known}" in (
+        capsys.readouterr().out
+    )
+
+
+def test_groups_that_cannot_be_found_are_one_sentence(bursts):
+    manifest, folder = bursts
+    with pytest.raises(DataError, match="has no column patient"):
+        list_images(make_config(manifest, group_column="patient"))
+    with pytest.raises(DataError, match="for class folders give --group-by-regex"):
+        list_images(make_config(folder, group_column="burst"))
+    with pytest.raises(DataError, match="puts no image into a group"):
+        list_images(make_config(folder, group_by_regex="patient-([0-9]+)"))
+    with pytest.raises(DataError, match="puts all images into one group"):
+        list_images(make_config(folder, group_by_regex="photos"))
+
+
 def test_an_image_that_cannot_be_decoded_is_left_out_and_named(folder, capsys):
     bad = folder / "0" / "a.png"
     bad.write_bytes(b"not an image")

@@ -63,11 +63,28 @@ def test_equal_images_share_their_side():
     np.testing.assert_array_equal(chosen[:50], chosen[50:])
 
 
-def test_no_class_loses_all_its_images_to_validation():
+@pytest.mark.parametrize("fraction", [0.01, 0.5, 0.9])
+def test_each_class_has_an_image_on_either_side(fraction):
     labels = np.arange(200, dtype=np.int32) // 2
-    chosen = choose_validation(make_digests(200), labels, 0.9)
+    chosen = choose_validation(make_digests(200), labels, fraction)
     for label in range(100):
-        assert not chosen[labels == label].all()
+        assert chosen[labels == label].tolist() in ([True, False], [False, True])
+
+
+def test_a_class_of_one_image_or_group_is_trained():
+    keys = [*make_digests(3), "ab" * 32, "ab" * 32]
+    chosen = choose_validation(keys, np.array([0, 0, 1, 2, 2], np.int32), 0.9)
+    assert chosen.tolist()[2:] == [False, False, False]
+
+
+def test_a_group_stays_together_across_classes():
+    random = np.random.default_rng(0)
+    groups, labels = random.integers(0, 60, 600), random.integers(0, 5, 600).astype(np.int32)
+    keys = [make_digests(60)[group] for group in groups]
+    chosen = choose_validation(keys, labels, 0.2)
+    assert 0.1 < chosen.mean() < 0.3
+    for group in range(60):
+        assert len(set(chosen[groups == group])) == 1
 
 
 def test_rates_rise_then_stay_or_fall():
@@ -98,28 +115,35 @@ def test_balanced_weights_give_every_class_the_same_sum():
 
 def make_records(accuracies):
     return [
-        make_epoch(index + 1, val_accuracy=accuracy, val_loss=1.0 if accuracy is not None else None)
+        make_epoch(index + 1, val_accuracy=accuracy, val_weighted_loss=None if accuracy is None else 1.0)
         for index, accuracy in enumerate(accuracies)
     ]
 
 
 def test_a_phase_ends_when_validation_has_not_found_it_better_for_long():
-    assert not is_exhausted(make_records([0.5, 0.6, 0.6]), 2)
-    assert is_exhausted(make_records([0.5, 0.6, 0.6, 0.4]), 2)
-    assert not is_exhausted(make_records([0.5, 0.4, 0.3]), None)
-    assert not is_exhausted(make_records([None, None, None]), 1)
-    assert not is_exhausted([], 1)
+    assert not is_exhausted(make_records([0.5, 0.6, 0.6]), 2, "accuracy")
+    assert is_exhausted(make_records([0.5, 0.6, 0.6, 0.4]), 2, "accuracy")
+    assert not is_exhausted(make_records([0.5, 0.4, 0.3]), None, "accuracy")
+    assert not is_exhausted(make_records([None, None, None]), 1, "accuracy")
+    assert not is_exhausted([], 1, "accuracy")
 
 
 def test_without_validation_the_later_epoch_scores_higher():
     first, second = make_records([None, None])
-    assert score_epoch(second) > score_epoch(first)
+    assert score_epoch(second, "loss") > score_epoch(first, "loss")
 
 
-def test_accuracy_decides_before_loss():
-    worse = make_epoch(1, val_accuracy=0.5, val_loss=0.1)
-    assert score_epoch(make_epoch(2, val_accuracy=0.6, val_loss=9.0)) > score_epoch(worse)
-    assert score_epoch(make_epoch(2, val_accuracy=0.5, val_loss=0.2)) < score_epoch(worse)
+@pytest.mark.parametrize(("select", "best"), [("loss", "certain"), ("accuracy", "accurate"), ("macro_f1", "balanced")])
+def test_the_figure_that_is_asked_for_decides_then_the_loss(select, best):
+    figures = {
+        "certain": {"val_weighted_loss": 0.1, "val_accuracy": 0.5, "val_macro_f1": 0.5},
+        "accurate": {"val_weighted_loss": 0.3, "val_accuracy": 0.7, "val_macro_f1": 0.5},
+        "balanced": {"val_weighted_loss": 0.3, "val_accuracy": 0.5, "val_macro_f1": 0.7},
+    }
+    records = {name: make_epoch(1, val_loss=0.2, **values) for name, values in figures.items()}
+    assert max(records, key=lambda name: score_epoch(records[name], select)) == best
+    less_certain = make_epoch(2, **(figures[best] | {"val_weighted_loss": 0.9}))
+    assert score_epoch(less_certain, select) < score_epoch(records[best], select)
 
 
 def test_a_sample_of_rows_is_sorted_and_seeded():

@@ -49,7 +49,8 @@ def _describe_phases(metrics: Metrics) -> list[tuple[str, str]]:
     for name, best in metrics.phases.items():
         text = f"{name}: training accuracy {best.accuracy:.4f} in its last epoch"
         if best.val_accuracy is not None:
-            text = f"{name}: validation accuracy {best.val_accuracy:.4f} in epoch {best.epoch}, its best"
+            figures = f"validation loss {best.val_loss:.4f}, accuracy {best.val_accuracy:.4f}"
+            text = f"{name}: {figures} in epoch {best.epoch}, its best"
         if facts and kept is not None and (kept.phase == "head" or best.val_accuracy is not None):
             text += f"; {_PHASES[kept.phase]} won"
         facts.append((_PHASES[name], text))

@@ -14,7 +14,7 @@ from tlray.config.cluster import DoctorConfig, SubmitConfig
 from tlray.config.evaluate import DemoConfig, EvaluateConfig, ImportConfig, ShowConfig
 from tlray.config.predict import AuditConfig, InputsConfig, PlanConfig, PredictConfig, VerifyConfig
 from tlray.config.shared import LimitsConfig, RunConfig, S3Config, count_allowed, describe, list_path_options
-from tlray.config.train import DEFAULT_RATES, OptimizerName, TrainConfig, describe_run, resolve
+from tlray.config.train import DEFAULT_RATES, OptimizerName, SelectName, TrainConfig, describe_run, resolve
 
 __all__ = [
     "DEFAULT_RATES",
@@ -30,6 +30,7 @@ __all__ = [
     "PredictConfig",
     "RunConfig",
     "S3Config",
+    "SelectName",
     "ShowConfig",
     "SubmitConfig",
     "TrainConfig",

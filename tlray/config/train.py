@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from tlray.model.backbones import BACKBONES, INPUT
 from tlray.model.precision import PrecisionName
 
 OptimizerName = Literal["rmsprop", "sgd", "adam"]
+SelectName = Literal["loss", "accuracy", "macro_f1"]
 
 DEFAULT_RATES: dict[str, dict[str, float]] = {
     "head": {"rmsprop": 1e-3, "sgd": 1e-2, "adam": 1e-3},
@@ -50,6 +52,12 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
 
     val_fraction: float = 0.15
     """Share of --data held out for validation, chosen by content hash; 0 for none."""
+
+    group_column: str | None = None
+    """Column of a --data manifest, such as patient or video: images of one value stay on one side of the split."""
+
+    group_by_regex: str | None = None
+    """The same by a regular expression on addresses: images with one first group, or whole match, stay together."""
 
     test_data: str | None = None
     """Test images: class folders or a manifest; measured once, after training."""
@@ -120,8 +128,11 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
     warmup_epochs: float = 0.0
     """Epochs of linear learning rate warm-up at the start of each phase."""
 
+    select: SelectName = "loss"
+    """Validation figure that chooses the best epoch; loss counts images as --class-weights does."""
+
     early_stopping: int | None = None
-    """End a phase after this many epochs without a better validation accuracy or loss."""
+    """End a phase after this many epochs without a better validation figure of --select."""
 
     class_weights: Literal["none", "balanced"] = "none"
     """balanced: weight the loss so that every class counts the same, however many images it has."""
@@ -214,6 +225,13 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
         for name in ("data", "output", "val_data", "test_data", "cache_dir", "storage_path"):
             faults.check_uri(name, getattr(self, name))
         faults.check_range("val_fraction", self.val_fraction, 0, 0.9)
+        if self.group_column is not None and self.group_by_regex is not None:
+            faults.add("--group-column and --group-by-regex: give one of them")
+        if self.group_by_regex is not None:
+            try:
+                re.compile(self.group_by_regex)
+            except re.error as error:
+                faults.add(f"--group-by-regex {self.group_by_regex!r} is no regular expression: {error}")
         if self.weights not in ("imagenet", "none"):
             faults.check_uri("weights", self.weights)
         faults.check_range("image_size", self.resolved_image_size, backbone.min_image_size_px, 2048)

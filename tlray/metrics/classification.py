@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from tlray.metrics.calibration import Bin, Labels, Probabilities, bin_confidences, compute_ece, compute_log_loss
 from tlray.metrics.intervals import wilson
+
+Counts: TypeAlias = npt.NDArray[np.integer] | npt.NDArray[np.floating]
 
 _TOP_K = 5
 _HISTOGRAM_BINS = 20
@@ -50,7 +54,7 @@ class Measurement:
         ece: expected calibration error.
         bins: bins of the reliability diagram.
         by_class: metrics by class name.
-        macro_f1: unweighted mean of the classes' F1.
+        macro_f1: unweighted mean of F1 over the classes that occur.
         confusion: `[C][C]` counts; row: true class, column: predicted class.
         confidences: `[20]`, images by top probability over [0, 1].
         loss: validation loss of the kept epoch during training; None for other images.
@@ -136,10 +140,22 @@ def measure(probabilities: Probabilities, labels: Labels, classes: Sequence[str]
         ece=compute_ece(bins),
         bins=bins,
         by_class=by_class,
-        macro_f1=float(f1.mean()),
+        macro_f1=compute_macro_f1(confusion.diagonal(), confusion.sum(axis=0), support),
         confusion=confusion.tolist(),
         confidences=np.histogram(probabilities.max(axis=1), _HISTOGRAM_BINS, (0, 1))[0].tolist(),
     )
+
+
+def compute_macro_f1(right: Counts, predicted: Counts, images: Counts) -> float:
+    """Return the mean of F1, 2 right / (predicted + images), over the classes with images.
+
+    Args:
+        right: images of each class that were predicted as it, `[C]`.
+        predicted: images that were predicted as it, `[C]`.
+        images: images of it, `[C]`; at least one class has some.
+    """
+    occurring = images > 0
+    return float((2 * right[occurring] / (predicted[occurring] + images[occurring])).mean())
 
 
 def list_confused(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> list[ConfusedPair]:

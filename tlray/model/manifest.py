@@ -65,7 +65,8 @@ class EpochRecord:
     Attributes:
         epoch: from 1, over both phases.
         loss, accuracy: over the training images, each counted once.
-        val_loss, val_accuracy: over the validation images; None without any.
+        val_loss, val_accuracy, val_macro_f1: over the validation images; None without any.
+        val_weighted_loss: the same loss with each image counted by the weight of its class.
         images, steps: numbers of training images and steps.
         seconds: validation included; `train_seconds` is without it, `wait_seconds` the part of these without input.
         learning_rate: rate of the last step.
@@ -83,6 +84,8 @@ class EpochRecord:
     train_seconds: float
     wait_seconds: float
     learning_rate: float
+    val_macro_f1: float | None = None
+    val_weighted_loss: float | None = None
 
 
 @dataclass(frozen=True)

@@ -175,6 +175,25 @@ def read_labels(manifest: str) -> tuple[dict[str, list[storage.Entry]], list[str
     return _sort_lines(manifest.rpartition("/")[0], _iter_lines(opened))
 
 
+def read_groups(manifest: str, column: str) -> dict[str, str]:
+    """Return the value of a column of a manifest by address; lines without one are left out.
+
+    Raises:
+        DataError: it cannot be read, or lacks the column.
+    """
+    opened = lists.open_list(manifest, URI, as_text=(column,))
+    if missing := [name for name in (URI, column) if name not in opened.names]:
+        names = lists.shorten(", ".join(opened.names))
+        raise DataError(f"{manifest} has no column {' and '.join(missing)} (its columns: {names})")
+    base = manifest.rpartition("/")[0]
+    uri, group = opened.names.index(URI), opened.names.index(column)
+    groups: dict[str, str] = {}
+    for _, values in opened.lines:
+        if values is not None and values[uri] and values[group]:
+            groups.setdefault(_resolve(values[uri] or "", base)[0], values[group] or "")
+    return groups
+
+
 def name_some(names: Sequence[str]) -> str:
     """Join the first few names."""
     shown = ", ".join(map(lists.shorten, names[:_MAX_NAMED]))
@@ -189,6 +208,13 @@ def _iter_lines(opened: lists.ListFile) -> Iterator[tuple[int, str, str]]:
         yield number, address, _compose(name.strip())
 
 
+def _resolve(uri: str, base: str) -> tuple[str, str | None]:
+    """Return the address that a line names, and the reason why it may not be read, or None."""
+    address, reason = manifests.check_address(uri, base, ())
+    # "a" and "./a" are one file
+    return address if storage.is_s3(address) else str(PurePosixPath(address)), reason
+
+
 def _sort_lines(base: str, lines: Iterator[tuple[int, str, str]]) -> tuple[dict[str, list[storage.Entry]], list[str]]:
     labels: dict[str, str] = {}
     typed: dict[str, str] = {}
@@ -197,8 +223,7 @@ def _sort_lines(base: str, lines: Iterator[tuple[int, str, str]]) -> tuple[dict[
         if not uri.strip():
             faults.setdefault(" without an address", []).append(f"line {number:,}")
             continue
-        address, reason = manifests.check_address(uri, base, ())
-        address = address if storage.is_s3(address) else str(PurePosixPath(address))  # "a" and "./a" are one file
+        address, reason = _resolve(uri, base)
         if reason is not None:
             faults.setdefault(": " + reason.partition(";")[0], []).append(storage.redact(uri))
         elif archives.split_member(address) is not None:

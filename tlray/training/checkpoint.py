@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tlray import storage
-from tlray.config import TrainConfig, describe_run
+from tlray.config import SelectName, TrainConfig, describe_run
 from tlray.errors import DivergedError, FetchError, StoppedError
 from tlray.model.manifest import EpochRecord, hash_json
 from tlray.storage.records import RecordError, dump_record, parse_record
@@ -70,9 +70,14 @@ class TrainingState:
         return len(self.history)
 
     def take_epoch(
-        self, record: EpochRecord, weights: Weights, optimizer: keras.optimizers.Optimizer, loss_scale: float
+        self,
+        record: EpochRecord,
+        weights: Weights,
+        optimizer: keras.optimizers.Optimizer,
+        loss_scale: float,
+        select: SelectName,
     ) -> None:
-        """Add an epoch that has just ended; `weights` are those that it trained.
+        """Add an epoch that has just ended; `weights` are those that it trained, `select` tells the best.
 
         Raises:
             DivergedError: a weight or a variable of the optimizer is not finite, as after a step whose gradient was
@@ -84,7 +89,7 @@ class TrainingState:
                 f"the weights are not finite after phase {record.phase}, epoch {record.epoch}; lower the learning "
                 "rate; the checkpoint of the last finished epoch stays"
             )
-        is_best = self.best is None or score_epoch(record) > score_epoch(self.best)
+        is_best = self.best is None or score_epoch(record, select) > score_epoch(self.best, select)
         if self.best is not None and not self.best_weights and not is_best:
             self.best_weights = self.weights  # the previous epoch is the best
         self.history.append(record)

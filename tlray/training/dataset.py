@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ from tlray.errors import DataError, FetchError, ImageError, StoppedError
 from tlray.images.decode import decode
 from tlray.images.limits import Limits
 from tlray.model.manifest import hash_json
-from tlray.sources.labelled import scan
+from tlray.sources.labelled import name_some, read_groups, scan
+from tlray.sources.lists import is_list
 
 VALIDATION_BITS = 64
 
@@ -36,6 +38,7 @@ class Images:
         classes: names by label.
         uris, labels: addresses and int32 labels by row id.
         folder: the role whose option named the image, by row id: "train", "val" or "test".
+        groups: name of the group that must stay together, or None, by row id; None without groups.
         fingerprint: sha256 over the listing.
     """
 
@@ -43,6 +46,7 @@ class Images:
     uris: list[str]
     labels: npt.NDArray[np.int32]
     folder: npt.NDArray[np.str_]
+    groups: list[str | None] | None
     fingerprint: str
 
 
@@ -78,13 +82,44 @@ def list_images(config: TrainConfig) -> Images:
         for role, table in tables
         for name, size in zip(table["name"].to_pylist(), table["size"].to_pylist(), strict=True)
     ]
+    uris = [uri for _, table in tables for uri in table["uri"].to_pylist()]
+    groups = _find_groups(config, uris)
     return Images(
         classes=training.classes,
-        uris=[uri for _, table in tables for uri in table["uri"].to_pylist()],
+        uris=uris,
         labels=np.concatenate([table["label"].to_numpy() for _, table in tables]).astype(np.int32),
         folder=np.concatenate([np.full(table.num_rows, role) for role, table in tables]),
-        fingerprint=hash_json(listing),
+        groups=groups,
+        fingerprint=hash_json(listing if groups is None else [listing, groups]),
     )
+
+
+def _find_groups(config: TrainConfig, uris: Sequence[str]) -> list[str | None] | None:
+    """Return the group of each image by --group-column or --group-by-regex; None without these options.
+
+    Raises:
+        DataError: no image has a group.
+    """
+    if config.group_column is not None:
+        option = f"--group-column {config.group_column}"
+        root = storage.resolve(config.data)
+        if not is_list(root):
+            raise DataError(f"{option} takes a manifest as --data; for class folders give --group-by-regex")
+        by_uri = read_groups(root, config.group_column)
+        groups = [by_uri.get(uri) for uri in uris]
+    elif config.group_by_regex is not None:
+        option = f"--group-by-regex {config.group_by_regex!r}"
+        pattern = re.compile(config.group_by_regex)
+        found = [pattern.search(uri) for uri in uris]
+        groups = [match[min(1, pattern.groups)] if match else None for match in found]
+    else:
+        return None
+    if len(set(groups)) == 1:
+        raise DataError(f"{option} puts {'all images into one group' if groups[0] else 'no image into a group'}")
+    num_alone = groups.count(None)
+    alone = f"; {num_alone:,} are in none and stand alone" if num_alone else ""
+    say(f"{len(set(groups) - {None}):,} groups of {len(groups) - num_alone:,} images stay together{alone}")
+    return groups
 
 
 def assign_roles(config: TrainConfig, images: Images, *, spread: bool) -> Roles:
@@ -117,32 +152,66 @@ def assign_roles(config: TrainConfig, images: Images, *, spread: bool) -> Roles:
         raise DataError(f"--data: no image of {bad} can be decoded; each class needs at least one")
     val_rows = rows[good & (images.folder == "val")]
     if config.val_data is None:
-        chosen = choose_validation([digests[row] for row in train_rows], images.labels[train_rows], config.val_fraction)
+        keys = digests if images.groups is None else _make_keys(digests, images.groups)
+        labels = images.labels[train_rows]
+        chosen = choose_validation([keys[row] for row in train_rows], labels, config.val_fraction)
         train_rows, val_rows = train_rows[~chosen], train_rows[chosen]
+        if config.val_fraction:
+            _report_unvalidated(images.classes, images.labels[train_rows], images.labels[val_rows])
     assigned = {"train": train_rows, "val": val_rows, "test": rows[good & (images.folder == "test")]}
-    for role, leaked in find_leaked(assigned, digests).items():
-        kept = assigned[role] if config.allow_leakage else np.setdiff1d(assigned[role], leaked)
-        _report_leakage(role, [images.uris[row] for row in leaked], len(kept), allowed=config.allow_leakage)
-        assigned[role] = kept
+    known = [("are among", digests)]
+    if images.groups is not None:
+        known.append(("share a group with", _make_keys(digests, images.groups)))
+    for relation, keys in known:
+        for role, leaked in find_leaked(assigned, keys).items():
+            kept = assigned[role] if config.allow_leakage else np.setdiff1d(assigned[role], leaked)
+            uris = [images.uris[row] for row in leaked]
+            _report_leakage(role, uris, len(kept), relation, allowed=config.allow_leakage)
+            assigned[role] = kept
     return Roles(assigned, digests, left_out)
 
 
-def find_leaked(rows: Mapping[str, npt.NDArray[np.int64]], digests: Sequence[str]) -> dict[str, npt.NDArray[np.int64]]:
+def _make_keys(digests: Sequence[str], groups: Sequence[str | None]) -> list[str]:
+    """Return what decides an image's side: the hash of its group, or of its content where it is in none."""
+    return [
+        digest if group is None else hashlib.sha256(group.encode()).hexdigest()
+        for digest, group in zip(digests, groups, strict=True)
+    ]
+
+
+def _report_unvalidated(
+    classes: Sequence[str], train_labels: npt.NDArray[np.int32], val_labels: npt.NDArray[np.int32]
+) -> None:
+    """Say which classes no validation image belongs to."""
+    missing = [classes[label] for label in np.setdiff1d(train_labels, val_labels)]
+    if missing:
+        say(
+            f"no validation image of {len(missing):,} of {len(classes):,} classes, which have too few images to share: "
+            f"{name_some(missing)}"
+        )
+
+
+def find_leaked(rows: Mapping[str, npt.NDArray[np.int64]], keys: Sequence[str]) -> dict[str, npt.NDArray[np.int64]]:
     """Return the validation images that are trained on too, and the test images that are trained or validated on.
 
-    They have the same bytes; roles without such images are left out.
+    Args:
+        rows: row ids by role.
+        keys: of equal images or of one group, by row id.
+
+    Returns:
+        row ids by role; roles without such images are left out.
     """
-    known = {digests[row] for row in rows["train"]}
+    known = {keys[row] for row in rows["train"]}
     leaked = {}
     for role in ("val", "test"):
-        seen = np.array([digests[row] in known for row in rows[role]], bool)
+        seen = np.array([keys[row] in known for row in rows[role]], bool)
         if seen.any():
             leaked[role] = rows[role][seen]
-        known |= {digests[row] for row in rows[role]}
+        known |= {keys[row] for row in rows[role]}
     return leaked
 
 
-def _report_leakage(role: str, leaked: Sequence[str], num_kept: int, *, allowed: bool) -> None:
+def _report_leakage(role: str, leaked: Sequence[str], num_kept: int, relation: str, *, allowed: bool) -> None:
     """Say which images would be measured on though they are known.
 
     Raises:
@@ -151,12 +220,14 @@ def _report_leakage(role: str, leaked: Sequence[str], num_kept: int, *, allowed:
     option = f"--{role}-data"
     if not num_kept:
         raise DataError(
-            f"{option}: all {len(leaked):,} images are among those that are trained or validated on; give others, or "
+            f"{option}: all {len(leaked):,} images {relation} those that are trained or validated on; give others, or "
             "--allow-leakage"
         )
     named = ", ".join(leaked[:_NAMED_FAULTS]) + (", ..." if len(leaked) > _NAMED_FAULTS else "")
     end = "what is measured on them says nothing" if allowed else "they are left out (--allow-leakage keeps them)"
-    say(f"WARNING: {len(leaked):,} images of {option} are among those that are trained or validated on: {named}; {end}")
+    say(
+        f"WARNING: {len(leaked):,} images of {option} {relation} those that are trained or validated on: {named}; {end}"
+    )
 
 
 def inspect_images(uris: Sequence[str], limits: Limits, *, spread: bool) -> tuple[list[str], list[str | None]]:
@@ -237,16 +308,25 @@ def _inspect_block(block: pa.Table, limits: Limits, options: storage.S3Options |
     )
 
 
-def choose_validation(digests: list[str], labels: npt.NDArray[np.int32], fraction: float) -> npt.NDArray[np.bool_]:
-    """Choose the images for validation: those whose content hash, as a number in [0, 1), is below `fraction`.
+def choose_validation(keys: Sequence[str], labels: npt.NDArray[np.int32], fraction: float) -> npt.NDArray[np.bool_]:
+    """Choose the images for validation: those whose hash, as a number in [0, 1), is below `fraction`.
 
-    An image keeps its role whatever images are added, and equal images share a role. If all images of a class would be
-    chosen, the one with the highest hash stays in training.
+    An image keeps its role whatever images are added, unless its class gets its first or would lose its last: each
+    class has an image in training, and if it can also one in validation, the one with the lowest hash.
+
+    Args:
+        keys: hexadecimal sha256 of each image's content or group; images with the same one share a role.
+        labels: int32 by image.
+        fraction: 0 chooses none.
     """
-    hashes = np.array([int(digest[: VALIDATION_BITS // 4], 16) / 2**VALIDATION_BITS for digest in digests])
+    hashes = np.array([int(key[: VALIDATION_BITS // 4], 16) / 2**VALIDATION_BITS for key in keys])
     chosen = hashes < fraction
-    for label in np.unique(labels):
-        members = labels == label
-        if chosen[members].all():
-            chosen &= ~(members & (hashes == hashes[members].max()))
+    order = np.argsort(labels, kind="stable")
+    members = np.split(order, np.cumsum(np.bincount(labels))[:-1])
+    if fraction:
+        lacking = [hashes[own].min() for own in members if len(own) and not chosen[own].any()]
+        chosen |= np.isin(hashes, lacking)
+    # last, since a class that is not trained is worse off than one that is not validated
+    full = [hashes[own].max() for own in members if len(own) and chosen[own].all()]
+    chosen &= ~np.isin(hashes, full)
     return chosen

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from tlray.config import TrainConfig, describe, resolve
+from tlray.config import SelectName, TrainConfig, describe, resolve
 from tlray.features.cache import Cache
 from tlray.metrics.calibration import apply_temperature
 from tlray.metrics.classification import Measurement, measure, measure_uncalibrated
@@ -39,11 +39,12 @@ _STILL_FALLING = 0.03
 LABEL_ERRORS = "training/label_errors.csv"
 
 
-def collect_metrics(model: TrainedModel, history: Sequence[EpochRecord], images: Images) -> Metrics:
-    """Return `bundle.json`'s `metrics`."""
+def collect_metrics(model: TrainedModel, history: Sequence[EpochRecord], images: Images, select: SelectName) -> Metrics:
+    """Return `bundle.json`'s `metrics`; `select` tells the best epoch."""
     phases = {}
     for phase in dict.fromkeys(record.phase for record in history):
-        best = max((record for record in history if record.phase == phase), key=score_epoch)
+        records = (record for record in history if record.phase == phase)
+        best = max(records, key=lambda record: score_epoch(record, select))
         phases[str(phase)] = PhaseBest(best.epoch, best.loss, best.accuracy, best.val_loss, best.val_accuracy)
 
     def measure_role(role: str) -> Measurement | None:

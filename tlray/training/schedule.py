@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from tlray.config import SelectName
 from tlray.model.manifest import EpochRecord
 
 
@@ -85,18 +86,19 @@ def weigh_classes(labels: npt.NDArray[np.int32], num_classes: int) -> npt.NDArra
     return (len(labels) / (num_classes * np.maximum(counts, 1))).astype(np.float32)
 
 
-def score_epoch(record: EpochRecord) -> tuple[float, float]:
-    """Return the rank of an epoch: validation accuracy, then lower validation loss; without validation, its number."""
-    if record.val_accuracy is None or record.val_loss is None:
+def score_epoch(record: EpochRecord, select: SelectName) -> tuple[float, float]:
+    """Return the rank of an epoch: its validation figure, then a lower loss; without validation, its number."""
+    if record.val_accuracy is None or record.val_macro_f1 is None or record.val_weighted_loss is None:
         return (float(record.epoch), 0.0)
-    return (record.val_accuracy, -record.val_loss)
+    figures = {"loss": -record.val_weighted_loss, "accuracy": record.val_accuracy, "macro_f1": record.val_macro_f1}
+    return (figures[select], -record.val_weighted_loss)
 
 
-def is_exhausted(phase_history: Sequence[EpochRecord], patience: int | None) -> bool:
+def is_exhausted(phase_history: Sequence[EpochRecord], patience: int | None, select: SelectName) -> bool:
     """Return whether a phase has not improved for `patience` epochs."""
     if patience is None or not phase_history:
         return False
-    scores = [score_epoch(record) for record in phase_history]
+    scores = [score_epoch(record, select) for record in phase_history]
     return len(scores) - 1 - scores.index(max(scores)) >= patience
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import ray
 
 from tlray.cluster.resources import WorkerResources
-from tlray.config import TrainConfig
+from tlray.config import SelectName, TrainConfig
 from tlray.features.cache import Cache, Kind
 from tlray.images.augment import Augmentation
 from tlray.metrics.ood import MAX_HELD, MAX_REFERENCES
@@ -80,6 +80,7 @@ class TrainingTask:
     dropout: float
     clip_norm: float | None
     early_stopping: int | None
+    select: SelectName
     labels: npt.NDArray[np.int32]
     train_rows: npt.NDArray[np.int64]
     val_rows: npt.NDArray[np.int64]
@@ -149,6 +150,7 @@ def make_training_task(
         dropout=config.dropout,
         clip_norm=config.clip_norm,
         early_stopping=config.early_stopping,
+        select=config.select,
         labels=images.labels,
         train_rows=train_rows,
         val_rows=val_rows,

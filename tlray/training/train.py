@@ -286,7 +286,7 @@ def _save(
         calibration=model.calibration.describe(),
         thresholds=results.collect_thresholds(model, images, config.target_precision),
         training=record,
-        metrics=results.collect_metrics(model, history, images),
+        metrics=results.collect_metrics(model, history, images, config.select),
         history=history,
     )
 

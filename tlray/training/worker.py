@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -21,6 +22,7 @@ import ray.train.collective
 from tlray import storage
 from tlray.cluster.resources import count_cores
 from tlray.errors import DivergedError
+from tlray.metrics.classification import compute_macro_f1
 from tlray.model.engine import limit_threads
 from tlray.model.manifest import EpochRecord
 from tlray.model.network import Network, Weights, build_head, make_optimizer
@@ -34,6 +36,15 @@ from tlray.training.schedule import StepRows, cut_steps, draw_dropout, is_exhaus
 from tlray.training.task import PhasePlan, TrainingTask, WorkerSettings
 
 _POLL_S = 0.2
+
+
+class Validated(NamedTuple):
+    """Figures of the validation images, as in `EpochRecord`."""
+
+    loss: float
+    weighted_loss: float
+    accuracy: float
+    macro_f1: float
 
 
 class Worker:
@@ -103,13 +114,14 @@ class Worker:
                 rate = float(rates[(len(done) + 1) * num_steps - 1])
                 record = self._run_epoch(phase, opened, train_step, inputs, rate)
                 done.append(record)
-                state.take_epoch(record, network.read_weights(opened_only=True), optimizer, train_step.loss_scale)
+                weights = network.read_weights(opened_only=True)
+                state.take_epoch(record, weights, optimizer, train_step.loss_scale, task.select)
                 if self._is_over(phase, done):
                     state.end_phase()
                 self._save_state(record)
 
     def _is_over(self, phase: PhasePlan, done: list[EpochRecord]) -> bool:
-        return len(done) >= phase.epochs or is_exhausted(done, self._task.early_stopping)
+        return len(done) >= phase.epochs or is_exhausted(done, self._task.early_stopping, self._task.select)
 
     def _run_epoch(
         self, phase: PhasePlan, opened: OpenNetwork, train_step: steps.TrainStep, inputs: Iterator[Inputs], rate: float
@@ -136,14 +148,16 @@ class Worker:
             steps.average_statistics(self.strategy, network)
         steps.check_replicas(self.strategy, network)
         trained_s = time.monotonic() - started
-        val_loss, val_accuracy = self._validate(opened, inputs)
+        validated = self._validate(opened, inputs)
         return EpochRecord(
             phase=phase.name,
             epoch=epoch + 1,
             loss=float(loss),
             accuracy=float(accuracy),
-            val_loss=val_loss,
-            val_accuracy=val_accuracy,
+            val_loss=validated.loss if validated else None,
+            val_accuracy=validated.accuracy if validated else None,
+            val_macro_f1=validated.macro_f1 if validated else None,
+            val_weighted_loss=validated.weighted_loss if validated else None,
             images=len(task.train_rows),
             steps=len(plan.rows),
             seconds=round(time.monotonic() - started, 3),
@@ -171,21 +185,33 @@ class Worker:
             batch["masks"] = masks[self.rank * task.batch_size : (self.rank + 1) * task.batch_size]
         return batch
 
-    def _validate(self, opened: OpenNetwork, inputs: Iterator[Inputs]) -> tuple[float | None, float | None]:
-        """Return mean cross-entropy and accuracy over the validation rows of all workers; None without any."""
+    def _validate(self, opened: OpenNetwork, inputs: Iterator[Inputs]) -> Validated | None:
+        """Measure the validation rows of all workers; None without any."""
         task = self._task
         if len(task.val_rows) == 0:
-            return None, None
+            return None
+        num_classes = len(task.classes)
         sums = np.zeros(2)
+        counts = np.zeros((3, num_classes))
         plan = self._cut(task.val_rows)
         for index, rows in enumerate(plan.rows):
             logs = opened.evaluate(next(inputs))[0].numpy()
             labels, weights = task.labels[rows], plan.weights[index]
-            losses, hits = -logs[np.arange(len(rows)), labels].astype(np.float64), logs.argmax(1) == labels
-            sums += [(losses * weights).sum(), (hits * weights).sum()]
+            losses, predicted = -logs[np.arange(len(rows)), labels].astype(np.float64), logs.argmax(1)
+            sums += [(losses * weights).sum(), (losses * weights * task.class_weights[labels]).sum()]
+            for row, (found, kept) in enumerate(
+                [(labels, weights * (predicted == labels)), (predicted, weights), (labels, weights)]
+            ):
+                counts[row] += np.bincount(found, kept, num_classes)
             self._reporter.count(int(plan.totals[index]))
-        loss, accuracy = steps.sum_over_workers(self.strategy, sums) / len(task.val_rows)
-        return float(loss), float(accuracy)
+        summed = steps.sum_over_workers(self.strategy, np.concatenate([sums, counts.ravel()]))
+        right, predictions, images = summed[2:].reshape(counts.shape)
+        return Validated(
+            loss=float(summed[0] / images.sum()),
+            weighted_loss=float(summed[1] / (images @ task.class_weights)),
+            accuracy=float(right.sum() / images.sum()),
+            macro_f1=compute_macro_f1(right, predictions, images),
+        )
 
     def _save_state(self, record: EpochRecord) -> None:
         """Write the checkpoint on rank 0, and report it to the driver and to Ray Train."""

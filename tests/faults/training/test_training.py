@@ -179,6 +179,11 @@ def test_48_the_saved_weights_are_those_that_validation_saw(undisturbed, small):
     trained = apply_temperature(answers, 1 / manifest["calibration"]["temperature"])
     assert compute_log_loss(trained, labels[chosen]) == pytest.approx(metrics["loss"], rel=LOSS_TOLERANCE)
     assert (answers.argmax(1) == labels[chosen]).mean() == pytest.approx(metrics["accuracy"])
+    history = read_history(undisturbed)
+    kept = history[manifest["metrics"]["kept"]["epoch"] - 1]
+    assert (kept["val_loss"], kept["val_macro_f1"]) == pytest.approx((metrics["loss"], metrics["macro_f1"]))
+    assert kept["val_weighted_loss"] == pytest.approx(kept["val_loss"])  # all classes weigh the same
+    assert kept["val_loss"] == min(record["val_loss"] for record in history)
 
 
 @pytest.mark.parametrize("kind", ["page", "pointer", "architecture", "no network"])
