@@ -201,6 +201,30 @@ def test_an_engine_that_moves_a_golden_answer_is_not_used(bundle, monkeypatch):
     assert "label" in engine.find_golden_fault(opened.load_golden(), np.roll(expected, 1, axis=1), 2.0)
 
 
+def test_the_graph_scores_as_the_arrays_do():
+    """Classes of unequal size, one of them without images."""
+    import keras
+
+    from tlray.metrics.ood import fit_ood_score
+    from tlray.model.serving import freeze_classifier
+
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 255, (60, 4, 4, 3)).astype(np.uint8)
+    labels = np.repeat([0, 1, 3], [40, 18, 2])
+    inputs = keras.Input((4, 4, 3))
+    pooled = keras.layers.Dense(16, kernel_initializer=keras.initializers.GlorotNormal(0))(
+        keras.layers.Flatten()(inputs)
+    )
+    model = keras.Model(inputs, keras.layers.Dense(4, activation="softmax")(pooled))
+    features = keras.Model(inputs, pooled).predict(pixels, verbose=0)
+    ood_score = fit_ood_score(features, labels, 4, features[:0])
+    frozen = freeze_classifier(model, pooled, 4, ood_score)
+    unknown = random.integers(0, 2, (10, 4, 4, 3)).astype(np.uint8) * 255
+    for images in (pixels, unknown):
+        outputs = frozen(images)
+        np.testing.assert_allclose(outputs["ood_score"], ood_score.measure(outputs["embedding"].numpy()), rtol=1e-4)
+
+
 class StandInGpus:
     """What TensorFlow's configuration would be told on a machine with `count` GPUs."""
 

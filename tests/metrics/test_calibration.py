@@ -76,6 +76,6 @@ def test_the_calibration_error_is_weighted_by_images():
 
 
 def test_a_record_holds_no_arrays():
-    score = OodScore(np.eye(3, dtype=np.float32), 2, 0.5, {})
+    score = OodScore(np.ones((3, 1, 2), np.float32), np.ones(3, np.int64), np.ones(3, np.float32), {})
     assert Calibration(1.5, 40, score).describe() == CalibrationRecord(1.5, 40, score.describe())
     assert Calibration(1.0, 0, None).describe() == CalibrationRecord(1.0, 0, None)

@@ -36,7 +36,7 @@ def test_the_hash_of_json_depends_on_values_and_not_on_their_order():
 def test_the_model_id_covers_all_that_decides_a_prediction():
     manifest = make_manifest()
     model_id = compute_model_id(manifest)
-    ood_score = OodRecord("knn", 10, 11, 0.5, "c" * 64)
+    ood_score = OodRecord("class_knn", 3, 11, 0.5, "c" * 64)
     for change in (
         {"architecture": replace(manifest.architecture, weights_sha256="0" * 64)},
         {"preprocessing": replace(manifest.preprocessing, image_size=300)},

@@ -29,15 +29,15 @@ def make_predictions(count, seed):
 
 
 def test_without_validation_the_temperature_is_1():
-    calibration = fit_calibration(make_predictions(20, 0), None, np.zeros(20, np.int32))
+    calibration = fit_calibration(make_predictions(20, 0), None, np.zeros(20, np.int32), 1)
     assert (calibration.temperature, calibration.images) == (1.0, 0)
-    assert len(calibration.ood_score.references) == 20
+    assert calibration.ood_score.counts.tolist() == [20]
 
 
 def test_validation_images_fit_the_temperature_if_there_are_enough():
     labels = np.random.default_rng(2).integers(0, 2, MIN_IMAGES, dtype=np.int32)
-    calibration = fit_calibration(make_predictions(20, 0), make_predictions(MIN_IMAGES, 1), labels)
+    calibration = fit_calibration(make_predictions(20, 0), make_predictions(MIN_IMAGES, 1), labels, 2)
     assert calibration.images == MIN_IMAGES
     assert calibration.temperature > 1.0  # random predictions are overconfident
-    few = fit_calibration(make_predictions(20, 0), make_predictions(MIN_IMAGES - 1, 1), labels)
+    few = fit_calibration(make_predictions(20, 0), make_predictions(MIN_IMAGES - 1, 1), labels, 2)
     assert few.images == 0

@@ -26,7 +26,7 @@ from tlray.importer.files import load_model, read_classes, read_model
 from tlray.importer.network import GoldenCandidate, ImportedNetwork, draw_images, find_image_size, wrap
 from tlray.metrics.calibration import MIN_IMAGES, Calibration, apply_temperature, fit_temperature
 from tlray.metrics.classification import measure, measure_uncalibrated
-from tlray.metrics.ood import MAX_HELD, MAX_REFERENCES, fit_ood_score
+from tlray.metrics.ood import MAX_HELD, draw_reference_rows, fit_ood_score
 from tlray.metrics.thresholds import Thresholds, choose_thresholds
 from tlray.model import bundle
 from tlray.model.manifest import Architecture, Manifest, Metrics, OodPercentiles, Preprocessing
@@ -75,7 +75,7 @@ def import_model(config: ImportConfig) -> ImportSummary:
     size = find_image_size(config, model)
     network = wrap(model, size, config, classes)
     predictions = None if labelled is None else _predict(network, labelled, size, config)
-    calibration = _calibrate(predictions, scalable=network.logits is not None)
+    calibration = _calibrate(predictions, len(classes), scalable=network.logits is not None)
     final = network.scale(calibration.temperature)
     frozen = serving.freeze_classifier(final, network.pooled, size, calibration.ood_score)
     golden = serving.make_golden(frozen, _choose_golden(labelled, size, config), classes)
@@ -160,19 +160,22 @@ def _predict(network: ImportedNetwork, labelled: pa.Table, size: int, config: Im
     return _ValidationPredictions(labels[rows].astype(np.int64), probabilities, features, len(uris) - len(rows))
 
 
-def _calibrate(predictions: _ValidationPredictions | None, *, scalable: bool) -> Calibration:
+def _calibrate(predictions: _ValidationPredictions | None, num_classes: int, *, scalable: bool) -> Calibration:
     """Fit temperature and out-of-distribution score; half of the images stand in for the unknown training images."""
     if predictions is None:
         return Calibration(1.0, 0, None)
     order = np.random.default_rng(0).permutation(len(predictions.labels))
     references, held = np.array_split(order, 2)
-    references, held = references[:MAX_REFERENCES], held[:MAX_HELD]
-    has_features = predictions.features.shape[1] > 0
+    references, held = draw_reference_rows(references, predictions.labels, num_classes, 0), held[:MAX_HELD]
+    ood_score = None
+    if predictions.features.shape[1]:
+        features = predictions.features
+        ood_score = fit_ood_score(features[references], predictions.labels[references], num_classes, features[held])
     scalable = scalable and len(order) >= MIN_IMAGES
     return Calibration(
         temperature=fit_temperature(predictions.probabilities, predictions.labels) if scalable else 1.0,
         images=len(order) if scalable else 0,
-        ood_score=fit_ood_score(predictions.features[references], predictions.features[held]) if has_features else None,
+        ood_score=ood_score,
     )
 
 

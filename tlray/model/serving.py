@@ -60,12 +60,15 @@ def freeze_classifier(
 
 
 def _score_ood(embedding: tf.Tensor, ood_score: OodScore) -> tf.Tensor:
-    """Compute `metrics.ood.measure_distances` in the graph, over the scale."""
+    """Compute `OodScore.measure` in the graph."""
     # float64, which no engine reduces to bfloat16: that has steps of 0.004 near a cosine of 1
     unit = tf.math.l2_normalize(tf.cast(embedding, tf.float64), axis=1)
-    alike = tf.linalg.matmul(unit, tf.constant(ood_score.references, tf.float64), transpose_b=True)
-    nearest = tf.math.top_k(alike, ood_score.neighbours).values[:, -1]
-    return tf.cast((1 - nearest) / ood_score.scale, tf.float32)
+    num_classes, most, size = ood_score.references.shape
+    references = tf.constant(ood_score.references.reshape(num_classes * most, size), tf.float64)
+    cosines = tf.reshape(tf.linalg.matmul(unit, references, transpose_b=True), (-1, num_classes, most))
+    nearest = tf.math.top_k(cosines + ood_score.penalties.astype(np.float64), ood_score.neighbours).values
+    distances = 1 - tf.reduce_sum(nearest * ood_score.shares.astype(np.float64), axis=2)
+    return tf.cast(tf.reduce_min(distances / ood_score.scales.astype(np.float64), axis=1), tf.float32)
 
 
 def save_for_serving(frozen: tf.types.experimental.ConcreteFunction, path: Path) -> None:

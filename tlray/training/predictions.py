@@ -43,7 +43,7 @@ def join_predictions(parts: Iterable[RowPredictions]) -> RowPredictions:
 
 
 def fit_calibration(
-    references: RowPredictions, validation: RowPredictions | None, labels: npt.NDArray[np.int32]
+    references: RowPredictions, validation: RowPredictions | None, labels: npt.NDArray[np.int32], num_classes: int
 ) -> Calibration:
     """Fit temperature and out-of-distribution score; without validation images, the temperature is 1.
 
@@ -52,11 +52,13 @@ def fit_calibration(
         validation: predictions of validation images; None without any.
         labels: int32 by row id.
     """
+    held_out = references.features[:0] if validation is None else validation.features
+    ood_score = fit_ood_score(references.features, labels[references.feature_rows], num_classes, held_out)
     if validation is None:
-        return Calibration(1.0, 0, fit_ood_score(references.features, references.features[:0]))
+        return Calibration(1.0, 0, ood_score)
     num_images = len(validation.rows)
     return Calibration(
         temperature=fit_temperature(validation.probabilities, labels[validation.rows]),
         images=num_images if num_images >= MIN_IMAGES else 0,
-        ood_score=fit_ood_score(references.features, validation.features),
+        ood_score=ood_score,
     )

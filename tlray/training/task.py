@@ -16,7 +16,7 @@ from tlray.cluster.resources import WorkerResources
 from tlray.config import SelectName, TrainConfig
 from tlray.features.cache import Cache, Kind
 from tlray.images.augment import Augmentation
-from tlray.metrics.ood import MAX_HELD, MAX_REFERENCES
+from tlray.metrics.ood import MAX_HELD, draw_reference_rows
 from tlray.model.manifest import PhaseName
 from tlray.model.precision import Precision
 from tlray.storage import S3Options
@@ -27,7 +27,6 @@ from tlray.training.schedule import draw_rows, weigh_classes
 _GOLDEN_CANDIDATES = 16
 _KEEP_BYTES = 8 * 2**30
 _CALIBRATION_ROWS = 50_000
-_REFERENCES = 512
 
 
 @dataclass(frozen=True)
@@ -54,9 +53,9 @@ class TrainingTask:
         seed: of weights, order and dropout.
         labels: int32 by row id.
         train_rows, val_rows, test_rows: row ids by role.
-        reference_rows: training rows that the out-of-distribution score compares images with.
+        reference_rows: training rows that the out-of-distribution score is fitted to.
         calibration_rows: validation rows that the finished network is calibrated and measured on.
-        held_rows: validation rows that set the scale of the out-of-distribution score.
+        held_rows: validation rows that set the scales of the out-of-distribution score.
         golden_rows: candidates for golden images.
         base_weights: Ray reference to the weights file; None for random weights.
         images: source of batches for phases that are not cached.
@@ -155,7 +154,7 @@ def make_training_task(
         train_rows=train_rows,
         val_rows=val_rows,
         test_rows=roles.rows["test"],
-        reference_rows=draw_rows(train_rows, min(max(_REFERENCES, 8 * num_classes), MAX_REFERENCES), config.seed),
+        reference_rows=draw_reference_rows(train_rows, images.labels, num_classes, config.seed),
         calibration_rows=draw_rows(val_rows, _CALIBRATION_ROWS, config.seed),
         held_rows=draw_rows(val_rows, MAX_HELD, config.seed),
         golden_rows=_choose_golden_rows(val_rows if len(val_rows) else train_rows, images.labels),

@@ -237,7 +237,7 @@ class Worker:
         from tlray.training.export import export_model
 
         predictions = self._collect_predictions()
-        calibration = fit_calibration(predictions["reference"], predictions.get("val"), task.labels)
+        calibration = fit_calibration(predictions["reference"], predictions.get("val"), task.labels, len(task.classes))
         files, architecture = export_model(task, weights, state.history, calibration)
         # references: the driver reads the few hundred MB from this process's object store
         model = ModelReady([ray.put(files)], architecture, state.best, calibration, [ray.put(predictions)])
