@@ -1,14 +1,15 @@
 import io
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.features.data import plan_views
+from tests.features.data import make_digests, plan_views
 from tlray.errors import StoppedError
+from tlray.features import cache as cache_module
 from tlray.features.build import _IDENTITY, _dump_array, _read_work, _RunWork
 from tlray.features.cache import Work
+from tlray.images.augment import make_keys
 
 
 def make_engine(cache, run, *, works):
@@ -21,7 +22,7 @@ def make_engine(cache, run, *, works):
 
 def load(cache, role, kind, view, shard):
     features = cache.sets[role]
-    return np.load(Path(features.uri, features.name_shard(kind, view, shard)))
+    return np.load(Path(features.uri, features.shards[shard].name_file(kind, view)))
 
 
 def test_an_array_is_stored_so_that_rows_are_read_by_offset():
@@ -47,18 +48,18 @@ def test_a_shard_is_computed_by_view_and_stored_by_kind(tmp_path):
     block = engine({"work": np.array([1]), "pixels": pixels[None]})
     assert (block["images"].tolist(), block["ready"].tolist(), batches) == ([15], [5.0], [15])
     features = cache.sets["train"]
-    rows = features.slice_shard(2)
-    assert rows.tolist() == [16, 17, 18, 19, 20]
+    assert features.shards[2].rows.tolist() == [16, 17, 18, 19, 20]
+    keys = make_keys(make_digests([16, 17, 18, 19, 20]))
     for view, kind, sign in ((0, "pooled", 1), (1, "activations", -1), (2, "pooled", 1), (2, "activations", -1)):
         values = load(cache, "train", kind, view, 2) * sign
         assert values[:, 0].tolist() == [0, 10, 20, 30, 40]
-        np.testing.assert_array_equal(values[:, 1], features.augmentation.draw(rows, view, 48)[:, 2])
-    assert not Path(features.uri, features.name_shard("activations", 0, 2)).exists()
+        np.testing.assert_array_equal(values[:, 1], features.augmentation.draw(keys, view, 48)[:, 2])
+    assert not Path(features.uri, features.shards[2].name_file("activations", 0)).exists()
 
 
-def test_images_run_in_small_batches_and_validation_images_unchanged(tmp_path):
+def test_images_run_in_small_batches_and_validation_images_unchanged(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache_module, "_choose_rows_per_shard", lambda _: 40)
     cache = plan_views(tmp_path, 1, train=1, val=40)
-    cache.sets["val"] = replace(cache.sets["val"], rows_per_shard=40)
     batches = []
 
     def run(pixels, places, transforms):

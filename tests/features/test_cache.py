@@ -7,19 +7,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.features.data import make_frozen, plan_views, store
+from tests.features.data import make_digests, make_frozen, plan_views, store
 from tlray import storage
 from tlray.errors import StoppedError
 from tlray.features.build import _dump_array
 from tlray.features.cache import (
     FROZEN_BASE,
+    IMAGES,
     TAIL,
     FeatureSet,
+    Shard,
     _choose_rows_per_shard,
     estimate_bytes,
     find_missing,
     measure_free_bytes,
+    plan_cache,
 )
+from tlray.images.augment import Augmentation
 from tlray.model.backbones import INPUT
 
 BOTH = ("pooled", "activations")
@@ -42,7 +46,7 @@ def test_a_shard_lacks_only_the_files_that_are_missing(tmp_path):
     cache = plan_views(tmp_path, 2, kinds=BOTH)
     store(cache)
     features = cache.sets["train"]
-    Path(features.uri, features.name_shard("activations", 1, 2)).unlink()
+    Path(features.uri, features.shards[2].name_file("activations", 1)).unlink()
     missing = find_missing(cache)
     (work,) = missing.works
     assert (work.role, work.shard, work.needs) == ("train", 2, {1: ("activations",)})
@@ -52,7 +56,7 @@ def test_a_shard_lacks_only_the_files_that_are_missing(tmp_path):
 def test_features_of_another_base_or_size_count_as_missing(tmp_path):
     cache = plan_views(tmp_path, 1)
     store(cache)
-    path = Path(cache.sets["train"].uri, cache.sets["train"].name_shard("pooled", 0, 0))
+    path = Path(cache.sets["train"].uri, cache.sets["train"].shards[0].name_file("pooled", 0))
     path.write_bytes(path.read_bytes()[:-1])
     assert find_missing(cache).images == 8
     described = json.loads(Path(cache.uri, FROZEN_BASE).read_text())
@@ -113,15 +117,17 @@ def test_free_bytes_of_a_folder_to_be_made_are_those_of_its_disk(tmp_path):
 
 @pytest.mark.parametrize("shape", [(7,), (2, 3, 4)])
 def test_rows_are_read_by_offset_in_any_order(tmp_path, shape):
-    rows = np.array([3, 11, 5, 20, 8, 2, 9], np.int64)
-    values = np.random.default_rng(0).normal(size=(7, *shape)).astype(np.float16)
-    features = FeatureSet(str(tmp_path), rows, {1: ("pooled",)}, None, rows_per_shard=3)
-    assert features.num_shards == 3
-    for shard in range(features.num_shards):
-        part = values[shard * 3 : shard * 3 + 3]
-        storage.put(storage.join(str(tmp_path), features.name_shard("pooled", 1, shard)), _dump_array(part))
+    held = [np.array([11, 3, 5]), np.array([20, 8]), np.array([2, -1, 9])]
+    values = np.random.default_rng(0).normal(size=(21, *shape)).astype(np.float16)
+    shards = tuple(Shard(f"{number}", np.zeros((len(rows), 32), np.uint8), rows) for number, rows in enumerate(held))
+    for shard in shards:
+        storage.put(storage.join(str(tmp_path), shard.name_file("pooled", 1)), _dump_array(values[shard.rows]))
+    rows = np.array([2, 3, 5, 8, 9, 11, 20])
+    numbers, places = np.array([2, 0, 0, 1, 2, 0, 1]), np.array([0, 1, 2, 1, 2, 0, 0])
+    features = FeatureSet(str(tmp_path), rows, shards, numbers, places, {1: ("pooled",)}, None)
+    assert features.num_images == 7
     wanted = np.array([9, 3, 3, 20, 2], np.int64)
-    expected = values[[6, 0, 0, 3, 5]]
+    expected = values[wanted]
     np.testing.assert_array_equal(features.read("pooled", 1, wanted, shape, "float16"), expected)
     assert features.read("pooled", 1, wanted[:0], shape, "float16").shape == (0, *shape)
 
@@ -180,13 +186,86 @@ def test_a_cache_that_changes_while_it_is_read_stops_the_training(tmp_path, chan
     cache = plan_views(tmp_path, 1)
     store(cache)
     features = cache.sets["train"]
-    change(Path(features.uri, features.name_shard("pooled", 0, 0)))
+    change(Path(features.uri, features.shards[0].name_file("pooled", 0)))
     with pytest.raises(StoppedError, match="changed while it was read; start again"):
         cache.open().read("train", "pooled", 0, np.array([7]))
 
 
-def test_a_set_depends_on_its_images_and_for_views_on_their_rows(tmp_path):
-    """Validation images that come in other rows are the same features."""
-    one, other = plan_views(tmp_path, 1, train=20, val=0), plan_views(tmp_path, 1, train=19, val=1)
-    assert one.sets["train"].uri != other.sets["train"].uri
-    assert one.uri == other.uri == plan_views(tmp_path, 1, frozen=replace(make_frozen(), weights_seed=5)).uri
+def plan_images(root, train, val=()):
+    """Plan two views of images by name; their rows are their places."""
+    names = [*train, *val]
+    rows = {"train": np.arange(len(train)), "val": np.arange(len(train), len(names))}
+    augmentation = Augmentation(10.0, 0.2, True, 0)
+    return plan_cache(str(root), make_frozen(), rows, make_digests(names), augmentation, {0: BOTH, 1: BOTH})
+
+
+def read_pooled(cache, role, row):
+    return cache.open().read(role, "pooled", 0, np.array([row]))[0, 0]
+
+
+def test_only_images_that_are_new_are_computed(tmp_path):
+    store(plan_images(tmp_path, range(40), range(100, 110)))
+    assert find_missing(plan_images(tmp_path, range(40), range(100, 110))).is_empty
+    assert find_missing(plan_images(tmp_path, range(39), range(100, 109))).is_empty
+    more = plan_images(tmp_path, [777, *range(40)], range(100, 110))
+    missing = find_missing(more)
+    assert (missing.images, missing.total_images) == (2, 92)
+    (work,) = missing.works
+    assert more.sets["train"].shards[work.shard].rows.tolist() == [0]
+    other_split = plan_images(tmp_path, [*range(35), *range(100, 103)], [*range(35, 40), *range(103, 110)])
+    assert find_missing(other_split).images == 2 * 3 + 5  # in views or plain, as their side asks for
+    store(more)
+    assert find_missing(more).is_empty
+
+
+def test_features_are_those_of_the_image_whatever_its_row(tmp_path):
+    first = plan_images(tmp_path, range(40))
+    store(first)
+    assert read_pooled(first, "train", 7) == 7.0
+    turned = plan_images(tmp_path, range(39, -1, -1))
+    assert find_missing(turned).is_empty
+    assert read_pooled(turned, "train", 39 - 7) == 7.0
+
+
+def test_equal_images_are_stored_once(tmp_path):
+    cache = plan_images(tmp_path, [1, 2, 1, 3, 2])
+    missing = find_missing(cache)
+    assert (missing.images, missing.total_images, cache.sets["train"].num_images) == (6, 6, 3)
+    store(cache)
+    assert [read_pooled(cache, "train", row) for row in range(5)] == [0.0, 1.0, 0.0, 3.0, 1.0]
+
+
+def test_a_shard_that_lacks_a_view_is_completed_only_where_all_of_its_images_are_there(tmp_path):
+    cache = plan_images(tmp_path, range(16))
+    store(cache)
+    for shard in cache.sets["train"].shards:
+        Path(cache.sets["train"].uri, shard.name_file("pooled", 1)).unlink()
+    assert find_missing(plan_images(tmp_path, range(16))).images == 16  # the lacking view of each
+    fewer = plan_images(tmp_path, range(12))
+    assert find_missing(fewer).images == 8 + 2 * 4  # of the shard with foreign images both views anew
+    store(fewer)
+    assert find_missing(fewer).is_empty
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x93NUMPY", _dump_array(np.zeros((8, 32), np.float32))])
+def test_an_index_that_is_damaged_counts_for_nothing(tmp_path, damage):
+    cache = plan_images(tmp_path, range(8))
+    store(cache)
+    features = cache.sets["train"]
+    Path(features.uri, features.shards[0].name, IMAGES).write_bytes(damage)
+    again = plan_images(tmp_path, range(8))
+    assert find_missing(again).is_empty  # the new shard has the same name and files
+    assert find_missing(plan_images(tmp_path, range(7))).images == 14
+
+
+def test_an_index_of_other_images_than_its_name_says_is_not_believed(tmp_path):
+    cache = plan_images(tmp_path, range(16))
+    store(cache)
+    features = cache.sets["train"]
+    first, second = (Path(features.uri, shard.name, IMAGES) for shard in features.shards)
+    first.write_bytes(second.read_bytes())
+    assert find_missing(plan_images(tmp_path, range(7))).images == 14
+
+
+def test_the_folder_is_one_of_the_base_whatever_its_seed(tmp_path):
+    assert plan_views(tmp_path, 1).uri == plan_views(tmp_path, 1, frozen=replace(make_frozen(), weights_seed=5)).uri

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tests.features.data import make_frozen, store
+from tests.features.data import make_digests, make_frozen, store
 from tlray.cluster.resources import Cluster
 from tlray.config import TrainConfig
 from tlray.errors import StoppedError
@@ -11,7 +11,7 @@ from tlray.images.augment import Augmentation
 
 LOCAL, JOINED = Cluster(2, 0, local=True), Cluster(64, 0, local=False, node_cpus=(32, 32))
 ROWS = {"train": np.arange(20), "val": np.arange(20, 30), "test": np.arange(30, 35)}
-DIGESTS = [f"{row:064x}" for row in range(35)]
+DIGESTS = make_digests(range(35))
 AUGMENTATION = Augmentation(10.0, 0.2, True, 0)
 
 

@@ -1,16 +1,20 @@
 import numpy as np
 
-from tlray.images.augment import Augmentation, compose_transform
+from tlray.images.augment import Augmentation, compose_transform, make_keys
 
 SIZE = 32
 
 
-def test_a_view_depends_on_seed_row_and_view_alone():
+def test_a_view_depends_on_seed_content_and_view_alone():
     augmentation = Augmentation(10, 0.2, True, seed=3)
     together = augmentation.draw(np.array([4, 9, 2]), 1, SIZE)
     np.testing.assert_array_equal(augmentation.draw(np.array([9]), 1, SIZE)[0], together[1])
     assert (augmentation.draw(np.array([9]), 2, SIZE)[0] != together[1]).any()
     assert (Augmentation(10, 0.2, True, seed=4).draw(np.array([9]), 1, SIZE)[0] != together[1]).any()
+
+
+def test_keys_are_the_first_bits_of_a_digest():
+    assert make_keys(["ff" * 32, "0" * 15 + "1" + "f" * 48, ""]).tolist() == [2**64 - 1, 1, 0]
 
 
 def test_no_augmentation_is_the_identity():

@@ -121,12 +121,12 @@ def test_find_any_tells_nothing_from_an_empty_folder(tmp_path):
         local.find_any(str(tmp_path))
 
 
-def test_sizes_are_those_of_plain_files(tmp_path):
+def test_only_plain_files_are_found(tmp_path):
     local.put(str(tmp_path / "file"), b"12345")
     os.mkfifo(tmp_path / "pipe")
-    assert local.find_size(str(tmp_path / "file")) == 5
+    assert local.find_file(str(tmp_path / "file")) == (5, (tmp_path / "file").stat().st_mtime_ns)
     for name in ("pipe", "none", "file/below", ".", "nul\0"):
-        assert local.find_size(f"{tmp_path}/{name}") is None
+        assert local.find_file(f"{tmp_path}/{name}") is None
 
 
 def test_content_is_a_file_or_a_folder_with_entries(tmp_path):

@@ -18,7 +18,7 @@ def make_task(config, *, boundary=None, val=True):
     labels = np.repeat(np.arange(3, dtype=np.int32), [40, 8, 2])
     rows = np.arange(50)
     chosen = (rows % 5 == 0) & val
-    images = Images(("a", "b", "c"), [""] * 50, labels, np.full(50, "train"), None, "")
+    images = Images(("a", "b", "c"), [""] * 50, labels, [""] * 50, np.full(50, "train"), None, "")
     roles = Roles({"train": rows[~chosen], "val": rows[chosen], "test": rows[:0]}, [""] * 50, [])
     cache = None
     if boundary is not None:

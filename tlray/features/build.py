@@ -19,8 +19,19 @@ from tlray import storage
 from tlray.cluster.connect import explain_failure
 from tlray.cluster.resources import EngineResources
 from tlray.errors import OK, StoppedError
-from tlray.features.cache import FROZEN_BASE, TAIL, Cache, Features, FeatureSet, FrozenBase, Missing, Work
-from tlray.images.augment import warp
+from tlray.features.cache import (
+    FROZEN_BASE,
+    IMAGES,
+    TAIL,
+    Cache,
+    Features,
+    FeatureSet,
+    FrozenBase,
+    Missing,
+    Shard,
+    Work,
+)
+from tlray.images.augment import make_keys, warp
 from tlray.images.batch import read_images
 from tlray.model.backbones import BACKBONES
 from tlray.model.tf_imports import import_keras, show_booked_gpus
@@ -169,24 +180,27 @@ class _RunWork:
         work = self._works[index]
         pixels = batch["pixels"][0] if "pixels" in batch else _read_work(self._cache, work, self._uris)
         feature_set = self._cache.sets[work.role]
-        rows = feature_set.slice_shard(work.shard)
-        transforms = np.concatenate([self._draw(feature_set, rows, view) for view in work.needs])
-        features = self._compute(pixels, np.tile(np.arange(len(rows), dtype=np.int32), len(work.needs)), transforms)
+        shard = feature_set.shards[work.shard]
+        count = len(shard.rows)
+        transforms = np.concatenate([self._draw(feature_set, shard, view) for view in work.needs])
+        features = self._compute(pixels, np.tile(np.arange(count, dtype=np.int32), len(work.needs)), transforms)
+        for values in features.values():
+            if not np.isfinite(values).all():
+                raise StoppedError(
+                    f"the frozen base gives numbers that are not finite in {values.dtype}; give --precision float32"
+                )
+        storage.put(storage.join(feature_set.uri, shard.name, IMAGES), _dump_array(shard.digests))
         for number, (view, kinds) in enumerate(work.needs.items()):
             for kind in kinds:
-                values = features[kind][number * len(rows) : (number + 1) * len(rows)]
-                if not np.isfinite(values).all():
-                    raise StoppedError(
-                        f"the frozen base gives numbers that are not finite in {values.dtype}; give --precision float32"
-                    )
-                name = feature_set.name_shard(kind, view, work.shard)
-                storage.put(storage.join(feature_set.uri, name), _dump_array(values))
+                values = features[kind][number * count : (number + 1) * count]
+                storage.put(storage.join(feature_set.uri, shard.name_file(kind, view)), _dump_array(values))
         return {"images": np.array([len(transforms)]), "ready": np.array([self._ready])}
 
-    def _draw(self, feature_set: FeatureSet, rows: npt.NDArray[np.int64], view: int) -> npt.NDArray[np.float32]:
+    def _draw(self, feature_set: FeatureSet, shard: Shard, view: int) -> npt.NDArray[np.float32]:
         if feature_set.augmentation is None:
-            return np.tile(_IDENTITY, (len(rows), 1))
-        return feature_set.augmentation.draw(rows, view, self._cache.frozen.image_size_px)
+            return np.tile(_IDENTITY, (len(shard.rows), 1))
+        keys = make_keys([digest.tobytes().hex() for digest in shard.digests])
+        return feature_set.augmentation.draw(keys, view, self._cache.frozen.image_size_px)
 
     def _compute(
         self, pixels: npt.NDArray[np.uint8], places: npt.NDArray[np.int32], transforms: npt.NDArray[np.float32]
@@ -274,7 +288,7 @@ def _list_outputs(base: keras.Model, frozen: FrozenBase) -> dict[str, keras.Kera
 
 
 def _read_work(cache: Cache, work: Work, uris: Sequence[str]) -> npt.NDArray[np.uint8]:
-    names = [uris[int(row)] for row in cache.sets[work.role].slice_shard(work.shard)]
+    names = [uris[int(row)] for row in cache.sets[work.role].shards[work.shard].rows]
     images = read_images(names, cache.frozen.image_size_px, cache.frozen.limits)
     for name, status, error in zip(names, images.status, images.errors, strict=True):
         if status != OK:

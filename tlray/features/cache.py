@@ -1,14 +1,17 @@
-"""Cached features: the inputs of each training phase, computed once and stored by row and view.
+"""Cached features: the inputs of each training phase, computed once and stored by image and view.
 
-    CACHE/BACKBONE-FINGERPRINT/            one network, boundary, input size and precision
-        frozen_base.json                   the contents of the fingerprint, and the shape of a row by kind
-        tail.npz                           the base after the boundary; a worker need not build the rest
-        FINGERPRINT/                       one set of images (and its augmentation and seed)
-            view-000/pooled-00000.npy      float `[rows, F]`, uncompressed: rows are read by offset
-            view-000/activations-00000.npy float `[rows, h, w, c]`
+    CACHE/BACKBONE-FINGERPRINT/          one network, boundary, input size and precision
+        frozen_base.json                 the contents of the fingerprint, and the shape of an image's features by kind
+        tail.npz                         the base after the boundary; a worker need not build the rest
+        plain/ or FINGERPRINT/           images as they are, or augmented views by one seed
+            SHARD/images.npy             uint8 `[K, 32]`, the sha256 of each image's file
+            SHARD/view-000/pooled.npy    float `[K, F]`, uncompressed: images are read by offset
+            SHARD/view-000/activations.npy   float `[K, h, w, c]`
 
-A file appears whole or not at all, so an interrupted build resumes. Views are stored one by one: a training that needs
-more or fewer of them uses those that exist. `build.build` computes what is missing.
+Shards are found by the images in them, whatever training stored them: one that has some images more, or splits them
+otherwise, computes only what is new. A file appears whole or not at all, so an interrupted build resumes. Views are
+stored one by one: a training that needs more or fewer of them uses those that exist. `build.build` computes what is
+missing.
 """
 
 from __future__ import annotations
@@ -16,11 +19,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import shutil
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -47,14 +50,21 @@ Kind = Literal["pooled", "activations"]
 Features: TypeAlias = npt.NDArray[np.floating]
 """Pooled features `[N, F]` or activations `[N, h, w, c]`, float16 or float32."""
 
+_Needs: TypeAlias = dict[int, tuple[Kind, ...]]
+"""Kinds by view."""
+
 FROZEN_BASE = "frozen_base.json"
 TAIL = "tail.npz"
+IMAGES = "images.npy"
 
 _FINGERPRINT_DIGITS = 16
 _MAX_ROWS_PER_SHARD = 256
 _MIN_ROWS_PER_SHARD = 8
 _SHARDS = 64
 _NPY_HEADER_BYTES = 128  # what NumPy writes before the data of arrays like these
+_DIGEST_BYTES = 32
+_PLAIN = "plain"
+_SHARD_INDEX = re.compile(rf"([0-9a-f]{{{_FINGERPRINT_DIGITS}}})/{re.escape(IMAGES)}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -88,7 +98,7 @@ class FrozenBase:
         # CPUs and GPUs agree in float32 alone: other types are rounded at other places
         rounding = " on GPUs" if self.on_gpus and self.precision.frozen != "float32" else ""
         return {
-            "format": 1,
+            "format": 2,
             "backbone": self.backbone,
             "boundary": self.boundary,
             "weights_sha256": self.weights_sha256,
@@ -100,34 +110,53 @@ class FrozenBase:
 
 
 @dataclass(frozen=True)
+class Shard:
+    """Images whose features are stored together.
+
+    Attributes:
+        name: folder, by the images' digests.
+        digests: uint8 `[K, 32]`, sha256 of each image's file.
+        rows: int64 `[K]`, row id of each image, -1 if this training has no such image.
+    """
+
+    name: str
+    digests: npt.NDArray[np.uint8]
+    rows: npt.NDArray[np.int64]
+
+    @property
+    def is_known(self) -> bool:
+        """Whether this training has all of its images."""
+        return bool((self.rows >= 0).all())
+
+    def name_file(self, kind: Kind, view: int) -> str:
+        """Return the name of a file of features, below the folder of the set."""
+        return f"{self.name}/view-{view:03d}/{kind}.npy"
+
+
+@dataclass(frozen=True)
 class FeatureSet:
     """The features of some images in a cache folder.
 
     Attributes:
-        rows: int64 `[N]`, row ids in the order in which they are stored.
+        rows: int64 `[N]`, row ids, sorted.
+        shards: where their features are, or will be.
+        shard_numbers, places: int64 `[N]`, shard of each row, and position in it.
         needs: kinds by view.
         augmentation: augmentation of the views; None for unaugmented images, whose only view is 0.
     """
 
     uri: str
     rows: npt.NDArray[np.int64]
+    shards: tuple[Shard, ...]
+    shard_numbers: npt.NDArray[np.int64]
+    places: npt.NDArray[np.int64]
     needs: dict[int, tuple[Kind, ...]]
     augmentation: Augmentation | None
-    rows_per_shard: int
 
     @property
-    def num_shards(self) -> int:
-        """Number of files of one kind and view."""
-        return -(-len(self.rows) // self.rows_per_shard)
-
-    def name_shard(self, kind: Kind, view: int, shard: int) -> str:
-        """Return the name of a file below `uri`."""
-        return f"view-{view:03d}/{kind}-{shard:05d}.npy"
-
-    def slice_shard(self, shard: int) -> npt.NDArray[np.int64]:
-        """Return the row ids of a shard."""
-        start = shard * self.rows_per_shard
-        return self.rows[start : start + self.rows_per_shard]
+    def num_images(self) -> int:
+        """Number of different images."""
+        return len(np.unique(self.shard_numbers * 2**32 + self.places))
 
     def read(self, kind: Kind, view: int, rows: npt.NDArray[np.int64], shape: tuple[int, ...], dtype: str) -> Features:
         """Read the features of some rows, `[len(rows), *shape]`, by offset.
@@ -137,22 +166,17 @@ class FeatureSet:
         """
         batch = np.empty((len(rows), *shape), dtype)
         row_bytes = batch[0].nbytes if len(rows) else 0
-        shards, places = np.divmod(self._find_positions(rows), self.rows_per_shard)
-        uris = [storage.join(self.uri, self.name_shard(kind, view, int(shard))) for shard in shards]
-        starts = (_NPY_HEADER_BYTES + places * row_bytes).tolist()
+        found = np.searchsorted(self.rows, rows)
+        uris = [
+            storage.join(self.uri, self.shards[number].name_file(kind, view)) for number in self.shard_numbers[found]
+        ]
+        starts = (_NPY_HEADER_BYTES + self.places[found] * row_bytes).tolist()
         requests = [(uri, start, row_bytes) for uri, start in zip(uris, starts, strict=True)]
         for index, data in enumerate(storage.get_ranges(requests)):
             if isinstance(data, FetchError) or len(data) != row_bytes:
                 raise StoppedError(f"the feature cache {self.uri} changed while it was read; start again")
             batch[index] = np.frombuffer(data, dtype).reshape(shape)
         return batch
-
-    def _find_positions(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        return self._order[np.searchsorted(self.rows, rows, sorter=self._order)]
-
-    @cached_property
-    def _order(self) -> npt.NDArray[np.int64]:
-        return np.argsort(self.rows)
 
 
 @dataclass(frozen=True)
@@ -248,7 +272,7 @@ def plan_cache(
     augmentation: Augmentation,
     needs: Mapping[int, tuple[Kind, ...]],
 ) -> Cache:
-    """Return the places of a training's features, built or not.
+    """Return the places of a training's features: shards that hold them, and new ones for the rest.
 
     Args:
         root: `--cache-dir`.
@@ -258,48 +282,120 @@ def plan_cache(
     """
     uri = storage.join(root, f"{frozen.backbone}-{hash_json(frozen.describe())[:_FINGERPRINT_DIGITS]}")
     plain = tuple(kind for kind in frozen.kinds if any(kind in kinds for kinds in needs.values()))
+    stored = _StoredFiles(uri, frozen)
     sets = {}
     for role, rows in roles.items():
         if len(rows) == 0:
             continue
         augmented = augmentation if role == "train" else None
-        fingerprint = hash_json(_describe_set(rows, digests, augmented))[:_FINGERPRINT_DIGITS]
-        sets[role] = FeatureSet(
-            uri=storage.join(uri, fingerprint),
-            rows=rows,
-            needs=dict(needs) if augmented else {0: plain},
-            augmentation=augmented,
-            rows_per_shard=_choose_rows_per_shard(len(rows)),
-        )
+        folder = hash_json(vars(augmented))[:_FINGERPRINT_DIGITS] if augmented else _PLAIN
+        needed = dict(needs) if augmented else {0: plain}
+        sets[role] = _plan_set(stored, folder, np.sort(rows), digests, needed, augmented)
     return Cache(uri, frozen, sets)
+
+
+class _StoredFiles:
+    """The files of a frozen base's folder, listed once."""
+
+    def __init__(self, uri: str, frozen: FrozenBase) -> None:
+        self.uri = uri
+        self._sizes = {entry.name: entry.size for entry in storage.list_files(uri)} if storage.has_content(uri) else {}
+        self.shapes = Cache(uri, frozen, {}).read_shapes() if FROZEN_BASE in self._sizes else {}
+        self.has_tail = TAIL in self._sizes
+        self._dtype = frozen.precision.storage_dtype
+
+    def list_shards(self, folder: str) -> Iterator[tuple[str, npt.NDArray[np.uint8]]]:
+        """Yield the name and the images' digests of each shard in a folder; damaged indices are passed over."""
+        found = (_SHARD_INDEX.fullmatch(name.removeprefix(f"{folder}/")) for name in sorted(self._sizes))
+        names = [match[1] for match in found if match and f"{folder}/{match[0]}" in self._sizes]
+        indices = storage.get_many([storage.join(self.uri, folder, name, IMAGES) for name in names])
+        for name, data in zip(names, indices, strict=True):
+            digests = None if isinstance(data, FetchError) else _parse_digests(data)
+            if digests is not None and _name_shard(digests) == name:
+                yield name, digests
+
+    def list_lacking(self, folder: str, shard: Shard, needs: Mapping[int, tuple[Kind, ...]]) -> _Needs:
+        """Return the kinds by view that are missing; a file of the wrong size counts as missing."""
+        lacking = {
+            view: tuple(
+                kind
+                for kind in kinds
+                if self._sizes.get(f"{folder}/{shard.name_file(kind, view)}")
+                != _measure_shard(self.shapes.get(kind), len(shard.rows), self._dtype)
+            )
+            for view, kinds in needs.items()
+        }
+        return {view: kinds for view, kinds in lacking.items() if kinds}
+
+
+def _plan_set(
+    stored: _StoredFiles,
+    folder: str,
+    rows: npt.NDArray[np.int64],
+    digests: Sequence[str],
+    needs: dict[int, tuple[Kind, ...]],
+    augmentation: Augmentation | None,
+) -> FeatureSet:
+    """Find each image in a stored shard that is whole or can be completed, and put the others into new ones."""
+    row_of = {bytes.fromhex(digests[row]): int(row) for row in rows[::-1]}  # the first of equal images
+    place_of: dict[bytes, tuple[int, int]] = {}
+    shards: list[Shard] = []
+
+    def add(shard: Shard, members: Sequence[bytes]) -> None:
+        for place, member in enumerate(members):
+            if shard.rows[place] >= 0:
+                place_of.setdefault(member, (len(shards), place))
+        shards.append(shard)
+
+    for name, held in stored.list_shards(folder):
+        members = [digest.tobytes() for digest in held]
+        if all(member in place_of or member not in row_of for member in members):
+            continue
+        shard = Shard(name, held, np.array([row_of.get(member, -1) for member in members], np.int64))
+        if shard.is_known or not stored.list_lacking(folder, shard, needs):
+            add(shard, members)
+    new = [member for member in reversed(row_of) if member not in place_of]
+    size = _choose_rows_per_shard(len(new))
+    for start in range(0, len(new), size):
+        members = new[start : start + size]
+        held = np.frombuffer(b"".join(members), np.uint8).reshape(-1, _DIGEST_BYTES)
+        add(Shard(_name_shard(held), held, np.array([row_of[member] for member in members], np.int64)), members)
+    found = np.array([place_of[bytes.fromhex(digests[row])] for row in rows], np.int64).reshape(-1, 2)
+    uri = storage.join(stored.uri, folder)
+    return FeatureSet(uri, rows, tuple(shards), found[:, 0], found[:, 1], needs, augmentation)
+
+
+def _name_shard(digests: npt.NDArray[np.uint8]) -> str:
+    return hashlib.sha256(digests.tobytes()).hexdigest()[:_FINGERPRINT_DIGITS]
+
+
+def _parse_digests(data: bytes) -> npt.NDArray[np.uint8] | None:
+    """Return the digests of a shard's index; None if it is damaged."""
+    try:
+        digests = np.load(io.BytesIO(data))
+    except (ValueError, EOFError):
+        return None
+    if digests.dtype != np.uint8 or digests.shape != (len(digests), _DIGEST_BYTES):
+        return None
+    parsed: npt.NDArray[np.uint8] = digests
+    return parsed
 
 
 def find_missing(cache: Cache) -> Missing:
     """Compare a plan with the files in the folder; a file of the wrong size counts as missing."""
-    files = storage.list_files(cache.uri) if storage.has_content(cache.uri) else []
-    present = {entry.name: entry.size for entry in files}
-    shapes = cache.read_shapes() if FROZEN_BASE in present else {}
+    stored = _StoredFiles(cache.uri, cache.frozen)
     works = []
     images = total = 0
     for role, feature_set in cache.sets.items():
-        below = feature_set.uri.removeprefix(f"{cache.uri}/")
-        for shard in range(feature_set.num_shards):
-            count = len(feature_set.slice_shard(shard))
-            needs = {}
-            for view, kinds in feature_set.needs.items():
-                total += count
-                lacking = tuple(
-                    kind
-                    for kind in kinds
-                    if present.get(f"{below}/{feature_set.name_shard(kind, view, shard)}")
-                    != _measure_shard(shapes.get(kind), count, cache.frozen.precision.storage_dtype)
-                )
-                if lacking:
-                    needs[view] = lacking
-                    images += count
-            if needs:
-                works.append(Work(role, shard, needs))
-    return Missing(works, not shapes or (TAIL not in present and cache.frozen.boundary != INPUT), images, total)
+        folder = feature_set.uri.removeprefix(f"{cache.uri}/")
+        total += len(feature_set.needs) * feature_set.num_images
+        for number, shard in enumerate(feature_set.shards):
+            lacking = stored.list_lacking(folder, shard, feature_set.needs)
+            if lacking:
+                works.append(Work(role, number, lacking))
+                images += len(lacking) * len(shard.rows)
+    has_base = bool(stored.shapes) and (stored.has_tail or cache.frozen.boundary == INPUT)
+    return Missing(works, not has_base, images, total)
 
 
 def estimate_bytes(cache: Cache) -> int:
@@ -311,7 +407,7 @@ def estimate_bytes(cache: Cache) -> int:
         "activations": entry.estimate_activation_bytes(cache.frozen.boundary, cache.frozen.image_size_px, bytes_each),
     }
     return sum(
-        len(feature_set.rows) * sum(each[kind] for kinds in feature_set.needs.values() for kind in kinds)
+        feature_set.num_images * sum(each[kind] for kinds in feature_set.needs.values() for kind in kinds)
         for feature_set in cache.sets.values()
     )
 
@@ -324,17 +420,6 @@ def measure_free_bytes(root: str) -> int | None:
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
-
-
-def _describe_set(
-    rows: npt.NDArray[np.int64], digests: Sequence[str], augmentation: Augmentation | None
-) -> dict[str, Json]:
-    """Return the contents of a set's fingerprint: its images, and for augmented views also their row ids."""
-    content = hashlib.sha256()
-    for row in rows:
-        content.update(digests[row].encode() + (f" {row}" if augmentation else "").encode() + b"\n")
-    drawn = vars(augmentation) if augmentation else None
-    return {"images": len(rows), "content_sha256": content.hexdigest(), "augmentation": drawn}
 
 
 def _choose_rows_per_shard(num_rows: int) -> int:

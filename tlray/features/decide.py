@@ -72,7 +72,7 @@ def prepare_cache(
         StoppedError: `--cache on` is not possible, or the build stopped.
     """
     needs = list_needs(config)
-    root = _find_root(config, cluster)
+    root = find_root(config, local=cluster.local)
     if config.cache == "off" or not needs or root is None:
         reason = _explain_absence(config, needs)
         if config.cache == "on":
@@ -143,10 +143,11 @@ def _compare(passes: Passes) -> str:
     return f"{passes.missing:,} passes through the base instead of {passes.online:,.0f}"
 
 
-def _find_root(config: TrainConfig, cluster: Cluster) -> str | None:
+def find_root(config: TrainConfig, *, local: bool) -> str | None:
+    """Return the folder of caches: --cache-dir, or for a local run the user's; None if there is neither."""
     if config.cache_dir is not None:
         return storage.resolve(config.cache_dir)
-    if not cluster.local:
+    if not local:
         return None
     return str(Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "tlray" / "features")
 

@@ -1,12 +1,13 @@
 """Shear, zoom and flip images by one stateless affine warp.
 
-A view of an image depends only on (seed, row_id, view), so any process can draw it again, in any order. The parameters
-are drawn on the host; the warp runs inside the training step, on its device. Shear and zoom are those of Keras's
-`ImageDataGenerator`: the warp equals its `apply_affine_transform`.
+A view of an image depends only on (seed, content, view), so any process can draw it again, in any order, and it stays
+the same whatever images are added. The parameters are drawn on the host; the warp runs inside the training step, on its
+device. Shear and zoom are those of Keras's `ImageDataGenerator`: the warp equals its `apply_affine_transform`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -33,13 +34,13 @@ class Augmentation:
     horizontal_flip: bool
     seed: int
 
-    def draw(self, row_ids: npt.NDArray[np.int64], view: int, image_size_px: int) -> npt.NDArray[np.float32]:
-        """Draw the transforms of one view of each row: float32 `[N, 8]`, for `warp`."""
-        transforms = [self._draw_one(int(row_id), view, image_size_px) for row_id in row_ids]
+    def draw(self, keys: npt.NDArray[np.uint64], view: int, image_size_px: int) -> npt.NDArray[np.float32]:
+        """Draw the transforms of one view of each image: float32 `[N, 8]`, for `warp`; `keys` are of `make_keys`."""
+        transforms = [self._draw_one(int(key), view, image_size_px) for key in keys]
         return np.stack(transforms) if transforms else np.empty((0, 8), np.float32)
 
-    def _draw_one(self, row_id: int, view: int, image_size_px: int) -> npt.NDArray[np.float32]:
-        random = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, row_id, view])))
+    def _draw_one(self, key: int, view: int, image_size_px: int) -> npt.NDArray[np.float32]:
+        random = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, key, view])))
         shear, horizontal, vertical, flip = random.uniform(-1, 1, 4)
         return compose_transform(
             image_size_px,
@@ -48,6 +49,11 @@ class Augmentation:
             zoom_rows=1 + vertical * self.zoom,
             flip=self.horizontal_flip and flip < 0,
         )
+
+
+def make_keys(digests: Sequence[str]) -> npt.NDArray[np.uint64]:
+    """Return the first 64 bits of each hexadecimal sha256, by which an image's views are drawn, uint64 `[N]`."""
+    return np.array([int(digest[:16] or "0", 16) for digest in digests], np.uint64)
 
 
 def compose_transform(

@@ -29,8 +29,8 @@ class LabelledImages:
 
     Attributes:
         classes: class names, sorted; a label is an index into them.
-        table: `row_id int64, uri string, name string, label int32, size int64`, in order of class, then name; `size`
-            is 0 for objects in a manifest.
+        table: `row_id int64, uri string, name string, label int32, size int64, version string`, in order of class, then
+            name; `size` is 0 for objects in a manifest, `version` is `storage.Entry.version`.
     """
 
     classes: tuple[str, ...]
@@ -70,6 +70,7 @@ def scan(root: str, classes: Sequence[str] | None = None, *, option: str = "--da
             "name": pa.array([entry.name for entry, _ in rows], pa.string()),
             "label": pa.array([label for _, label in rows], pa.int32()),
             "size": pa.array([entry.size for entry, _ in rows], pa.int64()),
+            "version": pa.array([entry.version for entry, _ in rows], pa.string()),
         }
     )
     return LabelledImages(names, table)
@@ -236,11 +237,15 @@ def _sort_lines(base: str, lines: Iterator[tuple[int, str, str]]) -> tuple[dict[
             typed.setdefault(address, uri)
     by_label: dict[str, list[storage.Entry]] = {label: [] for label in sorted(set(labels.values()))}
     for address in sorted(labels):
-        size = storage.find_size(address)
-        if size is None:
+        found = storage.find_file(address)
+        if found is None:
             faults.setdefault(" naming no file", []).append(typed[address])
         label = labels[address]
-        by_label[label].append(storage.Entry(address, f"{label}/{typed[address]}", size or 0, None, 0))
+        by_label[label].append(
+            storage.Entry(
+                address, f"{label}/{typed[address]}", found[0] if found else 0, None, found[1] if found else 0
+            )
+        )
     phrases = [
         f"{len(names):,} line{'s' if len(names) > 1 else ''}{what} ({name_some(names)})"
         for what, names in faults.items()

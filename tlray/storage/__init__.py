@@ -45,7 +45,7 @@ __all__ = [
     "fetch",
     "fetch_many",
     "find_any",
-    "find_size",
+    "find_file",
     "get",
     "get_many",
     "get_options",
@@ -96,9 +96,9 @@ def exists(uri: str) -> bool:
     return s3.exists(uri) if is_s3(uri) else Path(uri).is_file()
 
 
-def find_size(uri: str) -> int | None:
-    """Return the bytes of a local file, None if it does not exist; 0 for an object, to save a request."""
-    return 0 if is_s3(uri) else local.find_size(uri)
+def find_file(uri: str) -> tuple[int, int] | None:
+    """Return a local file's bytes and modification time in ns, None if there is none; zeros for an object, unasked."""
+    return (0, 0) if is_s3(uri) else local.find_file(uri)
 
 
 def has_content(uri: str) -> bool:

@@ -26,6 +26,12 @@ class Entry(NamedTuple):
     mtime_ns: int
     unreadable: str | None = None
 
+    @property
+    def version(self) -> str:
+        """What changes with the content: size, and etag or modification time; "" if neither is known."""
+        mark = self.etag or self.mtime_ns
+        return f"{self.size} {mark}" if mark else ""
+
 
 class Written(NamedTuple):
     """The identity of a file or object that was just written: its etag, or a local file's modification time."""

@@ -100,13 +100,13 @@ def try_writing(uri: str) -> None:
         raise FetchError(Code.DENIED, "the folder cannot be written to")
 
 
-def find_size(uri: str) -> int | None:
-    """Return the bytes of a plain file, None if it does not exist."""
+def find_file(uri: str) -> tuple[int, int] | None:
+    """Return the bytes and the modification time in ns of a plain file, None if it does not exist."""
     try:
         status = os.stat(uri)  # noqa: PTH116  (as in `_stat`)
     except (OSError, ValueError):
         return None
-    return status.st_size if stat.S_ISREG(status.st_mode) else None
+    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
 
 
 def is_folder(uri: str) -> bool:

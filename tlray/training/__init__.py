@@ -1,7 +1,7 @@
 """Train a classifier: `train` on the driver, `worker` on every Ray Train worker.
 
 train, launch, channel: the driver, its control of Ray Train's workers, and the messages between both.
-dataset, results: images and their roles; metrics, advice, and the log for MLflow.
+dataset, inspection, results: images and their roles; what is wrong with them; metrics, advice, and the log for MLflow.
 task: everything a worker needs to know; ray_train: its entry point.
 worker, steps, networks, loader, export: phases and epochs, distributed steps, networks, batches, the finished model.
 schedule, checkpoint, predictions: order and rates, saved states, predictions on known images.

@@ -1,32 +1,27 @@
-"""List a training's images, inspect each once, and assign their roles."""
+"""List a training's images and assign their roles."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from tlray import storage
-from tlray.cluster.connect import explain_failure
-from tlray.cluster.resources import DATA_TASK_CPUS
 from tlray.config import TrainConfig, count_allowed
-from tlray.console import Stage, say
-from tlray.errors import DataError, FetchError, ImageError, StoppedError
-from tlray.images.decode import decode
-from tlray.images.limits import Limits
+from tlray.console import say
+from tlray.errors import DataError, StoppedError
+from tlray.features.decide import find_root
 from tlray.model.manifest import hash_json
 from tlray.sources.labelled import name_some, read_groups, scan
 from tlray.sources.lists import is_list
+from tlray.training.inspection import Memory, inspect_images
 
 VALIDATION_BITS = 64
 
-_INSPECT_ROWS = 64
 _NAMED_FAULTS = 10
 
 
@@ -37,6 +32,7 @@ class Images:
     Attributes:
         classes: names by label.
         uris, labels: addresses and int32 labels by row id.
+        versions: what changes with an image's content, by row id; "" if unknown.
         folder: the role whose option named the image, by row id: "train", "val" or "test".
         groups: name of the group that must stay together, or None, by row id; None without groups.
         fingerprint: sha256 over the listing.
@@ -45,6 +41,7 @@ class Images:
     classes: tuple[str, ...]
     uris: list[str]
     labels: npt.NDArray[np.int32]
+    versions: list[str]
     folder: npt.NDArray[np.str_]
     groups: list[str | None] | None
     fingerprint: str
@@ -88,6 +85,7 @@ def list_images(config: TrainConfig) -> Images:
         classes=training.classes,
         uris=uris,
         labels=np.concatenate([table["label"].to_numpy() for _, table in tables]).astype(np.int32),
+        versions=[version for _, table in tables for version in table["version"].to_pylist()],
         folder=np.concatenate([np.full(table.num_rows, role) for role, table in tables]),
         groups=groups,
         fingerprint=hash_json(listing if groups is None else [listing, groups]),
@@ -125,13 +123,16 @@ def _find_groups(config: TrainConfig, uris: Sequence[str]) -> list[str | None] |
 def assign_roles(config: TrainConfig, images: Images, *, spread: bool) -> Roles:
     """Inspect every image, leave out those that cannot be decoded, and split the rest by content hash.
 
-    Args as `inspect_images`.
+    Args:
+        spread: inspect the images over the cluster, else in this process.
 
     Raises:
         DataError: a class has no usable image.
-        StoppedError: too many images are unusable, or one cannot be fetched.
+        StoppedError: too many images are unusable, or cannot be fetched.
     """
-    digests, faults = inspect_images(images.uris, config.limits, spread=spread)
+    memory = Memory(find_root(config, local=not spread) if config.cache != "off" else None, config.limits)
+    inspected = inspect_images(images.uris, images.versions, memory, config.limits, spread=spread)
+    digests, faults = [one.digest for one in inspected], [one.fault for one in inspected]
     left_out = [(uri, fault) for uri, fault in zip(images.uris, faults, strict=True) if fault is not None]
     for uri, fault in left_out[:_NAMED_FAULTS]:
         say(f"left out: {uri} ({fault})")
@@ -140,7 +141,7 @@ def assign_roles(config: TrainConfig, images: Images, *, spread: bool) -> Roles:
     allowed = count_allowed(config.max_failed, len(images.uris))
     if len(left_out) > allowed:
         raise StoppedError(
-            f"{len(left_out):,} of {len(images.uris):,} images cannot be decoded, --max-failed allows {allowed:,.0f}; "
+            f"{len(left_out):,} of {len(images.uris):,} images cannot be used, --max-failed allows {allowed:,.0f}; "
             "repair or remove them, or raise --max-failed"
         )
     good = np.array([fault is None for fault in faults])
@@ -149,7 +150,7 @@ def assign_roles(config: TrainConfig, images: Images, *, spread: bool) -> Roles:
     counts = np.bincount(images.labels[train_rows], minlength=len(images.classes))
     if (counts == 0).any():
         bad = ", ".join(name for name, count in zip(images.classes, counts, strict=True) if count == 0)
-        raise DataError(f"--data: no image of {bad} can be decoded; each class needs at least one")
+        raise DataError(f"--data: no image of {bad} can be used; each class needs at least one")
     val_rows = rows[good & (images.folder == "val")]
     if config.val_data is None:
         keys = digests if images.groups is None else _make_keys(digests, images.groups)
@@ -227,84 +228,6 @@ def _report_leakage(role: str, leaked: Sequence[str], num_kept: int, relation: s
     end = "what is measured on them says nothing" if allowed else "they are left out (--allow-leakage keeps them)"
     say(
         f"WARNING: {len(leaked):,} images of {option} {relation} those that are trained or validated on: {named}; {end}"
-    )
-
-
-def inspect_images(uris: Sequence[str], limits: Limits, *, spread: bool) -> tuple[list[str], list[str | None]]:
-    """Read every image once; return the hexadecimal sha256 of its bytes, and its fault or None.
-
-    Args:
-        uris: addresses.
-        limits: of an image's size.
-        spread: read by Ray Data over the cluster; else by threads of this process, which start at once.
-
-    Raises:
-        StoppedError: an image cannot be fetched.
-    """
-    blocks = [
-        pa.table({"index": pa.array(range(start, min(start + _INSPECT_ROWS, len(uris)))), "uri": part})
-        for start in range(0, len(uris), _INSPECT_ROWS)
-        for part in [pa.array(uris[start : start + _INSPECT_ROWS], pa.string())]
-    ]
-    digests = [""] * len(uris)
-    faults: list[str | None] = [None] * len(uris)
-    with Stage("inspect", len(uris)) as stage:
-        for block in _inspect_by_ray(blocks, limits) if spread else _inspect_by_threads(blocks, limits):
-            for index, digest, fault, unreachable in zip(
-                *(column.to_pylist() for column in block.columns), strict=True
-            ):
-                digests[index], faults[index] = digest, fault
-                if unreachable:
-                    raise StoppedError(f"{uris[index]} cannot be read ({fault})")
-            stage.advance(block.num_rows)
-    return digests, faults
-
-
-def _inspect_by_threads(blocks: list[pa.Table], limits: Limits) -> Iterator[pa.Table]:
-    with ThreadPoolExecutor() as pool:
-        yield from pool.map(lambda block: _inspect_block(block, limits), blocks)
-
-
-def _inspect_by_ray(blocks: list[pa.Table], limits: Limits) -> Iterator[pa.Table]:
-    import ray.data
-
-    dataset = ray.data.from_blocks(blocks).map_batches(
-        _inspect_block,
-        fn_kwargs={"limits": limits, "options": storage.get_options()},
-        batch_size=None,
-        batch_format="pyarrow",
-        num_cpus=DATA_TASK_CPUS,
-    )
-    try:
-        yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
-    except ray.exceptions.RayError as error:
-        raise explain_failure(error, "inspecting") from error
-
-
-def _inspect_block(block: pa.Table, limits: Limits, options: storage.S3Options | None = None) -> pa.Table:
-    if options is not None:
-        storage.adopt(options)
-    digests: list[str] = []
-    faults: list[str | None] = []
-    unreachable: list[bool] = []
-    for data in storage.get_many(block["uri"].to_pylist()):
-        fault = None
-        try:
-            if isinstance(data, FetchError):
-                raise data
-            decode(data, 64, limits)
-        except (FetchError, ImageError) as error:
-            fault = f"{error.code}: {error}"
-        digests.append("" if isinstance(data, FetchError) else hashlib.sha256(data).hexdigest())
-        faults.append(fault)
-        unreachable.append(isinstance(data, FetchError))
-    return pa.table(
-        {
-            "index": block["index"],
-            "digest": pa.array(digests, pa.string()),
-            "fault": pa.array(faults, pa.string()),
-            "unreachable": pa.array(unreachable, pa.bool_()),
-        }
     )
 
 

@@ -15,7 +15,7 @@ import ray
 from tlray.cluster.resources import WorkerResources
 from tlray.config import SelectName, TrainConfig
 from tlray.features.cache import Cache, Kind
-from tlray.images.augment import Augmentation
+from tlray.images.augment import Augmentation, make_keys
 from tlray.metrics.ood import MAX_HELD, draw_reference_rows
 from tlray.model.manifest import PhaseName
 from tlray.model.precision import Precision
@@ -52,6 +52,7 @@ class TrainingTask:
         num_views: number of views in the cache; epoch e trains on view e mod this.
         seed: of weights, order and dropout.
         labels: int32 by row id.
+        keys: uint64 by row id, of `images.augment.make_keys`.
         train_rows, val_rows, test_rows: row ids by role.
         reference_rows: training rows that the out-of-distribution score is fitted to.
         calibration_rows: validation rows that the finished network is calibrated and measured on.
@@ -81,6 +82,7 @@ class TrainingTask:
     early_stopping: int | None
     select: SelectName
     labels: npt.NDArray[np.int32]
+    keys: npt.NDArray[np.uint64]
     train_rows: npt.NDArray[np.int64]
     val_rows: npt.NDArray[np.int64]
     test_rows: npt.NDArray[np.int64]
@@ -151,6 +153,7 @@ def make_training_task(
         early_stopping=config.early_stopping,
         select=config.select,
         labels=images.labels,
+        keys=make_keys(roles.digests),
         train_rows=train_rows,
         val_rows=val_rows,
         test_rows=roles.rows["test"],

@@ -178,7 +178,7 @@ class Worker:
             "total": plan.totals[index],
         }
         if network.entrance == "pixels":
-            batch["transforms"] = task.augmentation.draw(rows, epoch, task.image_size_px)
+            batch["transforms"] = task.augmentation.draw(task.keys[rows], epoch, task.image_size_px)
         if task.dropout and task.head_units:
             global_batch = self.num_workers * task.batch_size
             masks = draw_dropout(task.seed, epoch, index, global_batch, task.head_units, task.dropout)

@@ -1,0 +1,178 @@
+"""Read every image once before a training: the sha256 of its file, and its fault if it cannot be used.
+
+    CACHE/inspected/FINGERPRINT.parquet    `uri, version string, digest, fault string` of earlier inspections
+
+An image whose size and modification time, or etag, are those of an earlier inspection is not read again. The
+fingerprint is that of the decoder and the limits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tlray import storage
+from tlray.cluster.connect import explain_failure
+from tlray.cluster.resources import DATA_TASK_CPUS
+from tlray.console import Stage, say
+from tlray.errors import FetchError, ImageError, StoppedError, TlrayError
+from tlray.images.decode import decode
+from tlray.images.limits import Limits
+from tlray.model.manifest import DECODER, hash_json
+
+_INSPECT_ROWS = 64
+_SIDE_PX = 64
+_UNREACHABLE_SHARE, _UNREACHABLE_LEAST = 0.01, 10
+_SETTLED_S = 2.0
+"""Age from which on a change of a file changes its modification time too, on any file system."""
+
+_SCHEMA = pa.schema([(name, pa.string()) for name in ("uri", "version", "digest", "fault")])
+
+
+class Inspected(NamedTuple):
+    """The hexadecimal sha256 of an image's file, "" if it cannot be fetched, and the fault of the image, or None."""
+
+    digest: str
+    fault: str | None
+
+
+class Memory:
+    """What earlier inspections found, by address and version."""
+
+    def __init__(self, root: str | None, limits: Limits) -> None:
+        """Read what is known below a cache; None for no memory."""
+        self._uri: str | None = None
+        self._known: dict[tuple[str, str], Inspected] = {}
+        if root is not None:
+            fingerprint = hash_json([DECODER, limits.max_bytes, limits.max_pixels])[:16]
+            self._uri = storage.join(root, "inspected", f"{fingerprint}.parquet")
+            self._known = _read_known(self._uri)
+
+    def find(self, uri: str, version: str) -> Inspected | None:
+        """Return what is known of an image of this version."""
+        return self._known.get((uri, version)) if version else None
+
+    def keep(self, uris: Sequence[str], versions: Sequence[str], found: Sequence[Inspected]) -> None:
+        """Add what was found; what cannot be stored is inspected again."""
+        now = time.time_ns()
+        before = len(self._known)
+        for uri, version, inspected in zip(uris, versions, found, strict=True):
+            if version and inspected.digest and not _is_fresh(version, now):
+                self._known[uri, version] = inspected
+        if self._uri is None or len(self._known) == before:
+            return
+        rows = [(uri, version, *inspected) for (uri, version), inspected in self._known.items()]
+        columns = [pa.array(column, pa.string()) for column in zip(*rows, strict=True)]
+        buffer = io.BytesIO()
+        pq.write_table(pa.table(columns, schema=_SCHEMA), buffer, compression="zstd")
+        try:
+            storage.put(self._uri, buffer.getvalue())
+        except TlrayError as error:
+            say(f"what was found by inspecting the images is not kept ({error})")
+
+
+def _read_known(uri: str) -> dict[tuple[str, str], Inspected]:
+    try:
+        table = pq.read_table(io.BytesIO(storage.get(uri)))
+        rows = zip(*(table[name].to_pylist() for name in _SCHEMA.names), strict=True)
+        return {(name, version): Inspected(digest, fault) for name, version, digest, fault in rows}
+    except (FetchError, OSError, LookupError, pa.ArrowException):
+        return {}
+
+
+def _is_fresh(version: str, now_ns: int) -> bool:
+    """Return whether a local file is so new that another change might leave its modification time as it is."""
+    mark = version.partition(" ")[2]
+    return mark.isdecimal() and now_ns - int(mark) < _SETTLED_S * 1e9
+
+
+def inspect_images(
+    uris: Sequence[str], versions: Sequence[str], memory: Memory, limits: Limits, *, spread: bool
+) -> list[Inspected]:
+    """Read every image that memory does not know.
+
+    Args:
+        uris: addresses.
+        versions: of `storage.Entry`, by row id.
+        memory: gets what is found.
+        limits: of an image's size.
+        spread: read by Ray Data over the cluster; else by threads of this process, which start at once.
+
+    Raises:
+        StoppedError: more images cannot be fetched than a few: the store may be away, or not theirs to read.
+    """
+    found = [memory.find(uri, version) for uri, version in zip(uris, versions, strict=True)]
+    unknown = [index for index, inspected in enumerate(found) if inspected is None]
+    if len(unknown) < len(uris):
+        say(f"inspect: {len(uris) - len(unknown):,} of {len(uris):,} images are as an earlier training found them")
+    blocks = [
+        pa.table({"index": pa.array(part), "uri": pa.array([uris[index] for index in part], pa.string())})
+        for start in range(0, len(unknown), _INSPECT_ROWS)
+        for part in [unknown[start : start + _INSPECT_ROWS]]
+    ]
+    most = max(_UNREACHABLE_LEAST, int(_UNREACHABLE_SHARE * len(uris)))
+    unreachable: list[str] = []
+    if blocks:
+        with Stage("inspect", len(unknown)) as stage:
+            for block in _inspect_by_ray(blocks, limits) if spread else _inspect_by_threads(blocks, limits):
+                for index, digest, fault in zip(*(column.to_pylist() for column in block.columns), strict=True):
+                    found[index] = Inspected(digest, fault)
+                    if not digest:
+                        unreachable.append(f"{uris[index]} ({fault})")
+                if len(unreachable) > most:
+                    raise StoppedError(
+                        f"{len(unreachable):,} of {len(uris):,} images cannot be read, {most:,} may be left out; the "
+                        f"first is {unreachable[0]}"
+                    )
+                stage.advance(block.num_rows)
+    inspected = [one for one in found if one is not None]
+    memory.keep(uris, versions, inspected)
+    return inspected
+
+
+def _inspect_by_threads(blocks: list[pa.Table], limits: Limits) -> Iterator[pa.Table]:
+    with ThreadPoolExecutor() as pool:
+        yield from pool.map(lambda block: _inspect_block(block, limits), blocks)
+
+
+def _inspect_by_ray(blocks: list[pa.Table], limits: Limits) -> Iterator[pa.Table]:
+    import ray.data
+
+    dataset = ray.data.from_blocks(blocks).map_batches(
+        _inspect_block,
+        fn_kwargs={"limits": limits, "options": storage.get_options()},
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=DATA_TASK_CPUS,
+    )
+    try:
+        yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
+    except ray.exceptions.RayError as error:
+        raise explain_failure(error, "inspecting") from error
+
+
+def _inspect_block(block: pa.Table, limits: Limits, options: storage.S3Options | None = None) -> pa.Table:
+    if options is not None:
+        storage.adopt(options)
+    found: list[Inspected] = []
+    for data in storage.get_many(block["uri"].to_pylist()):
+        digest, fault = "", None
+        try:
+            if isinstance(data, FetchError):
+                raise data
+            digest = hashlib.sha256(data).hexdigest()
+            decode(data, _SIDE_PX, limits)
+        except (FetchError, ImageError) as error:
+            fault = f"{error.code}: {error}"
+        found.append(Inspected(digest, fault))
+    digests, faults = zip(*found, strict=True)
+    return pa.table(
+        {"index": block["index"], "digest": pa.array(digests, pa.string()), "fault": pa.array(faults, pa.string())}
+    )
