@@ -29,7 +29,7 @@ def test_a_summary_says_where_and_how_good_the_model_is(lines):
         "report bundle/report.html",
         "classes 2: a, b",
         "images 100 train, 20 validation",
-        "left out 1 images that cannot be decoded",
+        "left out 1 images that cannot be used",
         "phase 1 head: validation loss 0.6000, accuracy 0.7000 in epoch 1, its best",
         "phase 2 finetune: validation loss 0.6000, accuracy 0.9000 in epoch 2, its best; phase 2 won",
         "kept epoch 2 (phase 2, finetune)",

@@ -25,7 +25,7 @@ def test_the_page_shows_the_numbers_of_the_training():
     assert "at least 0.812: 95.3% of them are correct, and 78.3% of the images are kept" in text
     assert "before calibration by 9.4 points" in text
     assert "459 train, 81 validation, 179 test, 1 left out" in text
-    assert "Left out of training: 1 image that could not be decoded." in text
+    assert "Left out of training: 1 image that could not be used." in text
     assert "50 labels are contradicted by the most similar images and 50 pairs of images" in text
     assert "10 more are not shown" in text
     assert "Epoch 10 was kept, of fine-tuning. Validation accuracy in each phase's best epoch was 82.7% in the" in text

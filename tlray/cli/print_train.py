@@ -34,7 +34,7 @@ def print_train(summary: TrainSummary) -> None:
     facts += [("model id", summary.model_id), ("classes", shorten(summary.classes))]
     facts.append(("images", str(summary.images)))
     if summary.left_out:
-        facts.append(("left out", f"{len(summary.left_out):,} images that cannot be decoded"))
+        facts.append(("left out", f"{len(summary.left_out):,} images that cannot be used"))
     facts += _describe_phases(metrics)
     facts.append(("kept", f"epoch {kept.epoch} ({_PHASES[kept.phase]}, {kept.phase})"))
     facts += describe_accuracy(metrics)

@@ -158,7 +158,7 @@ class TrainingRecord:
         resolved: values of those options whose defaults depend on others.
         images_fingerprint: sha256 over the listing of all images.
         counts: images used.
-        left_out: number of images that could not be decoded.
+        left_out: number of images that could not be used.
     """
 
     config: dict[str, Json]

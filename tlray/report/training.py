@@ -115,7 +115,7 @@ def _list_points(
     points += measurement.list_points(measured[0].measurement, label_errors)
     if training.left_out:
         count = f"{training.left_out:,} {'image' if training.left_out == 1 else 'images'}"
-        points.append(Point("bad", f"Left out of training: {count} that could not be decoded."))
+        points.append(Point("bad", f"Left out of training: {count} that could not be used."))
     return points
 
 

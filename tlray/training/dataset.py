@@ -121,7 +121,7 @@ def _find_groups(config: TrainConfig, uris: Sequence[str]) -> list[str | None] |
 
 
 def assign_roles(config: TrainConfig, images: Images, *, spread: bool) -> Roles:
-    """Inspect every image, leave out those that cannot be decoded, and split the rest by content hash.
+    """Inspect every image, leave out those that cannot be used, and split the rest by content hash.
 
     Args:
         spread: inspect the images over the cluster, else in this process.

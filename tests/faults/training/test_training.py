@@ -89,11 +89,11 @@ def test_40_corrupt_training_image(tmp_path, small, cached):
     damaged.write_bytes(damaged.read_bytes()[:90])
     refused = refuse(data, tmp_path / "bundle", *BASE_OPTIONS, "--max-failed", "0.01", expect=1)
     assert f"left out: {damaged} (TRUNCATED" in refused
-    assert "1 of 48 images cannot be decoded, --max-failed allows 0" in refused
+    assert "1 of 48 images cannot be used, --max-failed allows 0" in refused
     options = [*BASE_OPTIONS, *cached, "--head-epochs", "1", "--finetune-epochs", "0"]
     output = train(data, tmp_path / "bundle", *options)
     assert f"left out: {damaged} (TRUNCATED" in output
-    assert "1 images that cannot be decoded" in output
+    assert "1 images that cannot be used" in output
     counts = read_manifest(tmp_path / "bundle")["training"]["counts"]
     assert counts["train"] + counts["validation"] == 47
 
