@@ -77,14 +77,14 @@ class Watched:
         """Process ids of the engines."""
         return [pid for pid, command in self._list_family() if "EngineActor" in command]
 
-    def wait_until(self, condition, timeout_s=240):
+    def wait_until(self, condition, timeout_s=240, pause_s=0.05):
         """Wait for a condition; False where the command ended before."""
         deadline = time.monotonic() + timeout_s
         while not condition():
             if self._process.poll() is not None:
                 return False
             assert time.monotonic() < deadline, "it never came true"
-            time.sleep(0.05)
+            time.sleep(pause_s)
         return True
 
     @property

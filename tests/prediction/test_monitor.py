@@ -1,13 +1,11 @@
 import json
-import signal
-import threading
 
 import pytest
 
 from tlray import storage
 from tlray.errors import OutageError, OutputError, StoppedError
 from tlray.prediction import monitor
-from tlray.prediction.monitor import Failures, ProgressFile, RunClock, TermSignal
+from tlray.prediction.monitor import Failures, ProgressFile, RunClock
 
 
 def test_too_many_failures_stop_the_run():
@@ -108,18 +106,6 @@ def test_progress_without_a_row_has_no_time_left(tmp_path):
     ProgressFile(str(tmp_path), planned=100, done=20).write("stopped")
     written = json.loads((tmp_path / "_progress.json").read_text())
     assert (written["state"], written["images_per_s"], written["seconds_left"]) == ("stopped", 0.0, None)
-
-
-def test_the_first_sigterm_stops_and_the_old_handler_comes_back():
-    before = signal.getsignal(signal.SIGTERM)
-    stopped = threading.Event()
-    with TermSignal(stopped.set) as term:
-        assert not term.received
-        signal.raise_signal(signal.SIGTERM)
-        assert term.received
-        assert signal.getsignal(signal.SIGTERM) == before  # a second one ends the process
-        assert stopped.wait(10)
-    assert signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.parametrize("kind", [OutputError, OutageError])

@@ -10,7 +10,7 @@ import pytest
 from tests.factories import make_epoch
 from tlray.config import TrainConfig
 from tlray.errors import DivergedError, StoppedError
-from tlray.training.checkpoint import STATE, TrainingState, load_state, name_run, save_state
+from tlray.training.checkpoint import STATE, EpochPart, TrainingState, load_state, name_run, save_state
 
 
 def make_state(epoch):
@@ -78,6 +78,40 @@ def test_the_best_weights_are_kept_through_worse_epochs():
     assert (state.best, state.best_weights) == (best, {})
 
 
+def test_a_checkpoint_within_an_epoch_comes_back_and_keeps_the_best_epoch(tmp_path):
+    state = TrainingState()
+    best = take(state, 1, 0.5)
+    optimizer = SimpleNamespace(variables=[np.array(7), np.zeros(2, np.float32)])
+    for images in (16, 200):
+        state.take_part(EpochPart(images, 1.5, 9.0, 3.0), {"head": np.full(1, images)}, optimizer, 2.0)
+        folder = save_state(str(tmp_path), state)
+    assert folder.endswith("epoch-0001-000000000200")
+    loaded = load_state(str(tmp_path))
+    assert (loaded.epoch, loaded.part, loaded.best) == (1, EpochPart(200, 1.5, 9.0, 3.0), best)
+    assert (loaded.weights["head"].tolist(), loaded.best_weights["head"].tolist()) == ([200], [1])
+    take(loaded, 2, 0.4)
+    assert (loaded.part, loaded.weights["head"].tolist(), loaded.best_weights["head"].tolist()) == (None, [2], [1])
+    save_state(str(tmp_path), loaded)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch-0001-000000000200", "epoch-0002"]
+    assert load_state(str(tmp_path)).epoch == 2
+
+
+def test_a_part_of_the_best_epoch_needs_no_second_copy(tmp_path):
+    state = TrainingState()
+    take(state, 1, 0.5)
+    optimizer = SimpleNamespace(variables=[np.array(7)])
+    state.take_part(EpochPart(8, 1.0, 1.0, 1.0), {"head": np.full(1, 8)}, optimizer, 1.0)
+    better = take(state, 2, 0.6)
+    assert (state.best, state.best_weights) == (better, {})
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_no_checkpoint_within_an_epoch(value):
+    optimizer = SimpleNamespace(variables=[np.array(7), np.full(2, value, np.float32)])
+    with pytest.raises(DivergedError, match="not finite after 1,280 images of epoch 1; lower the learning rate"):
+        TrainingState().take_part(EpochPart(1280, 1.0, 1.0, 1.0), {"head": np.zeros(1)}, optimizer, 1.0)
+
+
 def test_of_equally_accurate_epochs_the_one_with_the_lower_loss_is_best():
     state = TrainingState()
     take(state, 1, 0.5, val_weighted_loss=0.9)
@@ -101,7 +135,7 @@ def test_the_next_phase_starts_from_the_best_epoch_without_slots():
 def test_a_damaged_state_is_one_clear_sentence(tmp_path, damage):
     path = Path(save_state(str(tmp_path), make_state(2)), STATE)
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(StoppedError, match=r"^the checkpoint of epoch 2 in .* is damaged \(.*\); remove it"):
+    with pytest.raises(StoppedError, match=r"^the checkpoint epoch-0002 in .* is damaged \(.*\); remove it"):
         load_state(str(tmp_path))
 
 
@@ -120,7 +154,7 @@ def test_a_state_of_another_version_is_named_as_such(tmp_path):
         arrays = dict(stored)
     arrays["_meta"] = np.frombuffer(b'{"phase": 1}', np.uint8)
     np.savez(path, **arrays)
-    with pytest.raises(StoppedError, match=r"of epoch 1 in .* is of another tlray"):
+    with pytest.raises(StoppedError, match=r"the checkpoint epoch-0001 in .* is of another tlray"):
         load_state(str(tmp_path))
 
 

@@ -11,7 +11,7 @@ from tlray.cluster.capacity import NodeResources
 from tlray.cluster.resources import Cluster, WorkerResources
 from tlray.errors import StoppedError
 from tlray.training import launch
-from tlray.training.channel import EpochEnded, Failed, ImagesTrained, Resumed, StageBegan
+from tlray.training.channel import EpochEnded, Failed, ImagesTrained, PartSaved, Resumed, StageBegan
 from tlray.training.launch import Launch, Outcome
 
 
@@ -89,6 +89,57 @@ def test_a_restart_goes_back_to_the_last_checkpoint(monitor):
         "an earlier run was stopped; going on after epoch 1 with 2 workers",
         "workers were lost; 1 new ones go on after epoch 1",
     ]
+
+
+def test_a_restart_within_an_epoch_goes_on_behind_its_last_checkpoint(monitor):
+    watch, stage, lines = monitor
+    watch._take(Resumed([make_epoch(1)], 2, 4), 0.0, stage)
+    watch._take(PartSaved(8), 0.0, stage)
+    watch._take(Resumed([make_epoch(1)], 2, 8), 0.0, stage)
+    assert stage._done == 18
+    assert lines == [
+        "an earlier run was stopped; going on after 4 images of epoch 2 with 2 workers",
+        "checkpoint: 8 images of epoch 2",
+        "workers were lost; 2 new ones go on after 8 images of epoch 2",
+    ]
+
+
+@pytest.mark.parametrize("saved", [PartSaved(8), EpochEnded(make_epoch(1)), None])
+def test_after_sigterm_a_checkpoint_is_waited_for(monitor, monkeypatch, saved):
+    watch, stage, _ = monitor
+    times = SimpleNamespace(now=5.0)
+    monkeypatch.setattr(launch.time, "monotonic", lambda: times.now)
+    watch.term = SimpleNamespace(received=False)
+    watch._take(Resumed([], 2), 0.0, stage)
+    watch._take(PartSaved(4), 0.0, stage)
+    watch._check_term()
+    watch.term.received = True
+    watch._check_term()  # the checkpoint before does not count
+    if saved is None:
+        times.now += 31.0
+    else:
+        watch._take(saved, 0.0, stage)
+    with pytest.raises(StoppedError, match="stopped by SIGTERM; the same command goes on"):
+        watch._check_term()
+
+
+def test_sigterm_before_the_first_step_ends_at_once(monitor):
+    watch, _, _ = monitor
+    watch.term = SimpleNamespace(received=True)
+    with pytest.raises(StoppedError, match="stopped by SIGTERM"):
+        watch._check_term()
+
+
+def test_a_machine_about_to_be_taken_away_asks_for_one_checkpoint(lost, monkeypatch):
+    training, state = lost
+    asked = []
+    training._draining = frozenset()
+    monkeypatch.setattr(training, "_ask_to_save", lambda: asked.append(None))
+    for draining in ((), ("a",), ("a",), ("a", "b"), ()):
+        monkeypatch.setattr(launch, "list_draining_nodes", lambda draining=draining: frozenset(draining))
+        training._save_before_preemption()
+    assert len(asked) == 2
+    assert state["said"] == ["a machine is about to be taken away: saving a checkpoint"] * 2
 
 
 def test_a_worker_error_is_kept_to_be_raised(monitor):

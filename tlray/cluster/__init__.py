@@ -4,6 +4,7 @@
 - `nodes`: list the machines, and call a function on each of them.
 - `checks`: check that the machines run this tlray and share the paths of a job.
 - `capacity`: measure free resources, and wait for them.
+- `term_signal`: stop in order at SIGTERM.
 - `resources`: divide cores and GPUs among workers, engines and reading tasks.
 - `spot`: drain a machine that AWS is about to take away.
 - `ray_private`: every use of Ray's private API.

@@ -17,7 +17,7 @@ SCHEMES = "a local path or s3://bucket/prefix"
 _NOT_DECIDING = {
     "config", "address", "max_cpus", "wait_for_resources", "verbose", "cache", "cache_dir", "storage_path",
     "max_failures", "max_failed", "collective_timeout", "mlflow_uri", "no_sign_request", "request_payer", "kms_key_id",
-    "retry_for", "outage_patience", "unsafe_lock", "allow_cpu",
+    "retry_for", "outage_patience", "unsafe_lock", "allow_cpu", "checkpoint_every",
 }  # fmt: skip
 
 _INPUTS = {"data", "val_data", "test_data", "weights", "model", "input", "update_from"}

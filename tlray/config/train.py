@@ -161,6 +161,9 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
     storage_path: str | None = None
     """Folder or s3:// prefix for checkpoints until the bundle is saved; default OUTPUT-checkpoints."""
 
+    checkpoint_every: float = 600.0
+    """Seconds between checkpoints within an epoch; 0 writes one after each epoch only."""
+
     target_precision: float = 0.95
     """Share of labels that must be right above the bundle's probability thresholds, which validation sets."""
 
@@ -271,6 +274,7 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
         faults.check_range("max_failures", self.max_failures, -1, 1_000_000)
         faults.check_range("max_failed", self.max_failed, 0, 10**12)
         faults.check_positive("collective_timeout", self.collective_timeout)
+        faults.check_range("checkpoint_every", self.checkpoint_every, 0, 1e6)
         if self.mlflow_uri is not None and importlib.util.find_spec("mlflow") is None:
             faults.add("--mlflow-uri needs MLflow, which is not installed; pip install 'tlray[mlflow]'")
         check_run(faults, self)

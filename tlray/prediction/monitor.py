@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import signal
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import FrameType
 
 from tlray import storage
 from tlray.config import count_allowed
-from tlray.console import now, say
+from tlray.console import now
 from tlray.errors import OK, UNREACHABLE, OutageError, OutputError, StoppedError
 
 PROGRESS = "_progress.json"
@@ -161,31 +158,3 @@ class ProgressFile:
         }
         with contextlib.suppress(OutputError, OutageError):
             storage.put(self._address, json.dumps(progress).encode())
-
-
-class TermSignal:
-    """A context in which the first SIGTERM calls `stop` and sets `received`; a second one ends the process as usual."""
-
-    def __init__(self, stop: Callable[[], None]) -> None:
-        self._stop = stop
-        self.received = False
-
-    def __enter__(self) -> TermSignal:
-        self._ours = threading.current_thread() is threading.main_thread()
-        if self._ours:
-            self._before = signal.signal(signal.SIGTERM, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._ours:
-            signal.signal(signal.SIGTERM, self._before)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.received = True
-        signal.signal(signal.SIGTERM, self._before)
-        # in a thread: the interrupted code may hold locks that printing and stopping need
-        threading.Thread(target=self._finish, name="stop", daemon=True).start()
-
-    def _finish(self) -> None:
-        say("SIGTERM: finishing the rows in progress")
-        self._stop()

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from tlray import storage
 from tlray.cluster import connect as clusters
+from tlray.cluster.term_signal import TermSignal
 from tlray.config import PredictConfig
 from tlray.console import Stage, say
 from tlray.errors import ConfigError, OutageError, OutputError, StoppedError
@@ -27,7 +28,7 @@ from tlray.output.schema import RequestedColumns
 from tlray.prediction import job as jobs
 from tlray.prediction.finish import close_run, make_receipt, write_report
 from tlray.prediction.job import Job
-from tlray.prediction.monitor import Failures, ProgressFile, RunClock, TermSignal
+from tlray.prediction.monitor import Failures, ProgressFile, RunClock
 from tlray.prediction.reach import Reach
 from tlray.prediction.resume import RunState, resume
 from tlray.prediction.update import find_finished
@@ -198,7 +199,11 @@ def _predict_rows(
     pipeline = _open_pipeline(run, state, cluster)
     say(str(pipeline.resources))
     progress = ProgressFile(run.output, num_rows, num_settled)
-    with TermSignal(pipeline.stop) as term, Stage("predict", remaining) as stage, reach:
+    with (
+        TermSignal(pipeline.stop, "finishing the rows in progress") as term,
+        Stage("predict", remaining) as stage,
+        reach,
+    ):
         try:
             for predictions in _save_regularly(run, pipeline, state.writer, term):
                 run.lock.check()

@@ -32,10 +32,11 @@ _POLL_S = 0.2
 
 @dataclass(frozen=True)
 class Resumed:
-    """A worker group has started; `history` holds the epochs finished before."""
+    """A worker group has started; `history` holds the epochs finished before, `images` counts those of a begun one."""
 
     history: list[EpochRecord]
     num_workers: int
+    images: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,13 @@ class EpochEnded:
     """An epoch has ended, and its checkpoint is written."""
 
     record: EpochRecord
+
+
+@dataclass(frozen=True)
+class PartSaved:
+    """A checkpoint within an epoch is written, after this number of its images."""
+
+    images: int
 
 
 @dataclass(frozen=True)
@@ -84,7 +92,7 @@ class Failed:
     error: TlrayError
 
 
-Event: TypeAlias = Resumed | StageBegan | ImagesTrained | EpochEnded | ModelReady | Failed
+Event: TypeAlias = Resumed | StageBegan | ImagesTrained | EpochEnded | PartSaved | ModelReady | Failed
 
 
 class Message(NamedTuple):
@@ -101,6 +109,7 @@ class Channel:
     def __init__(self) -> None:
         self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._closed = False
+        self._save_asked = False
         self._task: TrainingTask | None = None
         self._predictions: dict[int, dict[str, RowPredictions]] = {}
         self._controller: ActorHandle[Any] | None = None
@@ -140,6 +149,15 @@ class Channel:
     def get_predictions(self) -> dict[int, dict[str, RowPredictions]]:
         """Return the predictions by rank and role."""
         return self._predictions
+
+    def ask_to_save(self) -> None:
+        """Ask the workers for a checkpoint as soon as they can."""
+        self._save_asked = True
+
+    def take_save_request(self) -> bool:
+        """Return whether a checkpoint was asked for since the last call."""
+        asked, self._save_asked = self._save_asked, False
+        return asked
 
     def close(self) -> None:
         """Tell the workers, also those that Ray Train starts later, that they are no longer needed."""

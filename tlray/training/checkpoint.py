@@ -1,6 +1,7 @@
-"""Save and load the state of a training: one file for each epoch, written atomically.
+"""Save and load the state of a training, after each epoch and within long ones: one file each, written atomically.
 
-    STORAGE/RUN/epoch-0007/state.npz
+    STORAGE/RUN/epoch-0007/state.npz               after epoch 7
+    STORAGE/RUN/epoch-0007-000000001280/state.npz  after 1,280 images more
 
 A run finds its latest state by itself. Ray Train gets each one as a checkpoint too, but notices it only at its next
 poll; shorter epochs would run twice.
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 STATE = "state.npz"
 
-_STATE_NAME = re.compile(rf"epoch-(\d+)/{re.escape(STATE)}", re.ASCII)
+_STATE_NAME = re.compile(rf"(epoch-(\d+)(?:-(\d+))?)/{re.escape(STATE)}", re.ASCII)
 _KEPT = 2  # a reader may still need the one before the latest
 _META = "_meta"
 
@@ -42,9 +43,25 @@ def name_run(config: TrainConfig, images_fingerprint: str) -> str:
     return storage.join(storage.resolve(config.resolved_storage_path), f"run-{fingerprint[:16]}")
 
 
+@dataclass(frozen=True)
+class EpochPart:
+    """The beginning of an epoch.
+
+    Attributes:
+        images: training images it has taken, in the order of the epoch.
+        loss, hits: sums over them, of the weighted loss and of right predictions.
+        seconds: time it took.
+    """
+
+    images: int
+    loss: float
+    hits: float
+    seconds: float
+
+
 @dataclass
 class TrainingState:
-    """State of a training after some epochs.
+    """State of a training after some epochs, and a part of the next one.
 
     Attributes:
         phase: index of the current phase.
@@ -54,6 +71,7 @@ class TrainingState:
         best: record of the best epoch.
         best_weights: its weights; empty if they are the current ones.
         loss_scale: of float16 steps.
+        part: of the epoch that has begun; None between epochs.
     """
 
     phase: int = 0
@@ -63,6 +81,7 @@ class TrainingState:
     best: EpochRecord | None = None
     best_weights: Weights = field(default_factory=dict)
     loss_scale: float = 1.0
+    part: EpochPart | None = None
 
     @property
     def epoch(self) -> int:
@@ -83,12 +102,7 @@ class TrainingState:
             DivergedError: a weight or a variable of the optimizer is not finite, as after a step whose gradient was
                 not, though its loss was.
         """
-        slots = [np.array(variable) for variable in optimizer.variables]
-        if not all(np.isfinite(array).all() for array in (*weights.values(), *slots)):
-            raise DivergedError(
-                f"the weights are not finite after phase {record.phase}, epoch {record.epoch}; lower the learning "
-                "rate; the checkpoint of the last finished epoch stays"
-            )
+        slots = _read_slots(weights, optimizer, f"phase {record.phase}, epoch {record.epoch}")
         is_best = self.best is None or score_epoch(record, select) > score_epoch(self.best, select)
         if self.best is not None and not self.best_weights and not is_best:
             self.best_weights = self.weights  # the previous epoch is the best
@@ -98,6 +112,17 @@ class TrainingState:
             self.best, self.best_weights = record, {}
         self.slots = slots
         self.loss_scale = loss_scale
+        self.part = None
+
+    def take_part(
+        self, part: EpochPart, weights: Weights, optimizer: keras.optimizers.Optimizer, loss_scale: float
+    ) -> None:
+        """Take the beginning of the next epoch; arguments and errors as `take_epoch`."""
+        slots = _read_slots(weights, optimizer, f"{part.images:,} images of epoch {self.epoch + 1}")
+        if self.best is not None and not self.best_weights:
+            self.best_weights = self.weights  # the last finished epoch is the best
+        self.weights = {**self.weights, **weights}
+        self.slots, self.loss_scale, self.part = slots, loss_scale, part
 
     def end_phase(self) -> None:
         """Go to the next phase, which starts from the best epoch so far."""
@@ -105,6 +130,15 @@ class TrainingState:
             self.weights, self.best_weights = self.best_weights, {}
         self.slots = []
         self.phase += 1
+
+
+def _read_slots(weights: Weights, optimizer: keras.optimizers.Optimizer, when: str) -> list[npt.NDArray[np.generic]]:
+    slots = [np.array(variable) for variable in optimizer.variables]
+    if not all(np.isfinite(array).all() for array in (*weights.values(), *slots)):
+        raise DivergedError(
+            f"the weights are not finite after {when}; lower the learning rate; the last checkpoint stays"
+        )
+    return slots
 
 
 @dataclass(frozen=True)
@@ -116,21 +150,23 @@ class CheckpointRecord:
     best: EpochRecord | None
     slots: int
     loss_scale: float
+    part: EpochPart | None = None
 
 
 def save_state(uri: str, state: TrainingState) -> str:
     """Write a run's state, delete all but the last two, and return the checkpoint's folder."""
-    meta = CheckpointRecord(state.phase, state.history, state.best, len(state.slots), state.loss_scale)
+    meta = CheckpointRecord(state.phase, state.history, state.best, len(state.slots), state.loss_scale, state.part)
     arrays: Weights = {_META: np.frombuffer(dump_record(meta), np.uint8)}
     arrays |= {f"weights/{name}": array for name, array in state.weights.items()}
     arrays |= {f"best/{name}": array for name, array in state.best_weights.items()}
     arrays |= {f"slots/{index}": array for index, array in enumerate(state.slots)}
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    folder = storage.join(uri, f"epoch-{state.epoch:04d}")
+    within = "" if state.part is None else f"-{state.part.images:012d}"
+    folder = storage.join(uri, f"epoch-{state.epoch:04d}{within}")
     storage.put(storage.join(folder, STATE), buffer.getvalue())
     for old in _list_states(uri)[:-_KEPT]:
-        storage.delete_folder(storage.join(uri, f"epoch-{old:04d}"))
+        storage.delete_folder(storage.join(uri, old))
     return folder
 
 
@@ -140,11 +176,11 @@ def load_state(uri: str) -> TrainingState:
     Raises:
         StoppedError: it cannot be read, is damaged, or was written by another version.
     """
-    epochs = _list_states(uri)
-    if not epochs:
+    folders = _list_states(uri)
+    if not folders:
         return TrainingState()
-    data = next(storage.get_many([storage.join(uri, f"epoch-{epochs[-1]:04d}", STATE)]))
-    checkpoint = f"the checkpoint of epoch {epochs[-1]} in {uri}"
+    data = next(storage.get_many([storage.join(uri, folders[-1], STATE)]))
+    checkpoint = f"the checkpoint {folders[-1]} in {uri}"
     if isinstance(data, FetchError):
         raise StoppedError(f"{checkpoint} cannot be read ({data})")
     try:
@@ -161,11 +197,13 @@ def load_state(uri: str) -> TrainingState:
         return {name.removeprefix(group): array for name, array in arrays.items() if name.startswith(group)}
 
     weights, best_weights = take("weights/"), take("best/")
-    return TrainingState(meta.phase, meta.history, weights, slots, meta.best, best_weights, meta.loss_scale)
+    return TrainingState(meta.phase, meta.history, weights, slots, meta.best, best_weights, meta.loss_scale, meta.part)
 
 
-def _list_states(uri: str) -> list[int]:
+def _list_states(uri: str) -> list[str]:
+    """Return the folders of states, the latest last."""
     if not storage.has_content(uri):
         return []
     found = (_STATE_NAME.fullmatch(entry.name) for entry in storage.list_files(uri))
-    return sorted(int(match[1]) for match in found if match)
+    folders = sorted((int(match[2]), int(match[3] or 0), match[1]) for match in found if match)
+    return [name for _, _, name in folders]

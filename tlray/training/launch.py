@@ -20,11 +20,13 @@ from tlray.cluster.nodes import stay_here
 from tlray.cluster.ray_private import (
     count_training_workers,
     get_train_snapshot_name,
+    list_draining_nodes,
     make_controller_callback,
     remove_placement_groups,
     spare_helpers,
 )
 from tlray.cluster.resources import Cluster, choose_worker_threads, plan_workers
+from tlray.cluster.term_signal import TermSignal
 from tlray.config import TrainConfig
 from tlray.console import Stage, say
 from tlray.errors import StoppedError, TlrayError
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
 _POLL_S = 0.25
 _END_S = 60.0
 _SILENCE_S = 30.0
+_TERM_S = 30.0
+"""How long a checkpoint is waited for after SIGTERM."""
 _CONTROLLER_POLL_S = "0.5"
 # every report waits for the controller's next poll; the default of 2 s is longer than an epoch on cached features
 
@@ -93,6 +97,7 @@ class Launch:
         self._thread: threading.Thread | None = None
         self._failures: list[BaseException] = []
         self._controller: ActorHandle[Any] | None = None
+        self._draining: frozenset[str] = frozenset()
         self.resources = plan_workers(cluster, config.num_workers, config.gpus_per_worker)
         self.may_start_early = cluster.local and not self.resources.gpus
 
@@ -168,11 +173,27 @@ class Launch:
         def check() -> None:
             check_lock()
             self._find_controller()
+            self._save_before_preemption()
 
         epochs = sum(phase.epochs for phase in task.phases)
         watch = _TrainingMonitor(outcome, epochs, sum(counts), self._check_room, check)
-        watch.run(self._thread, self._failures, self._channel)
+        with TermSignal(self._ask_to_save, "saving a checkpoint") as watch.term:
+            watch.run(self._thread, self._failures, self._channel)
         self.close()
+
+    def _ask_to_save(self) -> None:
+        with contextlib.suppress(ray.exceptions.RayError):  # the workers go on after the last checkpoint
+            ray.get(self._channel.ask_to_save.remote())
+
+    def _save_before_preemption(self) -> None:
+        """Ask for a checkpoint when a machine is about to be taken away."""
+        if self._cluster.local:
+            return
+        draining = list_draining_nodes()
+        if draining - self._draining:
+            say("a machine is about to be taken away: saving a checkpoint")
+            self._ask_to_save()
+        self._draining = draining
 
     def _check_room(self, silent_s: float) -> None:
         """Say if lost workers find no room to restart; Ray Train retries forever without a message.
@@ -268,6 +289,9 @@ class _TrainingMonitor:
         self._images_an_epoch = images_an_epoch
         self._outcome = outcome
         self._failure: TlrayError | None = None
+        self._has_saved = False
+        self._terminated_at: float | None = None
+        self.term: TermSignal | None = None
 
     def run(self, thread: threading.Thread, failures: list[BaseException], channel: channels.ChannelHandle) -> None:
         """Fill the outcome until the model has come; `thread` runs Ray Train and adds its error to `failures`.
@@ -288,27 +312,41 @@ class _TrainingMonitor:
                     self._check_room(looked - heard)
                 if self._failure is not None:  # Ray Train would retry it
                     raise self._failure
+                self._check_term()
                 if not alive and self._outcome.model is None:
                     if failures:
                         raise _explain(failures[0]) from failures[0]
                     raise StoppedError("training stopped without a model; run the same command to resume")
                 thread.join(_POLL_S)
 
+    def _check_term(self) -> None:
+        """Raise `StoppedError` once a checkpoint is written after SIGTERM, or none has come for long."""
+        if self.term is None or not self.term.received:
+            return
+        if self._terminated_at is None:
+            self._terminated_at, self._has_saved = time.monotonic(), False
+        if self._has_saved or self._outcome.starts == 0 or time.monotonic() - self._terminated_at > _TERM_S:
+            raise StoppedError("training was stopped by SIGTERM; the same command goes on after the last checkpoint")
+
     def _take(self, event: channels.Event, sent: float, stage: Stage) -> None:
         outcome = self._outcome
         match event:
             case channels.ImagesTrained(count):
                 stage.advance(count)
-            case channels.Resumed(history, num_workers):
+            case channels.Resumed(history, num_workers, images):
                 outcome.starts += 1
                 outcome.history = list(history)
-                stage.move_to(len(history) * self._images_an_epoch)
-                self._say_start(len(history), num_workers, stage)
+                stage.move_to(len(history) * self._images_an_epoch + images)
+                self._say_start(len(history), images, num_workers, stage)
             case channels.StageBegan(name):
                 outcome.stages.setdefault(name, sent)
             case channels.EpochEnded(record):
                 outcome.history.append(record)
+                self._has_saved = True
                 self._say_epoch(record, stage)
+            case channels.PartSaved(images):
+                self._has_saved = True
+                stage.say(f"checkpoint: {images:,} images of epoch {len(outcome.history) + 1}")
             case channels.ModelReady():
                 outcome.model = self._fetch_model(event)
             case channels.Failed(error):
@@ -323,11 +361,13 @@ class _TrainingMonitor:
         contents = {name: data.tobytes() for name, data in files.items()}
         return TrainedModel(contents, model.architecture, model.kept, model.calibration, predictions)
 
-    def _say_start(self, epochs: int, num_workers: int, stage: Stage) -> None:
+    def _say_start(self, epochs: int, images: int, num_workers: int, stage: Stage) -> None:
         resumed = f"after epoch {epochs}" if epochs else "from the beginning"
+        if images:
+            resumed = f"after {images:,} images of epoch {epochs + 1}"
         if self._outcome.starts > 1:
             stage.say(f"workers were lost; {num_workers} new ones go on {resumed}")
-        elif epochs:
+        elif epochs or images:
             stage.say(f"an earlier run was stopped; going on {resumed} with {num_workers} workers")
 
     def _say_epoch(self, record: EpochRecord, stage: Stage) -> None:

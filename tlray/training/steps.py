@@ -65,6 +65,7 @@ class TrainStep:
     """Training steps of one phase.
 
     Attributes:
+        optimizer: as given.
         loss_scale: factor of a float16 loss, so that small gradients do not vanish; 1 otherwise.
     """
 
@@ -88,7 +89,7 @@ class TrainStep:
         self.loss_scale = _FIRST_LOSS_SCALE if scaled else 1.0
         self._scaled = scaled
         self._finite_steps = 0
-        self._strategy, self._network, self._optimizer = strategy, network, optimizer
+        self._strategy, self._network, self.optimizer = strategy, network, optimizer
         self._label_smoothing, self._clip_norm = label_smoothing, clip_norm
         self._variables = network.trainable_variables
         self._step = self._distribute(self._step_replica)
@@ -133,7 +134,7 @@ class TrainStep:
         gradients, sums = self._differentiate(batch, scale)
         if self._clip_norm is not None:
             gradients, _ = self._limit(gradients, scale)
-        self._optimizer.apply(gradients, self._variables)
+        self.optimizer.apply(gradients, self._variables)
         return sums
 
     def _differentiate_replica(self, batch: Tensors, scale: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
@@ -143,7 +144,7 @@ class TrainStep:
 
     def _apply_replica(self, gradients: list[tf.Tensor]) -> None:
         # identity places them on the replica's device: the optimizer's sum rejects bare arguments, which have none
-        self._optimizer.apply([tf.identity(gradient) for gradient in gradients], self._variables)
+        self.optimizer.apply([tf.identity(gradient) for gradient in gradients], self._variables)
 
     def _differentiate(self, batch: Tensors, scale: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
         inputs = tf.cast(batch["inputs"], tf.float32)

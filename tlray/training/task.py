@@ -80,6 +80,7 @@ class TrainingTask:
     dropout: float
     clip_norm: float | None
     early_stopping: int | None
+    checkpoint_every_s: float
     select: SelectName
     labels: npt.NDArray[np.int32]
     keys: npt.NDArray[np.uint64]
@@ -151,6 +152,7 @@ def make_training_task(
         dropout=config.dropout,
         clip_norm=config.clip_norm,
         early_stopping=config.early_stopping,
+        checkpoint_every_s=config.checkpoint_every,
         select=config.select,
         labels=images.labels,
         keys=make_keys(roles.digests),

@@ -1,7 +1,7 @@
 """The training loop of every worker: the phases and epochs of a task, from its latest checkpoint to the end.
 
-Every epoch ends with a checkpoint. Workers that are started again, here or by a later command, resume after it; it is
-all they need, since order, views and dropout depend on seed and epoch alone.
+Every epoch ends with a checkpoint, and long ones have some within. Workers that are started again, here or by a later
+command, resume after it; it is all they need, since order, views and dropout depend on seed, epoch and step alone.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from tlray.model.engine import limit_threads
 from tlray.model.manifest import EpochRecord
 from tlray.model.network import Network, Weights, build_head, make_optimizer
 from tlray.training import steps
-from tlray.training.channel import EpochEnded, ModelReady, Resumed, StageBegan, WorkerReporter
-from tlray.training.checkpoint import TrainingState, load_state, save_state
+from tlray.training.channel import EpochEnded, ModelReady, PartSaved, Resumed, StageBegan, WorkerReporter
+from tlray.training.checkpoint import EpochPart, TrainingState, load_state, save_state
+from tlray.training.interim import InterimClock
 from tlray.training.loader import BatchSource, FeatureSource, Inputs, RowBatch
 from tlray.training.networks import OpenNetwork, open_network
 from tlray.training.predictions import RowPredictions, fit_calibration, join_predictions
@@ -81,10 +82,11 @@ class Worker:
     def _load_state(self) -> TrainingState:
         """Load the run's latest state, which must be the same on all workers."""
         state = load_state(self._checkpoints)
-        epoch = ray.train.collective.broadcast_from_rank_zero(state.epoch)
-        if state.epoch != epoch:
-            raise RuntimeError(f"rank {self.rank} finds the state of epoch {state.epoch}, rank 0 that of {epoch}")
-        self._reporter.report(Resumed(state.history, self.num_workers))
+        ours = (state.epoch, state.part)
+        first = ray.train.collective.broadcast_from_rank_zero(ours)
+        if ours != first:
+            raise RuntimeError(f"rank {self.rank} finds the state {ours}, rank 0 {first}")
+        self._reporter.report(Resumed(state.history, self.num_workers, state.part.images if state.part else 0))
         return state
 
     def _run_phase(self, phase: PhasePlan, opened: OpenNetwork) -> None:
@@ -101,13 +103,17 @@ class Worker:
                 for variable, value in zip(optimizer.variables, state.slots, strict=True):
                     variable.assign(value)
             # the saved count is wrong if the number of workers, and so of steps in an epoch, has changed
-            optimizer.iterations.assign(len(done) * num_steps)
+            begun = state.part.images / len(task.train_rows) if state.part else 0.0
+            optimizer.iterations.assign(len(done) * num_steps + round(begun * num_steps))
         train_step = steps.TrainStep(
             self.strategy, network, optimizer, label_smoothing=task.label_smoothing, clip_norm=task.clip_norm
         )
         if state.slots:
             train_step.loss_scale = state.loss_scale
         batches = self._list_batches(phase, state.epoch, phase.epochs - len(done))
+        self._clock = InterimClock(
+            task.checkpoint_every_s, lambda: bool(ray.get(self._channel.take_save_request.remote()))
+        )
         self._reporter.report(StageBegan("phase 1" if phase.name == "head" else "phase 2"))
         with contextlib.closing(self._choose_source(phase).stream(batches)) as inputs:
             while not self._is_over(phase, done):
@@ -127,23 +133,29 @@ class Worker:
         self, phase: PhasePlan, opened: OpenNetwork, train_step: steps.TrainStep, inputs: Iterator[Inputs], rate: float
     ) -> EpochRecord:
         task, epoch, network = self._task, self._state.epoch, opened.network
-        started = time.monotonic()
-        plan = self._cut_epoch(epoch)
+        before = self._state.part or EpochPart(0, 0.0, 0.0, 0.0)
+        started = time.monotonic() - before.seconds
+        plan = self._cut_epoch(epoch, before.images)
+        first_step = before.images // (self.num_workers * task.batch_size)
         sums = np.zeros(2)
         waited_s = 0.0
         for index, rows in enumerate(plan.rows):
             wait_started = time.monotonic()
             batch_inputs = next(inputs)
             waited_s += time.monotonic() - wait_started
-            step_sums = train_step.step(self._make_batch(network, plan, index, rows, batch_inputs))
+            step_sums = train_step.step(self._make_batch(network, plan, index, first_step, rows, batch_inputs))
             if not np.isfinite(step_sums).all():
                 raise DivergedError(
-                    f"the loss is not finite in phase {phase.name}, epoch {epoch + 1}, step {index + 1}; "
-                    "lower the learning rate; the checkpoint of the last finished epoch stays"
+                    f"the loss is not finite in phase {phase.name}, epoch {epoch + 1}, step {first_step + index + 1}; "
+                    "lower the learning rate; the last checkpoint stays"
                 )
             sums += step_sums
             self._reporter.count(int(plan.totals[index]))
-        loss, accuracy = steps.sum_over_workers(self.strategy, sums) / len(task.train_rows)
+            if index + 1 < len(plan.rows) and self._clock.count_step():
+                images = before.images + int(plan.totals[: index + 1].sum())
+                self._save_part(network, train_step, before, images, sums, time.monotonic() - started)
+        summed = steps.sum_over_workers(self.strategy, sums) + np.array([before.loss, before.hits])
+        loss, accuracy = summed / len(task.train_rows)
         if task.train_batchnorm:
             steps.average_statistics(self.strategy, network)
         steps.check_replicas(self.strategy, network)
@@ -159,15 +171,46 @@ class Worker:
             val_macro_f1=validated.macro_f1 if validated else None,
             val_weighted_loss=validated.weighted_loss if validated else None,
             images=len(task.train_rows),
-            steps=len(plan.rows),
+            steps=first_step + len(plan.rows),
             seconds=round(time.monotonic() - started, 3),
             train_seconds=round(trained_s, 3),
             wait_seconds=round(waited_s, 3),
             learning_rate=rate,
         )
 
+    def _save_part(
+        self,
+        network: Network,
+        train_step: steps.TrainStep,
+        before: EpochPart,
+        images: int,
+        sums: npt.NDArray[np.float64],
+        seconds: float,
+    ) -> None:
+        """Write a checkpoint within the epoch if one is due; every worker must call it after the same step."""
+        proposed = self._clock.propose() if self.rank == 0 else (False, 0)
+        due, num_steps, loss, hits = steps.sum_over_workers(self.strategy, np.array([*proposed, *sums], np.float64))
+        self._clock.agree(int(num_steps))
+        if not due:
+            return
+        if self._task.train_batchnorm:
+            steps.average_statistics(self.strategy, network)
+        if self.rank == 0:
+            part = EpochPart(images, before.loss + float(loss), before.hits + float(hits), seconds)
+            weights = network.read_weights(opened_only=True)
+            self._state.take_part(part, weights, train_step.optimizer, train_step.loss_scale)
+            save_state(self._checkpoints, self._state)
+            self._reporter.report(PartSaved(images))
+        self._clock.note_saved()
+
     def _make_batch(
-        self, network: Network, plan: StepRows, index: int, rows: npt.NDArray[np.int64], inputs: Inputs
+        self,
+        network: Network,
+        plan: StepRows,
+        index: int,
+        first_step: int,
+        rows: npt.NDArray[np.int64],
+        inputs: Inputs,
     ) -> steps.Batch:
         task, epoch = self._task, self._state.epoch
         batch: steps.Batch = {
@@ -181,7 +224,7 @@ class Worker:
             batch["transforms"] = task.augmentation.draw(task.keys[rows], epoch, task.image_size_px)
         if task.dropout and task.head_units:
             global_batch = self.num_workers * task.batch_size
-            masks = draw_dropout(task.seed, epoch, index, global_batch, task.head_units, task.dropout)
+            masks = draw_dropout(task.seed, epoch, first_step + index, global_batch, task.head_units, task.dropout)
             batch["masks"] = masks[self.rank * task.batch_size : (self.rank + 1) * task.batch_size]
         return batch
 
@@ -219,6 +262,7 @@ class Worker:
         if self.rank == 0:
             filesystem, path = storage.make_arrow_filesystem(save_state(self._checkpoints, self._state))
             checkpoint = ray.train.Checkpoint(path, filesystem)
+        self._clock.note_saved()
         self._reporter.report(EpochEnded(record))
         ray.train.report(asdict(record), checkpoint, checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD)
 
@@ -289,11 +333,13 @@ class Worker:
         batches = []
         for epoch in range(first_epoch, first_epoch + num_epochs):
             view = epoch % self._task.num_views if phase.cached else epoch
-            batches += [RowBatch("train", view, rows) for rows in self._cut_epoch(epoch).rows] + val
+            begun = self._state.part.images if self._state.part is not None and epoch == first_epoch else 0
+            batches += [RowBatch("train", view, rows) for rows in self._cut_epoch(epoch, begun).rows] + val
         return batches
 
-    def _cut_epoch(self, epoch: int) -> StepRows:
-        return self._cut(permute(self._task.train_rows, self._task.seed, epoch))
+    def _cut_epoch(self, epoch: int, begun: int) -> StepRows:
+        """Cut what is to train of an epoch, without the images that its beginning has taken."""
+        return self._cut(permute(self._task.train_rows, self._task.seed, epoch)[begun:])
 
     def _cut(self, rows: npt.NDArray[np.int64]) -> StepRows:
         return cut_steps(rows, self.rank, self.num_workers, self._task.batch_size)

@@ -1,5 +1,6 @@
 """Faults 41 to 44: a training whose processes are killed goes on as if undisturbed, and no checkpoint is lost."""
 
+import re
 import shutil
 import signal
 import subprocess
@@ -69,6 +70,29 @@ def test_42_44_63_driver_killed_and_fewer_workers(tmp_path, small, undisturbed):
         assert "epoch 1/10" not in told
     check_same_history(read_history(output), read_history(undisturbed))
     assert not (tmp_path / "bundle-checkpoints").exists()
+
+
+def test_41_42_killed_within_an_epoch(tmp_path, small, undisturbed):
+    """A worker killed, then SIGTERM to the command: each time it goes on at the very step, as if undisturbed."""
+    options = ["--data", str(small), "--output", str(tmp_path / "bundle"), *LONG_OPTIONS, *TWO_WORKERS]
+    options += ["--checkpoint-every", "0.001", "--dropout", "0"]
+    states = tmp_path / "bundle-checkpoints"
+    watched = Watched("train", *options)
+    watched.wait_for("training on")
+    assert watched.wait_until(lambda: list(states.glob("run-*/epoch-0000*")), pause_s=0.01)
+    workers = watched.find_workers()
+    assert watched.wait_until(lambda: list(states.glob("run-*/epoch-*-000000000008/state.npz")), pause_s=0.001)
+    kill(workers[0])
+    watched.wait_for("workers were lost; 2 new ones go on after ")
+    assert re.search(r"go on after \d+ images of epoch \d", watched.output)
+    assert watched.wait_until(lambda: list(states.glob("run-*/epoch-0006-000000000008/state.npz")), pause_s=0.001)
+    watched.terminate()
+    told = watched.finish(expect=1)
+    assert "SIGTERM: saving a checkpoint" in told
+    assert "training was stopped by SIGTERM; the same command goes on after the last checkpoint" in told
+    again = Watched("train", *options).finish()
+    assert re.search("an earlier run was stopped; going on after .* with 2 workers", again)
+    check_same_history(read_history(tmp_path / "bundle"), read_history(undisturbed))
 
 
 WRITE_STATES = """
