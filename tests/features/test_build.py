@@ -1,15 +1,17 @@
+import hashlib
 import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.features.data import make_digests, plan_views
+from tests.features.data import make_digests, make_frozen, plan_views
 from tlray.errors import StoppedError
 from tlray.features import cache as cache_module
 from tlray.features.build import _IDENTITY, _dump_array, _read_work, _RunWork
-from tlray.features.cache import Work
-from tlray.images.augment import make_keys
+from tlray.features.cache import Work, plan_cache
+from tlray.images.augment import Augmentation, make_keys
+from tlray.images.decode import decode
 
 
 def make_engine(cache, run, *, works):
@@ -93,10 +95,17 @@ def test_without_work_an_engine_only_opens_the_base():
 
 def test_a_shard_is_read_by_its_rows(tmp_path, write_digits):
     paths = sorted(str(path) for path in write_digits(tmp_path / "digits", 2, 5).rglob("*.png"))
-    cache = plan_views(tmp_path / "cache", 1, train=10)
+    digests = [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths]
+    needs, augmentation = {0: ("pooled",)}, Augmentation(10.0, 0.2, True, 0)
+    cache = plan_cache(str(tmp_path / "cache"), make_frozen(), {"train": np.arange(10)}, digests, augmentation, needs)
+    assert [len(shard.rows) for shard in cache.sets["train"].shards] == [8, 2]
     pixels = _read_work(cache, Work("train", 1, {}), paths)
     assert (pixels.shape, pixels.dtype) == ((2, 48, 48, 3), np.uint8)
-    np.testing.assert_array_equal(pixels, _read_work(cache, Work("train", 0, {}), paths[8:] * 4)[:2])
+    np.testing.assert_array_equal(pixels[1], decode(Path(paths[9]).read_bytes(), 48).pixels)
+    end = r"put it back, or start again"
+    Path(paths[9]).write_bytes(Path(paths[0]).read_bytes())
+    with pytest.raises(StoppedError, match=rf"^.*\.png cannot be read any more \(CHANGED: .*\); {end}"):
+        _read_work(cache, Work("train", 1, {}), paths)
     Path(paths[9]).unlink()
-    with pytest.raises(StoppedError, match=r"^.*\.png cannot be read any more \(.*\); put it back, or start again"):
+    with pytest.raises(StoppedError, match=rf"^.*\.png cannot be read any more \(NOT_FOUND: .*\); {end}"):
         _read_work(cache, Work("train", 1, {}), paths)

@@ -1,4 +1,6 @@
+import dataclasses
 import json
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -107,6 +109,20 @@ def test_the_temperature_needs_logits_and_enough_images(count, scalable, images)
     calibration = _calibrate(make_predictions(count), 2, scalable=scalable)
     assert calibration.images == images
     assert (calibration.temperature != 1.0) == (images > 0)
+
+
+def test_each_class_has_references_before_it_has_held_out_images(monkeypatch):
+    fitted = {}
+
+    def fit(features, labels, num_classes, held_out):
+        fitted.update(labels=labels, held_out=held_out)
+
+    monkeypatch.setattr(sys.modules[_calibrate.__module__], "fit_ood_score", fit)
+    predictions = make_predictions(80)
+    labels = np.repeat(np.arange(16), 5)
+    assert _calibrate(dataclasses.replace(predictions, labels=labels), 16, scalable=False).ood_score is None
+    assert np.bincount(fitted["labels"]).tolist() == [3] * 16
+    assert len(fitted["held_out"]) == 32
 
 
 def test_half_of_the_images_are_references_and_no_features_give_no_score():

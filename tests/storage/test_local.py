@@ -46,7 +46,10 @@ def test_an_entry_describes_its_file(tmp_path):
     local.put(str(path), b"12345")
     os.utime(path, ns=(1, 1_234_567_890_123_456_789))
     (entry,) = local.iter_files(str(tmp_path))
-    assert entry == (str(path), "sub/image.png", 5, None, 1_234_567_890_123_456_789, None)
+    changed = path.stat().st_ctime_ns
+    assert entry == (str(path), "sub/image.png", 5, None, 1_234_567_890_123_456_789, None, changed)
+    assert entry.version == f"5 1234567890123456789 {changed}"
+    assert entry._replace(etag="9f3b").version == "5 9f3b"
 
 
 def test_one_file_is_listed_by_its_own_name(tmp_path):
@@ -124,7 +127,8 @@ def test_find_any_tells_nothing_from_an_empty_folder(tmp_path):
 def test_only_plain_files_are_found(tmp_path):
     local.put(str(tmp_path / "file"), b"12345")
     os.mkfifo(tmp_path / "pipe")
-    assert local.find_file(str(tmp_path / "file")) == (5, (tmp_path / "file").stat().st_mtime_ns)
+    found, status = local.find_file(str(tmp_path / "file")), (tmp_path / "file").stat()
+    assert (found.size, found.mtime_ns, found.ctime_ns) == (5, status.st_mtime_ns, status.st_ctime_ns)
     for name in ("pipe", "none", "file/below", ".", "nul\0"):
         assert local.find_file(f"{tmp_path}/{name}") is None
 

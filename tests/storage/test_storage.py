@@ -107,9 +107,9 @@ def test_the_file_that_completes_a_prefix_is_written_last(bucket, monkeypatch):
 
 def test_a_size_costs_no_request(tmp_path):
     (tmp_path / "file").write_bytes(b"12345")
-    assert storage.find_file(str(tmp_path / "file")) == (5, (tmp_path / "file").stat().st_mtime_ns)
+    assert storage.find_file(str(tmp_path / "file")).size == 5
     assert storage.find_file(str(tmp_path / "none")) is None
-    assert storage.find_file("s3://no-such-bucket/file") == (0, 0)
+    assert storage.find_file("s3://no-such-bucket/file").version == ""
 
 
 @pytest.mark.usefixtures("bucket")

@@ -158,6 +158,13 @@ def test_a_state_of_another_version_is_named_as_such(tmp_path):
         load_state(str(tmp_path))
 
 
+def test_a_state_of_another_split_is_refused(tmp_path):
+    save_state(str(tmp_path), replace(make_state(2), split="a"))
+    assert load_state(str(tmp_path), "a").epoch == 2
+    with pytest.raises(StoppedError, match="is of other training, validation or test images: some were left out then"):
+        load_state(str(tmp_path), "b")
+
+
 def test_a_run_is_named_after_its_config_and_images():
     config = TrainConfig(data="photos", output="bundle", storage_path="/states")
     name = name_run(config, "a")

@@ -61,7 +61,7 @@ def test_classes_without_a_validation_image_are_named(tmp_path, write_digits, ca
     images = list_images(config)
     roles = assign_roles(config, images, spread=False)
     assert set(images.labels[roles.rows["val"]]) == {0, 1}
-    assert "no validation image of 1 of 3 classes, which have too few images to share: 2" in capsys.readouterr().out
+    assert "no validation image of 1 of 3 classes, for want of images or groups: 2" in capsys.readouterr().out
 
 
 @pytest.fixture
@@ -122,11 +122,35 @@ def test_test_images_of_a_burst_that_is_trained_on_are_left_out(bursts, tmp_path
     )
 
 
+def test_groups_of_a_test_manifest_are_compared(bursts, tmp_path, write_digits, capsys):
+    manifest, _ = bursts
+    folder = write_digits(tmp_path / "test", 2, 2, 40)
+    first, *others = sorted(folder.rglob("*.png"))
+    lines = [f"{path},{path.parent.name},new" for path in others]
+    test = tmp_path / "test.csv"
+    test.write_text("\n".join(["uri,label,burst", f"{first},0, 00 ", *lines]))
+    config = make_config(manifest, test_data=str(test), val_fraction=0, group_column="burst")
+    images = list_images(config)
+    roles = assign_roles(config, images, spread=False)
+    assert [images.uris[row] for row in roles.rows["test"]] == list(map(str, others))
+    assert f"1 images of --test-data share a group with those that are trained or validated on: {first}" in (
+        capsys.readouterr().out
+    )
+
+
+def test_an_image_in_two_groups_is_named(bursts):
+    manifest, _ = bursts
+    lines = manifest.read_text().splitlines()
+    manifest.write_text("\n".join([*lines, lines[5].rpartition(",")[0] + ",other"]))
+    with pytest.raises(DataError, match=r"line 42: .*png has two values of burst, 00 and other"):
+        list_images(make_config(manifest, group_column="burst"))
+
+
 def test_groups_that_cannot_be_found_are_one_sentence(bursts):
     manifest, folder = bursts
     with pytest.raises(DataError, match="has no column patient"):
         list_images(make_config(manifest, group_column="patient"))
-    with pytest.raises(DataError, match="for class folders give --group-by-regex"):
+    with pytest.raises(DataError, match=r"takes manifests; got .*; for class folders give --group-by-regex"):
         list_images(make_config(folder, group_column="burst"))
     with pytest.raises(DataError, match="puts no image into a group"):
         list_images(make_config(folder, group_by_regex="patient-([0-9]+)"))

@@ -77,14 +77,22 @@ def test_a_class_of_one_image_or_group_is_trained():
     assert chosen.tolist()[2:] == [False, False, False]
 
 
-def test_a_group_stays_together_across_classes():
+@pytest.mark.parametrize(
+    ("num_groups", "num_classes", "classes_each"), [(60, 5, 5), (100, 1000, 20), (1000, 1000, 5), (100, 50, 2)]
+)
+def test_groups_of_several_classes_stay_together_and_leave_each_class_in_training(
+    num_groups, num_classes, classes_each
+):
+    """As patients with several findings: whatever their classes have in common, the share is no more than twice."""
     random = np.random.default_rng(0)
-    groups, labels = random.integers(0, 60, 600), random.integers(0, 5, 600).astype(np.int32)
-    keys = [make_digests(60)[group] for group in groups]
-    chosen = choose_validation(keys, labels, 0.2)
-    assert 0.1 < chosen.mean() < 0.3
-    for group in range(60):
-        assert len(set(chosen[groups == group])) == 1
+    groups = np.repeat(np.arange(num_groups), 3 * classes_each)
+    own = np.stack([random.choice(num_classes, classes_each, replace=False) for _ in range(num_groups)])
+    labels = np.repeat(own, 3, axis=1).ravel().astype(np.int32)
+    digests = make_digests(num_groups)
+    chosen = choose_validation([digests[group] for group in groups], labels, 0.15)
+    assert 0.02 < chosen.mean() <= 0.31
+    assert len(np.unique(np.stack([groups, chosen], axis=1), axis=0)) == num_groups
+    assert set(labels[~chosen]) == set(labels)
 
 
 def test_rates_rise_then_stay_or_fall():

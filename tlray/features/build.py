@@ -6,6 +6,7 @@ features. For engines on GPUs, separate processes decode ahead.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import time
@@ -18,7 +19,7 @@ import numpy.typing as npt
 from tlray import storage
 from tlray.cluster.connect import explain_failure
 from tlray.cluster.resources import EngineResources
-from tlray.errors import OK, StoppedError
+from tlray.errors import OK, Code, FetchError, StoppedError
 from tlray.features.cache import (
     FROZEN_BASE,
     IMAGES,
@@ -288,8 +289,15 @@ def _list_outputs(base: keras.Model, frozen: FrozenBase) -> dict[str, keras.Kera
 
 
 def _read_work(cache: Cache, work: Work, uris: Sequence[str]) -> npt.NDArray[np.uint8]:
-    names = [uris[int(row)] for row in cache.sets[work.role].shards[work.shard].rows]
-    images = read_images(names, cache.frozen.image_size_px, cache.frozen.limits)
+    shard = cache.sets[work.role].shards[work.shard]
+    names = [uris[int(row)] for row in shard.rows]
+
+    def get_unchanged(wanted: Sequence[str]) -> Iterator[bytes | FetchError]:
+        for data, digest in zip(storage.get_many(wanted), shard.digests, strict=True):
+            changed = not isinstance(data, FetchError) and hashlib.sha256(data).digest() != digest.tobytes()
+            yield FetchError(Code.CHANGED, "it is not what was inspected") if changed else data
+
+    images = read_images(names, cache.frozen.image_size_px, cache.frozen.limits, get_unchanged)
     for name, status, error in zip(names, images.status, images.errors, strict=True):
         if status != OK:
             fault = f"{name} cannot be read any more ({status}: {error})"

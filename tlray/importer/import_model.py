@@ -165,7 +165,10 @@ def _calibrate(predictions: _ValidationPredictions | None, num_classes: int, *, 
     if predictions is None:
         return Calibration(1.0, 0, None)
     order = np.random.default_rng(0).permutation(len(predictions.labels))
-    references, held = np.array_split(order, 2)
+    # by class: each second image of it is held out
+    order = order[np.argsort(predictions.labels[order], kind="stable")]
+    turns = np.arange(len(order)) - np.searchsorted(predictions.labels[order], predictions.labels[order])
+    references, held = order[turns % 2 == 0], order[turns % 2 == 1]
     references, held = draw_reference_rows(references, predictions.labels, num_classes, 0), held[:MAX_HELD]
     ood_score = None
     if predictions.features.shape[1]:

@@ -157,7 +157,7 @@ def fit_ood_score(
         seed: of clusters, subsamples and folds.
 
     Returns:
-        None for too few images, or if no class has two.
+        None for too few images, or if none can be scored without itself.
     """
     rows = normalize(features)
     by_class = [rows[labels == label] for label in range(num_classes)]
@@ -177,6 +177,8 @@ def fit_ood_score(
     scores = fitted.measure(held_out) if len(held_out) else np.empty(0, np.float32)
     if len(scores) < _MIN_HELD:
         scores = np.concatenate([scores, _score_out_of_fold(fitted, by_class, find_scale, most, random)])
+    if len(scores) == 0:
+        return None
     factor = max(float(np.percentile(scores, SCALE_PERCENTILE)), _LEAST_SCALE)
     percentiles = {str(share): float(np.percentile(scores, share)) / factor for share in _PERCENTILES}
     return replace(fitted, scales=np.maximum(scales * np.float32(factor), _LEAST_SCALE), percentiles=percentiles)
@@ -197,10 +199,8 @@ def _cluster(members: Rows, most: int, random: np.random.Generator) -> Rows:
     centres = members[random.permutation(len(members))[:most]]
     for _ in range(_ITERATIONS):
         nearest = (members @ centres.T).argmax(axis=1)
-        sums = np.zeros_like(centres)
-        np.add.at(sums, nearest, members)
-        filled = np.bincount(nearest, minlength=most) > 0
-        centres = np.where(filled[:, None], normalize(sums), centres)
+        belongs = (nearest == np.arange(most)[:, None]).astype(np.float32)
+        centres = np.where(belongs.any(axis=1, keepdims=True), normalize(belongs @ members), centres)
     return centres
 
 
@@ -256,4 +256,4 @@ def _score_out_of_fold(
             multiples = fitted.measure_by_class(tested)
             multiples[:, label] = _measure_distances(tested, _cluster(others, most, random)) / find_scale(len(others))
             scores.append(multiples.min(axis=1))
-    return np.concatenate(scores)
+    return np.concatenate([*scores, np.empty(0, np.float32)])

@@ -259,7 +259,7 @@ def prepare_gpus(booked: float = 0.0, *, allow_cpu: bool = True) -> None:
             "on its cores with --allow-cpu"
         )
     tf.config.experimental.enable_tensor_float_32_execution(False)
-    limit_mb = choose_gpu_memory(booked, read_gpu_memory()) if gpus else None
+    limit_mb = choose_gpu_memory(booked, read_gpu_memory()) if gpus and 0 < booked < 1 else None
     with contextlib.suppress(RuntimeError):  # TensorFlow has used it already
         for gpu in gpus:
             if limit_mb is None:

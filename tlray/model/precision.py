@@ -109,7 +109,10 @@ def _query_gpus(field: str) -> list[float]:
     if program is None:
         return []
     query = [program, f"--query-gpu={field}", "--format=csv,noheader,nounits"]
-    words = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30).stdout.split()
+    try:
+        words = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30).stdout.split()
+    except subprocess.TimeoutExpired:
+        return []
     return [float(word) for word in words if word.replace(".", "").isdigit()]
 
 

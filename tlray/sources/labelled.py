@@ -189,9 +189,13 @@ def read_groups(manifest: str, column: str) -> dict[str, str]:
     base = manifest.rpartition("/")[0]
     uri, group = opened.names.index(URI), opened.names.index(column)
     groups: dict[str, str] = {}
-    for _, values in opened.lines:
-        if values is not None and values[uri] and values[group]:
-            groups.setdefault(_resolve(values[uri] or "", base)[0], values[group] or "")
+    for number, values in opened.lines:
+        name = _compose((values[group] or "").strip()) if values is not None else ""
+        if values is not None and name and values[uri]:
+            address = _resolve(values[uri] or "", base)[0]
+            if groups.setdefault(address, name) != name:
+                two = f"{groups[address]} and {name}"
+                raise DataError(f"{manifest}, line {number:,}: {values[uri]} has two values of {column}, {two}")
     return groups
 
 
@@ -240,12 +244,9 @@ def _sort_lines(base: str, lines: Iterator[tuple[int, str, str]]) -> tuple[dict[
         found = storage.find_file(address)
         if found is None:
             faults.setdefault(" naming no file", []).append(typed[address])
+            found = storage.Entry(address, address, 0, None, 0)
         label = labels[address]
-        by_label[label].append(
-            storage.Entry(
-                address, f"{label}/{typed[address]}", found[0] if found else 0, None, found[1] if found else 0
-            )
-        )
+        by_label[label].append(found._replace(name=f"{label}/{typed[address]}"))
     phrases = [
         f"{len(names):,} line{'s' if len(names) > 1 else ''}{what} ({name_some(names)})"
         for what, names in faults.items()

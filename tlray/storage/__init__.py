@@ -96,9 +96,9 @@ def exists(uri: str) -> bool:
     return s3.exists(uri) if is_s3(uri) else Path(uri).is_file()
 
 
-def find_file(uri: str) -> tuple[int, int] | None:
-    """Return a local file's bytes and modification time in ns, None if there is none; zeros for an object, unasked."""
-    return (0, 0) if is_s3(uri) else local.find_file(uri)
+def find_file(uri: str) -> Entry | None:
+    """Return a local file, None if it does not exist; an object without size or version, to save a request."""
+    return Entry(uri, uri, 0, None, 0) if is_s3(uri) else local.find_file(uri)
 
 
 def has_content(uri: str) -> bool:

@@ -16,6 +16,7 @@ class Entry(NamedTuple):
         size: bytes.
         etag: S3 etag without quotes; None for a local file.
         mtime_ns: modification time in nanoseconds since the epoch.
+        ctime_ns: time of the last change of a local file's content or status; 0 if unknown.
         unreadable: reason why it cannot be read, None where it can.
     """
 
@@ -25,12 +26,14 @@ class Entry(NamedTuple):
     etag: str | None
     mtime_ns: int
     unreadable: str | None = None
+    ctime_ns: int = 0
 
     @property
     def version(self) -> str:
-        """What changes with the content: size, and etag or modification time; "" if neither is known."""
-        mark = self.etag or self.mtime_ns
-        return f"{self.size} {mark}" if mark else ""
+        """What changes with the content: size, and etag or times; "" if neither is known."""
+        if self.etag is not None:
+            return f"{self.size} {self.etag}"
+        return f"{self.size} {self.mtime_ns} {self.ctime_ns}" if self.ctime_ns else ""
 
 
 class Written(NamedTuple):

@@ -68,7 +68,7 @@ def _stat(path: str, name: str) -> Entry:
     except OSError as error:
         return Entry(path, name, 0, None, 0, f"its status cannot be read: {error.strerror}")
     reason = None if stat.S_ISREG(status.st_mode) else "not a plain file"
-    return Entry(path, name, status.st_size, None, status.st_mtime_ns, reason)
+    return Entry(path, name, status.st_size, None, status.st_mtime_ns, reason, status.st_ctime_ns)
 
 
 def find_any(uri: str) -> Entry:
@@ -100,13 +100,15 @@ def try_writing(uri: str) -> None:
         raise FetchError(Code.DENIED, "the folder cannot be written to")
 
 
-def find_file(uri: str) -> tuple[int, int] | None:
-    """Return the bytes and the modification time in ns of a plain file, None if it does not exist."""
+def find_file(uri: str) -> Entry | None:
+    """Return a plain file, named by its path; None if it does not exist."""
     try:
         status = os.stat(uri)  # noqa: PTH116  (as in `_stat`)
     except (OSError, ValueError):
         return None
-    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    return Entry(uri, uri, status.st_size, None, status.st_mtime_ns, None, status.st_ctime_ns)
 
 
 def is_folder(uri: str) -> bool:

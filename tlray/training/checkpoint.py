@@ -72,6 +72,7 @@ class TrainingState:
         best_weights: its weights; empty if they are the current ones.
         loss_scale: of float16 steps.
         part: of the epoch that has begun; None between epochs.
+        split: sha256 over the images of each role.
     """
 
     phase: int = 0
@@ -82,6 +83,7 @@ class TrainingState:
     best_weights: Weights = field(default_factory=dict)
     loss_scale: float = 1.0
     part: EpochPart | None = None
+    split: str = ""
 
     @property
     def epoch(self) -> int:
@@ -151,11 +153,14 @@ class CheckpointRecord:
     slots: int
     loss_scale: float
     part: EpochPart | None = None
+    split: str = ""
 
 
 def save_state(uri: str, state: TrainingState) -> str:
     """Write a run's state, delete all but the last two, and return the checkpoint's folder."""
-    meta = CheckpointRecord(state.phase, state.history, state.best, len(state.slots), state.loss_scale, state.part)
+    meta = CheckpointRecord(
+        state.phase, state.history, state.best, len(state.slots), state.loss_scale, state.part, state.split
+    )
     arrays: Weights = {_META: np.frombuffer(dump_record(meta), np.uint8)}
     arrays |= {f"weights/{name}": array for name, array in state.weights.items()}
     arrays |= {f"best/{name}": array for name, array in state.best_weights.items()}
@@ -170,15 +175,18 @@ def save_state(uri: str, state: TrainingState) -> str:
     return folder
 
 
-def load_state(uri: str) -> TrainingState:
+def load_state(uri: str, split: str = "") -> TrainingState:
     """Return a run's latest state; an empty one if it has none.
 
+    Args:
+        split: sha256 over the images of each role.
+
     Raises:
-        StoppedError: it cannot be read, is damaged, or was written by another version.
+        StoppedError: it cannot be read, is damaged, was written by another version, or is of another split.
     """
     folders = _list_states(uri)
     if not folders:
-        return TrainingState()
+        return TrainingState(split=split)
     data = next(storage.get_many([storage.join(uri, folders[-1], STATE)]))
     checkpoint = f"the checkpoint {folders[-1]} in {uri}"
     if isinstance(data, FetchError):
@@ -193,11 +201,18 @@ def load_state(uri: str) -> TrainingState:
     except (ValueError, LookupError, EOFError, zipfile.BadZipFile) as error:
         raise StoppedError(f"{checkpoint} is damaged ({error}); remove it to go on from the one before") from None
 
+    if meta.split != split:
+        raise StoppedError(
+            f"{checkpoint} is of other training, validation or test images: some were left out then, or are now; make "
+            f"them readable as they were, or remove {uri} to start over"
+        )
+
     def take(group: str) -> Weights:
         return {name.removeprefix(group): array for name, array in arrays.items() if name.startswith(group)}
 
     weights, best_weights = take("weights/"), take("best/")
-    return TrainingState(meta.phase, meta.history, weights, slots, meta.best, best_weights, meta.loss_scale, meta.part)
+    rest = (meta.best, best_weights, meta.loss_scale, meta.part, meta.split)
+    return TrainingState(meta.phase, meta.history, weights, slots, *rest)
 
 
 def _list_states(uri: str) -> list[str]:

@@ -100,10 +100,11 @@ def _find_groups(config: TrainConfig, uris: Sequence[str]) -> list[str | None] |
     """
     if config.group_column is not None:
         option = f"--group-column {config.group_column}"
-        root = storage.resolve(config.data)
-        if not is_list(root):
-            raise DataError(f"{option} takes a manifest as --data; for class folders give --group-by-regex")
-        by_uri = read_groups(root, config.group_column)
+        by_uri: dict[str, str] = {}
+        for root in filter(None, (config.data, config.val_data, config.test_data)):
+            if not is_list(storage.resolve(root)):
+                raise DataError(f"{option} takes manifests; got {root}; for class folders give --group-by-regex")
+            by_uri |= read_groups(storage.resolve(root), config.group_column)
         groups = [by_uri.get(uri) for uri in uris]
     elif config.group_by_regex is not None:
         option = f"--group-by-regex {config.group_by_regex!r}"
@@ -157,8 +158,8 @@ def assign_roles(config: TrainConfig, images: Images, *, spread: bool) -> Roles:
         labels = images.labels[train_rows]
         chosen = choose_validation([keys[row] for row in train_rows], labels, config.val_fraction)
         train_rows, val_rows = train_rows[~chosen], train_rows[chosen]
-        if config.val_fraction:
-            _report_unvalidated(images.classes, images.labels[train_rows], images.labels[val_rows])
+        if config.val_fraction and len(val_rows) == 0 and images.groups is not None:
+            raise DataError("no group can be held out for validation; give --val-data, or --val-fraction 0")
     assigned = {"train": train_rows, "val": val_rows, "test": rows[good & (images.folder == "test")]}
     known = [("are among", digests)]
     if images.groups is not None:
@@ -167,8 +168,12 @@ def assign_roles(config: TrainConfig, images: Images, *, spread: bool) -> Roles:
         for role, leaked in find_leaked(assigned, keys).items():
             kept = assigned[role] if config.allow_leakage else np.setdiff1d(assigned[role], leaked)
             uris = [images.uris[row] for row in leaked]
-            _report_leakage(role, uris, len(kept), relation, allowed=config.allow_leakage)
+            given = config.val_data if role == "val" else config.test_data
+            named = f"--{role}-data" if given is not None else "the validation share of --data"
+            _report_leakage(named, uris, len(kept), relation, allowed=config.allow_leakage)
             assigned[role] = kept
+    if len(assigned["val"]):
+        _report_unvalidated(images.classes, images.labels[assigned["train"]], images.labels[assigned["val"]])
     return Roles(assigned, digests, left_out)
 
 
@@ -187,7 +192,7 @@ def _report_unvalidated(
     missing = [classes[label] for label in np.setdiff1d(train_labels, val_labels)]
     if missing:
         say(
-            f"no validation image of {len(missing):,} of {len(classes):,} classes, which have too few images to share: "
+            f"no validation image of {len(missing):,} of {len(classes):,} classes, for want of images or groups: "
             f"{name_some(missing)}"
         )
 
@@ -212,44 +217,55 @@ def find_leaked(rows: Mapping[str, npt.NDArray[np.int64]], keys: Sequence[str]) 
     return leaked
 
 
-def _report_leakage(role: str, leaked: Sequence[str], num_kept: int, relation: str, *, allowed: bool) -> None:
+def _report_leakage(named: str, leaked: Sequence[str], num_kept: int, relation: str, *, allowed: bool) -> None:
     """Say which images would be measured on though they are known.
 
     Raises:
         DataError: none would remain.
     """
-    option = f"--{role}-data"
     if not num_kept:
         raise DataError(
-            f"{option}: all {len(leaked):,} images {relation} those that are trained or validated on; give others, or "
+            f"{named}: all {len(leaked):,} images {relation} those that are trained or validated on; give others, or "
             "--allow-leakage"
         )
-    named = ", ".join(leaked[:_NAMED_FAULTS]) + (", ..." if len(leaked) > _NAMED_FAULTS else "")
+    first = ", ".join(leaked[:_NAMED_FAULTS]) + (", ..." if len(leaked) > _NAMED_FAULTS else "")
     end = "what is measured on them says nothing" if allowed else "they are left out (--allow-leakage keeps them)"
-    say(
-        f"WARNING: {len(leaked):,} images of {option} {relation} those that are trained or validated on: {named}; {end}"
-    )
+    say(f"WARNING: {len(leaked):,} images of {named} {relation} those that are trained or validated on: {first}; {end}")
 
 
 def choose_validation(keys: Sequence[str], labels: npt.NDArray[np.int32], fraction: float) -> npt.NDArray[np.bool_]:
     """Choose the images for validation: those whose hash, as a number in [0, 1), is below `fraction`.
 
-    An image keeps its role whatever images are added, unless its class gets its first or would lose its last: each
-    class has an image in training, and if it can also one in validation, the one with the lowest hash.
+    Other images do not change an image's role, but in small classes: one that would lose its last training image keeps
+    that with the highest hash, and one without a validation image gets that with the lowest, if no class loses its last
+    training image by it. Groups of several classes are moved so only while validation has less than twice its share.
 
     Args:
         keys: hexadecimal sha256 of each image's content or group; images with the same one share a role.
         labels: int32 by image.
         fraction: 0 chooses none.
     """
-    hashes = np.array([int(key[: VALIDATION_BITS // 4], 16) / 2**VALIDATION_BITS for key in keys])
-    chosen = hashes < fraction
-    order = np.argsort(labels, kind="stable")
-    members = np.split(order, np.cumsum(np.bincount(labels))[:-1])
-    if fraction:
-        lacking = [hashes[own].min() for own in members if len(own) and not chosen[own].any()]
-        chosen |= np.isin(hashes, lacking)
-    # last, since a class that is not trained is worse off than one that is not validated
-    full = [hashes[own].max() for own in members if len(own) and chosen[own].all()]
-    chosen &= ~np.isin(hashes, full)
-    return chosen
+    hashes = np.array([int(key[: VALIDATION_BITS // 4], 16) for key in keys], np.uint64)
+    unique, key_of, sizes = np.unique(hashes, return_inverse=True, return_counts=True)
+    chosen = unique < fraction * 2.0**VALIDATION_BITS
+    pairs = np.unique(np.stack([labels, key_of], axis=1), axis=0)  # by class, then by hash
+    keys_of_class = np.split(pairs[:, 1], np.cumsum(np.bincount(pairs[:, 0]))[:-1])
+    by_key = pairs[np.argsort(pairs[:, 1], kind="stable")]
+    classes_of_key = np.split(by_key[:, 0], np.cumsum(np.bincount(by_key[:, 1]))[:-1])
+    num_trained = np.array([(~chosen[own]).sum() for own in keys_of_class])
+    for label, own in enumerate(keys_of_class):
+        if len(own) and num_trained[label] == 0:
+            chosen[own[-1]] = False
+            num_trained[classes_of_key[own[-1]]] += 1
+    most = 2 * fraction * len(keys)
+    for own in keys_of_class:
+        if not fraction or chosen[own].any():
+            continue
+        for key in own:
+            touched = classes_of_key[key]
+            fits = len(touched) == 1 or sizes[chosen].sum() + sizes[key] <= most
+            if fits and (num_trained[touched] > 1).all():
+                chosen[key] = True
+                num_trained[touched] -= 1
+                break
+    return chosen[key_of]

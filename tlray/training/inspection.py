@@ -1,8 +1,8 @@
 """Read every image once before a training: the sha256 of its file, and its fault if it cannot be used.
 
-    CACHE/inspected/FINGERPRINT.parquet    `uri, version string, digest, fault string` of earlier inspections
+    CACHE/inspected/FINGERPRINT.parquet    `uri, version, digest string` of earlier inspections
 
-An image whose size and modification time, or etag, are those of an earlier inspection is not read again. The
+An image without a fault whose size and times, or etag, are those of an earlier inspection is not read again. The
 fingerprint is that of the decoder and the limits.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,11 +30,12 @@ from tlray.model.manifest import DECODER, hash_json
 
 _INSPECT_ROWS = 64
 _SIDE_PX = 64
-_UNREACHABLE_SHARE, _UNREACHABLE_LEAST = 0.01, 10
+_UNREACHABLE_SHARE = 0.01
+_DIGEST = re.compile("[0-9a-f]{64}", re.ASCII)
 _SETTLED_S = 2.0
-"""Age from which on a change of a file changes its modification time too, on any file system."""
+"""Age from which on a change of a file changes its times too, on any file system."""
 
-_SCHEMA = pa.schema([(name, pa.string()) for name in ("uri", "version", "digest", "fault")])
+_SCHEMA = pa.schema([(name, pa.string()) for name in ("uri", "version", "digest")])
 
 
 class Inspected(NamedTuple):
@@ -48,8 +50,9 @@ class Memory:
 
     def __init__(self, root: str | None, limits: Limits) -> None:
         """Read what is known below a cache; None for no memory."""
+        self._began_ns = time.time_ns()
         self._uri: str | None = None
-        self._known: dict[tuple[str, str], Inspected] = {}
+        self._known: dict[str, tuple[str, str]] = {}
         if root is not None:
             fingerprint = hash_json([DECODER, limits.max_bytes, limits.max_pixels])[:16]
             self._uri = storage.join(root, "inspected", f"{fingerprint}.parquet")
@@ -57,18 +60,20 @@ class Memory:
 
     def find(self, uri: str, version: str) -> Inspected | None:
         """Return what is known of an image of this version."""
-        return self._known.get((uri, version)) if version else None
+        known, digest = self._known.get(uri, ("", ""))
+        return Inspected(digest, None) if version and version == known else None
 
     def keep(self, uris: Sequence[str], versions: Sequence[str], found: Sequence[Inspected]) -> None:
         """Add what was found; what cannot be stored is inspected again."""
-        now = time.time_ns()
-        before = len(self._known)
-        for uri, version, inspected in zip(uris, versions, found, strict=True):
-            if version and inspected.digest and not _is_fresh(version, now):
-                self._known[uri, version] = inspected
-        if self._uri is None or len(self._known) == before:
+        new = {
+            uri: (version, inspected.digest)
+            for uri, version, inspected in zip(uris, versions, found, strict=True)
+            if version and inspected.fault is None and not _is_fresh(version, self._began_ns)
+        }
+        if self._uri is None or new.items() <= self._known.items():
             return
-        rows = [(uri, version, *inspected) for (uri, version), inspected in self._known.items()]
+        self._known |= new
+        rows = [(uri, *known) for uri, known in self._known.items()]
         columns = [pa.array(column, pa.string()) for column in zip(*rows, strict=True)]
         buffer = io.BytesIO()
         pq.write_table(pa.table(columns, schema=_SCHEMA), buffer, compression="zstd")
@@ -78,19 +83,22 @@ class Memory:
             say(f"what was found by inspecting the images is not kept ({error})")
 
 
-def _read_known(uri: str) -> dict[tuple[str, str], Inspected]:
+def _read_known(uri: str) -> dict[str, tuple[str, str]]:
+    """Return version and digest by address; nothing of a file that is missing or damaged."""
     try:
         table = pq.read_table(io.BytesIO(storage.get(uri)))
-        rows = zip(*(table[name].to_pylist() for name in _SCHEMA.names), strict=True)
-        return {(name, version): Inspected(digest, fault) for name, version, digest, fault in rows}
-    except (FetchError, OSError, LookupError, pa.ArrowException):
+    except (FetchError, OSError, pa.ArrowException):
         return {}
+    if not table.schema.equals(_SCHEMA):
+        return {}
+    rows = zip(*(table[name].to_pylist() for name in _SCHEMA.names), strict=True)
+    return {name: (version, digest) for name, version, digest in rows if digest and _DIGEST.fullmatch(digest)}
 
 
 def _is_fresh(version: str, now_ns: int) -> bool:
-    """Return whether a local file is so new that another change might leave its modification time as it is."""
-    mark = version.partition(" ")[2]
-    return mark.isdecimal() and now_ns - int(mark) < _SETTLED_S * 1e9
+    """Return whether a local file is so new that another change might leave its times as they are."""
+    times = version.split(" ")[1:]
+    return any(mark.isdecimal() and now_ns - int(mark) < _SETTLED_S * 1e9 for mark in times)
 
 
 def inspect_images(
@@ -111,13 +119,13 @@ def inspect_images(
     found = [memory.find(uri, version) for uri, version in zip(uris, versions, strict=True)]
     unknown = [index for index, inspected in enumerate(found) if inspected is None]
     if len(unknown) < len(uris):
-        say(f"inspect: {len(uris) - len(unknown):,} of {len(uris):,} images are as an earlier training found them")
+        say(f"inspect: {len(uris) - len(unknown):,} of {len(uris):,} images are unchanged since an earlier training")
     blocks = [
         pa.table({"index": pa.array(part), "uri": pa.array([uris[index] for index in part], pa.string())})
         for start in range(0, len(unknown), _INSPECT_ROWS)
         for part in [unknown[start : start + _INSPECT_ROWS]]
     ]
-    most = max(_UNREACHABLE_LEAST, int(_UNREACHABLE_SHARE * len(uris)))
+    most = max(1, int(_UNREACHABLE_SHARE * len(uris)))
     unreachable: list[str] = []
     if blocks:
         with Stage("inspect", len(unknown)) as stage:
@@ -128,8 +136,8 @@ def inspect_images(
                         unreachable.append(f"{uris[index]} ({fault})")
                 if len(unreachable) > most:
                     raise StoppedError(
-                        f"{len(unreachable):,} of {len(uris):,} images cannot be read, {most:,} may be left out; the "
-                        f"first is {unreachable[0]}"
+                        f"more than {most:,} of {len(uris):,} images cannot be read, which is too many to leave out; "
+                        f"the first is {unreachable[0]}"
                     )
                 stage.advance(block.num_rows)
     inspected = [one for one in found if one is not None]

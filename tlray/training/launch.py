@@ -163,7 +163,9 @@ class Launch:
             self.start()
         ray.get(self._channel.put_task.remote(task))
         counts = [len(rows) for rows in (task.train_rows, task.val_rows)]
-        where = "GPUs, gradients summed by NCCL," if self.resources.gpus else "CPUs"
+        where = "GPUs" if self.resources.gpus else "CPUs"
+        if self.resources.gpus and not self._config.allow_cpu:
+            where += ", gradients summed by NCCL,"
         say(
             f"training on {counts[0]:,} images, validating on {counts[1]:,}; {self._config.num_workers} workers of "
             f"{task.batch_size} images a step, on {where} in {task.precision.step}"

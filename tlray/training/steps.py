@@ -88,6 +88,7 @@ class TrainStep:
         scaled = keras.config.dtype_policy().name == "mixed_float16"
         self.loss_scale = _FIRST_LOSS_SCALE if scaled else 1.0
         self._scaled = scaled
+        self._guarded = scaled or clip_norm is not None
         self._finite_steps = 0
         self._strategy, self._network, self.optimizer = strategy, network, optimizer
         self._label_smoothing, self._clip_norm = label_smoothing, clip_norm
@@ -108,12 +109,15 @@ class TrainStep:
             this worker's `[weighted loss sum, number correct]`.
         """
         scale = np.float32(self.loss_scale)
-        if self._scaled:
+        if self._guarded:
             gradients, result, finite = self._differentiate_step(batch, scale)
             # zero gradients would still move the weights by the optimizer's momentum
             if finite:
                 self._apply_step(gradients)
-            self._adapt_scale(bool(finite))
+            else:
+                self.optimizer.iterations.assign_add(1)  # the learning rate goes on
+            if self._scaled:
+                self._adapt_scale(bool(finite))
         else:
             result = self._step(batch, scale)
         sums: npt.NDArray[np.float32] = result.numpy()
@@ -132,8 +136,6 @@ class TrainStep:
 
     def _step_replica(self, batch: Tensors, scale: tf.Tensor) -> tf.Tensor:
         gradients, sums = self._differentiate(batch, scale)
-        if self._clip_norm is not None:
-            gradients, _ = self._limit(gradients, scale)
         self.optimizer.apply(gradients, self._variables)
         return sums
 

@@ -17,7 +17,7 @@ from tlray.config import SelectName, TrainConfig
 from tlray.features.cache import Cache, Kind
 from tlray.images.augment import Augmentation, make_keys
 from tlray.metrics.ood import MAX_HELD, draw_reference_rows
-from tlray.model.manifest import PhaseName
+from tlray.model.manifest import PhaseName, hash_json
 from tlray.model.precision import Precision
 from tlray.storage import S3Options
 from tlray.training.dataset import Images, Roles
@@ -54,6 +54,7 @@ class TrainingTask:
         labels: int32 by row id.
         keys: uint64 by row id, of `images.augment.make_keys`.
         train_rows, val_rows, test_rows: row ids by role.
+        split: sha256 over the images of each role.
         reference_rows: training rows that the out-of-distribution score is fitted to.
         calibration_rows: validation rows that the finished network is calibrated and measured on.
         held_rows: validation rows that set the scales of the out-of-distribution score.
@@ -87,6 +88,7 @@ class TrainingTask:
     train_rows: npt.NDArray[np.int64]
     val_rows: npt.NDArray[np.int64]
     test_rows: npt.NDArray[np.int64]
+    split: str
     reference_rows: npt.NDArray[np.int64]
     calibration_rows: npt.NDArray[np.int64]
     held_rows: npt.NDArray[np.int64]
@@ -159,6 +161,7 @@ def make_training_task(
         train_rows=train_rows,
         val_rows=val_rows,
         test_rows=roles.rows["test"],
+        split=hash_json([[roles.digests[row] for row in rows] for rows in roles.rows.values()]),
         reference_rows=draw_reference_rows(train_rows, images.labels, num_classes, config.seed),
         calibration_rows=draw_rows(val_rows, _CALIBRATION_ROWS, config.seed),
         held_rows=draw_rows(val_rows, MAX_HELD, config.seed),

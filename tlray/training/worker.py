@@ -81,7 +81,7 @@ class Worker:
 
     def _load_state(self) -> TrainingState:
         """Load the run's latest state, which must be the same on all workers."""
-        state = load_state(self._checkpoints)
+        state = load_state(self._checkpoints, self._task.split)
         ours = (state.epoch, state.part)
         first = ray.train.collective.broadcast_from_rank_zero(ours)
         if ours != first:
@@ -310,6 +310,8 @@ class Worker:
                     probabilities = np.exp(logs)
                     counted = counts > 0
                     kept = counted & np.isin(rows, with_features)
+                    if role == "reference":  # only their features are used
+                        probabilities = probabilities[:, :0]
                     predicted = RowPredictions(rows[counted], probabilities[counted], rows[kept], features[kept])
                     parts.setdefault(role, []).append(predicted)
         return {role: join_predictions(batches_of_role) for role, batches_of_role in parts.items()}
