@@ -1,5 +1,6 @@
 import hashlib
 import io
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from tests.features.data import make_digests, make_frozen, plan_views
 from tlray.errors import StoppedError
+from tlray.features import build
 from tlray.features import cache as cache_module
 from tlray.features.build import _IDENTITY, _dump_array, _read_work, _RunWork
 from tlray.features.cache import Work, plan_cache
@@ -48,7 +50,7 @@ def test_a_shard_is_computed_by_view_and_stored_by_kind(tmp_path):
     work = Work("train", 2, {0: ("pooled",), 1: ("activations",), 2: ("pooled", "activations")})
     engine = make_engine(cache, run, works=[None, work])
     block = engine({"work": np.array([1]), "pixels": pixels[None]})
-    assert (block["images"].tolist(), block["ready"].tolist(), batches) == ([15], [5.0], [15])
+    assert (block["images"].tolist(), block["ready"].tolist(), batches) == ([15], [5.0], [5, 5, 5])
     features = cache.sets["train"]
     assert features.shards[2].rows.tolist() == [16, 17, 18, 19, 20]
     keys = make_keys(make_digests([16, 17, 18, 19, 20]))
@@ -57,6 +59,34 @@ def test_a_shard_is_computed_by_view_and_stored_by_kind(tmp_path):
         assert values[:, 0].tolist() == [0, 10, 20, 30, 40]
         np.testing.assert_array_equal(values[:, 1], features.augmentation.draw(keys, view, 48)[:, 2])
     assert not Path(features.uri, features.shards[2].name_file("activations", 0)).exists()
+
+
+def test_a_view_is_stored_while_the_next_one_is_computed_and_no_further(tmp_path, monkeypatch):
+    cache = plan_views(tmp_path, 4, train=8)
+    events, computed = [], [threading.Event() for _ in range(4)]
+    put = build.storage.put
+
+    def store(uri, data):
+        if "view-" in uri:
+            view = int(uri.partition("view-")[2][:3])
+            if view < 3:  # the next view is computed before this one is stored
+                assert computed[view + 1].wait(60)
+            events.append(f"stored {view}")
+        put(uri, data)
+
+    def run(pixels, places, transforms):
+        view = sum(event.startswith("computed") for event in events)
+        events.append(f"computed {view}")
+        computed[view].set()
+        return {"pooled": np.ones((len(places), 3), np.float32)}
+
+    monkeypatch.setattr(build.storage, "put", store)
+    engine = make_engine(cache, run, works=[Work("train", 0, dict.fromkeys(range(4), ("pooled",)))])
+    engine({"work": np.array([0]), "pixels": np.zeros((1, 8, 1, 1, 3), np.uint8)})
+    assert events[:2] == ["computed 0", "computed 1"]
+    for view in range(2, 4):
+        assert events.index(f"computed {view}") > events.index(f"stored {view - 2}")
+    assert sorted(event for event in events if event.startswith("stored")) == [f"stored {view}" for view in range(4)]
 
 
 def test_images_run_in_small_batches_and_validation_images_unchanged(tmp_path, monkeypatch):

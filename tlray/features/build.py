@@ -11,6 +11,7 @@ import io
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
@@ -183,19 +184,23 @@ class _RunWork:
         feature_set = self._cache.sets[work.role]
         shard = feature_set.shards[work.shard]
         count = len(shard.rows)
-        transforms = np.concatenate([self._draw(feature_set, shard, view) for view in work.needs])
-        features = self._compute(pixels, np.tile(np.arange(count, dtype=np.int32), len(work.needs)), transforms)
-        for values in features.values():
-            if not np.isfinite(values).all():
-                raise StoppedError(
-                    f"the frozen base gives numbers that are not finite in {values.dtype}; give --precision float32"
-                )
-        storage.put(storage.join(feature_set.uri, shard.name, IMAGES), _dump_array(shard.digests))
-        for number, (view, kinds) in enumerate(work.needs.items()):
-            for kind in kinds:
-                values = features[kind][number * count : (number + 1) * count]
-                storage.put(storage.join(feature_set.uri, shard.name_file(kind, view)), _dump_array(values))
-        return {"images": np.array([len(transforms)]), "ready": np.array([self._ready])}
+        places = np.arange(count, dtype=np.int32)
+        # a view is stored while the next one is computed, so that two views of a shard are in memory at most
+        with ThreadPoolExecutor(1) as pool:
+            storing: Future[None] | None = None
+            for view, kinds in work.needs.items():
+                features = self._compute(pixels, places, self._draw(feature_set, shard, view))
+                files: dict[str, npt.NDArray[np.generic]] = {
+                    shard.name_file(kind, view): features[kind] for kind in kinds
+                }
+                if storing is None:
+                    files = {f"{shard.name}/{IMAGES}": shard.digests, **files}
+                else:
+                    storing.result()
+                storing = pool.submit(_store, feature_set.uri, files)
+            if storing is not None:
+                storing.result()
+        return {"images": np.array([count * len(work.needs)]), "ready": np.array([self._ready])}
 
     def _draw(self, feature_set: FeatureSet, shard: Shard, view: int) -> npt.NDArray[np.float32]:
         if feature_set.augmentation is None:
@@ -211,7 +216,18 @@ class _RunWork:
             self._run(pixels, places[start : start + at_once], transforms[start : start + at_once])
             for start in range(0, len(places), at_once)
         ]
-        return {kind: np.concatenate([part[kind] for part in parts]) for kind in parts[0]}
+        features = {kind: np.concatenate([part[kind] for part in parts]) for kind in parts[0]}
+        for values in features.values():
+            if not np.isfinite(values).all():
+                raise StoppedError(
+                    f"the frozen base gives numbers that are not finite in {values.dtype}; give --precision float32"
+                )
+        return features
+
+
+def _store(uri: str, files: dict[str, npt.NDArray[np.generic]]) -> None:
+    for name, values in files.items():
+        storage.put(storage.join(uri, name), _dump_array(values))
 
 
 def _open_frozen_base(frozen: FrozenBase, weights: bytes | None, uri: str, *, mixed: bool) -> _Run:
