@@ -125,6 +125,20 @@ def test_each_class_has_references_before_it_has_held_out_images(monkeypatch):
     assert len(fitted["held_out"]) == 32
 
 
+def test_held_out_images_are_of_all_classes_however_many_there_are(monkeypatch):
+    fitted = {}
+
+    def fit(features, labels, num_classes, held_out):
+        fitted.update(held_out=held_out)
+
+    monkeypatch.setattr(sys.modules[_calibrate.__module__], "fit_ood_score", fit)
+    labels = np.repeat(np.arange(100), 60)
+    predictions = dataclasses.replace(make_predictions(6000), labels=labels, features=np.tile(labels[:, None], (1, 2)))
+    _calibrate(predictions, 100, scalable=False)
+    assert len(fitted["held_out"]) == 2048
+    assert len(set(fitted["held_out"][:, 0])) == 100
+
+
 def test_half_of_the_images_are_references_and_no_features_give_no_score():
     assert _calibrate(make_predictions(80), 2, scalable=True).ood_score.counts.sum() == 40
     predictions = make_predictions(20, num_features=0)

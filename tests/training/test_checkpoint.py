@@ -83,11 +83,11 @@ def test_a_checkpoint_within_an_epoch_comes_back_and_keeps_the_best_epoch(tmp_pa
     best = take(state, 1, 0.5)
     optimizer = SimpleNamespace(variables=[np.array(7), np.zeros(2, np.float32)])
     for images in (16, 200):
-        state.take_part(EpochPart(images, 1.5, 9.0, 3.0), {"head": np.full(1, images)}, optimizer, 2.0)
+        state.take_part(EpochPart(images, 1.5, 9.0, 3.0, 0.5), {"head": np.full(1, images)}, optimizer, 2.0)
         folder = save_state(str(tmp_path), state)
     assert folder.endswith("epoch-0001-000000000200")
     loaded = load_state(str(tmp_path))
-    assert (loaded.epoch, loaded.part, loaded.best) == (1, EpochPart(200, 1.5, 9.0, 3.0), best)
+    assert (loaded.epoch, loaded.part, loaded.best) == (1, EpochPart(200, 1.5, 9.0, 3.0, 0.5), best)
     assert (loaded.weights["head"].tolist(), loaded.best_weights["head"].tolist()) == ([200], [1])
     take(loaded, 2, 0.4)
     assert (loaded.part, loaded.weights["head"].tolist(), loaded.best_weights["head"].tolist()) == (None, [2], [1])
@@ -100,7 +100,7 @@ def test_a_part_of_the_best_epoch_needs_no_second_copy(tmp_path):
     state = TrainingState()
     take(state, 1, 0.5)
     optimizer = SimpleNamespace(variables=[np.array(7)])
-    state.take_part(EpochPart(8, 1.0, 1.0, 1.0), {"head": np.full(1, 8)}, optimizer, 1.0)
+    state.take_part(EpochPart(8, 1.0, 1.0, 1.0, 0.0), {"head": np.full(1, 8)}, optimizer, 1.0)
     better = take(state, 2, 0.6)
     assert (state.best, state.best_weights) == (better, {})
 
@@ -109,7 +109,7 @@ def test_a_part_of_the_best_epoch_needs_no_second_copy(tmp_path):
 def test_weights_that_are_not_finite_are_no_checkpoint_within_an_epoch(value):
     optimizer = SimpleNamespace(variables=[np.array(7), np.full(2, value, np.float32)])
     with pytest.raises(DivergedError, match="not finite after 1,280 images of epoch 1; lower the learning rate"):
-        TrainingState().take_part(EpochPart(1280, 1.0, 1.0, 1.0), {"head": np.zeros(1)}, optimizer, 1.0)
+        TrainingState().take_part(EpochPart(1280, 1.0, 1.0, 1.0, 0.0), {"head": np.zeros(1)}, optimizer, 1.0)
 
 
 def test_of_equally_accurate_epochs_the_one_with_the_lower_loss_is_best():

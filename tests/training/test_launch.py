@@ -50,7 +50,7 @@ def test_what_there_is_is_said_until_the_wait_is_over(lost):
     assert state["said"] == [
         "workers were lost; waiting for room for new ones, 14.5 CPUs: the cluster has 8 CPUs (8 free); 29 s left"
     ]
-    with pytest.raises(StoppedError, match=r"--num-workers 2 needs 14\.5 CPUs; the cluster has 8 CPUs .* last epoch"):
+    with pytest.raises(StoppedError, match=r"--num-workers 2 needs 14\.5 CPUs; the cluster has 8 .* last checkpoint"):
         training._check_room(61.0)
 
 
@@ -60,7 +60,11 @@ def monitor(monkeypatch):
     lines = []
     stage = launch.Stage("train", 40)
     monkeypatch.setattr(stage, "say", lines.append)
-    return launch._TrainingMonitor(Outcome(), 4, 10, lambda _: None, lambda: None), stage, lines
+    return (
+        launch._TrainingMonitor(Outcome(), 4, 10, lambda _: None, lambda: None, SimpleNamespace(received=False)),
+        stage,
+        lines,
+    )
 
 
 def test_epochs_are_printed_and_collected(monitor):
@@ -109,23 +113,28 @@ def test_after_sigterm_a_checkpoint_is_waited_for(monitor, monkeypatch, saved):
     watch, stage, _ = monitor
     times = SimpleNamespace(now=5.0)
     monkeypatch.setattr(launch.time, "monotonic", lambda: times.now)
-    watch.term = SimpleNamespace(received=False)
     watch._take(Resumed([], 2), 0.0, stage)
     watch._take(PartSaved(4), 0.0, stage)
     watch._check_term()
-    watch.term.received = True
-    watch._check_term()  # the checkpoint before does not count
+    watch._term.received = True
+    watch._note_term()  # the checkpoint before does not count
     if saved is None:
-        times.now += 31.0
+        watch._check_term()
+        times.now += 26.0
     else:
         watch._take(saved, 0.0, stage)
-    with pytest.raises(StoppedError, match="stopped by SIGTERM; the same command goes on"):
+    watch._note_term()
+    with pytest.raises(StoppedError, match="stopped by SIGTERM; the same command continues"):
         watch._check_term()
 
 
-def test_sigterm_before_the_first_step_ends_at_once(monitor):
-    watch, _, _ = monitor
-    watch.term = SimpleNamespace(received=True)
+@pytest.mark.parametrize("events", [[], [Resumed([make_epoch(1)], 2), StageBegan("saving")]])
+def test_sigterm_before_the_first_step_or_after_the_last_ends_at_once(monitor, events):
+    watch, stage, _ = monitor
+    for event in events:
+        watch._take(event, 0.0, stage)
+    watch._term.received = True
+    watch._note_term()
     with pytest.raises(StoppedError, match="stopped by SIGTERM"):
         watch._check_term()
 
@@ -133,11 +142,19 @@ def test_sigterm_before_the_first_step_ends_at_once(monitor):
 def test_a_machine_about_to_be_taken_away_asks_for_one_checkpoint(lost, monkeypatch):
     training, state = lost
     asked = []
-    training._draining = frozenset()
+    times = SimpleNamespace(now=100.0)
+    training._draining, training._looked_at = frozenset(), 0.0
+    monkeypatch.setattr(launch.time, "monotonic", lambda: times.now)
     monkeypatch.setattr(training, "_ask_to_save", lambda: asked.append(None))
-    for draining in ((), ("a",), ("a",), ("a", "b"), ()):
-        monkeypatch.setattr(launch, "list_draining_nodes", lambda draining=draining: frozenset(draining))
+
+    def fail():
+        raise ConnectionError
+
+    for draining in ((), ("a",), ("a",), None, ("a", "b"), ()):
+        answer = fail if draining is None else lambda draining=draining: frozenset(draining)
+        monkeypatch.setattr(launch, "list_draining_nodes", answer)
         training._save_before_preemption()
+        times.now += 1.5
     assert len(asked) == 2
     assert state["said"] == ["a machine is about to be taken away: saving a checkpoint"] * 2
 
@@ -149,13 +166,17 @@ def test_a_worker_error_is_kept_to_be_raised(monitor):
     assert watch._failure is error
 
 
-def test_a_channel_that_is_gone_may_be_replaced(monkeypatch):
+@pytest.mark.parametrize("terminated", [False, True])
+def test_a_channel_that_is_gone_may_be_replaced_but_after_sigterm(monkeypatch, terminated):
     """What a worker raises comes by Ray Train; an error of Ray's here is one of the channel."""
     training = Launch.__new__(Launch)
+    training._term = SimpleNamespace(received=terminated)
 
     def run(*_):
         raise ray.exceptions.OutOfMemoryError("the channel's process was killed")
 
     monkeypatch.setattr(training, "_run", run, raising=False)
-    with pytest.raises(launch.ChannelLostError, match="training stopped: the channel's process was killed"):
+    told = launch.TERMINATED if terminated else "training stopped: the channel's process was killed"
+    with pytest.raises(StoppedError, match=told) as raised:
         training.run(None, lambda: None, Outcome())
+    assert isinstance(raised.value, launch.ChannelLostError) == (not terminated)

@@ -59,7 +59,7 @@ def test_a_lock_that_is_lost_ends_the_training(monkeypatch):
     def check():
         raise StoppedError("another tlray has taken over")
 
-    monitor = launch._TrainingMonitor(launch.Outcome(), 1, 1, lambda _: None, check)
+    monitor = launch._TrainingMonitor(launch.Outcome(), 1, 1, lambda _: None, check, None)
     with pytest.raises(StoppedError, match="taken over"):
         monitor.run(threading.Thread(), [], None)
 

@@ -168,7 +168,7 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
     """Share of labels that must be right above the bundle's probability thresholds, which validation sets."""
 
     max_failures: int = 3
-    """Most restarts after workers are lost, each from the last finished epoch; -1 for no limit."""
+    """Most restarts after workers are lost, each from the last checkpoint; -1 for no limit."""
 
     max_failed: float = 1.0
     """Most images that may be unusable: a share up to 1, or a count above 1."""

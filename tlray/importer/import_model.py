@@ -169,7 +169,8 @@ def _calibrate(predictions: _ValidationPredictions | None, num_classes: int, *, 
     order = order[np.argsort(predictions.labels[order], kind="stable")]
     turns = np.arange(len(order)) - np.searchsorted(predictions.labels[order], predictions.labels[order])
     references, held = order[turns % 2 == 0], order[turns % 2 == 1]
-    references, held = draw_reference_rows(references, predictions.labels, num_classes, 0), held[:MAX_HELD]
+    references, held = draw_reference_rows(references, predictions.labels, num_classes, 0), held
+    held = np.random.default_rng(0).permutation(held)[:MAX_HELD]
     ood_score = None
     if predictions.features.shape[1]:
         features = predictions.features

@@ -50,13 +50,14 @@ class EpochPart:
     Attributes:
         images: training images it has taken, in the order of the epoch.
         loss, hits: sums over them, of the weighted loss and of right predictions.
-        seconds: time it took.
+        seconds: time it took; `waited` the part of it without input.
     """
 
     images: int
     loss: float
     hits: float
     seconds: float
+    waited: float
 
 
 @dataclass

@@ -44,8 +44,11 @@ if TYPE_CHECKING:
 _POLL_S = 0.25
 _END_S = 60.0
 _SILENCE_S = 30.0
-_TERM_S = 30.0
-"""How long a checkpoint is waited for after SIGTERM."""
+_DRAINING_INTERVAL_S = 1.0
+_TERM_S = 25.0
+"""How long a checkpoint is waited for after SIGTERM; Kubernetes gives 30 s."""
+
+TERMINATED = "training was stopped by SIGTERM; the same command continues after the last checkpoint"
 _CONTROLLER_POLL_S = "0.5"
 # every report waits for the controller's next poll; the default of 2 s is longer than an epoch on cached features
 
@@ -97,7 +100,9 @@ class Launch:
         self._thread: threading.Thread | None = None
         self._failures: list[BaseException] = []
         self._controller: ActorHandle[Any] | None = None
+        self._term = TermSignal(self._ask_to_save, "saving a checkpoint")
         self._draining: frozenset[str] = frozenset()
+        self._looked_at = 0.0
         self.resources = plan_workers(cluster, config.num_workers, config.gpus_per_worker)
         self.may_start_early = cluster.local and not self.resources.gpus
 
@@ -150,12 +155,14 @@ class Launch:
         """Give the workers their task and wait for the model; `outcome` gets what they tell.
 
         Raises:
-            ChannelLostError: another launch may go on after the last finished epoch.
+            ChannelLostError: another launch may go on after the last checkpoint.
             TlrayError: a worker's error, or that of `check_lock`; StoppedError if anything else ended the training.
         """
         try:
             self._run(task, check_lock, outcome)
         except ray.exceptions.RayError as error:  # of the channel: those of workers come by Ray Train's thread
+            if self._term.received:  # Ray's processes end at SIGTERM too, where a whole group gets it
+                raise StoppedError(TERMINATED) from error
             raise ChannelLostError(str(explain_failure(error, "training"))) from error
 
     def _run(self, task: TrainingTask, check_lock: Callable[[], None], outcome: Outcome) -> None:
@@ -178,8 +185,8 @@ class Launch:
             self._save_before_preemption()
 
         epochs = sum(phase.epochs for phase in task.phases)
-        watch = _TrainingMonitor(outcome, epochs, sum(counts), self._check_room, check)
-        with TermSignal(self._ask_to_save, "saving a checkpoint") as watch.term:
+        with self._term:
+            watch = _TrainingMonitor(outcome, epochs, sum(counts), self._check_room, check, self._term)
             watch.run(self._thread, self._failures, self._channel)
         self.close()
 
@@ -189,13 +196,15 @@ class Launch:
 
     def _save_before_preemption(self) -> None:
         """Ask for a checkpoint when a machine is about to be taken away."""
-        if self._cluster.local:
+        if self._cluster.local or time.monotonic() - self._looked_at < _DRAINING_INTERVAL_S:
             return
-        draining = list_draining_nodes()
-        if draining - self._draining:
-            say("a machine is about to be taken away: saving a checkpoint")
-            self._ask_to_save()
-        self._draining = draining
+        self._looked_at = time.monotonic()
+        with contextlib.suppress(Exception):  # the cluster's head may be busy
+            draining = list_draining_nodes()
+            if draining - self._draining:
+                say("a machine is about to be taken away: saving a checkpoint")
+                self._ask_to_save()
+            self._draining = draining
 
     def _check_room(self, silent_s: float) -> None:
         """Say if lost workers find no room to restart; Ray Train retries forever without a message.
@@ -220,7 +229,7 @@ class Launch:
         if silent_s > wait_s:
             raise StoppedError(
                 f"workers were lost, and there is no room for new ones: {demand.option} needs {demand}; {has}; the "
-                "same command goes on after the last epoch, with fewer --num-workers too"
+                "same command goes on after the last checkpoint, with fewer --num-workers too"
             )
         say(f"workers were lost; waiting for room for new ones, {demand}: {has}; {wait_s - silent_s:.0f} s left")
 
@@ -283,8 +292,10 @@ class _TrainingMonitor:
         images_an_epoch: int,
         check_room: Callable[[float], None],
         check: Callable[[], None],
+        term: TermSignal,
     ) -> None:
         """Make the monitor; `check` is called at every look, and may raise."""
+        self._term = term
         self._check_room = check_room
         self._check = check
         self._epochs = epochs
@@ -293,7 +304,6 @@ class _TrainingMonitor:
         self._failure: TlrayError | None = None
         self._has_saved = False
         self._terminated_at: float | None = None
-        self.term: TermSignal | None = None
 
     def run(self, thread: threading.Thread, failures: list[BaseException], channel: channels.ChannelHandle) -> None:
         """Fill the outcome until the model has come; `thread` runs Ray Train and adds its error to `failures`.
@@ -306,6 +316,7 @@ class _TrainingMonitor:
             while self._outcome.model is None:
                 alive = thread.is_alive()
                 self._check()
+                self._note_term()
                 for message in ray.get(channel.drain.remote()):
                     self._take(message.event, message.sent, stage)
                     heard = looked = time.monotonic()
@@ -321,14 +332,18 @@ class _TrainingMonitor:
                     raise StoppedError("training stopped without a model; run the same command to resume")
                 thread.join(_POLL_S)
 
-    def _check_term(self) -> None:
-        """Raise `StoppedError` once a checkpoint is written after SIGTERM, or none has come for long."""
-        if self.term is None or not self.term.received:
-            return
-        if self._terminated_at is None:
+    def _note_term(self) -> None:
+        """Remember when SIGTERM came; checkpoints from now on may have been asked for by it."""
+        if self._term.received and self._terminated_at is None:
             self._terminated_at, self._has_saved = time.monotonic(), False
-        if self._has_saved or self._outcome.starts == 0 or time.monotonic() - self._terminated_at > _TERM_S:
-            raise StoppedError("training was stopped by SIGTERM; the same command goes on after the last checkpoint")
+
+    def _check_term(self) -> None:
+        """Raise `StoppedError` after SIGTERM, once a checkpoint is written or needless, or none has come for long."""
+        if self._terminated_at is None:
+            return
+        needless = self._outcome.starts == 0 or "saving" in self._outcome.stages
+        if self._has_saved or needless or time.monotonic() - self._terminated_at > _TERM_S:
+            raise StoppedError(TERMINATED)
 
     def _take(self, event: channels.Event, sent: float, stage: Stage) -> None:
         outcome = self._outcome

@@ -45,7 +45,7 @@ _CHECKED_FILES = 16
 def train(config: TrainConfig) -> TrainSummary:
     """Train a classifier and save its bundle; an existing bundle of the same config and images is returned.
 
-    After an interruption the same call resumes after the last finished epoch, with the features in the cache.
+    After an interruption the same call resumes after the last checkpoint, with the features in the cache.
 
     Raises:
         UsageError: a value, folder, weights file or output cannot be used; nothing was started.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import NamedTuple
 
 import keras
@@ -103,8 +103,8 @@ class Worker:
                 for variable, value in zip(optimizer.variables, state.slots, strict=True):
                     variable.assign(value)
             # the saved count is wrong if the number of workers, and so of steps in an epoch, has changed
-            begun = state.part.images / len(task.train_rows) if state.part else 0.0
-            optimizer.iterations.assign(len(done) * num_steps + round(begun * num_steps))
+            begun = num_steps - len(self._cut_epoch(state.epoch, state.part.images).rows) if state.part else 0
+            optimizer.iterations.assign(len(done) * num_steps + begun)
         train_step = steps.TrainStep(
             self.strategy, network, optimizer, label_smoothing=task.label_smoothing, clip_norm=task.clip_norm
         )
@@ -133,12 +133,12 @@ class Worker:
         self, phase: PhasePlan, opened: OpenNetwork, train_step: steps.TrainStep, inputs: Iterator[Inputs], rate: float
     ) -> EpochRecord:
         task, epoch, network = self._task, self._state.epoch, opened.network
-        before = self._state.part or EpochPart(0, 0.0, 0.0, 0.0)
+        before = self._state.part or EpochPart(0, 0.0, 0.0, 0.0, 0.0)
         started = time.monotonic() - before.seconds
         plan = self._cut_epoch(epoch, before.images)
-        first_step = before.images // (self.num_workers * task.batch_size)
+        first_step = len(self._cut(task.train_rows).rows) - len(plan.rows)
         sums = np.zeros(2)
-        waited_s = 0.0
+        waited_s = before.waited
         for index, rows in enumerate(plan.rows):
             wait_started = time.monotonic()
             batch_inputs = next(inputs)
@@ -153,7 +153,8 @@ class Worker:
             self._reporter.count(int(plan.totals[index]))
             if index + 1 < len(plan.rows) and self._clock.count_step():
                 images = before.images + int(plan.totals[: index + 1].sum())
-                self._save_part(network, train_step, before, images, sums, time.monotonic() - started)
+                now = EpochPart(images, before.loss, before.hits, time.monotonic() - started, waited_s)
+                self._save_part(network, train_step, now, sums)
         summed = steps.sum_over_workers(self.strategy, sums) + np.array([before.loss, before.hits])
         loss, accuracy = summed / len(task.train_rows)
         if task.train_batchnorm:
@@ -182,12 +183,15 @@ class Worker:
         self,
         network: Network,
         train_step: steps.TrainStep,
-        before: EpochPart,
-        images: int,
+        part: EpochPart,
         sums: npt.NDArray[np.float64],
-        seconds: float,
     ) -> None:
-        """Write a checkpoint within the epoch if one is due; every worker must call it after the same step."""
+        """Write a checkpoint within the epoch if one is due; every worker must call it after the same step.
+
+        Args:
+            part: with the sums at the worker's start.
+            sums: this worker's since then.
+        """
         proposed = self._clock.propose() if self.rank == 0 else (False, 0)
         due, num_steps, loss, hits = steps.sum_over_workers(self.strategy, np.array([*proposed, *sums], np.float64))
         self._clock.agree(int(num_steps))
@@ -196,11 +200,11 @@ class Worker:
         if self._task.train_batchnorm:
             steps.average_statistics(self.strategy, network)
         if self.rank == 0:
-            part = EpochPart(images, before.loss + float(loss), before.hits + float(hits), seconds)
+            part = replace(part, loss=part.loss + float(loss), hits=part.hits + float(hits))
             weights = network.read_weights(opened_only=True)
             self._state.take_part(part, weights, train_step.optimizer, train_step.loss_scale)
             save_state(self._checkpoints, self._state)
-            self._reporter.report(PartSaved(images))
+            self._reporter.report(PartSaved(part.images))
         self._clock.note_saved()
 
     def _make_batch(

@@ -1,5 +1,6 @@
 """Faults 41 to 44: a training whose processes are killed goes on as if undisturbed, and no checkpoint is lost."""
 
+import os
 import re
 import shutil
 import signal
@@ -10,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.entry.conftest import read_manifest
+from tests.entry.conftest import read_manifest, run_tlray
 from tests.faults.conftest import LONG_OPTIONS, TWO_WORKERS, check_same_history, read_history
 from tests.faults.processes import Watched, kill
 
@@ -72,27 +73,42 @@ def test_42_44_63_driver_killed_and_fewer_workers(tmp_path, small, undisturbed):
     assert not (tmp_path / "bundle-checkpoints").exists()
 
 
-def test_41_42_killed_within_an_epoch(tmp_path, small, undisturbed):
-    """A worker killed, then SIGTERM to the command: each time it goes on at the very step, as if undisturbed."""
-    options = ["--data", str(small), "--output", str(tmp_path / "bundle"), *LONG_OPTIONS, *TWO_WORKERS]
-    options += ["--checkpoint-every", "0.001", "--dropout", "0"]
+def stop_within_an_epoch(watched, states, workers):
+    """SIGSTOP all workers at a moment when the latest state lies within an epoch."""
+    while True:
+        assert watched.wait_until(lambda: list(states.glob("run-*/epoch-*-000000000008/state.npz")), pause_s=0.001)
+        for pid in workers:
+            os.kill(pid, signal.SIGSTOP)
+        if sorted(path.parent.name for path in states.glob("run-*/epoch-*/state.npz"))[-1].count("-") == 2:
+            return
+        for pid in workers:
+            os.kill(pid, signal.SIGCONT)
+
+
+def test_41_42_killed_within_an_epoch(tmp_path, small, notebook):
+    """A worker killed, then SIGTERM to the command: it goes on at the very step, with its rate and dropout."""
+    options = ["--data", str(small), *LONG_OPTIONS, *TWO_WORKERS, "--schedule", "cosine", "--dropout", "0.3"]
+    run_tlray("train", *options, "--output", str(tmp_path / "undisturbed"))
+    options += ["--output", str(tmp_path / "bundle"), "--checkpoint-every", "0.001"]
     states = tmp_path / "bundle-checkpoints"
     watched = Watched("train", *options)
     watched.wait_for("training on")
     assert watched.wait_until(lambda: list(states.glob("run-*/epoch-0000*")), pause_s=0.01)
     workers = watched.find_workers()
-    assert watched.wait_until(lambda: list(states.glob("run-*/epoch-*-000000000008/state.npz")), pause_s=0.001)
+    stop_within_an_epoch(watched, states, workers)
     kill(workers[0])
+    for pid in workers[1:]:
+        os.kill(pid, signal.SIGCONT)
     watched.wait_for("workers were lost; 2 new ones go on after ")
     assert re.search(r"go on after \d+ images of epoch \d", watched.output)
     assert watched.wait_until(lambda: list(states.glob("run-*/epoch-0006-000000000008/state.npz")), pause_s=0.001)
     watched.terminate()
     told = watched.finish(expect=1)
     assert "SIGTERM: saving a checkpoint" in told
-    assert "training was stopped by SIGTERM; the same command goes on after the last checkpoint" in told
+    assert "training was stopped by SIGTERM; the same command continues after the last checkpoint" in told
     again = Watched("train", *options).finish()
     assert re.search("an earlier run was stopped; going on after .* with 2 workers", again)
-    check_same_history(read_history(tmp_path / "bundle"), read_history(undisturbed))
+    check_same_history(read_history(tmp_path / "bundle"), read_history(tmp_path / "undisturbed"))
 
 
 WRITE_STATES = """
