@@ -125,7 +125,7 @@ class Shard:
 
     @property
     def is_known(self) -> bool:
-        """Whether this training has all of its images."""
+        """True if this training has all of its images."""
         return bool((self.rows >= 0).all())
 
     def name_file(self, kind: Kind, view: int) -> str:

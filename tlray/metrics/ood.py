@@ -83,7 +83,7 @@ class OodScore:
 
     @property
     def penalties(self) -> npt.NDArray[np.float32]:
-        """What to add to cosines so that missing references are no neighbours, `[C, R]`."""
+        """Terms that keep missing references from being neighbours when added to cosines, `[C, R]`."""
         missing = np.arange(self.references.shape[1]) >= self.counts[:, None]
         penalties: npt.NDArray[np.float32] = np.where(missing, -4, 0).astype(np.float32)
         return penalties

@@ -30,7 +30,7 @@ class Entry(NamedTuple):
 
     @property
     def version(self) -> str:
-        """What changes with the content: size, and etag or times; "" if neither is known."""
+        """Size, and etag or times, which change with the content; "" if neither is known."""
         if self.etag is not None:
             return f"{self.size} {self.etag}"
         return f"{self.size} {self.mtime_ns} {self.ctime_ns}" if self.ctime_ns else ""

@@ -4,7 +4,7 @@ train, launch, channel: the driver, its control of Ray Train's workers, and the 
 dataset, inspection, results: images and their roles; what is wrong with them; metrics, advice, and the log for MLflow.
 task: everything a worker needs to know; ray_train: its entry point.
 worker, steps, networks, loader, export: phases and epochs, distributed steps, networks, batches, the finished model.
-schedule, checkpoint, interim: order and rates, saved states, when to save one within an epoch.
+schedule, checkpoint, interim: order and rates, saved states, the times to save one within an epoch.
 predictions: of known images.
 
 `train` imports Ray inside functions: it must not be imported before `cluster.connect` has set its environment.

@@ -46,7 +46,7 @@ class Inspected(NamedTuple):
 
 
 class Memory:
-    """What earlier inspections found, by address and version."""
+    """Results of earlier inspections, by address and version."""
 
     def __init__(self, root: str | None, limits: Limits) -> None:
         """Read what is known below a cache; None for no memory."""

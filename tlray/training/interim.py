@@ -1,4 +1,4 @@
-"""When to write a checkpoint within an epoch.
+"""Decide when to write a checkpoint within an epoch.
 
 A checkpoint needs sums over all workers, so they must write it after the same step. They ask each other about once a
 second, in one small sum, whether rank 0 wants one, and after how many steps to ask again.

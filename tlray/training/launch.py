@@ -46,7 +46,7 @@ _END_S = 60.0
 _SILENCE_S = 30.0
 _DRAINING_INTERVAL_S = 1.0
 _TERM_S = 25.0
-"""How long a checkpoint is waited for after SIGTERM; Kubernetes gives 30 s."""
+"""Longest wait for a checkpoint after SIGTERM; Kubernetes gives 30 s."""
 
 TERMINATED = "training was stopped by SIGTERM; the same command continues after the last checkpoint"
 _CONTROLLER_POLL_S = "0.5"
