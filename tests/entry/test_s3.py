@@ -64,8 +64,8 @@ def test_training_and_labelling_through_s3_give_the_local_classes(trained_on_s3,
 
 def test_features_are_cached_on_s3(trained_on_s3, bucket):
     listed = bucket.list_objects_v2(Bucket="tlray-test", Prefix="cache/mobilenet_v2-")["Contents"]
-    names = [item["Key"].rpartition("/")[2].partition("-")[0] for item in listed]
-    assert {"pooled", "activations", "frozen_base.json", "tail.npz"} <= set(names)
+    names = {item["Key"].rpartition("/")[2] for item in listed}
+    assert {"pooled.npy", "activations.npy", "images.npy", "frozen_base.json", "tail.npz"} <= names
 
 
 def test_a_bundle_on_s3_is_used_from_anywhere(trained_on_s3, bucket, digits):
