@@ -62,7 +62,7 @@ def test_ray_trains_controller_is_registered_with_the_channel(monkeypatch):
     assert hasattr(ControllerCallback, "after_controller_start")
     monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(current_actor="controller"))
     callback.after_controller_start(None)
-    assert registered == ["controller"]
+    assert [ray.cloudpickle.loads(handle) for handle in registered] == ["controller"]
 
 
 def test_only_an_actors_own_placement_groups_are_removed(monkeypatch):

@@ -32,14 +32,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def run_tlray(
-    *arguments: str, expect: int = 0, timeout_s: int = 500, env: dict[str, str] | None = None, alone: bool = False
+    *arguments: str,
+    expect: int = 0,
+    timeout_s: int = 500,
+    env: dict[str, str] | None = None,
+    alone: bool = False,
+    constants: dict[str, float] | None = None,
 ) -> str:
     """Run a command, on the Ray that tests share if there is one, or alone; its exit code must be the expected one."""
     environment = {**os.environ, **(env or {})}
     shared = None if alone else find_runner(environment)
     if shared is not None:
-        code, output = shared.run(arguments, timeout_s)
+        code, output = shared.run(arguments, timeout_s, constants)
     else:
+        assert not constants
         result = subprocess.run(
             [sys.executable, "-m", "tlray", *arguments],
             capture_output=True,

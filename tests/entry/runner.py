@@ -4,6 +4,7 @@ Starting a process, a Ray and Ray Data's actors takes a command on a few images 
 """
 
 import contextlib
+import importlib
 import json
 import os
 import select
@@ -12,6 +13,8 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO
+
+import pytest
 
 
 class Runner:
@@ -41,11 +44,13 @@ class Runner:
         changed = dict(environment.items() ^ self._environment.items())
         return changed.keys() <= {"PYTEST_CURRENT_TEST"} and self._process.poll() is None
 
-    def run(self, arguments: Sequence[str], timeout_s: float) -> tuple[int, str]:
-        """Run a command; its exit code and what it printed."""
+    def run(
+        self, arguments: Sequence[str], timeout_s: float, constants: Mapping[str, float] | None = None
+    ) -> tuple[int, str]:
+        """Run a command, with other values of constants `package.module:NAME`; its exit code and what it printed."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        print(json.dumps(arguments), file=self._process.stdin, flush=True)
+        print(json.dumps([arguments, constants or {}]), file=self._process.stdin, flush=True)
         if not select.select([self._process.stdout], [], [], timeout_s)[0]:
             self._process.kill()
             raise TimeoutError(f"after {timeout_s} s: {arguments}")
@@ -73,10 +78,13 @@ def read_all(file: IO[str]) -> str:
     return file.read()
 
 
-def run(arguments: list[str]) -> tuple[int, str]:
+def run(arguments: list[str], constants: dict[str, float]) -> tuple[int, str]:
     from tlray.cli import main
 
-    with capture() as read:
+    with capture() as read, pytest.MonkeyPatch.context() as patch:
+        for place, value in constants.items():
+            module, _, name = place.partition(":")
+            patch.setattr(importlib.import_module(module), name, value)
         try:
             code = main(arguments)
         except SystemExit as ended:  # of the parser
@@ -93,7 +101,7 @@ def serve() -> None:
         with capture():
             stack.enter_context(connect(None, None, verbose=False))
         for line in sys.stdin:
-            print(json.dumps(run(json.loads(line))), flush=True)
+            print(json.dumps(run(*json.loads(line))), flush=True)
 
 
 if __name__ == "__main__":

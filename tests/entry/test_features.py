@@ -19,14 +19,16 @@ TOLERANCE = 1e-3
 
 @pytest.fixture(scope="module")
 def cached(digits, damaged, tmp_path_factory):
-    """A training on cached features: its cache, its history, what it printed."""
+    """A training on features that engines computed, as for many images: its cache, its history, what it printed."""
     root = tmp_path_factory.mktemp("cached")
-    output = train(digits, root / "bundle", "--cache", "on", "--cache-dir", str(root / "cache"))
+    options = ["--cache", "on", "--cache-dir", str(root / "cache")]
+    output = train(digits, root / "bundle", *options, constants={"tlray.training.train:_BUILT_BY_WORKERS": -1})
     return root / "cache", read_history(root / "bundle"), output
 
 
-def train(digits, bundle, *options):
-    return run_tlray("train", "--data", str(digits / "train"), "--output", str(bundle), *OPTIONS, *options)
+def train(digits, bundle, *options, constants=None):
+    arguments = ["--data", str(digits / "train"), "--output", str(bundle), *OPTIONS, *options]
+    return run_tlray("train", *arguments, constants=constants)
 
 
 def read_history(bundle):
@@ -58,7 +60,7 @@ def test_an_interrupted_build_goes_on_and_another_rate_reuses_it(cached, digits,
     assert "are cached already" in output
     assert "frozen base:" in output
     again = read_history(tmp_path / "again")
-    check_equal(again[:2], history[:2])
+    check_equal(again[:2], history[:2])  # workers compute what engines do
     assert again[2]["loss"] != history[2]["loss"]
 
 
@@ -79,7 +81,8 @@ def test_features_of_another_seed_or_size_are_never_used(cached):
         rows = {"train": np.arange(4), "val": np.arange(4, 6), "test": np.arange(0)}
         augmentation = Augmentation(10.0, values["zoom"], True, values["seed"])
         digests = [hashlib.sha256(f"{values['digest']}{row}".encode()).hexdigest() for row in range(6)]
-        return plan_cache(str(cached[0]), frozen, rows, digests, augmentation, {0: ("pooled", "activations")})
+        needs = {0: ("pooled", "activations")}
+        return plan_cache(str(cached[0]), frozen, rows, digests, augmentation, needs)[0]
 
     reference = plan()
     assert find_missing(reference).images == 6

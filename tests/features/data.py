@@ -29,7 +29,7 @@ def plan_views(root, num_views, *, frozen=None, kinds=("pooled",), train=20, val
     rows = {"train": np.arange(train), "val": np.arange(train, train + val), "test": np.arange(0)}
     digests = make_digests(range(train + val))
     needs = dict.fromkeys(range(num_views), kinds)
-    return plan_cache(str(root), frozen or make_frozen(), rows, digests, Augmentation(10.0, 0.2, True, 0), needs)
+    return plan_cache(str(root), frozen or make_frozen(), rows, digests, Augmentation(10.0, 0.2, True, 0), needs)[0]
 
 
 def store(cache: Cache) -> None:

@@ -10,18 +10,18 @@ from tests.features.data import make_digests, make_frozen, plan_views
 from tlray.errors import StoppedError
 from tlray.features import build
 from tlray.features import cache as cache_module
-from tlray.features.build import _IDENTITY, _dump_array, _read_work, _RunWork
+from tlray.features.build import _IDENTITY, NO_WORK, Done, ShardBuilder, _dump_array, _read_work
 from tlray.features.cache import Work, plan_cache
 from tlray.images.augment import Augmentation, make_keys
 from tlray.images.decode import decode
 
 
-def make_engine(cache, run, *, works):
-    """Return an engine whose graph is `run`, without TensorFlow."""
-    engine = object.__new__(_RunWork)
-    engine._cache, engine._works, engine._uris = cache, works, []
-    engine._run, engine._on_gpu, engine._ready = run, False, 5.0
-    return engine
+def make_builder(cache, run, *, works):
+    """Return a builder whose graph is `run`, without TensorFlow."""
+    builder = object.__new__(ShardBuilder)
+    builder._cache, builder._works, builder._uris = cache, works, []
+    builder._run, builder._on_gpu, builder._ready = run, False, 5.0
+    return builder
 
 
 def load(cache, role, kind, view, shard):
@@ -48,9 +48,9 @@ def test_a_shard_is_computed_by_view_and_stored_by_kind(tmp_path):
 
     pixels = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1) * 10
     work = Work("train", 2, {0: ("pooled",), 1: ("activations",), 2: ("pooled", "activations")})
-    engine = make_engine(cache, run, works=[None, work])
-    block = engine({"work": np.array([1]), "pixels": pixels[None]})
-    assert (block["images"].tolist(), block["ready"].tolist(), batches) == ([15], [5.0], [5, 5, 5])
+    builder = make_builder(cache, run, works=[None, work])
+    done = builder.build(1, pixels)
+    assert (done, batches) == (Done(15, 5.0), [5, 5, 5])
     features = cache.sets["train"]
     assert features.shards[2].rows.tolist() == [16, 17, 18, 19, 20]
     keys = make_keys(make_digests([16, 17, 18, 19, 20]))
@@ -81,8 +81,8 @@ def test_a_view_is_stored_while_the_next_one_is_computed_and_no_further(tmp_path
         return {"pooled": np.ones((len(places), 3), np.float32)}
 
     monkeypatch.setattr(build.storage, "put", store)
-    engine = make_engine(cache, run, works=[Work("train", 0, dict.fromkeys(range(4), ("pooled",)))])
-    engine({"work": np.array([0]), "pixels": np.zeros((1, 8, 1, 1, 3), np.uint8)})
+    builder = make_builder(cache, run, works=[Work("train", 0, dict.fromkeys(range(4), ("pooled",)))])
+    builder.build(0, np.zeros((8, 1, 1, 3), np.uint8))
     assert events[:2] == ["computed 0", "computed 1"]
     for view in range(2, 4):
         assert events.index(f"computed {view}") > events.index(f"stored {view - 2}")
@@ -99,8 +99,8 @@ def test_images_run_in_small_batches_and_validation_images_unchanged(tmp_path, m
         assert (transforms == _IDENTITY).all()
         return {"pooled": places[:, None].astype(np.float32)}
 
-    engine = make_engine(cache, run, works=[Work("val", 0, {0: ("pooled",)})])
-    engine({"work": np.array([0]), "pixels": np.zeros((1, 40, 1, 1, 3), np.uint8)})
+    builder = make_builder(cache, run, works=[Work("val", 0, {0: ("pooled",)})])
+    builder.build(0, np.zeros((40, 1, 1, 3), np.uint8))
     assert [len(batch) for batch in batches] == [16, 16, 8]
     assert load(cache, "val", "pooled", 0, 0)[:, 0].tolist() == list(range(40))
 
@@ -112,22 +112,22 @@ def test_features_that_are_not_finite_stop_the_build(tmp_path, value):
     def run(pixels, places, transforms):
         return {"pooled": np.where(places[:, None] == 3, value, 1.0).astype(np.float16)}
 
-    engine = make_engine(cache, run, works=[Work("train", 0, {0: ("pooled",)})])
+    builder = make_builder(cache, run, works=[Work("train", 0, {0: ("pooled",)})])
     with pytest.raises(StoppedError, match="numbers that are not finite in float16; give --precision float32"):
-        engine({"work": np.array([0]), "pixels": np.zeros((1, 8, 1, 1, 3), np.uint8)})
+        builder.build(0, np.zeros((8, 1, 1, 3), np.uint8))
     assert not Path(cache.uri).exists()
 
 
 def test_without_work_an_engine_only_opens_the_base():
-    block = make_engine(None, None, works=[])({"work": np.array([-1])})
-    assert (block["images"].tolist(), block["ready"].tolist()) == ([0], [5.0])
+    assert make_builder(None, None, works=[]).build(NO_WORK) == Done(0, 5.0)
 
 
 def test_a_shard_is_read_by_its_rows(tmp_path, write_digits):
     paths = sorted(str(path) for path in write_digits(tmp_path / "digits", 2, 5).rglob("*.png"))
     digests = [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths]
     needs, augmentation = {0: ("pooled",)}, Augmentation(10.0, 0.2, True, 0)
-    cache = plan_cache(str(tmp_path / "cache"), make_frozen(), {"train": np.arange(10)}, digests, augmentation, needs)
+    rows = {"train": np.arange(10)}
+    cache, _ = plan_cache(str(tmp_path / "cache"), make_frozen(), rows, digests, augmentation, needs)
     assert [len(shard.rows) for shard in cache.sets["train"].shards] == [8, 2]
     pixels = _read_work(cache, Work("train", 1, {}), paths)
     assert (pixels.shape, pixels.dtype) == ((2, 48, 48, 3), np.uint8)

@@ -196,7 +196,7 @@ def plan_images(root, train, val=()):
     names = [*train, *val]
     rows = {"train": np.arange(len(train)), "val": np.arange(len(train), len(names))}
     augmentation = Augmentation(10.0, 0.2, True, 0)
-    return plan_cache(str(root), make_frozen(), rows, make_digests(names), augmentation, {0: BOTH, 1: BOTH})
+    return plan_cache(str(root), make_frozen(), rows, make_digests(names), augmentation, {0: BOTH, 1: BOTH})[0]
 
 
 def read_pooled(cache, role, row):

@@ -6,7 +6,7 @@ from tlray.cluster.resources import Cluster
 from tlray.config import TrainConfig
 from tlray.errors import StoppedError
 from tlray.features.cache import plan_cache
-from tlray.features.decide import Passes, count_online, decide, list_needs, prepare_cache
+from tlray.features.decide import Passes, choose_cache, count_online, decide, list_needs
 from tlray.images.augment import Augmentation
 
 LOCAL, JOINED = Cluster(2, 0, local=True), Cluster(64, 0, local=False, node_cpus=(32, 32))
@@ -20,7 +20,7 @@ def configure(**options):
 
 
 def prepare(config, cluster=LOCAL):
-    return prepare_cache(config, cluster, ROWS, DIGESTS, make_frozen(), None, AUGMENTATION)
+    return choose_cache(config, cluster, ROWS, DIGESTS, make_frozen(), AUGMENTATION)
 
 
 def test_views_are_taken_in_turn_over_both_phases():
@@ -67,7 +67,7 @@ def test_it_is_used_where_it_saves_passes_and_fits():
     ],
 )
 def test_a_cache_that_is_not_possible_is_off_with_its_reason(options, cluster, reason, capsys):
-    assert prepare(configure(**options), cluster) == (None, 0.0)
+    assert prepare(configure(**options), cluster) is None
     assert capsys.readouterr().out.rstrip().endswith(f"feature cache: off, {reason}")
     if options.get("cache") != "off":
         with pytest.raises(StoppedError) as caught:
@@ -77,16 +77,18 @@ def test_a_cache_that_is_not_possible_is_off_with_its_reason(options, cluster, r
 
 def test_a_cache_that_saves_too_little_is_off(tmp_path, capsys):
     config = configure(head_epochs=1, finetune_epochs=0, cache_dir=str(tmp_path))
-    assert prepare(config) == (None, 0.0)
+    assert prepare(config) is None
     assert "feature cache: off, it would take 35 passes through the base" in capsys.readouterr().out
 
 
 def test_a_complete_cache_is_not_built_again(tmp_path, capsys):
     config = configure(head_epochs=2, finetune_epochs=2, views=2, cache_dir=str(tmp_path))
-    planned = plan_cache(str(tmp_path), make_frozen(), ROWS, DIGESTS, AUGMENTATION, list_needs(config))
+    planned, before = plan_cache(str(tmp_path), make_frozen(), ROWS, DIGESTS, AUGMENTATION, list_needs(config))
+    assert before.images == before.total_images == 55
     store(planned)
-    cache, seconds = prepare(config)
-    assert (cache.uri, seconds) == (planned.uri, 0.0)
+    cache, missing = prepare(config)
+    assert cache.uri == planned.uri
+    assert missing.is_empty
     printed = capsys.readouterr().out
     assert f"feature cache: on, 0 passes through the base instead of 106; about 471.7 kB in {planned.uri}" in printed
     assert "feature cache: all 55 images and views are cached from an earlier run" in printed

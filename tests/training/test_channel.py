@@ -1,8 +1,10 @@
 import pytest
 
 from tests.factories import make_epoch
+from tlray.features.build import Done
 from tlray.training import channel
 from tlray.training.channel import Channel, EpochEnded, ImagesTrained, Message, StageBegan, WorkerReporter
+from tlray.training.task import BuildTask
 
 
 @pytest.fixture
@@ -25,10 +27,26 @@ def test_the_task_is_none_until_it_is_set(plain):
     assert plain.get_task() == "task"
 
 
+def test_features_are_handed_out_once_and_a_replacement_goes_on_with_its_rank_s(plain):
+    assert plain.take_index(0) is None
+    plain.put_build_task(BuildTask(None, [], [0, 1, 2], None))
+    assert [plain.take_index(rank) for rank in (0, 1)] == [0, 1]
+    assert plain.take_index(1) == 1  # taken, not built: by a worker that has died
+    plain.put_done(1, Done(8, 5.0))
+    assert plain.take_index(1) == 2
+    plain.put_done(0, Done(8, 6.0))
+    plain.put_done(0, Done(8, 6.0))  # of a worker whose replacement has built the same
+    assert plain.take_index(0) is None
+    assert plain.drain_done() == [Done(8, 5.0), Done(8, 6.0)]
+    plain.put_done(1, Done(8, 7.0))
+    assert plain.drain_done() == [Done(8, 7.0)]
+    assert plain.drain_done() == []
+
+
 def test_the_controller_is_none_until_it_is_set(plain):
     assert plain.get_controller() is None
-    plain.put_controller("handle")
-    assert plain.get_controller() == "handle"
+    plain.put_controller(b"handle")
+    assert plain.get_controller() == b"handle"
 
 
 def test_a_replacement_overwrites_the_predictions_of_its_rank(plain):

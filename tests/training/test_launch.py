@@ -10,9 +10,11 @@ from tlray.cluster import capacity
 from tlray.cluster.capacity import NodeResources
 from tlray.cluster.resources import Cluster, WorkerResources
 from tlray.errors import StoppedError
+from tlray.features.build import Done
 from tlray.training import launch
-from tlray.training.channel import EpochEnded, Failed, ImagesTrained, PartSaved, Resumed, StageBegan
-from tlray.training.launch import Launch, Outcome
+from tlray.training.channel import EpochEnded, Failed, ImagesTrained, Message, PartSaved, Resumed, StageBegan
+from tlray.training.launch import ChannelLostError, Launch, Outcome
+from tlray.training.task import BuildTask
 
 
 @pytest.fixture
@@ -52,6 +54,53 @@ def test_what_there_is_is_said_until_the_wait_is_over(lost):
     ]
     with pytest.raises(StoppedError, match=r"--num-workers 2 needs 14\.5 CPUs; the cluster has 8 .* last checkpoint"):
         training._check_room(61.0)
+
+
+class Channel:
+    """A channel's methods as Ray offers them; `answers` are what each returns, call by call."""
+
+    def __init__(self, **answers):
+        self._answers = answers
+
+    def __getattr__(self, name):
+        return SimpleNamespace(remote=lambda *_: self._answers[name].pop(0) if name in self._answers else None)
+
+
+@pytest.fixture
+def building(monkeypatch):
+    """Returns what `Launch.build` yields of 3 indices, from a channel's answers; `ends` is when Ray Train does."""
+
+    def build(ends=99, failures=(), **answers):
+        looks = iter(range(100))
+        training = Launch.__new__(Launch)
+        training._channel, training._failures, training._controller = Channel(**answers), list(failures), "known"
+        training._thread = SimpleNamespace(is_alive=lambda: next(looks) < ends, join=lambda _: None)
+        return list(training.build(BuildTask(None, [], [0, 1, 2], None)))
+
+    def get(answer):
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(launch.ray, "get", get)
+    return build
+
+
+def test_what_workers_build_is_told_until_all_is_done(building):
+    done = [[], [Done(8, 5.0)], [Done(8, 5.0), Done(4, 6.0)]]
+    assert building(drain=[[], [], []], drain_done=done) == [Done(8, 5.0), Done(8, 5.0), Done(4, 6.0)]
+    done = [[Done(8, 5.0)] * 3]  # the workers ended right behind the last one
+    assert len(building(ends=0, drain=[[]], drain_done=done)) == 3
+
+
+def test_a_build_ends_with_its_workers_error(building):
+    failed = Message(Failed(StoppedError("digit.png cannot be read any more")), 0.0)
+    with pytest.raises(StoppedError, match=r"digit\.png cannot be read"):
+        building(drain=[[failed]], drain_done=[[]])
+    with pytest.raises(StoppedError, match="out of memory"):
+        building(ends=1, failures=[RuntimeError("out of memory")], drain=[[], []], drain_done=[[], []])
+    with pytest.raises(ChannelLostError, match="computing the frozen base"):
+        building(drain=[ray.exceptions.RayActorError()])
 
 
 @pytest.fixture

@@ -108,12 +108,13 @@ def get_train_snapshot_name() -> str:
 def make_controller_callback(channel: Any) -> Any:
     """Return a callback that registers Ray Train's controller with a `Channel`, so that it can be ended at once."""
     import ray
+    from ray import cloudpickle
     from ray.train.v2._internal.execution.callback import ControllerCallback
 
     class AnnounceController(ControllerCallback):
         def after_controller_start(self, train_run_context: Any) -> None:
             """Register the controller; called in its process."""
-            channel.put_controller.remote(ray.get_runtime_context().current_actor)
+            channel.put_controller.remote(cloudpickle.dumps(ray.get_runtime_context().current_actor))
 
     return AnnounceController()
 

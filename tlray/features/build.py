@@ -1,7 +1,7 @@
-"""Compute what a feature cache lacks, as a Ray Data stage.
+"""Compute what a feature cache lacks, as a Ray Data stage or in training workers that wait for their task.
 
-Engines decode a shard's images, make its views, run the base up to its end as one graph of constants, and store the
-features. For engines on GPUs, separate processes decode ahead.
+A builder decodes a shard's images, makes its views, runs the base up to its end as one graph of constants, and stores
+the features. For engines on GPUs, separate processes decode ahead.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ _Block: TypeAlias = dict[str, npt.NDArray[np.generic]]
 _Run: TypeAlias = Callable[[npt.NDArray[np.uint8], npt.NDArray[np.int32], npt.NDArray[np.float32]], dict[str, Features]]
 """Computes features by kind from pixels `[N, S, S, 3]`, places among them `[M]` and transforms `[M, 8]`."""
 
+NO_WORK = -1
 _RUN_IMAGES = 16
 _RUN_IMAGES_GPU = 128
 _IDENTITY = np.array([1, 0, 0, 0, 1, 0, 0, 0], np.float32)
@@ -61,7 +62,7 @@ _IDENTITY = np.array([1, 0, 0, 0, 1, 0, 0, 0], np.float32)
 
 
 class Done(NamedTuple):
-    """A stored shard: its passes through the base, and the time its engine was ready, in seconds since the epoch."""
+    """A stored shard: its passes through the base, and the time its builder was ready, in seconds since the epoch."""
 
     images: int
     ready: float
@@ -93,8 +94,7 @@ def build(
     import ray.data
     import ray.exceptions
 
-    # an empty list of works still builds the frozen base's own files
-    indices = list(range(len(missing.works))) or [-1]
+    indices = list_indices(missing)
     dataset = ray.data.from_blocks([pa.table({"work": [index]}) for index in indices])
     shared = ray.put((cache, missing.works))
     if resources.num_gpus:
@@ -127,6 +127,11 @@ def build(
         raise explain_failure(error, "computing the frozen base") from error
 
 
+def list_indices(missing: Missing) -> list[int]:
+    """Return the arguments of `ShardBuilder.build`: `NO_WORK` alone if only the base's own files are missing."""
+    return list(range(len(missing.works))) or [NO_WORK]
+
+
 class _ReadWork:
     """A Ray Data stage that reads the images of one shard after another."""
 
@@ -139,13 +144,13 @@ class _ReadWork:
 
     def __call__(self, batch: _Block) -> _Block:
         index = int(batch["work"][0])
-        return (
-            batch if index < 0 else {**batch, "pixels": _read_work(self._cache, self._works[index], self._uris)[None]}
-        )
+        if index == NO_WORK:
+            return batch
+        return {**batch, "pixels": _read_work(self._cache, self._works[index], self._uris)[None]}
 
 
 class _RunWork:
-    """An engine: makes the views of a shard's images, runs the frozen base, stores the features."""
+    """A Ray Data stage that builds one shard after another: an engine."""
 
     def __init__(
         self,
@@ -160,27 +165,60 @@ class _RunWork:
         storage.adopt(options)
         booked = show_booked_gpus()
         import_keras()
-        from tlray.model.engine import allow_bfloat16, limit_threads, prepare_gpus
+        from tlray.model.engine import limit_threads, prepare_gpus
 
         prepare_gpus(booked, allow_cpu=allow_cpu)
-        self._cache, self._works = ray.get(shared[0])
-        self._uris = ray.get(uris[0])
-        frozen = self._cache.frozen
-        self._on_gpu = num_threads is None
         if num_threads is not None:
             limit_threads(num_threads)
-            if frozen.precision.frozen == "bfloat16":
-                allow_bfloat16()
-        weights = ray.get(frozen.weights) if frozen.weights is not None else None
-        self._run = _open_frozen_base(frozen, weights, self._cache.uri, mixed=self._on_gpu)
-        self._ready = time.time()
+        self._builder = ShardBuilder(*ray.get(shared[0]), ray.get(uris[0]), on_gpu=num_threads is None)
 
     def __call__(self, batch: _Block) -> _Block:
-        index = int(batch["work"][0])
-        if index < 0:
-            return {"images": np.zeros(1, np.int64), "ready": np.array([self._ready])}
+        done = self._builder.build(int(batch["work"][0]), batch["pixels"][0] if "pixels" in batch else None)
+        return {"images": np.array([done.images]), "ready": np.array([done.ready])}
+
+
+class ShardBuilder:
+    """Makes the views of a shard's images, runs the frozen base, and stores the features."""
+
+    def __init__(self, cache: Cache, works: list[Work], uris: list[str], *, on_gpu: bool) -> None:
+        """Build the frozen base, and store its own files; `uris` are the images' addresses by row id."""
+        import ray
+
+        from tlray.model.engine import allow_bfloat16
+
+        self._cache, self._works, self._uris, self._on_gpu = cache, works, uris, on_gpu
+        frozen = cache.frozen
+        if not on_gpu and frozen.precision.frozen == "bfloat16":
+            allow_bfloat16()
+        weights = ray.get(frozen.weights) if frozen.weights is not None else None
+        self._run = _open_frozen_base(frozen, weights, cache.uri, mixed=on_gpu)
+        self._ready = time.time()
+
+    def close(self) -> None:
+        """Leave Keras and TensorFlow as they were in this process."""
+        import keras
+
+        from tlray.model.engine import allow_bfloat16
+
+        del self._run
+        allow_bfloat16(allowed=False)
+        keras.utils.clear_session()  # names of layers count on otherwise
+
+    def build(self, index: int, pixels: npt.NDArray[np.uint8] | None = None) -> Done:
+        """Compute and store one work of the list, see `list_indices`.
+
+        Args:
+            pixels: uint8 `[K, S, S, 3]` of the shard's images; read here by default.
+
+        Raises:
+            StoppedError: an image cannot be read any more, or a feature is not finite.
+            OutputError: the cache cannot be written.
+        """
+        if index == NO_WORK:
+            return Done(0, self._ready)
         work = self._works[index]
-        pixels = batch["pixels"][0] if "pixels" in batch else _read_work(self._cache, work, self._uris)
+        if pixels is None:
+            pixels = _read_work(self._cache, work, self._uris)
         feature_set = self._cache.sets[work.role]
         shard = feature_set.shards[work.shard]
         count = len(shard.rows)
@@ -200,7 +238,7 @@ class _RunWork:
                 storing = pool.submit(_store, feature_set.uri, files)
             if storing is not None:
                 storing.result()
-        return {"images": np.array([count * len(work.needs)]), "ready": np.array([self._ready])}
+        return Done(count * len(work.needs), self._ready)
 
     def _draw(self, feature_set: FeatureSet, shard: Shard, view: int) -> npt.NDArray[np.float32]:
         if feature_set.augmentation is None:

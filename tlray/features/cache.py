@@ -271,8 +271,8 @@ def plan_cache(
     digests: Sequence[str],
     augmentation: Augmentation,
     needs: Mapping[int, tuple[Kind, ...]],
-) -> Cache:
-    """Return the places of a training's features: shards that hold them, and new ones for the rest.
+) -> tuple[Cache, Missing]:
+    """Return the places of a training's features, shards that hold them and new ones, and what is missing.
 
     Args:
         root: `--cache-dir`.
@@ -291,7 +291,8 @@ def plan_cache(
         folder = hash_json(vars(augmented))[:_FINGERPRINT_DIGITS] if augmented else _PLAIN
         needed = dict(needs) if augmented else {0: plain}
         sets[role] = _plan_set(stored, folder, np.sort(rows), digests, needed, augmented)
-    return Cache(uri, frozen, sets)
+    cache = Cache(uri, frozen, sets)
+    return cache, _compare(cache, stored)
 
 
 class _StoredFiles:
@@ -378,8 +379,15 @@ def _parse_digests(data: bytes) -> npt.NDArray[np.uint8] | None:
 
 
 def find_missing(cache: Cache) -> Missing:
-    """Compare a plan with the files in the folder; a file of the wrong size counts as missing."""
-    stored = _StoredFiles(cache.uri, cache.frozen)
+    """Compare a plan with the files that the folder holds now; a file of the wrong size counts as missing.
+
+    Raises:
+        StoppedError: a shard with images of other trainings is no longer whole.
+    """
+    return _compare(cache, _StoredFiles(cache.uri, cache.frozen))
+
+
+def _compare(cache: Cache, stored: _StoredFiles) -> Missing:
     works = []
     images = total = 0
     for role, feature_set in cache.sets.items():

@@ -1,10 +1,11 @@
-"""Decide whether a training computes the frozen base once or in every epoch, and complete the cache."""
+"""Decide whether a training computes the frozen base once or in every epoch, and where it is computed."""
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from tlray.config import TrainConfig
 from tlray.console import Stage, say
 from tlray.errors import StoppedError
 from tlray.features import cache as features
-from tlray.features.build import build
+from tlray.features.build import Done, build
 from tlray.features.cache import Cache, FrozenBase, Kind, Missing
 from tlray.images.augment import Augmentation
 from tlray.model.backbones import BACKBONES, INPUT
@@ -50,26 +51,21 @@ class Passes:
     missing: int
 
 
-def prepare_cache(
+def choose_cache(
     config: TrainConfig,
     cluster: Cluster,
     rows: Rows,
     digests: Sequence[str],
     frozen: FrozenBase,
-    uris: ray.ObjectRef[list[str]],
     augmentation: Augmentation,
-) -> tuple[Cache | None, float]:
-    """Decide on the cache, and build its missing part.
+) -> tuple[Cache, Missing] | None:
+    """Decide on the cache; return it with its missing part, or None if every epoch computes the base.
 
     Args:
         digests: sha256 of every row's encoded image.
-        uris: Ray reference to every address, by row id.
-
-    Returns:
-        the cache, or None if every epoch computes the base; and the seconds that engines ran.
 
     Raises:
-        StoppedError: `--cache on` is not possible, or the build stopped.
+        StoppedError: `--cache on` is not possible.
     """
     needs = list_needs(config)
     root = find_root(config, local=cluster.local)
@@ -78,9 +74,8 @@ def prepare_cache(
         if config.cache == "on":
             raise StoppedError(f"--cache on is not possible: {reason}")
         say(f"feature cache: off, {reason}")
-        return None, 0.0
-    cache = features.plan_cache(root, frozen, rows, digests, augmentation, needs)
-    missing = features.find_missing(cache)
+        return None
+    cache, missing = features.plan_cache(root, frozen, rows, digests, augmentation, needs)
     num_bytes = features.estimate_bytes(cache)
     passes = Passes(count_online(config, rows), missing.images)
     if config.cache == "on":
@@ -90,14 +85,13 @@ def prepare_cache(
         decision = decide(passes, int(num_bytes * share), features.measure_free_bytes(root))
     if not decision.use:
         say(f"feature cache: off, {decision.reason}")
-        return None, 0.0
+        return None
     say(f"feature cache: on, {decision.reason}; about {filesize.decimal(num_bytes)} in {cache.uri}")
     if missing.is_empty:
         say(f"feature cache: all {missing.total_images:,} images and views are cached from an earlier run")
-        return cache, 0.0
-    if missing.images < missing.total_images:
+    elif missing.images < missing.total_images:
         say(f"feature cache: {missing.total_images - missing.images:,} of {missing.total_images:,} are cached already")
-    return cache, _build(config, cluster, cache, missing, uris)
+    return cache, missing
 
 
 def choose_engine_bounds(config: TrainConfig) -> EngineBounds:
@@ -160,10 +154,18 @@ def _explain_absence(config: TrainConfig, needs: dict[int, tuple[Kind, ...]]) ->
     return "a cluster's machines share no folder that tlray knows of; give --cache-dir"
 
 
-def _build(
+def build_with_engines(
     config: TrainConfig, cluster: Cluster, cache: Cache, missing: Missing, uris: ray.ObjectRef[list[str]]
-) -> float:
-    """Run the engines; return the seconds since the first of them was ready."""
+) -> Iterator[Done]:
+    """Compute the missing part in processes of their own; yield one `Done` a shard.
+
+    Args:
+        uris: Ray reference to every address, by row id.
+
+    Raises:
+        StoppedError: an image cannot be read any more, or the cluster failed.
+        OutputError: the cache cannot be written.
+    """
     bounds = choose_engine_bounds(config)
     a_shard = max(1, missing.images // max(1, len(missing.works)))
     workers = plan_workers(cluster, config.num_workers, config.gpus_per_worker)
@@ -171,10 +173,15 @@ def _build(
     resources = plan_engines(cluster, max(1, missing.images), a_shard, bounds, beside_workers=beside)
     booked_cpus = config.num_workers * workers.worker_cpus if beside else 0.0
     readers = plan_readers(cluster, resources, booked_cpus)
+    return build(cache, missing, uris, resources, *readers, allow_cpu=bounds.allow_cpu)
+
+
+def complete_cache(cache: Cache, missing: Missing, builds: Iterator[Done]) -> float:
+    """Show the progress of a build; return the seconds since its first process was ready."""
     storage.check_writable(cache.uri, "--cache-dir")
-    first_ready = time.time()
+    first_ready = math.inf
     with Stage("frozen base", missing.images) as stage:
-        for index, done in enumerate(build(cache, missing, uris, resources, *readers, allow_cpu=bounds.allow_cpu)):
-            first_ready = done.ready if index == 0 else min(first_ready, done.ready)
+        for done in builds:
+            first_ready = min(first_ready, done.ready)
             stage.advance(done.images)
-    return time.time() - first_ready
+    return max(0.0, time.time() - first_ready)

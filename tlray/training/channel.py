@@ -16,10 +16,9 @@ from tlray.metrics.calibration import Calibration
 from tlray.model.manifest import Architecture, EpochRecord
 
 if TYPE_CHECKING:
-    from ray.actor import ActorHandle
-
+    from tlray.features.build import Done
     from tlray.training.predictions import RowPredictions
-    from tlray.training.task import TrainingTask
+    from tlray.training.task import BuildTask, TrainingTask
 
 StageName = Literal["phase 1", "phase 2", "saving"]
 
@@ -111,8 +110,12 @@ class Channel:
         self._closed = False
         self._save_asked = False
         self._task: TrainingTask | None = None
+        self._build_task: BuildTask | None = None
+        self._untaken: list[int] = []
+        self._taken: dict[int, int] = {}
+        self._done: list[Done] = []
         self._predictions: dict[int, dict[str, RowPredictions]] = {}
-        self._controller: ActorHandle[Any] | None = None
+        self._controller: bytes | None = None
 
     def send(self, message: Message) -> None:
         """Append a message."""
@@ -130,12 +133,36 @@ class Channel:
         """Return the task; None before it is known."""
         return self._task
 
-    def put_controller(self, controller: ActorHandle[Any]) -> None:
-        """Set the handle of Ray Train's controller."""
+    def put_build_task(self, task: BuildTask) -> None:
+        """Set the features that workers compute while they wait for their task."""
+        self._build_task, self._untaken, self._taken = task, list(reversed(task.indices)), {}
+
+    def get_build_task(self) -> BuildTask | None:
+        """Return the features to compute; None before they are known."""
+        return self._build_task
+
+    def take_index(self, rank: int) -> int | None:
+        """Return an index for a worker to build, first the one that its predecessor left; None if none is left."""
+        if rank not in self._taken and self._untaken:
+            self._taken[rank] = self._untaken.pop()
+        return self._taken.get(rank)
+
+    def put_done(self, rank: int, done: Done) -> None:
+        """Store what a worker has built of the index that it took."""
+        if self._taken.pop(rank, None) is not None:
+            self._done.append(done)
+
+    def drain_done(self) -> list[Done]:
+        """Remove and return what workers have built since the last call."""
+        done, self._done = self._done, []
+        return done
+
+    def put_controller(self, controller: bytes) -> None:
+        """Set the handle of Ray Train's controller, pickled: to open it takes this process 3 s of a core."""
         self._controller = controller
 
-    def get_controller(self) -> ActorHandle[Any] | None:
-        """Return the controller's handle; None before it has started."""
+    def get_controller(self) -> bytes | None:
+        """Return the controller's pickled handle; None before it has started."""
         return self._controller
 
     def put_predictions(self, rank: int, predictions: dict[str, RowPredictions]) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -33,15 +33,17 @@ from tlray.errors import StoppedError, TlrayError
 from tlray.metrics.calibration import Calibration
 from tlray.model.manifest import Architecture, EpochRecord
 from tlray.training import channel as channels
-from tlray.training.task import TrainingTask, WorkerSettings
+from tlray.training.task import BuildTask, TrainingTask, WorkerSettings
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
+    from tlray.features.build import Done
     from tlray.training.predictions import RowPredictions
 
 _POLL_S = 0.25
+_BUILD_POLL_S = 0.1
 _END_S = 60.0
 _SILENCE_S = 30.0
 _DRAINING_INTERVAL_S = 1.0
@@ -81,8 +83,8 @@ class ChannelLostError(StoppedError):
 class Launch:
     """Starts the workers of one training, gives them their task, and follows them.
 
-    On a local cluster without GPUs they may start before their task is known, and import TensorFlow while the driver
-    reads images and engines compute the frozen base. Elsewhere they would hold resources that the engines need.
+    On a local cluster without GPUs they may start before their task is known: they import TensorFlow while the driver
+    reads images, and compute the frozen base of a few images. Elsewhere they would hold resources that engines need.
     """
 
     def __init__(self, config: TrainConfig, cluster: Cluster, checkpoints: str, num_lost: int = 0) -> None:
@@ -149,7 +151,36 @@ class Launch:
         """Remember Ray Train's controller once it has started, as long as the channel can tell."""
         if self._controller is None:
             with contextlib.suppress(ray.exceptions.RayError):
-                self._controller = ray.get(self._channel.get_controller.remote())
+                if (pickled := ray.get(self._channel.get_controller.remote())) is not None:
+                    self._controller = ray.cloudpickle.loads(pickled)
+
+    def build(self, task: BuildTask) -> Iterator[Done]:
+        """Let the workers compute features while they wait for their task; yield one `Done` a shard.
+
+        Raises:
+            ChannelLostError: another launch may compute what is missing.
+            TlrayError: a worker's error; StoppedError if anything else ended the workers.
+        """
+        if self._thread is None:
+            self.start()
+        assert self._thread is not None
+        try:
+            ray.get(self._channel.put_build_task.remote(task))
+            num_left = len(task.indices)
+            while num_left:
+                alive = self._thread.is_alive()
+                self._find_controller()
+                for message in ray.get(self._channel.drain.remote()):
+                    if isinstance(message.event, channels.Failed):
+                        raise message.event.error
+                for done in ray.get(self._channel.drain_done.remote()):
+                    num_left -= 1
+                    yield done
+                if not alive and num_left:
+                    raise _explain_end(self._failures)
+                self._thread.join(_BUILD_POLL_S)
+        except ray.exceptions.RayError as error:
+            raise ChannelLostError(str(explain_failure(error, "computing the frozen base"))) from error
 
     def run(self, task: TrainingTask, check_lock: Callable[[], None], outcome: Outcome) -> None:
         """Give the workers their task and wait for the model; `outcome` gets what they tell.
@@ -327,9 +358,7 @@ class _TrainingMonitor:
                     raise self._failure
                 self._check_term()
                 if not alive and self._outcome.model is None:
-                    if failures:
-                        raise _explain(failures[0]) from failures[0]
-                    raise StoppedError("training stopped without a model; run the same command to resume")
+                    raise _explain_end(failures)
                 thread.join(_POLL_S)
 
     def _note_term(self) -> None:
@@ -395,6 +424,15 @@ class _TrainingMonitor:
             f"epoch {record.epoch}/{self._epochs} ({record.phase}): loss {record.loss:.4f} "
             f"accuracy {record.accuracy:.4f}{val}  {record.seconds:.1f} s"
         )
+
+
+def _explain_end(failures: list[BaseException]) -> TlrayError:
+    """Return why Ray Train has ended before the model has come."""
+    if not failures:
+        return StoppedError("training stopped without a model; run the same command to resume")
+    reason = _explain(failures[0])
+    reason.__cause__ = failures[0]
+    return reason
 
 
 def _explain(error: BaseException) -> TlrayError:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -19,10 +20,11 @@ import ray.util
 from ray.train.backend import Backend, BackendConfig
 
 from tlray.errors import TlrayError
+from tlray.features.build import ShardBuilder
 from tlray.model.tf_imports import import_keras, show_booked_gpus
 from tlray.storage import adopt
 from tlray.training.channel import ChannelHandle, Failed, send
-from tlray.training.task import TrainingTask, WorkerSettings
+from tlray.training.task import BuildTask, TrainingTask, WorkerSettings
 
 if TYPE_CHECKING:
     from tlray.training.worker import Worker
@@ -80,7 +82,7 @@ def run_worker(config: dict[str, WorkerSettings]) -> None:
     try:
         prepare_gpus(booked, allow_cpu=settings.allow_cpu)
         worker = Worker(settings)
-        task = _await_task(settings.channel)
+        task = _await_task(settings.channel, worker.rank)
         if task is not None:
             _run_task(worker, task)
     except TlrayError as error:
@@ -95,11 +97,24 @@ def _run_task(worker: Worker, task: TrainingTask) -> None:
         shutil.rmtree(task.images.keep_in, ignore_errors=True)
 
 
-def _await_task(channel: ChannelHandle) -> TrainingTask | None:
-    """Wait for the task; None if the driver has given up."""
-    while not ray.get(channel.is_closed.remote()):
-        task: TrainingTask | None = ray.get(channel.get_task.remote())
-        if task is not None:
-            return task
-        time.sleep(_TASK_POLL_S)
+def _await_task(channel: ChannelHandle, rank: int) -> TrainingTask | None:
+    """Wait for the task, and compute features that the driver asks for before; None if the driver has given up."""
+    with contextlib.ExitStack() as stack:
+        builder: ShardBuilder | None = None
+        while not ray.get(channel.is_closed.remote()):
+            task: TrainingTask | None = ray.get(channel.get_task.remote())
+            if task is not None:
+                return task
+            index = ray.get(channel.take_index.remote(rank))
+            if index is None:
+                time.sleep(_TASK_POLL_S)
+                continue
+            if builder is None:
+                builder = stack.enter_context(contextlib.closing(_make_builder(channel)))
+            ray.get(channel.put_done.remote(rank, builder.build(index)))
     return None
+
+
+def _make_builder(channel: ChannelHandle) -> ShardBuilder:
+    task: BuildTask = ray.get(channel.get_build_task.remote())
+    return ShardBuilder(task.cache, task.works, ray.get(task.uris), on_gpu=False)

@@ -14,7 +14,7 @@ import ray
 
 from tlray.cluster.resources import WorkerResources
 from tlray.config import SelectName, TrainConfig
-from tlray.features.cache import Cache, Kind
+from tlray.features.cache import Cache, Kind, Work
 from tlray.images.augment import Augmentation, make_keys
 from tlray.metrics.ood import MAX_HELD, draw_reference_rows
 from tlray.model.manifest import PhaseName, hash_json
@@ -40,6 +40,21 @@ class PhasePlan:
     schedule: Literal["constant", "cosine"]
     warmup_epochs: float
     cached: bool
+
+
+@dataclass(frozen=True)
+class BuildTask:
+    """Features that workers compute before they train.
+
+    Attributes:
+        indices: of `works`, see `features.build.list_indices`.
+        uris: Ray reference to every address, by row id.
+    """
+
+    cache: Cache
+    works: list[Work]
+    indices: list[int]
+    uris: ray.ObjectRef[list[str]]
 
 
 @dataclass(frozen=True)

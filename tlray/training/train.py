@@ -19,7 +19,7 @@ from tlray.cluster.resources import Cluster
 from tlray.config import TrainConfig, describe, resolve
 from tlray.console import now, say
 from tlray.errors import OutputError
-from tlray.features.cache import Cache, FrozenBase
+from tlray.features.cache import Cache, FrozenBase, Missing
 from tlray.images.augment import Augmentation
 from tlray.metrics.label_errors import LabelErrorSummary
 from tlray.model import bundle
@@ -35,11 +35,15 @@ from tlray.training.dataset import Images, Roles, assign_roles, list_images
 from tlray.training.results import TrainSummary
 
 if TYPE_CHECKING:
-    from tlray.training.launch import Outcome, TrainedModel
+    import ray
+
+    from tlray.training.launch import Launch, Outcome, TrainedModel
 
 CONFIG = "training/config.yaml"
 
 _CHECKED_FILES = 16
+_BUILT_BY_WORKERS = 2000
+"""Most passes through the frozen base for which engines are not worth their start, 15 s of a core each."""
 
 
 def train(config: TrainConfig) -> TrainSummary:
@@ -176,7 +180,8 @@ def _run_workers(
     """Build the feature cache and train; return the outcome, the cache's seconds, and the cache."""
     import ray
 
-    from tlray.features.decide import choose_engine_bounds, prepare_cache
+    from tlray.features.cache import find_missing
+    from tlray.features.decide import choose_cache, choose_engine_bounds
     from tlray.training.launch import ChannelLostError, Launch, Outcome
     from tlray.training.task import make_training_task
 
@@ -199,7 +204,8 @@ def _run_workers(
         on_gpus=choose_engine_bounds(config).choose_gpus(cluster) > 0,
     )
     try:
-        cache, frozen_s = prepare_cache(config, cluster, roles.rows, roles.digests, frozen, uris, augmentation)
+        chosen = choose_cache(config, cluster, roles.rows, roles.digests, frozen, augmentation)
+        cache, missing = chosen if chosen is not None else (None, None)
         task = make_training_task(
             config,
             launch.resources,
@@ -211,9 +217,12 @@ def _run_workers(
             uris=uris,
             base_weights=weights,
         )
-        outcome = Outcome()
+        outcome, frozen_s = Outcome(), 0.0
         for num_lost in itertools.count(1):
             try:
+                if cache is not None and missing is not None and not missing.is_empty:
+                    frozen_s += _complete_cache(config, cluster, cache, missing, uris, launch)
+                    missing = None
                 launch.run(task, lock.check, outcome)
                 break
             except ChannelLostError as error:
@@ -221,10 +230,32 @@ def _run_workers(
                     raise
                 say(f"{error}; starting workers again")
                 launch = Launch(config, cluster, checkpoints, num_lost)
+                if cache is not None and missing is not None:
+                    missing = find_missing(cache)
     except BaseException:
         launch.close()
         raise
     return outcome, frozen_s, cache
+
+
+def _complete_cache(
+    config: TrainConfig,
+    cluster: Cluster,
+    cache: Cache,
+    missing: Missing,
+    uris: ray.ObjectRef[list[str]],
+    launch: Launch,
+) -> float:
+    """Compute what a cache lacks, in the waiting workers or in engines; return the seconds."""
+    from tlray.features.build import list_indices
+    from tlray.features.decide import build_with_engines, complete_cache
+    from tlray.training.task import BuildTask
+
+    if launch.may_start_early and missing.images <= _BUILT_BY_WORKERS:
+        builds = launch.build(BuildTask(cache, missing.works, list_indices(missing), uris))
+    else:
+        builds = build_with_engines(config, cluster, cache, missing, uris)
+    return complete_cache(cache, missing, builds)
 
 
 def _choose_precision(config: TrainConfig, cluster: Cluster, *, gpus: bool) -> Precision:

@@ -1,0 +1,68 @@
+"""What a worker does between its start and its task."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from tlray.features.build import Done
+from tlray.training import ray_train
+from tlray.training.channel import Channel
+from tlray.training.task import BuildTask
+
+
+@pytest.fixture
+def channel(monkeypatch):
+    """A channel's object, whose methods are called without Ray."""
+    plain = Channel.__ray_metadata__.modified_class()
+
+    class Handle:
+        def __getattr__(self, name):
+            return SimpleNamespace(remote=getattr(plain, name))
+
+    monkeypatch.setattr(ray_train.ray, "get", lambda answer: answer)
+    plain.handle = Handle()
+    return plain
+
+
+@pytest.fixture
+def built(monkeypatch):
+    """Collects what builders were asked for."""
+    events = []
+
+    class Builder:
+        def __init__(self, cache, works, uris, *, on_gpu):
+            events.append((cache, uris, on_gpu))
+
+        def build(self, index):
+            events.append(index)
+            return Done(8, 5.0)
+
+        def close(self):
+            events.append("closed")
+
+    monkeypatch.setattr(ray_train, "ShardBuilder", Builder)
+    return events
+
+
+def test_features_are_computed_until_the_task_is_known(channel, built, monkeypatch):
+    def sleep(_):  # the driver puts the task once all features are there
+        channel.put_task("task")
+
+    monkeypatch.setattr(ray_train.time, "sleep", sleep)
+    channel.put_build_task(BuildTask("cache", [], [0, 1], "uris"))
+    assert ray_train._await_task(channel.handle, 0) == "task"
+    assert built == [("cache", "uris", False), 0, 1, "closed"]
+    assert channel.drain_done() == [Done(8, 5.0)] * 2
+
+
+def test_without_features_to_compute_nothing_is_built(channel, built):
+    channel.put_task("task")
+    assert ray_train._await_task(channel.handle, 0) == "task"
+    assert built == []
+
+
+def test_a_driver_that_has_given_up_ends_the_wait(channel, built):
+    channel.put_build_task(BuildTask("cache", [], [0], "uris"))
+    channel.close()
+    assert ray_train._await_task(channel.handle, 0) is None
+    assert built == []
