@@ -12,6 +12,7 @@ BASE_OPTIONS += ["--image-size", "48", "--head-units", "16", "--precision", "flo
 
 LONG_OPTIONS = [*BASE_OPTIONS, "--head-epochs", "5", "--finetune-epochs", "5", "--cache", "on"]
 LONG_OPTIONS += ["--views", "2", "--lr-head", "3e-4", "--lr-finetune", "1e-4", "--val-fraction", "0.2"]
+LONG_OPTIONS += ["--schedule", "cosine", "--dropout", "0.3"]
 # low rates: at high ones a rounding difference in one step has grown beyond the tolerance ten epochs later
 
 TWO_WORKERS = ["--num-workers", "2", "--batch-size", "4"]
@@ -40,15 +41,16 @@ def check_same_history(ours, theirs, *, steps=True):
 
 
 @pytest.fixture(scope="session")
-def small(tmp_path_factory, write_digits):
+def small(make_once, write_digits):
     """Three classes of 16 digits each."""
-    return write_digits(tmp_path_factory.mktemp("small") / "train", 3, 16)
+    return make_once("small", lambda folder: write_digits(folder, 3, 16))
 
 
 @pytest.fixture(scope="session")
-def undisturbed(small, notebook, tmp_path_factory):
+def undisturbed(small, notebook, make_once):
     """The bundle of `LONG_OPTIONS` with 2 workers of 4, trained in peace."""
-    bundle = tmp_path_factory.mktemp("undisturbed") / "bundle"
-    arguments = ["--data", str(small), "--output", str(bundle), *LONG_OPTIONS, *TWO_WORKERS]
-    run_tlray("train", *arguments)
-    return bundle
+
+    def train(folder):
+        run_tlray("train", "--data", str(small), "--output", str(folder / "bundle"), *LONG_OPTIONS, *TWO_WORKERS)
+
+    return make_once("undisturbed", train) / "bundle"

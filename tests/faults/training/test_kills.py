@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.entry.conftest import read_manifest, run_tlray
+from tests.entry.conftest import read_manifest
 from tests.faults.conftest import LONG_OPTIONS, TWO_WORKERS, check_same_history, read_history
 from tests.faults.processes import Watched, kill
 
@@ -85,10 +85,9 @@ def stop_within_an_epoch(watched, states, workers):
             os.kill(pid, signal.SIGCONT)
 
 
-def test_41_42_killed_within_an_epoch(tmp_path, small, notebook):
+def test_41_42_killed_within_an_epoch(tmp_path, small, undisturbed):
     """A worker killed, then SIGTERM to the command: it goes on at the very step, with its rate and dropout."""
-    options = ["--data", str(small), *LONG_OPTIONS, *TWO_WORKERS, "--schedule", "cosine", "--dropout", "0.3"]
-    run_tlray("train", *options, "--output", str(tmp_path / "undisturbed"))
+    options = ["--data", str(small), *LONG_OPTIONS, *TWO_WORKERS]
     options += ["--output", str(tmp_path / "bundle"), "--checkpoint-every", "0.001"]
     states = tmp_path / "bundle-checkpoints"
     watched = Watched("train", *options)
@@ -108,7 +107,7 @@ def test_41_42_killed_within_an_epoch(tmp_path, small, notebook):
     assert "training was stopped by SIGTERM; the same command continues after the last checkpoint" in told
     again = Watched("train", *options).finish()
     assert re.search("an earlier run was stopped; going on after .* with 2 workers", again)
-    check_same_history(read_history(tmp_path / "bundle"), read_history(tmp_path / "undisturbed"))
+    check_same_history(read_history(tmp_path / "bundle"), read_history(undisturbed))
 
 
 WRITE_STATES = """
