@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -5,7 +6,7 @@ import pytest
 
 from tlray.cli.print_bundle import describe_accuracy, describe_duplicates, print_evaluate
 from tlray.evaluation import EvaluateSummary
-from tlray.metrics.calibration import MIN_IMAGES
+from tlray.metrics.calibration import MIN_IMAGES, CalibrationGain
 from tlray.metrics.classification import ConfusedPair, measure, measure_uncalibrated
 from tlray.metrics.label_errors import DuplicatePair, LabelErrorSummary
 from tlray.metrics.thresholds import Threshold, Thresholds
@@ -48,6 +49,18 @@ def test_calibration_is_described_if_there_were_enough_images():
     assert name == "calibration"
     assert text == f"probabilities are off by {validation.ece:.3f} on average, {many.ece:.3f} before (ECE)"
     assert describe_accuracy(Metrics()) == []
+
+
+def test_a_calibration_says_what_it_gains_on_images_held_out():
+    metrics = Metrics(
+        validation=measure(PROBABILITIES, LABELS, ["a", "b"]),
+        uncalibrated=measure_uncalibrated(np.tile(PROBABILITIES, (10, 1)), np.tile(LABELS, 10)),
+        calibration_gain=CalibrationGain(0.05, 0.01, 0.09),
+    )
+    text = dict(describe_accuracy(metrics))["calibration"]
+    assert text.endswith("(ECE); saves 0.050 of log-loss on images held out (95% interval 0.010 to 0.090)")
+    text = dict(describe_accuracy(replace(metrics, calibration_gain=CalibrationGain(0, 0, 0))))["calibration"]
+    assert text.startswith("none: it gains nothing on images held out; probabilities are off by ")
 
 
 def evaluate(**values):

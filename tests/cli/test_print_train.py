@@ -48,6 +48,16 @@ def test_stages_have_their_share_rate_and_wait(lines):
     assert "all 8.0" in printed
 
 
+def test_the_loss_by_class_weights_stands_beside_the_plain_one_where_they_differ(lines):
+    weighted = {"head": replace(PHASES["head"], val_weighted_loss=0.6), "finetune": PHASES["finetune"]}
+    weighted["finetune"] = replace(PHASES["finetune"], val_weighted_loss=0.71)
+    print_train(make_summary(metrics=Metrics(kept=KeptEpoch("finetune", 2), phases=weighted)))
+    printed = lines()
+    assert any(line.startswith("phase 1 head: validation loss 0.6000, accuracy 0.7000 ") for line in printed)
+    expected = "phase 2 finetune: validation loss 0.6000 (0.7100 by class weights), accuracy 0.9000 "
+    assert any(line.startswith(expected) for line in printed)
+
+
 def test_phase_1_may_win(lines):
     print_train(make_summary(metrics=Metrics(kept=KeptEpoch("head", 1), phases=PHASES)))
     printed = lines()

@@ -1,6 +1,7 @@
 """What needs TensorFlow but no Ray."""
 
 import io
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -77,6 +78,39 @@ def test_the_network_answers_the_same_from_every_entrance():
     for entrance, values in inputs.items():
         answer = keras.ops.softmax(make_network(entrance).call(values, training=False))
         np.testing.assert_allclose(answer, expected, atol=1e-6, err_msg=entrance)
+
+
+@pytest.mark.parametrize("entrance", ["pixels", "activations"])
+def test_batchnorm_uses_its_statistics_unless_it_is_trained(entrance):
+    """In a training step too: the saved model has these statistics."""
+    network = make_network(entrance)
+    network.open_base("block_14_add")
+    for variable in network.list_statistics():  # of this batch they are others
+        variable.assign(variable + 0.5)
+    shape = (4, 64, 64, 3) if entrance == "pixels" else (4, 2, 2, 160)
+    inputs = np.random.default_rng(0).uniform(0, 200, shape).astype(np.float32)
+    served = network.call(inputs, training=False).numpy()
+    np.testing.assert_array_equal(network.call(inputs, training=True), served)
+    network._train_batchnorm = True
+    assert np.abs(network.call(inputs, training=True).numpy() - served).max() > 1e-3
+
+
+def test_the_saved_model_divides_its_logits_by_the_temperature():
+    import keras
+
+    from tlray.training.export import _assemble
+
+    network = make_network("pixels")
+    for layer in network.head:
+        layer.bias.assign(np.linspace(-3, 3, layer.units))
+    task = SimpleNamespace(
+        backbone="mobilenet_v2", image_size_px=64, head_units=(8,), classes=("a", "b", "c"), seed=1, base_weights=None
+    )
+    model = _assemble(task, network.read_weights(opened_only=False), temperature=2.5)
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 64, 64, 3)).astype(np.float32)
+    logits = network.call(pixels, training=False)
+    np.testing.assert_allclose(model(pixels), keras.ops.softmax(logits / 2.5), atol=1e-6)
+    assert np.abs(model(pixels) - keras.ops.softmax(logits)).max() > 0.05
 
 
 def test_weights_have_the_same_names_whichever_part_is_built():

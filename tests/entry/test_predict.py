@@ -154,9 +154,9 @@ def test_evaluate_agrees_with_training_and_the_labels(bundle, digits, tmp_path):
     options = ["--data", str(digits / "test"), "--output", str(output), "--precision", "float32"]
     printed = run_tlray("evaluate", "--model", str(bundle), *options)
     result = json.loads((output / "evaluation.json").read_text())
-    expected = json.loads((bundle / "bundle.json").read_text())["metrics"]["test"]
-    assert result["accuracy"] == pytest.approx(expected["accuracy"])
-    assert result["confusion"] == expected["confusion"]
+    expected = tlray.load_bundle(str(bundle)).manifest.metrics.test
+    assert result["accuracy"] == pytest.approx(expected.accuracy)
+    assert result["confusion"] == expected.confusion
     assert f"{result['accuracy']:.4f}" in printed
     assert "<svg" in (output / "report.html").read_text()
 

@@ -27,7 +27,7 @@ def test_metrics_by_hand():
     assert measured.images == 6
     assert measured.accuracy == pytest.approx(4 / 6)
     assert (measured.accuracy_low, measured.accuracy_high) == pytest.approx((0.3000, 0.9032), abs=1e-4)
-    assert measured.confusion == [[2, 1, 0], [1, 1, 0], [0, 0, 1]]
+    assert measured.confusion == [[0, 0, 2], [0, 1, 1], [1, 0, 1], [1, 1, 1], [2, 2, 1]]
     a = measured.by_class["a"]
     assert (a.precision, a.recall, a.f1, a.images, a.predicted) == pytest.approx((2 / 3,) * 3 + (3, 3))
     assert measured.by_class["b"].precision == pytest.approx(1 / 2)
@@ -78,12 +78,22 @@ def test_calibration_alone_agrees_with_the_whole_measurement():
 
 
 def test_the_most_confused_pairs_come_first():
-    pairs = list_confused([[5, 1, 0], [4, 5, 0], [0, 2, 9]], ["a", "b", "c"])
+    pairs = list_confused([[0, 0, 5], [0, 1, 1], [1, 0, 4], [1, 1, 5], [2, 1, 2], [2, 2, 9]], ["a", "b", "c"])
     assert pairs == [ConfusedPair("b", "a", 4), ConfusedPair("c", "b", 2), ConfusedPair("a", "b", 1)]
 
 
 def test_at_most_twenty_confused_pairs_are_listed():
-    confusion = np.arange(36).reshape(6, 6).tolist()
+    confusion = [[index // 6, index % 6, index] for index in range(36)]
     pairs = list_confused(confusion, "abcdef")
     assert len(pairs) == 20
     assert (pairs[0], pairs[-1].images) == (ConfusedPair("f", "e", 34), 12)
+
+
+def test_thousands_of_classes_are_measured_by_their_images():
+    """A matrix of 20,000 classes would take 3 GB."""
+    labels = np.arange(0, 20_000, 10)
+    probabilities = np.zeros((len(labels), 20_000), np.float32)
+    probabilities[np.arange(len(labels)), labels // 20 * 20] = 1
+    measured = measure(probabilities, labels, [str(index) for index in range(20_000)])
+    assert measured.confusion == [[label, label // 20 * 20, 1] for label in labels.tolist()]
+    assert (measured.accuracy, len(measured.by_class)) == (0.5, 20_000)

@@ -102,8 +102,12 @@ def test_of_many_classes_the_most_frequent_are_in_the_table():
     assert table.more == 10
 
 
+def list_all_pairs(num_classes):
+    return [[true, predicted, 1] for true in range(num_classes) for predicted in range(num_classes)]
+
+
 def test_a_confusion_matrix_shades_shares_of_its_rows():
-    measured = make_measurement(confusion=[[84, 16], [0, 0]])
+    measured = make_measurement(confusion=[[0, 0, 84], [0, 1, 16]])
     table = make_confusion(measured, ["a", "b"])
     (right, wrong), (empty, _) = (row.cells for row in table.rows)
     assert (right.count, right.opacity, right.kind) == (84, 0.84, "same strong")
@@ -117,13 +121,13 @@ def test_a_confusion_matrix_shades_shares_of_its_rows():
     ("classes", "tall"), [(["a"] * 8, False), (["a"] * 9, True), (["a" * 11], False), (["a" * 12], True)]
 )
 def test_many_or_long_names_are_rotated(classes, tall):
-    measured = make_measurement(confusion=[[1] * len(classes)] * len(classes))
+    measured = make_measurement(confusion=list_all_pairs(len(classes)))
     assert make_confusion(measured, classes).tall == tall
 
 
 @pytest.mark.parametrize(("size", "rows"), [(30, 30), (31, 0)])
 def test_too_many_classes_have_pairs_instead_of_a_matrix(size, rows):
-    measured = make_measurement(confusion=[[1] * size] * size)
+    measured = make_measurement(confusion=list_all_pairs(size))
     table = make_confusion(measured, [f"class {index}" for index in range(size)])
     assert len(table.rows) == rows
     assert len(table.pairs) == 20

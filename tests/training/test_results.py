@@ -1,5 +1,6 @@
 import contextlib
 import sys
+from dataclasses import fields
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,7 +24,7 @@ def make_history(validated=True):
 
 
 def make_metrics(phase, epoch, history):
-    best = [PhaseBest(one.epoch, one.loss, one.accuracy, one.val_loss, one.val_accuracy) for one in history]
+    best = [PhaseBest(*(getattr(one, field.name) for field in fields(PhaseBest))) for one in history]
     return Metrics(kept=KeptEpoch(phase, epoch), phases={"head": best[1], "finetune": best[2]})
 
 

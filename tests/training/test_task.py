@@ -64,3 +64,10 @@ def test_samples_are_of_their_roles_and_seeded():
     task = make_task(make_config(seed=3))
     assert set(task.reference_rows) == set(task.train_rows)
     assert set(task.calibration_rows) == set(task.held_rows) == set(task.val_rows)
+
+
+def test_with_many_classes_fewer_images_calibrate(monkeypatch):
+    monkeypatch.setattr("tlray.training.task._CALIBRATION_NUMBERS", 15)
+    task = make_task(make_config())
+    assert len(task.calibration_rows) == 5
+    assert len(task.val_rows) == 10

@@ -118,6 +118,12 @@ def describe_accuracy(metrics: Metrics) -> list[tuple[str, str]]:
     if metrics.uncalibrated and metrics.validation:
         before, after = metrics.uncalibrated.ece, metrics.validation.ece
         text = f"probabilities are off by {after:.3f} on average, {before:.3f} before (ECE)"
+        gain = metrics.calibration_gain
+        if gain is not None and gain.mean > 0:
+            interval = f"95% interval {gain.low:.3f} to {gain.high:.3f}"
+            text += f"; saves {gain.mean:.3f} of log-loss on images held out ({interval})"
+        elif gain is not None:
+            text = f"none: it gains nothing on images held out; probabilities are off by {after:.3f} on average (ECE)"
         if metrics.uncalibrated.images < MIN_IMAGES:
             text = f"none: {MIN_IMAGES} validation images are needed for it"
         facts.append(("calibration", text))

@@ -49,7 +49,9 @@ def _describe_phases(metrics: Metrics) -> list[tuple[str, str]]:
     for name, best in metrics.phases.items():
         text = f"{name}: training accuracy {best.accuracy:.4f} in its last epoch"
         if best.val_accuracy is not None:
-            figures = f"validation loss {best.val_loss:.4f}, accuracy {best.val_accuracy:.4f}"
+            losses = [f"{loss:.4f}" for loss in (best.val_loss, best.val_weighted_loss) if loss is not None]
+            weighted = f" ({losses[-1]} by class weights)" if losses[-1] != losses[0] else ""
+            figures = f"validation loss {losses[0]}{weighted}, accuracy {best.val_accuracy:.4f}"
             text = f"{name}: {figures} in epoch {best.epoch}, its best"
         if facts and kept is not None and (kept.phase == "head" or best.val_accuracy is not None):
             text += f"; {_PHASES[kept.phase]} won"

@@ -176,11 +176,10 @@ def _calibrate(predictions: _ValidationPredictions | None, num_classes: int, *, 
         features = predictions.features
         ood_score = fit_ood_score(features[references], predictions.labels[references], num_classes, features[held])
     scalable = scalable and len(order) >= MIN_IMAGES
-    return Calibration(
-        temperature=fit_temperature(predictions.probabilities, predictions.labels) if scalable else 1.0,
-        images=len(order) if scalable else 0,
-        ood_score=ood_score,
-    )
+    if not scalable:
+        return Calibration(1.0, 0, ood_score)
+    fit = fit_temperature(predictions.probabilities, predictions.labels)
+    return Calibration(fit.temperature, len(order), ood_score, fit.gain)
 
 
 def _measure(
@@ -197,6 +196,7 @@ def _measure(
     metrics = Metrics(
         validation=measure(calibrated, predictions.labels, classes),
         uncalibrated=measure_uncalibrated(predictions.probabilities, predictions.labels),
+        calibration_gain=calibration.gain,
         ood_score=None if ood_score is None else OodPercentiles(ood_score.percentiles),
     )
     return metrics, choose_thresholds(calibrated, predictions.labels, classes, target_precision)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
@@ -53,10 +53,10 @@ class Measurement:
         log_loss: mean negative logarithm of the true class's probability.
         ece: expected calibration error.
         bins: bins of the reliability diagram.
-        by_class: metrics by class name.
         macro_f1: unweighted mean of F1 over the classes that occur.
-        confusion: `[C][C]` counts; row: true class, column: predicted class.
         confidences: `[20]`, images by top probability over [0, 1].
+        by_class: metrics by class name.
+        confusion: `[true class, predicted class, images]` by class index, in order, for each pair that occurs.
         loss: validation loss of the kept epoch during training; None for other images.
     """
 
@@ -69,10 +69,10 @@ class Measurement:
     log_loss: float
     ece: float
     bins: list[Bin]
-    by_class: dict[str, ClassMeasurement]
     macro_f1: float
-    confusion: list[list[int]]
     confidences: list[int]
+    by_class: dict[str, ClassMeasurement] = field(default_factory=dict)
+    confusion: list[list[int]] = field(default_factory=list)
     loss: float | None = None
 
 
@@ -103,7 +103,7 @@ def measure_uncalibrated(probabilities: Probabilities, labels: Labels) -> Uncali
 
 def measure(probabilities: Probabilities, labels: Labels, classes: Sequence[str]) -> Measurement:
     """Compare probabilities `[N, C]` with true class indices `[N]`, N > 0."""
-    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+    from sklearn.metrics import precision_recall_fscore_support
 
     num_classes, images = len(classes), len(labels)
     predicted = probabilities.argmax(axis=1)
@@ -111,10 +111,11 @@ def measure(probabilities: Probabilities, labels: Labels, classes: Sequence[str]
     precision, recall, f1, support = precision_recall_fscore_support(
         labels, predicted, labels=indices, average=None, zero_division=0.0
     )
-    confusion = confusion_matrix(labels, predicted, labels=indices)
+    rights = np.bincount(labels[labels == predicted], minlength=num_classes)
+    givens = np.bincount(predicted, minlength=num_classes)
     by_class = {}
     for index, name in enumerate(classes):
-        right, given = int(confusion[index, index]), int(confusion[:, index].sum())
+        right, given = int(rights[index]), int(givens[index])
         by_class[name] = ClassMeasurement(
             float(precision[index]),
             *wilson(right, given),
@@ -127,7 +128,8 @@ def measure(probabilities: Probabilities, labels: Labels, classes: Sequence[str]
     right = int((labels == predicted).sum())
     low, high = wilson(right, images)
     top_k = min(_TOP_K, num_classes)
-    top = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
+    of_true = probabilities[np.arange(images), labels][:, None]
+    ahead = (probabilities > of_true) | ((probabilities == of_true) & (indices < labels[:, None]))
     bins = bin_confidences(probabilities, labels)
     return Measurement(
         images=images,
@@ -135,13 +137,13 @@ def measure(probabilities: Probabilities, labels: Labels, classes: Sequence[str]
         accuracy_low=low,
         accuracy_high=high,
         top_k=top_k,
-        top_k_accuracy=float((top == labels[:, None]).any(axis=1).mean()),
+        top_k_accuracy=float((ahead.sum(axis=1) < top_k).mean()),
         log_loss=compute_log_loss(probabilities, labels),
         ece=compute_ece(bins),
         bins=bins,
         by_class=by_class,
-        macro_f1=compute_macro_f1(confusion.diagonal(), confusion.sum(axis=0), support),
-        confusion=confusion.tolist(),
+        macro_f1=compute_macro_f1(rights, givens, support),
+        confusion=_count_pairs(labels, predicted),
         confidences=np.histogram(probabilities.max(axis=1), _HISTOGRAM_BINS, (0, 1))[0].tolist(),
     )
 
@@ -158,12 +160,13 @@ def compute_macro_f1(right: Counts, predicted: Counts, images: Counts) -> float:
     return float((2 * right[occurring] / (predicted[occurring] + images[occurring])).mean())
 
 
+def _count_pairs(labels: Labels, predicted: npt.NDArray[np.integer]) -> list[list[int]]:
+    pairs, counts = np.unique(np.stack([labels, predicted], axis=1), axis=0, return_counts=True)
+    confusion: list[list[int]] = np.column_stack([pairs, counts]).tolist()
+    return confusion
+
+
 def list_confused(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> list[ConfusedPair]:
-    """List the confused pairs of classes, most frequent first, at most 20."""
-    pairs = [
-        ConfusedPair(classes[row], classes[column], count)
-        for row, counts in enumerate(confusion)
-        for column, count in enumerate(counts)
-        if row != column and count
-    ]
+    """List the confused pairs of classes, most frequent first, at most 20; `confusion` as in `Measurement`."""
+    pairs = [ConfusedPair(classes[row], classes[column], count) for row, column, count in confusion if row != column]
     return sorted(pairs, key=lambda pair: -pair.images)[:_MAX_PAIRS]

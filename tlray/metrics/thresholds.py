@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -53,8 +53,8 @@ class Thresholds:
 
     target_precision: float
     overall: Threshold | None
-    by_class: dict[str, Threshold | None]
-    few: list[str]
+    by_class: dict[str, Threshold | None] = field(default_factory=dict)
+    few: list[str] = field(default_factory=list)
 
 
 def choose_thresholds(

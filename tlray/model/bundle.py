@@ -4,6 +4,7 @@ bundle.json      model id, classes, preprocessing, metrics, checksums
 model.keras      the Keras model: float32 pixels in [0, 255] in, probabilities out
 saved_model/     the same for plain `tf.saved_model.load`: uint8 [N, S, S, 3] in, float32 [N, C] out
 golden/          encoded images and the float32 probabilities that a CPU gave for them
+metrics/         what is told by class, see class_tables
 training/        history.json, config.yaml, label_errors.csv, tensorboard/
 report.html      the training and the metrics as one page
 README.md        the model card
@@ -17,7 +18,7 @@ import json
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -30,6 +31,7 @@ from tlray.errors import UNREACHABLE, BundleError, Code, FetchError, OutageError
 from tlray.metrics.calibration import CalibrationRecord
 from tlray.metrics.thresholds import Thresholds
 from tlray.model.card import write_card
+from tlray.model.class_tables import drop_class_tables, join_class_tables, write_class_tables
 from tlray.model.manifest import (
     DECODER,
     FORMAT,
@@ -52,7 +54,7 @@ HISTORY = "training/history.json"
 GOLDEN = "golden/golden.json"
 CARD = "README.md"
 
-_MODEL_FILES = re.compile(r"model\.keras|(saved_model|golden)(/[^/]+)+")
+_MODEL_FILES = re.compile(r"model\.keras|(saved_model|golden|metrics)(/[^/]+)+")
 _NEEDED = ("model.keras", "saved_model/saved_model.pb", GOLDEN)
 _PACKAGES = ("tlray", "tensorflow", "keras", "ray", "numpy", "pyarrow", "pillow")
 
@@ -159,22 +161,25 @@ def save_bundle(
             training=training,
             metrics=metrics,
             versions=list_versions(),
-            files={name: hashlib.sha256(data).hexdigest() for name, data in sorted(model_files.items())},
+            files={},
         )
     )
+    covered = {**model_files, **write_class_tables(manifest)}
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(covered.items())}
+    manifest = replace(manifest, files=hashes)
     files = {
-        **model_files,
+        **covered,
         **make_reports(manifest),
         HISTORY: dump_record(list(history)),
         CARD: write_card(manifest).encode(),
-        MANIFEST: dump_record(manifest),
+        MANIFEST: dump_record(drop_class_tables(manifest)),
     }
     storage.put_folder(uri, files, last=MANIFEST)
     return manifest
 
 
 def read_manifest(uri: str) -> Manifest:
-    """Read `bundle.json` strictly, without a comparison with the files.
+    """Read `bundle.json` strictly, without a comparison with the files and without what is told by class.
 
     Raises:
         BundleError: it is missing, damaged, or of another format.
@@ -211,7 +216,7 @@ def load_bundle(uri: str) -> Bundle:
     if strange:
         raise BundleError(
             f"{uri} is refused: its {MANIFEST} names {strange[0]!r}, and a bundle's files are model.keras and what "
-            "lies below saved_model/ and golden/; use bundles that tlray train wrote"
+            "lies below saved_model/, golden/ and metrics/; use bundles that tlray train wrote"
         )
     path = _download(uri, manifest) if storage.is_s3(uri) else Path(uri)
     faults = [fault for name, expected in manifest.files.items() if (fault := _check_file(path, name, expected))]
@@ -226,6 +231,8 @@ def load_bundle(uri: str) -> Bundle:
     if faults:
         raise BundleError(f"{uri} is not what was saved ({'; '.join(faults)}); train or copy it again")
     _check_golden(uri, path, manifest)
+    with _explain_damage(uri, "metrics/"):
+        manifest = join_class_tables(manifest, path)
     return Bundle(path, uri, manifest)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
-from tlray.metrics.calibration import CalibrationRecord
+from tlray.metrics.calibration import CalibrationGain, CalibrationRecord
 from tlray.metrics.classification import Measurement, UncalibratedMeasurement
 from tlray.metrics.thresholds import Thresholds
 from tlray.storage.records import Json
@@ -105,6 +105,7 @@ class PhaseBest:
     accuracy: float
     val_loss: float | None
     val_accuracy: float | None
+    val_weighted_loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,7 @@ class Metrics:
         phases: the best epoch by phase.
         validation, test: measured after calibration.
         uncalibrated: the validation images before calibration.
+        calibration_gain: of the temperature; None if it was not fitted.
     """
 
     kept: KeptEpoch | None = None
@@ -130,6 +132,7 @@ class Metrics:
     test: Measurement | None = None
     uncalibrated: UncalibratedMeasurement | None = None
     ood_score: OodPercentiles | None = None
+    calibration_gain: CalibrationGain | None = None
 
     def list_measured(self) -> list[tuple[str, Measurement]]:
         """List the roles that were measured, validation first."""
@@ -175,7 +178,7 @@ class TrainingRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """`bundle.json`.
+    """`bundle.json`, and what `class_tables` holds of `metrics` and `thresholds`.
 
     Attributes:
         model_id: sha256 over architecture (which has the weights' hash), preprocessing, class list and calibration.
@@ -183,7 +186,7 @@ class Manifest:
         thresholds: None without validation images.
         training: None for an imported model.
         versions: versions of tlray and its main dependencies that made the bundle.
-        files: sha256 by name of every file that inference needs.
+        files: sha256 by name of every file that inference needs, and of the tables by class.
     """
 
     format: Literal[2]

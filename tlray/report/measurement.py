@@ -223,12 +223,16 @@ def list_classes(measurement: Measurement) -> ClassTable:
 
 def make_confusion(measurement: Measurement, classes: Sequence[str]) -> ConfusionTable:
     """Return the confusion matrix and the most confused pairs."""
-    counts = measurement.confusion
+    counts: dict[int, dict[int, int]] = {row: {} for row in range(len(classes))}
+    for true, predicted, images in measurement.confusion:
+        counts[true][predicted] = images
+    totals = [sum(counts[row].values()) for row in range(len(classes))]
     rows = []
     for row, name in enumerate(classes if len(classes) <= MAX_CLASSES else ()):
-        total = sum(counts[row])
+        total = totals[row]
         cells = []
-        for column, count in enumerate(counts[row]):
+        for column in range(len(classes)):
+            count = counts[row].get(column, 0)
             share = count / total if total else 0.0
             opacity = share if row == column else math.sqrt(share)  # keeps rare mistakes visible
             kind = "same" if row == column else "other"
@@ -237,10 +241,10 @@ def make_confusion(measurement: Measurement, classes: Sequence[str]) -> Confusio
             cells.append(Cell(count, opacity, kind, title if count else ""))
         rows.append(MatrixRow(name, cells))
     wide = len(classes) <= _WIDE_CLASSES and all(len(name) <= _WIDE_COLUMNS for name in classes)
-    totals = {name: sum(counts[row]) for row, name in enumerate(classes)}
+    totals_by_name = dict(zip(classes, totals, strict=True))
     pairs = [
-        SharedPair(pair.true, pair.predicted, pair.images, pair.images / totals[pair.true])
-        for pair in list_confused(counts, classes)
+        SharedPair(pair.true, pair.predicted, pair.images, pair.images / totals_by_name[pair.true])
+        for pair in list_confused(measurement.confusion, classes)
     ]
     return ConfusionTable(rows, list(classes), not wide, pairs)
 

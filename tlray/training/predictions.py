@@ -57,8 +57,5 @@ def fit_calibration(
     if validation is None:
         return Calibration(1.0, 0, ood_score)
     num_images = len(validation.rows)
-    return Calibration(
-        temperature=fit_temperature(validation.probabilities, labels[validation.rows]),
-        images=num_images if num_images >= MIN_IMAGES else 0,
-        ood_score=ood_score,
-    )
+    fit = fit_temperature(validation.probabilities, labels[validation.rows])
+    return Calibration(fit.temperature, num_images if num_images >= MIN_IMAGES else 0, ood_score, fit.gain)

@@ -45,7 +45,9 @@ def collect_metrics(model: TrainedModel, history: Sequence[EpochRecord], images:
     for phase in dict.fromkeys(record.phase for record in history):
         records = (record for record in history if record.phase == phase)
         best = max(records, key=lambda record: score_epoch(record, select))
-        phases[str(phase)] = PhaseBest(best.epoch, best.loss, best.accuracy, best.val_loss, best.val_accuracy)
+        phases[str(phase)] = PhaseBest(
+            best.epoch, best.loss, best.accuracy, best.val_loss, best.val_accuracy, best.val_weighted_loss
+        )
 
     def measure_role(role: str) -> Measurement | None:
         predicted = model.predictions.get(role)
@@ -65,6 +67,7 @@ def collect_metrics(model: TrainedModel, history: Sequence[EpochRecord], images:
         validation=replace(validation, loss=model.kept.val_loss),
         test=measure_role("test"),
         uncalibrated=measure_uncalibrated(validated.probabilities, images.labels[validated.rows]),
+        calibration_gain=model.calibration.gain,
         ood_score=None if ood_score is None else OodPercentiles(ood_score.percentiles),
     )
 

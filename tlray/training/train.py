@@ -148,7 +148,8 @@ def _summarize_existing(output: str, asked: dict[str, Json], images: Images) -> 
         )
     loaded = bundle.load_bundle(output)
     identity = (output, loaded.model_id, loaded.classes)
-    return TrainSummary(*identity, made_by.counts, [], loaded.load_history(), manifest.metrics, already_done=True)
+    metrics = loaded.manifest.metrics
+    return TrainSummary(*identity, made_by.counts, [], loaded.load_history(), metrics, already_done=True)
 
 
 def _prepare(config: TrainConfig, cluster: Cluster, images: Images, checkpoints: str) -> Cluster:

@@ -1,5 +1,6 @@
 """Long runs: `make test-all` only."""
 
+import os
 import random
 import shutil
 
@@ -9,13 +10,13 @@ from tests.entry.conftest import read_manifest, run_tlray
 from tests.faults.conftest import BASE_OPTIONS, LONG_OPTIONS, check_same_history, read_history
 from tests.faults.processes import Watched, kill
 
-KILLS = 10
+KILLS = int(os.environ.get("TLRAY_TEST_KILLS", "10"))
 MEMORY_IMAGES = (500, 4000)
 MEMORY_GROWTH = 1.05
 
 
 @pytest.mark.chaos
-def test_a_training_killed_ten_times_ends_as_if_it_had_not_been(tmp_path, small, undisturbed):
+def test_a_training_killed_at_random_moments_ends_as_if_it_had_not_been(tmp_path, small, undisturbed):
     """Workers and the driver are killed at random moments; one that ends before its kill is checked and begun anew."""
     moments = random.Random(7)
     bundle = tmp_path / "bundle"
