@@ -68,7 +68,7 @@ def run(mode: str) -> None:
             network = Network("mobilenet_v2", "activations", entrance, positions, head, train_batchnorm=False)
         else:
             network = Network("mobilenet_v2", "pixels", base, find_positions(base), head, train_batchnorm=live)
-        network.open_base("input")
+        network.open_base("input" if live else BOUNDARY)
         optimizer = make_optimizer("sgd", 1e-4)
         optimizer.build(network.trainable_variables)
     if mode == "cached":
