@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from tlray.errors import StoppedError
 from tlray.features.build import Done
 from tlray.training import ray_train
 from tlray.training.channel import Channel
@@ -42,6 +43,16 @@ def built(monkeypatch):
 
     monkeypatch.setattr(ray_train, "ShardBuilder", Builder)
     return events
+
+
+@pytest.mark.parametrize(("sees_gpu", "first_sees"), [(True, True), (False, False), (True, False), (False, True)])
+def test_workers_with_and_without_a_gpu_do_not_train_together(monkeypatch, sees_gpu, first_sees):
+    monkeypatch.setattr(ray_train.ray.train.collective, "broadcast_from_rank_zero", lambda _: first_sees)
+    if sees_gpu == first_sees:
+        ray_train._check_same_devices(sees_gpu=sees_gpu)
+        return
+    with pytest.raises(StoppedError, match=r"on the first worker's machine; .*--gpus-per-worker 0"):
+        ray_train._check_same_devices(sees_gpu=sees_gpu)
 
 
 def test_features_are_computed_until_the_task_is_known(channel, built, monkeypatch):

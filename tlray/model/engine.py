@@ -238,8 +238,8 @@ def allow_bfloat16(*, allowed: bool = True) -> None:
     tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": allowed})
 
 
-def prepare_gpus(booked: float = 0.0, *, allow_cpu: bool = True) -> None:
-    """Prepare TensorFlow for the GPUs of this process, before it has used one.
+def prepare_gpus(booked: float = 0.0, *, allow_cpu: bool = True) -> bool:
+    """Prepare TensorFlow for the GPUs of this process, before it has used one; return whether it sees any.
 
     It takes their memory as it needs it, of a shared GPU at most the booked share, and float32 is computed as such, not
     in TF32, whose 10 bits of mantissa would move predictions from those of a CPU.
@@ -267,6 +267,7 @@ def prepare_gpus(booked: float = 0.0, *, allow_cpu: bool = True) -> None:
             else:
                 limited = tf.config.LogicalDeviceConfiguration(memory_limit=limit_mb)
                 tf.config.set_logical_device_configuration(gpu, [limited])
+    return bool(gpus)
 
 
 def choose_gpu_memory(booked: float, total_mb: int | None) -> int | None:

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray
+import ray.train.collective
 import ray.util
 from ray.train.backend import Backend, BackendConfig
 
-from tlray.errors import TlrayError
+from tlray.errors import StoppedError, TlrayError
 from tlray.features.build import ShardBuilder
 from tlray.model.tf_imports import import_keras, show_booked_gpus
 from tlray.storage import adopt
@@ -80,7 +81,9 @@ def run_worker(config: dict[str, WorkerSettings]) -> None:
     from tlray.training.worker import Worker  # imports TensorFlow
 
     try:
-        prepare_gpus(booked, allow_cpu=settings.allow_cpu)
+        sees_gpu = prepare_gpus(booked, allow_cpu=settings.allow_cpu)
+        if booked and settings.allow_cpu:
+            _check_same_devices(sees_gpu=sees_gpu)
         worker = Worker(settings)
         task = _await_task(settings.channel, worker.rank)
         if task is not None:
@@ -88,6 +91,17 @@ def run_worker(config: dict[str, WorkerSettings]) -> None:
     except TlrayError as error:
         send(settings.channel, Failed(error))
         raise
+
+
+def _check_same_devices(*, sees_gpu: bool) -> None:
+    """Raise `StoppedError` where this worker sees a GPU and rank 0 none, or the other way round."""
+    first_sees: bool = ray.train.collective.broadcast_from_rank_zero(sees_gpu)
+    if sees_gpu != first_sees:
+        here, there = ("a GPU", "none") if sees_gpu else ("none", "one")
+        raise StoppedError(
+            f"TensorFlow sees {here} on {socket.gethostname()} and {there} on the first worker's machine; install "
+            "tlray[gpu] on all, or give --gpus-per-worker 0"
+        )
 
 
 def _run_task(worker: Worker, task: TrainingTask) -> None:
