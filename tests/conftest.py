@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from filelock import FileLock
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -93,25 +92,6 @@ def test_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"TLRAY_TEST_DATA names no folder of weights and photographs ({folder})")
     return folder
-
-
-@pytest.fixture(scope="session")
-def make_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
-    """Fills a folder once for all processes that share the tests: `make_once(name, fill)` returns the folder."""
-    shared = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        shared = shared.parent
-
-    def make(name: str, fill: Callable[[Path], object]) -> Path:
-        folder, finished = shared / name, shared / f"{name}.finished"
-        with FileLock(shared / f"{name}.lock"):
-            if not finished.exists():
-                folder.mkdir()
-                fill(folder)
-                finished.touch()
-        return folder
-
-    return make
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ PRETRAINED = WEIGHTS.is_file()
 TRAIN_OPTIONS = ["--backbone", "mobilenet_v2", "--weights", str(WEIGHTS) if PRETRAINED else "none"]
 TRAIN_OPTIONS += ["--image-size", "96", "--head-units", "64", "--head-epochs", "6", "--finetune-epochs", "2"]
 TRAIN_OPTIONS += ["--lr-finetune", "1e-3", "--num-workers", "2", "--batch-size", "4", "--no-horizontal-flip"]
-TRAIN_OPTIONS += ["--seed", SEED]
+TRAIN_OPTIONS += ["--seed", SEED, "--precision", "float32"]  # the features of training are then those of serving
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -66,40 +66,31 @@ def read_manifest(bundle: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def digits(make_once: Any, write_digits: Any) -> Path:
-    """Three classes: 60 images to train on, the first one of the second cut short, and 15 to test on."""
-
-    def write(folder: Path) -> None:
-        write_digits(folder / "train", 3, 20)
-        write_digits(folder / "test", 3, 5, skip=20)
-        path = find_damaged(folder)
-        path.write_bytes(path.read_bytes()[:100])
-
-    root: Path = make_once("digits", write)
+def digits(tmp_path_factory: pytest.TempPathFactory, write_digits: Any) -> Path:
+    """Three classes: 60 images to train on and 15 to test on."""
+    root = tmp_path_factory.mktemp("digits")
+    write_digits(root / "train", 3, 20)
+    write_digits(root / "test", 3, 5, skip=20)
     return root
-
-
-def find_damaged(digits: Path) -> Path:
-    return sorted((digits / "train" / "1").iterdir())[0]
 
 
 @pytest.fixture(scope="session")
 def damaged(digits: Path) -> Path:
     """The training image that is cut short."""
-    return find_damaged(digits)
+    path = sorted((digits / "train" / "1").iterdir())[0]
+    path.write_bytes(path.read_bytes()[:100])
+    return path
 
 
 @pytest.fixture(scope="session")
-def trained(digits: Path, make_once: Any) -> tuple[Path, str]:
+def trained(digits: Path, damaged: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A bundle trained on the digits, as on a laptop, on a Ray of its own, and what the command printed."""
-
-    def train(folder: Path) -> None:
-        options = ["--data", str(digits / "train"), "--test-data", str(digits / "test")]
-        output = run_tlray("train", *options, "--output", str(folder / "bundle"), *TRAIN_OPTIONS, alone=True)
-        (folder / "printed.txt").write_text(output)
-
-    folder = make_once("trained", train)
-    return folder / "bundle", (folder / "printed.txt").read_text()
+    bundle = tmp_path_factory.mktemp("trained") / "bundle"
+    output = run_tlray(
+        "train", "--data", str(digits / "train"), "--test-data", str(digits / "test"), "--output", str(bundle),
+        *TRAIN_OPTIONS, alone=True,
+    )  # fmt: skip
+    return bundle, output
 
 
 @pytest.fixture(scope="session")

@@ -122,6 +122,24 @@ def test_weights_have_the_same_names_whichever_part_is_built():
         np.testing.assert_array_equal(a[name], b[name])
 
 
+def test_a_builder_leaves_the_process_as_it_was(tmp_path):
+    """A worker trains in the process in which it has computed features in bfloat16."""
+    import keras
+    import tensorflow as tf
+
+    from tests.features.data import make_frozen, plan_views
+    from tlray.features.build import NO_WORK, ShardBuilder
+
+    cache = plan_views(tmp_path, 1, train=8, frozen=make_frozen(precision="bfloat16"))
+    builder = ShardBuilder(cache, [], [], on_gpu=False)
+    assert tf.config.optimizer.get_experimental_options()["auto_mixed_precision_onednn_bfloat16"]
+    assert builder.build(NO_WORK).images == 0
+    builder.close()
+    assert not tf.config.optimizer.get_experimental_options()["auto_mixed_precision_onednn_bfloat16"]
+    assert keras.layers.Dense(1).name == "dense"
+    assert keras.config.dtype_policy().name == "float32"
+
+
 def test_a_frozen_graph_answers_like_the_model():
     import tensorflow as tf
 

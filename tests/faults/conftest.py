@@ -41,16 +41,14 @@ def check_same_history(ours, theirs, *, steps=True):
 
 
 @pytest.fixture(scope="session")
-def small(make_once, write_digits):
+def small(tmp_path_factory, write_digits):
     """Three classes of 16 digits each."""
-    return make_once("small", lambda folder: write_digits(folder, 3, 16))
+    return write_digits(tmp_path_factory.mktemp("small") / "train", 3, 16)
 
 
 @pytest.fixture(scope="session")
-def undisturbed(small, notebook, make_once):
+def undisturbed(small, notebook, tmp_path_factory):
     """The bundle of `LONG_OPTIONS` with 2 workers of 4, trained in peace."""
-
-    def train(folder):
-        run_tlray("train", "--data", str(small), "--output", str(folder / "bundle"), *LONG_OPTIONS, *TWO_WORKERS)
-
-    return make_once("undisturbed", train) / "bundle"
+    bundle = tmp_path_factory.mktemp("undisturbed") / "bundle"
+    run_tlray("train", "--data", str(small), "--output", str(bundle), *LONG_OPTIONS, *TWO_WORKERS)
+    return bundle

@@ -68,21 +68,51 @@ def test_without_measured_images_there_are_no_tables(manifest, tmp_path):
 @pytest.mark.parametrize(
     ("name", "change", "fault"),
     [
-        (CLASSES, {"class_name": "other"}, "its rows are not the bundle's classes in order"),
-        (CLASSES, {"role": "train"}, "it has the role 'train'"),
+        (CLASSES, {"class_index": 1}, "its rows are not the bundle's classes in order"),
+        (CLASSES, {"role": "train"}, r"classes\.parquet has other roles than validation and test"),
+        (CLASSES, {"role": None}, r"classes\.parquet has other roles than validation and test"),
         (CLASSES, {"precision": None}, "precision"),
+        (CLASSES, {"precision": float("nan")}, "precision takes a finite number"),
         (CONFUSION, {"true_index": 99}, "the confusion matrix has classes that the bundle has not"),
-        (CONFUSION, {"images": None}, r"\[2\] takes int; got null"),
-        (THRESHOLDS, {"class_name": "other"}, "its rows are not the bundle's classes in order"),
+        (CONFUSION, {"predicted_index": -1}, "the confusion matrix has classes that the bundle has not"),
+        (CONFUSION, {"images": None}, "a value of images is missing"),
+        (THRESHOLDS, {"class_index": 1}, "its rows are not the bundle's classes in order"),
         (THRESHOLDS, {"kept": None}, "kept"),
     ],
 )
 def test_a_table_that_does_not_fit_is_refused(stored, tmp_path, name, change, fault):
-    rows = pq.read_table(tmp_path / name).to_pylist()
+    table = pq.read_table(tmp_path / name)
+    rows = table.to_pylist()
     rows[0] |= change
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / name)
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), tmp_path / name)
     with pytest.raises(RecordError, match=fault):
         join_class_tables(stored, tmp_path)
+
+
+@pytest.mark.parametrize("name", [CLASSES, CONFUSION, THRESHOLDS])
+def test_a_table_of_other_columns_is_refused(stored, tmp_path, name):
+    table = pq.read_table(tmp_path / name)
+    first = table.column_names[0]
+    for changed in (table.drop_columns([first]), table.set_column(0, first, pa.array([[1]] * table.num_rows))):
+        pq.write_table(changed, tmp_path / name)
+        with pytest.raises(RecordError, match=f"{name} has other columns"):
+            join_class_tables(stored, tmp_path)
+
+
+@pytest.mark.parametrize("name", [CLASSES, CONFUSION, THRESHOLDS])
+def test_a_table_of_more_rows_than_there_can_be_is_not_read(stored, tmp_path, name):
+    """A few kB of Parquet may stand for billions of equal rows."""
+    table = pq.read_table(tmp_path / name)
+    pq.write_table(pa.concat_tables([table] * 200), tmp_path / name)
+    with pytest.raises(RecordError, match=r"rows; at most .* are possible"):
+        join_class_tables(stored, tmp_path)
+
+
+@pytest.mark.parametrize("name", [CLASSES, CONFUSION, THRESHOLDS])
+def test_a_table_that_is_not_listed_is_missed(stored, tmp_path, name):
+    files = {other: "hash" for other in stored.files if other != name}
+    with pytest.raises(RecordError, match=f"{name} is not listed"):
+        join_class_tables(dataclasses.replace(stored, files=files), tmp_path)
 
 
 def test_a_table_that_is_no_parquet_is_refused(stored, tmp_path):

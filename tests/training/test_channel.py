@@ -3,7 +3,15 @@ import pytest
 from tests.factories import make_epoch
 from tlray.features.build import Done
 from tlray.training import channel
-from tlray.training.channel import Channel, EpochEnded, ImagesTrained, Message, StageBegan, WorkerReporter
+from tlray.training.channel import (
+    BuildRestarted,
+    Channel,
+    EpochEnded,
+    ImagesTrained,
+    Message,
+    StageBegan,
+    WorkerReporter,
+)
 from tlray.training.task import BuildTask
 
 
@@ -29,17 +37,21 @@ def test_the_task_is_none_until_it_is_set(plain):
 
 def test_features_are_handed_out_once_and_a_replacement_goes_on_with_its_rank_s(plain):
     assert plain.take_index(0) is None
-    plain.put_build_task(BuildTask(None, [], [0, 1, 2], None))
-    assert [plain.take_index(rank) for rank in (0, 1)] == [0, 1]
+    plain.put_build_task(BuildTask(None, [], [0, 1, 2, 3], 2, None))
+    assert [plain.take_index(rank) for rank in (2, 0, 1)] == [None, 0, 1]  # two builders are enough
+    assert plain.drain() == []
     assert plain.take_index(1) == 1  # taken, not built: by a worker that has died
-    plain.put_done(1, Done(8, 5.0))
+    assert [message.event for message in plain.drain()] == [BuildRestarted()]
+    plain.put_done(1, 1, Done(8, 5.0))
     assert plain.take_index(1) == 2
-    plain.put_done(0, Done(8, 6.0))
-    plain.put_done(0, Done(8, 6.0))  # of a worker whose replacement has built the same
-    assert plain.take_index(0) is None
-    assert plain.drain_done() == [Done(8, 5.0), Done(8, 6.0)]
-    plain.put_done(1, Done(8, 7.0))
-    assert plain.drain_done() == [Done(8, 7.0)]
+    plain.put_done(1, 1, Done(8, 5.5))  # of the replaced worker, which was not dead after all
+    assert plain.drain_done() == [Done(8, 5.0)]
+    plain.put_done(0, 0, Done(8, 6.0))
+    plain.put_done(0, 0, Done(8, 6.0))
+    assert plain.take_index(0) == 3
+    plain.put_done(1, 2, Done(8, 7.0))
+    assert plain.take_index(1) is None
+    assert plain.drain_done() == [Done(8, 6.0), Done(8, 7.0)]
     assert plain.drain_done() == []
 
 

@@ -12,7 +12,16 @@ from tlray.cluster.resources import Cluster, WorkerResources
 from tlray.errors import StoppedError
 from tlray.features.build import Done
 from tlray.training import launch
-from tlray.training.channel import EpochEnded, Failed, ImagesTrained, Message, PartSaved, Resumed, StageBegan
+from tlray.training.channel import (
+    BuildRestarted,
+    EpochEnded,
+    Failed,
+    ImagesTrained,
+    Message,
+    PartSaved,
+    Resumed,
+    StageBegan,
+)
 from tlray.training.launch import ChannelLostError, Launch, Outcome
 from tlray.training.task import BuildTask
 
@@ -75,7 +84,7 @@ def building(monkeypatch):
         training = Launch.__new__(Launch)
         training._channel, training._failures, training._controller = Channel(**answers), list(failures), "known"
         training._thread = SimpleNamespace(is_alive=lambda: next(looks) < ends, join=lambda _: None)
-        return list(training.build(BuildTask(None, [], [0, 1, 2], None)))
+        return list(training.build(BuildTask(None, [], [0, 1, 2], 2, None)))
 
     def get(answer):
         if isinstance(answer, Exception):
@@ -91,6 +100,13 @@ def test_what_workers_build_is_told_until_all_is_done(building):
     assert building(drain=[[], [], []], drain_done=done) == [Done(8, 5.0), Done(8, 5.0), Done(4, 6.0)]
     done = [[Done(8, 5.0)] * 3]  # the workers ended right behind the last one
     assert len(building(ends=0, drain=[[]], drain_done=done)) == 3
+
+
+def test_lost_workers_are_told_once_a_restart(building, capsys):
+    restarted = [Message(BuildRestarted(), 1000.0), Message(BuildRestarted(), 1000.5)]
+    building(drain=[restarted, [Message(BuildRestarted(), 1060.0)]], drain_done=[[], [Done(8, 5.0)] * 3])
+    told = "workers were lost; new ones go on computing the frozen base"
+    assert capsys.readouterr().out.count(told) == 2
 
 
 def test_a_build_ends_with_its_workers_error(building):

@@ -10,6 +10,8 @@ from tlray.training import ray_train
 from tlray.training.channel import Channel
 from tlray.training.task import BuildTask
 
+BAD = 13
+
 
 @pytest.fixture
 def channel(monkeypatch):
@@ -36,6 +38,8 @@ def built(monkeypatch):
 
         def build(self, index):
             events.append(index)
+            if index == BAD:
+                raise MemoryError("no room for 8 images")
             return Done(8, 5.0)
 
         def close(self):
@@ -60,10 +64,18 @@ def test_features_are_computed_until_the_task_is_known(channel, built, monkeypat
         channel.put_task("task")
 
     monkeypatch.setattr(ray_train.time, "sleep", sleep)
-    channel.put_build_task(BuildTask("cache", [], [0, 1], "uris"))
+    channel.put_build_task(BuildTask("cache", [], [0, 1], 2, "uris"))
     assert ray_train._await_task(channel.handle, 0) == "task"
     assert built == [("cache", "uris", False), 0, 1, "closed"]
     assert channel.drain_done() == [Done(8, 5.0)] * 2
+
+
+def test_an_error_of_the_computation_ends_the_training_at_once(channel, built):
+    """Ray Train would start all workers again, which would fail alike."""
+    channel.put_build_task(BuildTask("cache", [], [BAD], 1, "uris"))
+    with pytest.raises(StoppedError, match="computing the frozen base stopped: no room for 8 images"):
+        ray_train._await_task(channel.handle, 0)
+    assert built[-1] == "closed"
 
 
 def test_without_features_to_compute_nothing_is_built(channel, built):
@@ -73,7 +85,7 @@ def test_without_features_to_compute_nothing_is_built(channel, built):
 
 
 def test_a_driver_that_has_given_up_ends_the_wait(channel, built):
-    channel.put_build_task(BuildTask("cache", [], [0], "uris"))
+    channel.put_build_task(BuildTask("cache", [], [0], 1, "uris"))
     channel.close()
     assert ray_train._await_task(channel.handle, 0) is None
     assert built == []

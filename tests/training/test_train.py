@@ -1,16 +1,21 @@
 """The output of a training: one process at a time, and never over something else."""
 
 import functools
+import hashlib
 import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from tlray.cluster.resources import Cluster
 from tlray.config import TrainConfig
 from tlray.errors import OutputError, StoppedError
+from tlray.features.build import Done
 from tlray.storage.lock import Lock
 from tlray.training import launch
 from tlray.training import train as training
@@ -74,3 +79,88 @@ def test_frozen_batchnorm_on_random_weights_is_warned_about(config, monkeypatch,
         training.train(replace(config, batchnorm=batchnorm))
     assert ("give --batchnorm train" in capsys.readouterr().out) == warned
     assert not Path(config.work_folder, "_lock.json").exists()
+
+
+class Workers:
+    """A launch whose workers build what they are asked for; the first one loses its channel after `survives` shards."""
+
+    made: ClassVar[list] = []
+    survives = None
+
+    def __init__(self, config, cluster, checkpoints, num_lost=0):
+        self.may_start_early, self.resources, self.num_lost = True, SimpleNamespace(gpus=0.0), num_lost
+        self.built = []
+        self.made.append(self)
+
+    def start(self):
+        pass
+
+    def build(self, task):
+        for index in task.indices:
+            if self.num_lost == 0 and len(self.built) == self.survives:
+                raise launch.ChannelLostError("the channel has died")
+            self.built.append(index)
+            yield Done(8, 5.0)
+
+    def run(self, task, check_lock, outcome):
+        outcome.model = "model"
+
+    def close(self):
+        return True
+
+
+@pytest.fixture
+def run_workers(config, tmp_path, monkeypatch):
+    """Runs `_run_workers` without Ray on 40 images whose features are missing in shards of 8."""
+    import ray
+
+    from tlray.features import decide
+    from tlray.training import task
+
+    config = replace(config, backbone="mobilenet_v2", image_size=48, num_workers=2, cache_dir=str(tmp_path / "cache"))
+    monkeypatch.setattr(Workers, "made", [])
+    monkeypatch.setattr(Workers, "survives", None)
+    monkeypatch.setattr(launch, "Launch", Workers)
+    monkeypatch.setattr(ray, "put", lambda value: value)
+    monkeypatch.setattr(task, "make_training_task", lambda *_, **__: "task")
+    engines = []
+
+    def build_with_engines(config, cluster, cache, missing, uris):
+        engines.append(missing.images)
+        yield Done(missing.images, 5.0)
+
+    monkeypatch.setattr(decide, "build_with_engines", build_with_engines)
+
+    def run(gpus=0):
+        cluster = Cluster(4, gpus, local=True)
+        rows = {"train": np.arange(40), "val": np.arange(0), "test": np.arange(0)}
+        digests = [hashlib.sha256(str(row).encode()).hexdigest() for row in range(40)]
+        images = SimpleNamespace(uris=[""] * 40)
+        roles = SimpleNamespace(rows=rows, digests=digests)
+        outcome, _, _ = training._run_workers(
+            config, cluster, images, roles, None, "checkpoints", SimpleNamespace(check=None)
+        )
+        assert outcome.model == "model"
+        return [made.built for made in Workers.made], engines
+
+    return run
+
+
+def test_the_waiting_workers_compute_the_features_of_a_few_images(run_workers, monkeypatch):
+    built, engines = run_workers()
+    assert (len(built), len(built[0]) > 1, engines) == (1, True, [])
+    monkeypatch.setattr(training, "_BUILT_BY_WORKERS", 10)
+    assert run_workers()[1] == [40 * 5]  # in 5 views
+
+
+def test_engines_on_gpus_compute_what_workers_without_one_train_on(run_workers):
+    """One GPU and two workers: features of GPUs and of CPUs are kept apart."""
+    built, engines = run_workers(gpus=1)
+    assert (built, engines) == ([[]], [40 * 5])
+
+
+def test_features_that_a_lost_channel_leaves_are_computed_by_the_next_workers(run_workers, monkeypatch):
+    monkeypatch.setattr(Workers, "survives", 2)
+    (first, second), engines = run_workers()
+    assert (len(first), engines) == (2, [])
+    assert len(second) > len(first)  # nothing is stored here, so that all of it is still missing

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -55,6 +56,7 @@ _Run: TypeAlias = Callable[[npt.NDArray[np.uint8], npt.NDArray[np.int32], npt.ND
 """Computes features by kind from pixels `[N, S, S, 3]`, places among them `[M]` and transforms `[M, 8]`."""
 
 NO_WORK = -1
+_IMAGES_A_BUILDER = 64
 _RUN_IMAGES = 16
 _RUN_IMAGES_GPU = 128
 _IDENTITY = np.array([1, 0, 0, 0, 1, 0, 0, 0], np.float32)
@@ -130,6 +132,11 @@ def build(
 def list_indices(missing: Missing) -> list[int]:
     """Return the arguments of `ShardBuilder.build`: `NO_WORK` alone if only the base's own files are missing."""
     return list(range(len(missing.works))) or [NO_WORK]
+
+
+def count_builders(missing: Missing) -> int:
+    """Return the most processes for which opening the frozen base is worth it."""
+    return math.ceil(missing.images / _IMAGES_A_BUILDER) or 1
 
 
 class _ReadWork:

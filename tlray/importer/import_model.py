@@ -24,7 +24,7 @@ from tlray.errors import OK, DataError, OutputError, WeightsError
 from tlray.images.batch import decode_images
 from tlray.importer.files import load_model, read_classes, read_model
 from tlray.importer.network import GoldenCandidate, ImportedNetwork, draw_images, find_image_size, wrap
-from tlray.metrics.calibration import MIN_IMAGES, Calibration, apply_temperature, fit_temperature
+from tlray.metrics.calibration import Calibration, apply_temperature, fit_temperature
 from tlray.metrics.classification import measure, measure_uncalibrated
 from tlray.metrics.ood import MAX_HELD, draw_reference_rows, fit_ood_score
 from tlray.metrics.thresholds import Thresholds, choose_thresholds
@@ -175,11 +175,10 @@ def _calibrate(predictions: _ValidationPredictions | None, num_classes: int, *, 
     if predictions.features.shape[1]:
         features = predictions.features
         ood_score = fit_ood_score(features[references], predictions.labels[references], num_classes, features[held])
-    scalable = scalable and len(order) >= MIN_IMAGES
     if not scalable:
         return Calibration(1.0, 0, ood_score)
     fit = fit_temperature(predictions.probabilities, predictions.labels)
-    return Calibration(fit.temperature, len(order), ood_score, fit.gain)
+    return Calibration(fit.temperature, len(order) if fit.helps else 0, ood_score, fit.gain)
 
 
 def _measure(

@@ -8,10 +8,13 @@ metrics/thresholds.parquet   one row a class: the probability above which its la
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
 
 from tlray.metrics.classification import ClassMeasurement, Measurement
 from tlray.metrics.thresholds import Threshold
@@ -26,8 +29,19 @@ CONFUSION = "metrics/confusion.parquet"
 THRESHOLDS = "metrics/thresholds.parquet"
 
 _ROLES = ("validation", "test")
+_MAX_PAIRS = 5_000_000
+_TYPES = {"float": "float64", "int": "int64"}
 _INDICES = {"true_index": "int32", "predicted_index": "int32", "images": "int64"}
-_TYPES = {"str": "string", "float": "float64", "int": "int64"}
+_NAMES = {"class_index": "int32", "class_name": "string"}
+
+
+def _list_types(kind: type[ClassMeasurement | Threshold]) -> dict[str, str]:
+    return {field.name: _TYPES[str(field.type)] for field in fields(kind)}
+
+
+_CLASSES = {"role": "string", **_NAMES, **_list_types(ClassMeasurement)}
+_CONFUSION = {"role": "string", **_INDICES}
+_THRESHOLDS = {**_NAMES, "few": "bool", **_list_types(Threshold)}
 
 
 def write_class_tables(manifest: Manifest) -> dict[str, bytes]:
@@ -40,13 +54,13 @@ def write_class_tables(manifest: Manifest) -> dict[str, bytes]:
             for role, one in measured.items()
             for index, name in enumerate(classes)
         ]
-        tables[CLASSES] = _dump(rows, {**_name_class("role"), **_list_types(ClassMeasurement)})
+        tables[CLASSES] = _dump(rows, _CLASSES)
         rows = [
             {"role": role, **dict(zip(_INDICES, pair, strict=True))}
             for role, one in measured.items()
             for pair in one.confusion
         ]
-        tables[CONFUSION] = _dump(rows, {"role": "string", **_INDICES})
+        tables[CONFUSION] = _dump(rows, _CONFUSION)
     if manifest.thresholds is not None:
         few = set(manifest.thresholds.few)
         rows = []
@@ -54,7 +68,7 @@ def write_class_tables(manifest: Manifest) -> dict[str, bytes]:
             threshold = manifest.thresholds.by_class[name]
             numbers = asdict(threshold) if threshold is not None else dict.fromkeys(_list_types(Threshold))
             rows.append({"class_index": index, "class_name": name, "few": name in few, **numbers})
-        tables[THRESHOLDS] = _dump(rows, {**_name_class(), "few": "bool", **_list_types(Threshold)})
+        tables[THRESHOLDS] = _dump(rows, _THRESHOLDS)
     return tables
 
 
@@ -76,83 +90,105 @@ def join_class_tables(manifest: Manifest, folder: Path) -> Manifest:
     """Return a manifest with what the tables in a bundle's folder hold.
 
     Raises:
-        RecordError: a table is damaged, or of other classes.
+        RecordError: a table is missing, damaged, or of other classes.
     """
-    metrics, thresholds, classes = manifest.metrics, manifest.thresholds, manifest.classes
-    measured: dict[str, Measurement] = {}
-    if CLASSES in manifest.files and CONFUSION in manifest.files:
-        by_role = _group(_load(folder / CLASSES))
-        pairs = _group(_load(folder / CONFUSION))
-        for role, one in metrics.list_measured():
-            by_class = _read_classes(by_role[role], classes)
-            confusion = build_record(list[list[int]], [[row.get(name) for name in _INDICES] for row in pairs[role]])
-            if any(not (0 <= index < len(classes)) for true, predicted, _ in confusion for index in (true, predicted)):
+    metrics, thresholds, num_classes = manifest.metrics, manifest.thresholds, len(manifest.classes)
+    measured = dict(metrics.list_measured())
+    if measured:
+        classes = _open(manifest, folder, CLASSES, _CLASSES, 2 * num_classes)
+        pairs = _open(manifest, folder, CONFUSION, _CONFUSION, min(_MAX_PAIRS, 2 * num_classes**2))
+        for role, one in measured.items():
+            rows = _iter_rows(classes.of_role(role), ClassMeasurement, manifest.classes)
+            by_class = {name: build_record(ClassMeasurement, row) for name, row in rows}
+            confusion = np.stack([pairs.of_role(role).read_integers(name) for name in _INDICES], axis=1)
+            if not ((confusion[:, :2] >= 0) & (confusion[:, :2] < num_classes)).all():
                 raise RecordError("the confusion matrix has classes that the bundle has not")
-            measured[role] = replace(one, by_class=by_class, confusion=confusion)
-    if thresholds is not None and THRESHOLDS in manifest.files:
-        rows = _load(folder / THRESHOLDS)
-        chosen = _read_thresholds(rows, classes)
-        thresholds = replace(thresholds, by_class=chosen, few=[row["class_name"] for row in rows if row["few"]])
-    joined = {role: measured.get(role, getattr(metrics, role)) for role in _ROLES}
-    return replace(manifest, metrics=replace(metrics, **joined), thresholds=thresholds)
+            measured[role] = replace(one, by_class=by_class, confusion=confusion.tolist())
+    if thresholds is not None:
+        table = _open(manifest, folder, THRESHOLDS, _THRESHOLDS, num_classes)
+        chosen = {
+            name: None if row["probability"] is None else build_record(Threshold, row)
+            for name, row in _iter_rows(table, Threshold, manifest.classes)
+        }
+        few = [name for name, is_few in zip(manifest.classes, table.read("few"), strict=True) if is_few]
+        thresholds = replace(thresholds, by_class=chosen, few=few)
+    metrics = replace(metrics, validation=measured.get("validation"), test=measured.get("test"))
+    return replace(manifest, metrics=metrics, thresholds=thresholds)
 
 
-def _read_classes(rows: Sequence[Mapping[str, Json]], classes: Sequence[str]) -> dict[str, ClassMeasurement]:
-    _check_classes(rows, classes)
-    names = list(_list_types(ClassMeasurement))
-    return {row["class_name"]: build_record(ClassMeasurement, {name: row.get(name) for name in names}) for row in rows}
+@dataclass(frozen=True)
+class _Table:
+    """Columns of a table by name, without class names; `roles` is None where it has none."""
+
+    columns: pa.Table
+    roles: npt.NDArray[np.int64] | None = None
+
+    def of_role(self, role: str) -> _Table:
+        """Return the rows of a role."""
+        return _Table(self.columns.take(np.flatnonzero(self.roles == _ROLES.index(role))))
+
+    def read(self, name: str) -> list[Json]:
+        """Return the values of a column."""
+        values: list[Json] = self.columns[name].to_pylist()
+        return values
+
+    def read_integers(self, name: str) -> npt.NDArray[np.int64]:
+        """Return a column of integers, none of which may be missing."""
+        if self.columns[name].null_count:
+            raise RecordError(f"a value of {name} is missing")
+        values: npt.NDArray[np.int64] = self.columns[name].to_numpy().astype(np.int64)
+        return values
 
 
-def _read_thresholds(rows: Sequence[Mapping[str, Json]], classes: Sequence[str]) -> dict[str, Threshold | None]:
-    _check_classes(rows, classes)
-    names = list(_list_types(Threshold))
-    return {
-        row["class_name"]: None
-        if row.get("probability") is None
-        else build_record(Threshold, {name: row.get(name) for name in names})
-        for row in rows
-    }
-
-
-def _check_classes(rows: Sequence[Mapping[str, Json]], classes: Sequence[str]) -> None:
-    if [row.get("class_name") for row in rows] != list(classes):
+def _iter_rows(
+    table: _Table, kind: type[ClassMeasurement | Threshold], classes: Sequence[str]
+) -> Iterator[tuple[str, dict[str, Json]]]:
+    """Yield each class with its values of a record's fields."""
+    if table.read("class_index") != list(range(len(classes))):
         raise RecordError("its rows are not the bundle's classes in order")
-
-
-def _group(rows: Sequence[Mapping[str, Json]]) -> dict[str, list[Mapping[str, Json]]]:
-    groups: dict[str, list[Mapping[str, Json]]] = {role: [] for role in _ROLES}
-    for row in rows:
-        if row.get("role") not in groups:
-            raise RecordError(f"it has the role {row.get('role')!r}")
-        groups[row["role"]].append(row)
-    return groups
-
-
-def _name_class(*before: str) -> dict[str, str]:
-    return {**dict.fromkeys(before, "string"), "class_index": "int32", "class_name": "string"}
-
-
-def _list_types(kind: type[ClassMeasurement | Threshold]) -> dict[str, str]:
-    return {field.name: _TYPES[str(field.type)] for field in fields(kind)}
+    names = list(_list_types(kind))
+    for name, row in zip(classes, zip(*map(table.read, names), strict=True), strict=True):
+        yield name, dict(zip(names, row, strict=True))
 
 
 def _dump(rows: Sequence[Mapping[str, Json]], types: Mapping[str, str]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = pa.schema([pa.field(name, pa.type_for_alias(kind)) for name, kind in types.items()])
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema), buffer)
+    pq.write_table(pa.Table.from_pylist(rows, _make_schema(types)), buffer)
     return buffer.getvalue()
 
 
-def _load(path: Path) -> list[dict[str, Json]]:
+def _make_schema(types: Mapping[str, str]) -> pa.Schema:
+    import pyarrow as pa
+
+    return pa.schema([pa.field(name, pa.type_for_alias(kind)) for name, kind in types.items()])
+
+
+def _open(manifest: Manifest, folder: Path, name: str, types: Mapping[str, str], max_rows: int) -> _Table:
+    """Read a table that somebody else may have made: a few bytes may stand for billions of rows, or for long texts."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    if name not in manifest.files:
+        raise RecordError(f"{name} is not listed")
     try:
-        table: pa.Table = pq.read_table(path)
-        rows: list[dict[str, Json]] = table.to_pylist()
-    except (OSError, pa.ArrowException) as error:
-        raise RecordError(f"{path.name} cannot be read ({error})") from None
-    return rows
+        if not pq.read_schema(folder / name).remove_metadata().equals(_make_schema(types)):
+            raise RecordError(f"{name} has other columns")
+        with pq.ParquetFile(folder / name, read_dictionary=["role"] if "role" in types else None) as file:
+            if file.metadata.num_rows > max_rows:
+                raise RecordError(f"{name} has {file.metadata.num_rows:,} rows; at most {max_rows:,} are possible")
+            columns = file.read(columns=[column for column in types if column != "class_name"])
+        if "role" not in types:
+            return _Table(columns)
+        encoded = columns["role"].combine_chunks()
+        known = encoded.dictionary.to_pylist()
+    except (OSError, ValueError, pa.ArrowException) as error:
+        if isinstance(error, RecordError):
+            raise
+        raise RecordError(f"{name} cannot be read ({error})") from None
+    if encoded.null_count or not set(known) <= set(_ROLES):
+        raise RecordError(f"{name} has other roles than {' and '.join(_ROLES)}")
+    roles = np.array([_ROLES.index(role) for role in known], np.int64)[encoded.indices.to_numpy()]
+    return _Table(columns, roles)

@@ -71,7 +71,7 @@ def render_training(
         "facts": _list_facts(manifest, training, history, finished),
     }
     if headline:
-        before = metrics.uncalibrated
+        before = metrics.uncalibrated if manifest.calibration.images else None
         # before and after calibration must cover the same images
         shaped = metrics.validation if before and metrics.validation else headline.measurement
         counts = {name: sum(one.measurement.by_class[name].images for one in measured) for name in manifest.classes}
@@ -105,9 +105,10 @@ def _list_points(
     if measured[0].which == "test":
         points.append(Point("good", "Measured on test images, which were not used in training."))
     else:
+        calibrated = " and calibrated the probabilities" if manifest.calibration.images else ""
         text = (
-            "Measured on validation images, which also chose the epoch and calibrated the probabilities: slightly "
-            "optimistic. Give --test-data for an unbiased number."
+            f"Measured on validation images, which also chose the epoch{calibrated}: slightly optimistic. Give "
+            "--test-data for an unbiased number."
         )
         points.append(Point("bad", text))
     if manifest.metrics.validation:

@@ -67,6 +67,11 @@ class PartSaved:
 
 
 @dataclass(frozen=True)
+class BuildRestarted:
+    """A worker begins again with features that its lost predecessor had begun."""
+
+
+@dataclass(frozen=True)
 class ModelReady:
     """The finished model.
 
@@ -91,7 +96,7 @@ class Failed:
     error: TlrayError
 
 
-Event: TypeAlias = Resumed | StageBegan | ImagesTrained | EpochEnded | PartSaved | ModelReady | Failed
+Event: TypeAlias = Resumed | StageBegan | ImagesTrained | EpochEnded | PartSaved | BuildRestarted | ModelReady | Failed
 
 
 class Message(NamedTuple):
@@ -143,13 +148,16 @@ class Channel:
 
     def take_index(self, rank: int) -> int | None:
         """Return an index for a worker to build, first the one that its predecessor left; None if none is left."""
-        if rank not in self._taken and self._untaken:
+        if rank in self._taken:
+            self._messages.put(Message(BuildRestarted(), time.time()))
+        elif self._untaken and self._build_task is not None and rank < self._build_task.num_builders:
             self._taken[rank] = self._untaken.pop()
         return self._taken.get(rank)
 
-    def put_done(self, rank: int, done: Done) -> None:
-        """Store what a worker has built of the index that it took."""
-        if self._taken.pop(rank, None) is not None:
+    def put_done(self, rank: int, index: int, done: Done) -> None:
+        """Store what a worker has built; of an index that its rank has not taken, it is dropped."""
+        if rank in self._taken and self._taken[rank] == index:
+            del self._taken[rank]
             self._done.append(done)
 
     def drain_done(self) -> list[Done]:

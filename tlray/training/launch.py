@@ -166,13 +166,16 @@ class Launch:
         assert self._thread is not None
         try:
             ray.get(self._channel.put_build_task.remote(task))
-            num_left = len(task.indices)
+            num_left, said = len(task.indices), 0.0
             while num_left:
                 alive = self._thread.is_alive()
                 self._find_controller()
                 for message in ray.get(self._channel.drain.remote()):
                     if isinstance(message.event, channels.Failed):
                         raise message.event.error
+                    if isinstance(message.event, channels.BuildRestarted) and message.sent - said > _SILENCE_S:
+                        said = message.sent
+                        say("workers were lost; new ones go on computing the frozen base")
                 for done in ray.get(self._channel.drain_done.remote()):
                     num_left -= 1
                     yield done

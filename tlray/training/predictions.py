@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 
-from tlray.metrics.calibration import MIN_IMAGES, Calibration, fit_temperature
+from tlray.metrics.calibration import Calibration, fit_temperature
 from tlray.metrics.ood import fit_ood_score
 
 
@@ -56,6 +56,5 @@ def fit_calibration(
     ood_score = fit_ood_score(references.features, labels[references.feature_rows], num_classes, held_out)
     if validation is None:
         return Calibration(1.0, 0, ood_score)
-    num_images = len(validation.rows)
     fit = fit_temperature(validation.probabilities, labels[validation.rows])
-    return Calibration(fit.temperature, num_images if num_images >= MIN_IMAGES else 0, ood_score, fit.gain)
+    return Calibration(fit.temperature, len(validation.rows) if fit.helps else 0, ood_score, fit.gain)

@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray
+import ray.exceptions
 import ray.train.collective
 import ray.util
 from ray.train.backend import Backend, BackendConfig
 
+from tlray.cluster.connect import explain_failure
 from tlray.errors import StoppedError, TlrayError
 from tlray.features.build import ShardBuilder
 from tlray.model.tf_imports import import_keras, show_booked_gpus
@@ -123,9 +125,15 @@ def _await_task(channel: ChannelHandle, rank: int) -> TrainingTask | None:
             if index is None:
                 time.sleep(_TASK_POLL_S)
                 continue
-            if builder is None:
-                builder = stack.enter_context(contextlib.closing(_make_builder(channel)))
-            ray.get(channel.put_done.remote(rank, builder.build(index)))
+            try:
+                if builder is None:
+                    builder = stack.enter_context(contextlib.closing(_make_builder(channel)))
+                done = builder.build(index)
+            except ray.exceptions.RayError:
+                raise
+            except Exception as error:  # new workers would fail like this one
+                raise explain_failure(error, "computing the frozen base") from error
+            ray.get(channel.put_done.remote(rank, index, done))
     return None
 
 

@@ -50,12 +50,14 @@ class BuildTask:
 
     Attributes:
         indices: of `works`, see `features.build.list_indices`.
+        num_builders: most workers that compute.
         uris: Ray reference to every address, by row id.
     """
 
     cache: Cache
     works: list[Work]
     indices: list[int]
+    num_builders: int
     uris: ray.ObjectRef[list[str]]
 
 

@@ -248,12 +248,13 @@ def _complete_cache(
     launch: Launch,
 ) -> float:
     """Compute what a cache lacks, in the waiting workers or in engines; return the seconds."""
-    from tlray.features.build import list_indices
+    from tlray.features.build import count_builders, list_indices
     from tlray.features.decide import build_with_engines, complete_cache
     from tlray.training.task import BuildTask
 
-    if launch.may_start_early and missing.images <= _BUILT_BY_WORKERS:
-        builds = launch.build(BuildTask(cache, missing.works, list_indices(missing), uris))
+    few = missing.images <= _BUILT_BY_WORKERS
+    if few and launch.may_start_early and not cache.frozen.on_gpus:  # the workers have no GPU
+        builds = launch.build(BuildTask(cache, missing.works, list_indices(missing), count_builders(missing), uris))
     else:
         builds = build_with_engines(config, cluster, cache, missing, uris)
     return complete_cache(cache, missing, builds)

@@ -86,11 +86,16 @@ def stop_within_an_epoch(watched, states, workers):
 
 
 def test_41_42_killed_within_an_epoch(tmp_path, small, undisturbed):
-    """A worker killed, then SIGTERM to the command: it goes on at the very step, with its rate and dropout."""
-    options = ["--data", str(small), *LONG_OPTIONS, *TWO_WORKERS]
+    """A worker killed while it computes features, another within an epoch, then SIGTERM to the command.
+
+    It goes on at the very step, with its rate and dropout.
+    """
+    options = ["--data", str(small), *LONG_OPTIONS, *TWO_WORKERS, "--cache-dir", str(tmp_path / "cache")]
     options += ["--output", str(tmp_path / "bundle"), "--checkpoint-every", "0.001"]
     states = tmp_path / "bundle-checkpoints"
     watched = Watched("train", *options)
+    assert watched.wait_until(lambda: list((tmp_path / "cache").rglob("pooled.npy")), pause_s=0.001)
+    kill(watched.find_workers()[0])
     watched.wait_for("training on")
     assert watched.wait_until(lambda: list(states.glob("run-*/epoch-0000*")), pause_s=0.01)
     workers = watched.find_workers()
