@@ -6,7 +6,7 @@
 - `precision`: choose floating-point types.
 - `manifest`: the records of a bundle.
 - `bundle`: write, verify and open bundles.
-- `class_tables`: what a bundle tells by class, as Parquet.
+- `class_tables`: metrics and thresholds by class, as Parquet.
 - `safety`: find code in a bundle's model files.
 - `graph_ops`: find the operations of a SavedModel that do more than compute.
 - `card`: the model card.

@@ -1,4 +1,4 @@
-"""What a bundle tells by class, as Parquet tables: `bundle.json` stays small with thousands of classes.
+"""Metrics and thresholds by class as Parquet tables: `bundle.json` stays small with thousands of classes.
 
 metrics/classes.parquet      one row a class and role: precision, recall, F1, their intervals, images
 metrics/confusion.parquet    one row a pair of true and predicted class that occurs, by role

@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from tlray.training.predictions import RowPredictions
 
 _POLL_S = 0.25
-_BUILD_POLL_S = 0.1
 _END_S = 60.0
 _SILENCE_S = 30.0
 _DRAINING_INTERVAL_S = 1.0
@@ -181,7 +180,7 @@ class Launch:
                     yield done
                 if not alive and num_left:
                     raise _explain_end(self._failures)
-                self._thread.join(_BUILD_POLL_S)
+                self._thread.join(_POLL_S)
         except ray.exceptions.RayError as error:
             raise ChannelLostError(str(explain_failure(error, "computing the frozen base"))) from error
 
