@@ -138,6 +138,7 @@ def _configure_training(config: DemoConfig, root: Path, weights: str) -> TrainCo
         weights=weights,
         image_size=IMAGE_SIZE_PX,
         val_fraction=0.08,
+        recipe="seed",
         head_units=(256,),
         head_epochs=1,
         finetune_epochs=3,

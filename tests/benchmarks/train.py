@@ -65,6 +65,7 @@ def run_tlray(options: Options, views: int, precision: str, seed: int, folder: P
         "seed": seed,
         "views": views,
         "precision": precision,
+        "recipe": "seed",
         "val_fraction": 0.0,
         "cache": "on",
         "cache_dir": str(folder / f"cache-{views}"),

@@ -100,7 +100,12 @@ def test_flags_win_over_the_file_over_the_defaults(tmp_path, monkeypatch):
     path.write_text("data: photos\noutput: bundle\nbatch_size: 8\nhead_units: [64, 32]\nhorizontal_flip: false\n")
     assert main(["train", "--config", str(path), "--batch-size", "4"]) == 0
     (config,) = seen
-    assert (config.batch_size, config.head_units, config.horizontal_flip, config.head_epochs) == (4, (64, 32), False, 5)
+    assert (config.batch_size, config.head_units, config.horizontal_flip, config.recipe) == (
+        4,
+        (64, 32),
+        False,
+        "tuned",
+    )
 
 
 def test_a_misspelt_option_in_the_file_is_refused(tmp_path, capsys):

@@ -6,7 +6,7 @@ import pytest
 
 from tlray.cli.print_bundle import describe_accuracy, describe_duplicates, print_evaluate
 from tlray.evaluation import EvaluateSummary
-from tlray.metrics.calibration import MIN_IMAGES, CalibrationGain
+from tlray.metrics.calibration import MIN_IMAGES, LossGain
 from tlray.metrics.classification import ConfusedPair, measure, measure_uncalibrated
 from tlray.metrics.label_errors import DuplicatePair, LabelErrorSummary
 from tlray.metrics.thresholds import Threshold, Thresholds
@@ -55,11 +55,11 @@ def test_a_calibration_says_what_it_gains_on_images_held_out():
     metrics = Metrics(
         validation=measure(PROBABILITIES, LABELS, ["a", "b"]),
         uncalibrated=measure_uncalibrated(np.tile(PROBABILITIES, (10, 1)), np.tile(LABELS, 10)),
-        calibration_gain=CalibrationGain(0.05, 0.01, 0.09),
+        calibration_gain=LossGain(0.05, 0.01, 0.09),
     )
     text = dict(describe_accuracy(metrics))["calibration"]
     assert text.endswith("(ECE); saves 0.050 of log-loss on images held out (95% interval 0.010 to 0.090)")
-    text = dict(describe_accuracy(replace(metrics, calibration_gain=CalibrationGain(0, 0, 0))))["calibration"]
+    text = dict(describe_accuracy(replace(metrics, calibration_gain=LossGain(0, 0, 0))))["calibration"]
     assert text.startswith("none: it gains nothing on images held out; probabilities are off by ")
 
 

@@ -30,8 +30,8 @@ def test_a_summary_says_where_and_how_good_the_model_is(lines):
         "classes 2: a, b",
         "images 100 train, 20 validation",
         "left out 1 images that cannot be used",
-        "phase 1 head: validation loss 0.6000, accuracy 0.7000 in epoch 1, its best",
-        "phase 2 finetune: validation loss 0.6000, accuracy 0.9000 in epoch 2, its best; phase 2 won",
+        "phase 1 head: validation loss 0.6000, accuracy 0.7000 in epoch 1",
+        "phase 2 finetune: validation loss 0.6000, accuracy 0.9000 in epoch 2; phase 2 won",
         "kept epoch 2 (phase 2, finetune)",
         "try next more images",
         "less zoom",
@@ -61,7 +61,7 @@ def test_the_loss_by_class_weights_stands_beside_the_plain_one_where_they_differ
 def test_phase_1_may_win(lines):
     print_train(make_summary(metrics=Metrics(kept=KeptEpoch("head", 1), phases=PHASES)))
     printed = lines()
-    assert "phase 2 finetune: validation loss 0.6000, accuracy 0.9000 in epoch 2, its best; phase 1 won" in printed
+    assert "phase 2 finetune: validation loss 0.6000, accuracy 0.9000 in epoch 2; phase 1 won" in printed
     assert "kept epoch 1 (phase 1, head)" in printed
 
 

@@ -50,7 +50,8 @@ def test_no_epochs_at_all_are_refused():
         ({"group_by_regex": "a", "group_column": "b"}, "--group-column and --group-by-regex: give one of them"),
         ({"label_smoothing": 1.0}, "--label-smoothing takes 0 to 0.99; got 1.0"),
         ({"dropout": -0.1}, "--dropout takes"),
-        ({"clip_norm": 0.0}, "--clip-norm takes a number above 0"),
+        ({"clip_norm": -1.0}, "--clip-norm takes 0 to"),
+        ({"mixup": -0.1}, "--mixup takes 0 to 100; got -0.1"),
         ({"views": 0}, "--views takes 1 to"),
         ({"max_failures": -2}, "--max-failures takes -1 to"),
         ({"max_failed": -0.1}, "--max-failed takes 0 to"),
@@ -93,29 +94,63 @@ def test_a_tracking_server_needs_mlflow(monkeypatch):
 
 
 def test_defaults_follow_backbone_and_optimizer():
-    assert resolve(make_train()) == {
+    seed = {
         "image_size": 299,
         "finetune_from": "mixed8",
+        "tune": "off",
+        "head_units": (1024,),
+        "head_epochs": 5,
         "lr_head": 1e-3,
+        "finetune_epochs": 5,
         "lr_finetune": 1e-3,
+        "schedule": "constant",
+        "warmup_epochs": 0.0,
+        "dropout": 0.0,
+        "mixup": 0.0,
+        "clip_norm": 0.0,
         "views": 5,
     }
-    other = make_train(backbone="mobilenet_v2", head_optimizer="sgd", finetune_optimizer="adam", head_epochs=3)
-    assert resolve(other) | {"finetune_from": None} == {
+    assert resolve_all(recipe="seed") == seed
+    other = {"backbone": "mobilenet_v2", "head_optimizer": "sgd", "finetune_optimizer": "adam", "head_epochs": 3}
+    changed = {
         "image_size": 224,
-        "finetune_from": None,
+        "finetune_from": "block_12_add",
+        "head_epochs": 3,
         "lr_head": 1e-2,
         "lr_finetune": 1e-5,
-        "views": 5,
     }
-    given = {"image_size": 128, "finetune_from": "mixed9", "lr_head": 0.5, "lr_finetune": 0.25, "views": 2}
-    assert resolve(make_train(**given)) == given
+    assert resolve_all(recipe="seed", **other) == seed | changed
+    given = {name: value for name, value in seed.items() if name != "image_size"}
+    assert resolve_all(recipe="tuned", **given) == seed
+
+
+def resolve_all(**options):
+    config = make_train(**options)
+    return resolve(config, config.choose_recipe())
+
+
+@pytest.mark.parametrize(
+    ("options", "solvable", "expected"),
+    [
+        ({}, True, (True, 3, 1e-5)),
+        ({}, False, (False, 5, 1e-3)),
+        ({"tune": "off"}, True, (False, 5, 1e-3)),
+        ({"cache": "off"}, True, (False, 5, 1e-3)),
+        ({"head_units": (64,)}, True, (False, 20, 1e-4)),
+        ({"head_epochs": 7, "lr_head": 0.5}, True, (True, 7, 0.5)),
+        ({"head_optimizer": "sgd"}, False, (False, 5, 1e-2)),
+        ({"recipe": "seed"}, True, (False, 5, 1e-3)),
+    ],
+)
+def test_a_linear_head_is_solved_where_its_features_are_cached(options, solvable, expected):
+    recipe = make_train(**options).choose_recipe(solvable=solvable)
+    assert (recipe.solved, recipe.head_epochs, recipe.lr_head) == expected
 
 
 def test_there_are_no_more_views_than_epochs():
-    assert make_train(head_epochs=2, finetune_epochs=1).resolved_views == 3
-    assert make_train(head_epochs=2, finetune_epochs=1, views=2).resolved_views == 2
-    assert make_train(views=100).resolved_views == 10
+    assert resolve_all(head_epochs=2, finetune_epochs=1)["views"] == 3
+    assert resolve_all(head_epochs=2, finetune_epochs=1, views=2)["views"] == 2
+    assert resolve_all(views=100)["views"] == 15
 
 
 def test_checkpoints_go_beside_the_output():

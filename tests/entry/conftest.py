@@ -20,7 +20,18 @@ PRETRAINED = WEIGHTS.is_file()
 """With real weights the small jobs learn, and are held to it; without them they only run."""
 
 TRAIN_OPTIONS = ["--backbone", "mobilenet_v2", "--weights", str(WEIGHTS) if PRETRAINED else "none"]
-TRAIN_OPTIONS += ["--image-size", "96", "--head-units", "64", "--head-epochs", "6", "--finetune-epochs", "2"]
+TRAIN_OPTIONS += [
+    "--recipe",
+    "seed",
+    "--image-size",
+    "96",
+    "--head-units",
+    "64",
+    "--head-epochs",
+    "6",
+    "--finetune-epochs",
+    "2",
+]
 TRAIN_OPTIONS += ["--lr-finetune", "1e-3", "--num-workers", "2", "--batch-size", "4", "--no-horizontal-flip"]
 TRAIN_OPTIONS += ["--seed", SEED, "--precision", "float32"]  # the features of training are then those of serving
 

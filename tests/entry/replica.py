@@ -2,8 +2,9 @@
 
 In each mode takes three steps of the product's own training step on its share of fixed batches and saves losses, the
 largest change of a weight and the weights as FOLDER/MODE.npz. MODE: frozen, live (BatchNorm), clipped, cached
-(activations enter), half (float16), overflow (float16, then one more step whose gradient overflows; the change is that
-of the last step) or drift (rank 1 changes a weight on its own, then checks).
+(activations enter), mixed (mixtures of activations, and dropout of the pooled features under a linear head), half
+(float16), overflow (float16, then one more step whose gradient overflows; the change is that of the last step) or
+drift (rank 1 changes a weight on its own, then checks).
 """
 
 import json
@@ -31,6 +32,7 @@ from tlray.model.network import (  # noqa: E402
     list_batchnorm,
     make_optimizer,
 )
+from tlray.training.schedule import draw_dropout, draw_mixing, pair_neighbours  # noqa: E402
 from tlray.training.steps import TrainStep, average_statistics, check_replicas, make_strategy  # noqa: E402
 
 SIZE, GLOBAL_BATCH, STEPS = 48, 8, 3
@@ -61,8 +63,8 @@ def run(mode: str) -> None:
     with strategy.scope():
         base = build_base("mobilenet_v2", SIZE, weights=None, seed=5, train_batchnorm=live)
         base.set_weights(BASE_WEIGHTS)
-        head = build_head("mobilenet_v2", (16,), 3, seed=5)
-        if mode == "cached":  # as over cached features
+        head = build_head("mobilenet_v2", () if mode == "mixed" else (16,), 3, seed=5)
+        if mode in ("cached", "mixed"):  # as over cached features
             tail = cut_tail(base, BOUNDARY)
             entrance, positions = build_tail(tail), tail.positions
             network = Network("mobilenet_v2", "activations", entrance, positions, head, train_batchnorm=False)
@@ -71,7 +73,7 @@ def run(mode: str) -> None:
         network.open_base("input" if live else BOUNDARY)
         optimizer = make_optimizer("sgd", 1e-4)
         optimizer.build(network.trainable_variables)
-    if mode == "cached":
+    if mode in ("cached", "mixed"):
         network.assign_weights(tail.weights)
     clip_norm = 0.5 if mode == "clipped" else None
     trainer = TrainStep(strategy, network, optimizer, label_smoothing=0.1, clip_norm=clip_norm)
@@ -91,10 +93,16 @@ def run(mode: str) -> None:
         weights = np.ones(GLOBAL_BATCH, np.float32)
         weights[GLOBAL_BATCH - index :] = 0  # the padding of a last step
         transforms = np.tile(np.array([1, 0, 0, 0, 1, 0, 0, 0], np.float32), (GLOBAL_BATCH, 1))
-        if mode == "cached":
+        if mode in ("cached", "mixed"):
             images = random.random((GLOBAL_BATCH, *base.get_layer(BOUNDARY).output.shape[1:]), np.float32)
         batch = {"inputs": images, "labels": labels, "weights": weights, "counts": weights, "transforms": transforms}
+        if mode == "mixed":
+            batch["shares"] = draw_mixing(0, 0, index, GLOBAL_BATCH, 0.2)
+            batch["masks"] = draw_dropout(0, 0, index, GLOBAL_BATCH, (network.num_features,), 0.3)
+            batch["partner_weights"] = weights
         batch = {name: array[share] for name, array in batch.items()}
+        if mode == "mixed":
+            batch["partners"] = pair_neighbours(GLOBAL_BATCH // workers)
         losses.append(float(trainer.step({**batch, "total": weights.sum()})[0]))
 
     change = max(np.abs(old - new).max() for old, new in zip(before, copy(network, optimizer), strict=True))

@@ -11,7 +11,20 @@ from tests.entry.conftest import PRETRAINED, SEED, WEIGHTS, run_tlray
 pytestmark = pytest.mark.usefixtures("notebook")
 
 OPTIONS = ["--backbone", "mobilenet_v2", "--weights", str(WEIGHTS) if PRETRAINED else "none", "--image-size", "48"]
-OPTIONS += ["--head-units", "16", "--head-epochs", "2", "--finetune-epochs", "2", "--views", "4", "--lr-head", "3e-4"]
+OPTIONS += [
+    "--recipe",
+    "seed",
+    "--head-units",
+    "16",
+    "--head-epochs",
+    "2",
+    "--finetune-epochs",
+    "2",
+    "--views",
+    "4",
+    "--lr-head",
+    "3e-4",
+]
 OPTIONS += ["--lr-finetune", "1e-4", "--num-workers", "2", "--batch-size", "8", "--precision", "float32"]
 OPTIONS += ["--seed", SEED]
 TOLERANCE = 1e-3

@@ -60,12 +60,12 @@ def split(result):
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
-    return run_replicas(tmp_path_factory.mktemp("one"), 1, ["frozen", "clipped", "cached"])
+    return run_replicas(tmp_path_factory.mktemp("one"), 1, ["frozen", "clipped", "cached", "mixed"])
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    modes = ["frozen", "live", "half", "overflow", "clipped", "cached", "drift"]
+    modes = ["frozen", "live", "half", "overflow", "clipped", "cached", "mixed", "drift"]
     return run_replicas(tmp_path_factory.mktemp("two"), 2, modes)
 
 
@@ -85,7 +85,7 @@ def test_a_step_that_overflows_moves_neither_weights_nor_momentum(two):
         assert worker.change == 0
 
 
-@pytest.mark.parametrize("mode", ["frozen", "clipped", "cached"])
+@pytest.mark.parametrize("mode", ["frozen", "clipped", "cached", "mixed"])
 def test_two_workers_take_the_steps_of_one(one, two, mode):
     (alone,) = one[mode]
     first, second = two[mode]

@@ -8,7 +8,18 @@ import pytest
 from tests.entry.conftest import PRETRAINED, SEED, WEIGHTS, run_tlray
 
 BASE_OPTIONS = ["--backbone", "mobilenet_v2", "--weights", str(WEIGHTS) if PRETRAINED else "none"]
-BASE_OPTIONS += ["--image-size", "48", "--head-units", "16", "--precision", "float32", "--seed", SEED]
+BASE_OPTIONS += [
+    "--recipe",
+    "seed",
+    "--image-size",
+    "48",
+    "--head-units",
+    "16",
+    "--precision",
+    "float32",
+    "--seed",
+    SEED,
+]
 
 LONG_OPTIONS = [*BASE_OPTIONS, "--head-epochs", "5", "--finetune-epochs", "5", "--cache", "on"]
 LONG_OPTIONS += ["--views", "2", "--lr-head", "3e-4", "--lr-finetune", "1e-4", "--val-fraction", "0.2"]

@@ -5,7 +5,7 @@ from tests.features.data import make_digests, make_frozen, store
 from tlray.cluster.resources import Cluster
 from tlray.config import TrainConfig
 from tlray.errors import StoppedError
-from tlray.features.cache import plan_cache
+from tlray.features.cache import PLAIN, plan_cache
 from tlray.features.decide import Passes, choose_cache, count_online, decide, list_needs
 from tlray.images.augment import Augmentation
 
@@ -20,27 +20,35 @@ def configure(**options):
 
 
 def prepare(config, cluster=LOCAL):
-    return choose_cache(config, cluster, ROWS, DIGESTS, make_frozen(), AUGMENTATION)
+    return choose_cache(config, config.choose_recipe(), cluster, ROWS, DIGESTS, make_frozen(), AUGMENTATION)
+
+
+def list_all(**options):
+    config = configure(**options)
+    return list_needs(config, config.choose_recipe())
+
+
+def count_all(**options):
+    config = configure(**options)
+    return count_online(config, config.choose_recipe(), ROWS)
 
 
 def test_views_are_taken_in_turn_over_both_phases():
     both = ("activations", "pooled")
-    assert list_needs(configure()) == dict.fromkeys(range(5), both)
-    needs = list_needs(configure(head_epochs=1, finetune_epochs=2, views=3))
+    assert list_all(recipe="seed") == dict.fromkeys(range(5), both)
+    needs = list_all(head_epochs=1, finetune_epochs=2, views=3)
     assert needs == {0: ("pooled",), 1: ("activations",), 2: ("activations",)}
-    assert list_needs(configure(head_epochs=2, finetune_epochs=0)) == {0: ("pooled",), 1: ("pooled",)}
-    assert list_needs(configure(head_epochs=0, finetune_epochs=3, finetune_from="input")) == {}
-    assert list_needs(configure(head_epochs=1, finetune_epochs=3, finetune_from="input")) == {0: ("pooled",)}
-    early = list_needs(configure(head_epochs=2, finetune_epochs=2, views=4, early_stopping=1))
+    assert list_all(head_epochs=2, finetune_epochs=0) == {0: ("pooled",), 1: ("pooled",)}
+    assert list_all(head_epochs=0, finetune_epochs=3, finetune_from="input") == {}
+    assert list_all(head_epochs=1, finetune_epochs=3, finetune_from="input") == {0: ("pooled",)}
+    early = list_all(head_epochs=2, finetune_epochs=2, views=4, early_stopping=1)
     assert "activations" in early[1]  # phase 1 may end after its first epoch
 
 
 def test_passes_without_a_cache_are_counted_in_whole_bases():
     # 0.70 of MobileNetV2 lies up to its default boundary
-    assert count_online(configure(head_epochs=2, finetune_epochs=3), ROWS) == pytest.approx(
-        (2 + 3 * 0.7) * 30 + 5 * 0.7
-    )
-    assert count_online(configure(head_epochs=2, finetune_epochs=3, finetune_from="input"), ROWS) == 60
+    assert count_all(head_epochs=2, finetune_epochs=3) == pytest.approx((2 + 3 * 0.7) * 30 + 5 * 0.7)
+    assert count_all(head_epochs=2, finetune_epochs=3, finetune_from="input") == 60
 
 
 def test_it_is_used_where_it_saves_passes_and_fits():
@@ -78,17 +86,20 @@ def test_a_cache_that_is_not_possible_is_off_with_its_reason(options, cluster, r
 def test_a_cache_that_saves_too_little_is_off(tmp_path, capsys):
     config = configure(head_epochs=1, finetune_epochs=0, cache_dir=str(tmp_path))
     assert prepare(config) is None
-    assert "feature cache: off, it would take 35 passes through the base" in capsys.readouterr().out
+    assert "feature cache: off, it would take 55 passes through the base" in capsys.readouterr().out
 
 
 def test_a_complete_cache_is_not_built_again(tmp_path, capsys):
     config = configure(head_epochs=2, finetune_epochs=2, views=2, cache_dir=str(tmp_path))
-    planned, before = plan_cache(str(tmp_path), make_frozen(), ROWS, DIGESTS, AUGMENTATION, list_needs(config))
-    assert before.images == before.total_images == 55
+    roles = {**ROWS, PLAIN: ROWS["train"]}
+    planned, before = plan_cache(
+        str(tmp_path), make_frozen(), roles, DIGESTS, AUGMENTATION, list_needs(config, config.choose_recipe())
+    )
+    assert before.images == before.total_images == 75
     store(planned)
     cache, missing = prepare(config)
     assert cache.uri == planned.uri
     assert missing.is_empty
     printed = capsys.readouterr().out
-    assert f"feature cache: on, 0 passes through the base instead of 106; about 471.7 kB in {planned.uri}" in printed
-    assert "feature cache: all 55 images and views are cached from an earlier run" in printed
+    assert f"feature cache: on, 0 passes through the base instead of 106; about 643.2 kB in {planned.uri}" in printed
+    assert "feature cache: all 75 images and views are cached from an earlier run" in printed

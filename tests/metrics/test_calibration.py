@@ -6,8 +6,8 @@ from tests.metrics.data import draw_predictions
 from tlray.metrics.calibration import (
     Bin,
     Calibration,
-    CalibrationGain,
     CalibrationRecord,
+    LossGain,
     TemperatureFit,
     apply_temperature,
     bin_confidences,
@@ -45,7 +45,7 @@ def test_images_that_are_all_right_leave_the_probabilities_as_they_are():
     probabilities = np.random.default_rng(0).dirichlet([8, 1], 41)
     probabilities[:, 0] = np.maximum(probabilities[:, 0], 0.51)
     probabilities[:, 1] = 1 - probabilities[:, 0]
-    assert fit_temperature(probabilities, np.zeros(41, int)) == TemperatureFit(1.0, CalibrationGain(0.0, 0.0, 0.0))
+    assert fit_temperature(probabilities, np.zeros(41, int)) == TemperatureFit(1.0, LossGain(0.0, 0.0, 0.0))
 
 
 def fit_likelihood(probabilities, labels):

@@ -113,6 +113,7 @@ def make_manifest(classes: Sequence[str] = CLASSES, *, validation: bool = True, 
     config: dict[str, Any] = {
         "data": "s3://waste-photos/2026/train", "val_data": None, "test_data": "s3://waste-photos/2026/test",
         "weights": "/weights/inception_v3_notop.h5", "head_optimizer": "rmsprop", "finetune_optimizer": "sgd",
+        "tune": "auto",
         "finetune_from": None, "lr_head": None, "lr_finetune": 0.001, "batch_size": 16, "num_workers": 2,
         "precision": "auto", "seed": 0,
     }  # fmt: skip

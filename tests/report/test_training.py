@@ -38,7 +38,7 @@ def test_the_page_shows_the_numbers_of_the_training():
 
 def test_resolved_options_are_shown_by_phase():
     _, text = parse(render_training(data.make_manifest(), data.make_history(4, 1), None, read_nothing))
-    assert "Phase 1the head; 4 epochs, rmsprop at 0.001" in text
+    assert "Phase 1the head, solved before; 4 epochs, rmsprop at 0.001" in text
     assert "Phase 2from mixed8 on; 1 epoch, sgd at 0.001" in text
     _, text = parse(render_training(data.make_manifest(), data.make_history(2, 0), None, read_nothing))
     assert "Phase 1" in text

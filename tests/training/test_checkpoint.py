@@ -124,8 +124,9 @@ def test_the_next_phase_starts_from_the_best_epoch_without_slots():
     state = TrainingState(weights={"base": np.zeros(1)})
     take(state, 1, 0.5)
     take(state, 2, 0.4)
-    state.end_phase()
-    assert state.weights == {"base": np.zeros(1), "head": np.full(1, 1)}
+    state.end_phase(is_last=False)
+    assert state.weights == state.before_weights == {"base": np.zeros(1), "head": np.full(1, 1)}
+    assert state.before.epoch == 1
     assert (state.phase, state.slots, state.best_weights, state.best.epoch) == (1, [], {}, 1)
 
 

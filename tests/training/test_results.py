@@ -11,6 +11,8 @@ from tlray.config import TrainConfig
 from tlray.model.manifest import KeptEpoch, Metrics, PhaseBest, RoleCounts
 from tlray.training.results import TrainSummary, advise, log_run
 
+CONFIG = TrainConfig(data="d", output="o")
+
 
 def make_history(validated=True):
     values = [("head", 1.0, 0.6, 0.5), ("head", 0.8, 0.7, 0.6), ("finetune", 0.4, 0.95, 0.55)]
@@ -32,8 +34,8 @@ def test_it_names_what_a_run_shows():
     history = make_history()
     metrics = make_metrics("head", 2, history)
     labels = np.array([0] * 90 + [1] * 20)
-    text = "\n".join(advise(TrainConfig(data="d", output="o"), history, metrics, labels, 3))
-    assert "phase 2 did not beat phase 1: try a lower --lr-finetune than 0.001" in text
+    text = "\n".join(advise(CONFIG, CONFIG.choose_recipe(), history, metrics, labels, 3))
+    assert "phase 2 did not beat phase 1: try a lower --lr-finetune than 0.01" in text
     assert "--class-weights balanced" in text
     assert "the smallest class has 20 images" in text
     assert "3 images were left out" in text
@@ -43,7 +45,7 @@ def test_it_names_what_a_run_shows():
 def test_it_asks_for_validation_where_there_is_none():
     history = make_history(validated=False)
     metrics = make_metrics("finetune", 3, history)
-    sentences = advise(TrainConfig(data="d", output="o"), history, metrics, np.repeat([0, 1], 50), 0)
+    sentences = advise(CONFIG, CONFIG.choose_recipe(), history, metrics, np.repeat([0, 1], 50), 0)
     assert "--val-fraction" in sentences[0]
     assert "still falling" in sentences[1]
 
@@ -62,7 +64,9 @@ def logged(monkeypatch):
 def test_every_epoch_is_one_step_of_its_numbers(logged):
     history = [make_epoch(1), make_epoch(2, val_loss=None, val_accuracy=None)]
     config = TrainConfig(data="photos", output="bundle", mlflow_uri="http://server")
-    summary = TrainSummary("bundle", "f" * 64, ("a", "b"), RoleCounts(9, 0, 0), [], history, Metrics(), {"saving": 2.0})
+    summary = TrainSummary(
+        "bundle", "f" * 64, ("a", "b"), RoleCounts(9, 0, 0), [], history, Metrics(), seconds={"saving": 2.0}
+    )
     log_run(config, summary)
     assert logged[0] == ("set_tracking_uri", "http://server")
     assert ("start_run", "f" * 12) in logged

@@ -8,9 +8,11 @@ from tlray.training.dataset import choose_validation
 from tlray.training.schedule import (
     cut_steps,
     draw_dropout,
+    draw_mixing,
     draw_rows,
     is_exhausted,
     make_rates,
+    pair_neighbours,
     permute,
     score_epoch,
     weigh_classes,
@@ -43,6 +45,23 @@ def test_the_order_depends_on_seed_and_epoch_alone():
     np.testing.assert_array_equal(permute(rows, 1, 2), permute(rows, 1, 2))
     assert (permute(rows, 1, 2) != permute(rows, 1, 3)).any()
     assert (permute(rows, 1, 2) != permute(rows, 2, 2)).any()
+
+
+def test_an_image_keeps_at_least_half_of_its_mixture():
+    shares = draw_mixing(3, 1, 4, 1000, 0.2)
+    assert (shares.dtype, shares.shape) == (np.float32, (1000,))
+    assert shares.min() >= 0.5
+    assert shares.max() <= 1
+    assert (shares > 0.99).mean() > 0.4  # with this parameter most images are nearly whole
+    assert 0.8 < shares.mean() < 0.95
+    np.testing.assert_array_equal(shares, draw_mixing(3, 1, 4, 1000, 0.2))
+    assert (shares != draw_mixing(3, 1, 5, 1000, 0.2)).any()
+
+
+def test_neighbours_are_mixed_with_each_other_within_a_worker():
+    assert pair_neighbours(6).tolist() == [1, 0, 3, 2, 5, 4]
+    assert pair_neighbours(5).tolist() == [1, 0, 3, 2, 4]
+    np.testing.assert_array_equal(pair_neighbours(8)[4:] - 4, pair_neighbours(4))
 
 
 def make_digests(count):

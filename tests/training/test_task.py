@@ -24,7 +24,8 @@ def make_task(config, *, boundary=None, val=True):
     if boundary is not None:
         cache = Cache("", FrozenBase(config.backbone, 75, boundary, None, "", 0, PRECISION, Limits()), {})
     return make_training_task(
-        config, WorkerResources(0, 1.0, 2, 0.5), images, roles, precision=PRECISION, cache=cache,
+        config, config.choose_recipe(), WorkerResources(0, 1.0, 2, 0.5), images, roles,
+        precision=PRECISION, cache=cache,
         augmentation=Augmentation(0, 0, False, 0), uris=None, base_weights=None,
     )  # fmt: skip
 

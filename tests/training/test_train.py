@@ -117,7 +117,9 @@ def run_workers(config, tmp_path, monkeypatch):
     from tlray.features import decide
     from tlray.training import task
 
-    config = replace(config, backbone="mobilenet_v2", image_size=48, num_workers=2, cache_dir=str(tmp_path / "cache"))
+    config = replace(
+        config, tune="off", backbone="mobilenet_v2", image_size=48, num_workers=2, cache_dir=str(tmp_path / "cache")
+    )
     monkeypatch.setattr(Workers, "made", [])
     monkeypatch.setattr(Workers, "survives", None)
     monkeypatch.setattr(launch, "Launch", Workers)
@@ -135,9 +137,9 @@ def run_workers(config, tmp_path, monkeypatch):
         cluster = Cluster(4, gpus, local=True)
         rows = {"train": np.arange(40), "val": np.arange(0), "test": np.arange(0)}
         digests = [hashlib.sha256(str(row).encode()).hexdigest() for row in range(40)]
-        images = SimpleNamespace(uris=[""] * 40)
+        images = SimpleNamespace(uris=[""] * 40, classes=("a", "b"))
         roles = SimpleNamespace(rows=rows, digests=digests)
-        outcome, _, _ = training._run_workers(
+        outcome, *_ = training._run_workers(
             config, cluster, images, roles, None, "checkpoints", SimpleNamespace(check=None)
         )
         assert outcome.model == "model"
@@ -150,13 +152,13 @@ def test_the_waiting_workers_compute_the_features_of_a_few_images(run_workers, m
     built, engines = run_workers()
     assert (len(built), len(built[0]) > 1, engines) == (1, True, [])
     monkeypatch.setattr(training, "_BUILT_BY_WORKERS", 10)
-    assert run_workers()[1] == [40 * 5]  # in 5 views
+    assert run_workers()[1] == [40 * 6]  # in 5 views, and as they are
 
 
 def test_engines_on_gpus_compute_what_workers_without_one_train_on(run_workers):
     """One GPU and two workers: features of GPUs and of CPUs are kept apart."""
     built, engines = run_workers(gpus=1)
-    assert (built, engines) == ([[]], [40 * 5])
+    assert (built, engines) == ([[]], [40 * 6])
 
 
 def test_features_that_a_lost_channel_leaves_are_computed_by_the_next_workers(run_workers, monkeypatch):

@@ -1,6 +1,6 @@
 """The options of each command: frozen dataclasses whose attribute docstrings are the command line's help.
 
-- `train`: `tlray train`.
+- `train`: `tlray train`; `recipes`: its defaults on learning.
 - `predict`: `tlray predict`, `plan`, `verify` and `audit`.
 - `evaluate`: `tlray evaluate`, `import`, `show` and `demo`.
 - `cluster`: `tlray submit` and `doctor`.
@@ -13,11 +13,11 @@ help, a line break inside an attribute docstring stays one.
 from tlray.config.cluster import DoctorConfig, SubmitConfig
 from tlray.config.evaluate import DemoConfig, EvaluateConfig, ImportConfig, ShowConfig
 from tlray.config.predict import AuditConfig, InputsConfig, PlanConfig, PredictConfig, VerifyConfig
+from tlray.config.recipes import OptimizerName, Recipe, ScheduleName
 from tlray.config.shared import LimitsConfig, RunConfig, S3Config, count_allowed, describe, list_path_options
-from tlray.config.train import DEFAULT_RATES, OptimizerName, SelectName, TrainConfig, describe_run, resolve
+from tlray.config.train import SelectName, TrainConfig, describe_run, resolve
 
 __all__ = [
-    "DEFAULT_RATES",
     "AuditConfig",
     "DemoConfig",
     "DoctorConfig",
@@ -28,8 +28,10 @@ __all__ = [
     "OptimizerName",
     "PlanConfig",
     "PredictConfig",
+    "Recipe",
     "RunConfig",
     "S3Config",
+    "ScheduleName",
     "SelectName",
     "ShowConfig",
     "SubmitConfig",

@@ -31,6 +31,7 @@ _PLAIN = {
     "int | None": (int | None, "INT"),
     "float | None": (float | None, "FLOAT"),
     "tuple[str, ...] | None": (tuple[str, ...] | None, "[STR ...]"),
+    "tuple[int, ...]": (tuple[int, ...], "[INT ...]"),
     "tuple[str, ...]": (tuple[str, ...], "[STR ...]"),
     "Literal[0, 1] | None": (Literal[0, 1] | None, "{0,1}"),
     "bool": (bool, None),

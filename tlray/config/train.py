@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from tlray.config.recipes import OptimizerName, Recipe, RecipeName, TuneName, get_recipe
 from tlray.config.shared import (
     Faults,
     LimitsConfig,
@@ -21,16 +22,13 @@ from tlray.config.shared import (
 from tlray.model.backbones import BACKBONES, INPUT
 from tlray.model.precision import PrecisionName
 
-OptimizerName = Literal["rmsprop", "sgd", "adam"]
 SelectName = Literal["loss", "accuracy", "macro_f1"]
 
-DEFAULT_RATES: dict[str, dict[str, float]] = {
-    "head": {"rmsprop": 1e-3, "sgd": 1e-2, "adam": 1e-3},
-    "finetune": {"rmsprop": 1e-5, "sgd": 1e-3, "adam": 1e-5},
-}
-"""Default learning rates by phase and optimizer."""
-
 _DEFAULT_VIEWS = 5
+_RECIPE_OPTIONS = (
+    "head_epochs", "lr_head", "finetune_epochs", "lr_finetune", "schedule", "warmup_epochs", "dropout", "mixup",
+    "clip_norm",
+)  # fmt: skip
 _SHARING = {"num_workers", "batch_size", "gpus_per_worker"}
 _AFTERWARDS = {"target_precision"}
 
@@ -71,14 +69,23 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
     image_size: int | None = None
     """Side of the square input in pixels; default 299 for inception_v3, 224 for mobilenet_v2."""
 
-    head_units: tuple[int, ...] = (1024,)
-    """Units of each dense layer between pooling and softmax."""
+    recipe: RecipeName = "tuned"
+    """Defaults of the options on learning. tuned: a linear head, solved on cached features with standardization and
+    weight decay by cross-validation, then a regularized phase 2 that is kept if it gains. seed: 5 epochs each of
+    RMSprop into 1,024 units and of SGD, at constant rates."""
 
-    head_epochs: int = 5
-    """Epochs of phase 1."""
+    tune: TuneName = "auto"
+    """auto: phase 1 starts from the solved head, where --recipe tuned has a linear one and features are cached;
+    off: from random weights."""
 
-    finetune_epochs: int = 5
-    """Epochs of phase 2."""
+    head_units: tuple[int, ...] = ()
+    """Units of each dense layer between pooling and softmax; default none, but 1024 for --recipe seed."""
+
+    head_epochs: int | None = None
+    """Epochs of phase 1; default 3 from a solved head, 20 for dense layers, else 5."""
+
+    finetune_epochs: int | None = None
+    """Epochs of phase 2; default 12 for --recipe tuned, 5 for seed."""
 
     finetune_from: str | None = None
     """Last layer of the base that phase 2 keeps frozen; input trains all of it. Default: train the top two blocks."""
@@ -93,10 +100,11 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
     """Optimizer of phase 2; sgd has momentum 0.9."""
 
     lr_head: float | None = None
-    """Learning rate of phase 1; default 1e-2 for sgd, else 1e-3."""
+    """Learning rate of phase 1; default 1e-5 from a solved head, 1e-4 for dense layers, else 1e-3; for sgd 10 times
+    that."""
 
     lr_finetune: float | None = None
-    """Learning rate of phase 2; default 1e-3 for sgd, else 1e-5."""
+    """Learning rate of phase 2; default 1e-2 for sgd by --recipe tuned, 1e-3 by seed, else 1e-5."""
 
     batch_size: int = 32
     """Images per worker and step."""
@@ -122,11 +130,11 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
     seed: int = 0
     """Seed of the head's initial weights, the order of images, augmentation and dropout."""
 
-    schedule: Literal["constant", "cosine"] = "constant"
-    """Learning rate schedule of each phase after its warm-up."""
+    schedule: Literal["auto", "constant", "cosine"] = "auto"
+    """Learning rate schedule of each phase after its warm-up; auto: cosine for --recipe tuned, constant for seed."""
 
-    warmup_epochs: float = 0.0
-    """Epochs of linear learning rate warm-up at the start of each phase."""
+    warmup_epochs: float | None = None
+    """Epochs of linear learning rate warm-up at the start of each phase; default 1 for --recipe tuned, 0 for seed."""
 
     select: SelectName = "loss"
     """Validation figure that chooses the best epoch; loss counts images as --class-weights does."""
@@ -140,11 +148,16 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
     label_smoothing: float = 0.0
     """Share of each target to spread over all classes."""
 
-    dropout: float = 0.0
-    """Dropout rate of the dense layers."""
+    dropout: float | None = None
+    """Dropout rate of the dense layers' outputs, without any of the pooled features in phase 2; default 0.3 for
+    --recipe tuned, 0 for seed."""
+
+    mixup: float | None = None
+    """Mix the inputs and targets of neighbouring images in phase 2, by shares of a beta distribution with this
+    parameter; 0 for no mixing; default 0.2 for --recipe tuned, 0 for seed."""
 
     clip_norm: float | None = None
-    """Clip the gradient to this global norm; default no clipping."""
+    """Clip the gradient to this global norm, 0 for no clipping; default 1 for --recipe tuned, 0 for seed."""
 
     precision: PrecisionName = "auto"
     """Input type of convolutions and matrix products; weights, sums and softmax stay float32."""
@@ -195,21 +208,20 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
         """Name of the last layer of the base that phase 2 leaves frozen."""
         return self.finetune_from or BACKBONES[self.backbone].default_boundary
 
-    @property
-    def resolved_lr_head(self) -> float:
-        """Learning rate of phase 1."""
-        return self.lr_head if self.lr_head is not None else DEFAULT_RATES["head"][self.head_optimizer]
+    def choose_recipe(self, *, solvable: bool = True) -> Recipe:
+        """Return the recipe's values, replaced by those that were given.
 
-    @property
-    def resolved_lr_finetune(self) -> float:
-        """Learning rate of phase 2."""
-        return self.lr_finetune if self.lr_finetune is not None else DEFAULT_RATES["finetune"][self.finetune_optimizer]
+        Args:
+            solvable: features are cached, and few enough to solve a linear head on them.
+        """
+        solved = solvable and self.tune == "auto" and self.cache != "off"
+        chosen = get_recipe(self.recipe, self.head_units, self.head_optimizer, self.finetune_optimizer, solved=solved)
+        given = {name: value for name in _RECIPE_OPTIONS if (value := getattr(self, name)) not in (None, "auto")}
+        return replace(chosen, **given)
 
-    @property
-    def resolved_views(self) -> int:
-        """Views of each training image in the cache."""
-        epochs = self.head_epochs + self.finetune_epochs
-        return min(self.views or _DEFAULT_VIEWS, epochs)
+    def count_views(self, recipe: Recipe) -> int:
+        """Return the augmented views of each training image in the cache."""
+        return min(self.views or _DEFAULT_VIEWS, recipe.head_epochs + recipe.finetune_epochs)
 
     @property
     def work_folder(self) -> str:
@@ -223,7 +235,7 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
 
     def check(self) -> None:
         """Raise one `ConfigError` naming every value that is not allowed."""
-        backbone = BACKBONES[self.backbone]
+        backbone, recipe = BACKBONES[self.backbone], self.choose_recipe()
         faults = Faults()
         for name in ("data", "output", "val_data", "test_data", "cache_dir", "storage_path"):
             faults.check_uri(name, getattr(self, name))
@@ -238,33 +250,33 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
         if self.weights not in ("imagenet", "none"):
             faults.check_uri("weights", self.weights)
         faults.check_range("image_size", self.resolved_image_size, backbone.min_image_size_px, 2048)
-        for units in self.head_units:
+        for units in recipe.head_units:
             faults.check_range("head_units", units, 1, 65536)
-        faults.check_range("head_epochs", self.head_epochs, 0, 10_000)
-        faults.check_range("finetune_epochs", self.finetune_epochs, 0, 10_000)
-        if self.head_epochs == 0 and self.finetune_epochs == 0:
+        faults.check_range("head_epochs", recipe.head_epochs, 0, 10_000)
+        faults.check_range("finetune_epochs", recipe.finetune_epochs, 0, 10_000)
+        if recipe.head_epochs == 0 and recipe.finetune_epochs == 0:
             faults.add("--head-epochs and --finetune-epochs: at least one of them must be above 0")
         if self.resolved_finetune_from not in backbone.boundaries:
             allowed = ", ".join(backbone.boundaries)
             faults.add(f"--finetune-from takes {allowed} for {self.backbone}; got {self.finetune_from!r}")
         for name in ("lr_head", "lr_finetune"):
-            faults.check_positive(name, getattr(self, f"resolved_{name}"))
+            faults.check_positive(name, getattr(recipe, name))
         faults.check_range("batch_size", self.batch_size, 1, 65536)
         faults.check_range("num_workers", self.num_workers, 1, 4096)
         faults.check_range("shear", self.shear, 0, 89)
         faults.check_range("zoom", self.zoom, 0, 0.99)
         faults.check_range("seed", self.seed, 0, 2**32 - 1)
-        faults.check_range("warmup_epochs", self.warmup_epochs, 0, 10_000)
+        faults.check_range("warmup_epochs", recipe.warmup_epochs, 0, 10_000)
         if self.early_stopping is not None:
             faults.check_range("early_stopping", self.early_stopping, 1, 10_000)
             if self.val_fraction == 0 and self.val_data is None:
                 faults.add("--early-stopping needs validation images; give --val-data, or a --val-fraction above 0")
         faults.check_range("label_smoothing", self.label_smoothing, 0, 0.99)
-        faults.check_range("dropout", self.dropout, 0, 0.99)
-        if self.clip_norm is not None:
-            faults.check_positive("clip_norm", self.clip_norm)
+        faults.check_range("dropout", recipe.dropout, 0, 0.99)
+        faults.check_range("mixup", recipe.mixup, 0, 100)
+        faults.check_range("clip_norm", recipe.clip_norm, 0, 1e9)
         if self.cache == "on":
-            if self.resolved_finetune_from == INPUT and self.head_epochs == 0:
+            if self.resolved_finetune_from == INPUT and recipe.head_epochs == 0:
                 faults.add("--cache on needs a frozen part of the base; got --finetune-from input and --head-epochs 0")
             if self.address not in (None, "local") and self.cache_dir is None:
                 faults.add("--cache on needs a --cache-dir that all machines of the cluster reach")
@@ -283,14 +295,15 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
         faults.report()
 
 
-def resolve(config: TrainConfig) -> dict[str, Any]:
-    """Return the options whose defaults depend on other options, by name."""
+def resolve(config: TrainConfig, recipe: Recipe) -> dict[str, Any]:
+    """Return the options whose defaults depend on other options or on the images, by name."""
     return {
         "image_size": config.resolved_image_size,
         "finetune_from": config.resolved_finetune_from,
-        "lr_head": config.resolved_lr_head,
-        "lr_finetune": config.resolved_lr_finetune,
-        "views": config.resolved_views,
+        "tune": "auto" if recipe.solved else "off",
+        "head_units": recipe.head_units,
+        **{name: getattr(recipe, name) for name in _RECIPE_OPTIONS},
+        "views": config.count_views(recipe),
     }
 
 

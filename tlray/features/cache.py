@@ -57,13 +57,15 @@ FROZEN_BASE = "frozen_base.json"
 TAIL = "tail.npz"
 IMAGES = "images.npy"
 
+PLAIN = "plain"
+"""The role of the training images without augmentation, and the folder of all such features."""
+
 _FINGERPRINT_DIGITS = 16
 _MAX_ROWS_PER_SHARD = 256
 _MIN_ROWS_PER_SHARD = 8
 _SHARDS = 64
 _NPY_HEADER_BYTES = 128  # what NumPy writes before the data of arrays like these
 _DIGEST_BYTES = 32
-_PLAIN = "plain"
 _SHARD_INDEX = re.compile(rf"([0-9a-f]{{{_FINGERPRINT_DIGITS}}})/{re.escape(IMAGES)}", re.ASCII)
 
 
@@ -181,7 +183,11 @@ class FeatureSet:
 
 @dataclass(frozen=True)
 class Cache:
-    """All features of one training, in the folder of its frozen base, by role: "train", "val", "test"."""
+    """All features of one training, in the folder of its frozen base.
+
+    Attributes:
+        sets: by role: "train" (augmented), "plain" (the training images as they are), "val" and "test".
+    """
 
     uri: str
     frozen: FrozenBase
@@ -276,7 +282,7 @@ def plan_cache(
 
     Args:
         root: `--cache-dir`.
-        roles: row ids of "train", "val" and "test".
+        roles: row ids of "train", "plain", "val" and "test".
         digests: sha256 of every row's encoded image.
         needs: kinds by view of the training images; the others have one view with every kind of any phase.
     """
@@ -288,7 +294,7 @@ def plan_cache(
         if len(rows) == 0:
             continue
         augmented = augmentation if role == "train" else None
-        folder = hash_json(vars(augmented))[:_FINGERPRINT_DIGITS] if augmented else _PLAIN
+        folder = hash_json(vars(augmented))[:_FINGERPRINT_DIGITS] if augmented else PLAIN
         needed = dict(needs) if augmented else {0: plain}
         sets[role] = _plan_set(stored, folder, np.sort(rows), digests, needed, augmented)
     cache = Cache(uri, frozen, sets)

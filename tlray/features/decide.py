@@ -16,12 +16,12 @@ from rich import filesize
 
 from tlray import storage
 from tlray.cluster.resources import Cluster, EngineBounds, plan_engines, plan_readers, plan_workers
-from tlray.config import TrainConfig
+from tlray.config import Recipe, TrainConfig
 from tlray.console import Stage, say
 from tlray.errors import StoppedError
 from tlray.features import cache as features
 from tlray.features.build import Done, build
-from tlray.features.cache import Cache, FrozenBase, Kind, Missing
+from tlray.features.cache import PLAIN, Cache, FrozenBase, Kind, Missing
 from tlray.images.augment import Augmentation
 from tlray.model.backbones import BACKBONES, INPUT
 
@@ -53,6 +53,7 @@ class Passes:
 
 def choose_cache(
     config: TrainConfig,
+    recipe: Recipe,
     cluster: Cluster,
     rows: Rows,
     digests: Sequence[str],
@@ -67,7 +68,7 @@ def choose_cache(
     Raises:
         StoppedError: `--cache on` is not possible.
     """
-    needs = list_needs(config)
+    needs = list_needs(config, recipe)
     root = find_root(config, local=cluster.local)
     if config.cache == "off" or not needs or root is None:
         reason = _explain_absence(config, needs)
@@ -75,9 +76,10 @@ def choose_cache(
             raise StoppedError(f"--cache on is not possible: {reason}")
         say(f"feature cache: off, {reason}")
         return None
-    cache, missing = features.plan_cache(root, frozen, rows, digests, augmentation, needs)
+    roles = {**rows, PLAIN: rows["train"]}
+    cache, missing = features.plan_cache(root, frozen, roles, digests, augmentation, needs)
     num_bytes = features.estimate_bytes(cache)
-    passes = Passes(count_online(config, rows), missing.images)
+    passes = Passes(count_online(config, recipe, rows), missing.images)
     if config.cache == "on":
         decision = Decision(True, f"as asked for: {_compare(passes)}")
     else:
@@ -99,25 +101,25 @@ def choose_engine_bounds(config: TrainConfig) -> EngineBounds:
     return EngineBounds(0.0 if config.gpus_per_worker == 0 else None, allow_cpu=config.allow_cpu)
 
 
-def list_needs(config: TrainConfig) -> dict[int, tuple[Kind, ...]]:
+def list_needs(config: TrainConfig, recipe: Recipe) -> dict[int, tuple[Kind, ...]]:
     """Return the kinds that each view must hold, for the phases that can use the cache."""
     kinds: dict[int, set[Kind]] = {}
-    epochs: list[tuple[Kind, range]] = [("pooled", range(config.head_epochs))]
-    if config.finetune_epochs and config.resolved_finetune_from != INPUT:
+    epochs: list[tuple[Kind, range]] = [("pooled", range(recipe.head_epochs))]
+    if recipe.finetune_epochs and config.resolved_finetune_from != INPUT:
         # with early stopping, phase 2 may begin after phase 1's first epoch
-        first = min(1, config.head_epochs) if config.early_stopping else config.head_epochs
-        epochs.append(("activations", range(first, config.head_epochs + config.finetune_epochs)))
+        first = min(1, recipe.head_epochs) if config.early_stopping else recipe.head_epochs
+        epochs.append(("activations", range(first, recipe.head_epochs + recipe.finetune_epochs)))
     for kind, numbers in epochs:
         for epoch in numbers:
-            kinds.setdefault(epoch % config.resolved_views, set()).add(kind)
+            kinds.setdefault(epoch % config.count_views(recipe), set()).add(kind)
     return {view: tuple(sorted(kinds[view])) for view in sorted(kinds)}
 
 
-def count_online(config: TrainConfig, rows: Rows) -> float:
+def count_online(config: TrainConfig, recipe: Recipe, rows: Rows) -> float:
     """Return the passes through the frozen base without a cache; in phase 2 only up to the boundary."""
     share = BACKBONES[config.backbone].boundaries[config.resolved_finetune_from].frozen_share
     an_epoch = len(rows["train"]) + len(rows["val"])
-    return (config.head_epochs + config.finetune_epochs * share) * an_epoch + len(rows["test"]) * share
+    return (recipe.head_epochs + recipe.finetune_epochs * share) * an_epoch + len(rows["test"]) * share
 
 
 def decide(passes: Passes, num_bytes: int, free_bytes: int | None) -> Decision:

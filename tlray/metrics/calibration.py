@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from tlray.metrics.intervals import LossGain, measure_gain
 from tlray.metrics.ood import OodRecord, OodScore
 
 NUM_BINS = 15
@@ -22,7 +23,6 @@ MIN_IMAGES = 20
 _TEMPERATURES = (0.2, 10.0)
 _PRIOR_DEVIATION = 0.3
 _FOLDS = 5
-_DEVIATIONS = 1.96
 _MAX_IMAGES = 10_000
 _MAX_NUMBERS = 20_000_000
 """Bounds of what a temperature is fitted on: 160 MB of logits, and its standard error is below 1%."""
@@ -45,25 +45,11 @@ class CalibrationRecord:
 
 
 @dataclass(frozen=True)
-class CalibrationGain:
-    """The log-loss that temperature scaling saves on images that the temperature was not fitted on, in nats an image.
-
-    Attributes:
-        mean: by cross-fitting over 5 folds.
-        low, high: 95% interval of the mean, by the normal approximation.
-    """
-
-    mean: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
 class TemperatureFit:
     """A temperature, and what it gains; `gain` is None for too few images."""
 
     temperature: float
-    gain: CalibrationGain | None
+    gain: LossGain | None
 
     @property
     def helps(self) -> bool:
@@ -85,7 +71,7 @@ class Calibration:
     temperature: float
     images: int
     ood_score: OodScore | None
-    gain: CalibrationGain | None = None
+    gain: LossGain | None = None
 
     def describe(self) -> CalibrationRecord:
         """Return it without arrays."""
@@ -130,10 +116,9 @@ def fit_temperature(probabilities: Probabilities, labels: Labels) -> Temperature
         held = folds == fold
         temperature = _maximize_posterior(logits[~held], labels[~held])
         gains[held] = losses[held] - _compute_losses(logits[held], labels[held], temperature)
-    mean, error = float(gains.mean()), float(gains.std(ddof=1) / np.sqrt(len(gains)))
-    if mean <= 0:
-        return TemperatureFit(1.0, CalibrationGain(0.0, 0.0, 0.0))
-    gain = CalibrationGain(mean, mean - _DEVIATIONS * error, mean + _DEVIATIONS * error)
+    gain = measure_gain(len(gains), float(gains.sum()), float((gains**2).sum()))
+    if gain.mean <= 0:
+        return TemperatureFit(1.0, LossGain(0.0, 0.0, 0.0))
     return TemperatureFit(_maximize_posterior(logits, labels), gain)
 
 

@@ -1,11 +1,34 @@
-"""Confidence intervals of proportions."""
+"""Confidence intervals of proportions and of means."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 Z_95 = 1.959963984540054
 """The 97.5% quantile of the standard normal, for two-sided 95% intervals."""
+
+
+@dataclass(frozen=True)
+class LossGain:
+    """The log-loss that something saves on images that it was not fitted on, in nats an image.
+
+    Attributes:
+        mean: over the images.
+        low, high: 95% interval of the mean, by the normal approximation.
+    """
+
+    mean: float
+    low: float
+    high: float
+
+
+def measure_gain(images: float, total: float, squares: float) -> LossGain:
+    """Return the mean gain from the number of images, the sum of their gains and the sum of the gains' squares."""
+    mean = total / images
+    variance = max(0.0, squares / images - mean * mean) * images / max(1.0, images - 1)
+    spread = Z_95 * math.sqrt(variance / images)
+    return LossGain(mean, mean - spread, mean + spread)
 
 
 def wilson(successes: float, total: float, z: float = Z_95) -> tuple[float, float]:

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
-from tlray.metrics.calibration import CalibrationGain, CalibrationRecord
+from tlray.metrics.calibration import CalibrationRecord
 from tlray.metrics.classification import Measurement, UncalibratedMeasurement
+from tlray.metrics.intervals import LossGain
 from tlray.metrics.thresholds import Thresholds
 from tlray.storage.records import Json
 
@@ -124,6 +125,7 @@ class Metrics:
         validation, test: measured after calibration.
         uncalibrated: the validation images before calibration.
         calibration_gain: of the temperature; None if it was not fitted.
+        finetune_gain: of phase 2 over phase 1's best epoch; None if they were not compared image by image.
     """
 
     kept: KeptEpoch | None = None
@@ -132,7 +134,8 @@ class Metrics:
     test: Measurement | None = None
     uncalibrated: UncalibratedMeasurement | None = None
     ood_score: OodPercentiles | None = None
-    calibration_gain: CalibrationGain | None = None
+    calibration_gain: LossGain | None = None
+    finetune_gain: LossGain | None = None
 
     def list_measured(self) -> list[tuple[str, Measurement]]:
         """List the roles that were measured, validation first."""

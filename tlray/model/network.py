@@ -156,10 +156,16 @@ class Network:
         base = self.base.trainable_variables if self.base is not None else []
         return [*base, *(variable for layer in self.head for variable in layer.trainable_variables)]
 
+    @property
+    def num_features(self) -> int:
+        """Width of the pooled features."""
+        return self._backbone.num_features
+
     def call(self, inputs: tf.Tensor, *, training: bool, masks: tf.Tensor | None = None) -> tf.Tensor:
         """Return the logits, float32 `[N, C]`, of float32 pixels in [0, 255], activations or pooled features.
 
-        `masks`, float32 `[N, sum of head units]`, are factors of the dense layers' outputs (dropout); None for ones.
+        `masks`, float32 `[N, sum of head units]`, are factors of the dense layers' outputs (dropout), or `[N, D]` of
+        the pooled features where there are no dense layers; None for ones.
         """
         return self.classify(self.embed(inputs, training=training), masks=masks)
 
@@ -176,6 +182,8 @@ class Network:
     def classify(self, features: tf.Tensor, *, masks: tf.Tensor | None = None) -> tf.Tensor:
         """Return the logits of pooled features, float32 `[N, C]`, whose softmax the model gives; `masks` as `call`."""
         start = 0
+        if masks is not None and len(self.head) == 1:
+            features = features * keras.ops.cast(masks, features.dtype)
         for layer in self.head[:-1]:
             features = layer(features)
             if masks is not None:
@@ -228,11 +236,11 @@ def assemble_model(backbone: str, base: keras.Model, head: Sequence[keras.layers
 
 
 def make_optimizer(
-    name: str, learning_rate: float | keras.optimizers.schedules.LearningRateSchedule
+    name: str, learning_rate: float | keras.optimizers.schedules.LearningRateSchedule, *, nesterov: bool = False
 ) -> keras.optimizers.Optimizer:
-    """Make RMSprop or Adam with Keras's defaults, or SGD with momentum 0.9."""
+    """Make RMSprop or Adam with Keras's defaults, or SGD with momentum 0.9, perhaps Nesterov's."""
     if name == "sgd":
-        return keras.optimizers.SGD(learning_rate, momentum=0.9)
+        return keras.optimizers.SGD(learning_rate, momentum=0.9, nesterov=nesterov)
     constructors = {"rmsprop": keras.optimizers.RMSprop, "adam": keras.optimizers.Adam}
     return constructors[name](learning_rate)
 

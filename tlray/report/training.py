@@ -156,7 +156,8 @@ def _list_facts(
         epochs = sum(record.phase == phase for record in history)
         if epochs:
             rate = f"{options[f'{phase}_optimizer']} at {options[f'lr_{phase}']:g}"
-            part = "the head" if phase == "head" else f"from {clean(options['finetune_from'])} on"
+            solved = ", solved before" if options["tune"] == "auto" else ""
+            part = f"the head{solved}" if phase == "head" else f"from {clean(options['finetune_from'])} on"
             facts.append((heading, f"{part}; {epochs:,} {'epoch' if epochs == 1 else 'epochs'}, {rate}"))
     facts += [
         ("Batch", f"{options['batch_size']:,} per worker, {options['num_workers']:,} workers"),

@@ -13,6 +13,7 @@ import ray
 
 from tlray.errors import TlrayError
 from tlray.metrics.calibration import Calibration
+from tlray.metrics.intervals import LossGain
 from tlray.model.manifest import Architecture, EpochRecord
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ class ModelReady:
         architecture, calibration: as in `bundle.json`.
         kept: the epoch that became the model.
         predictions: Ray reference to predictions by role; also in a list.
+        finetune_gain: of phase 2 over phase 1's best epoch on the validation images; None if not compared.
     """
 
     files: list[ray.ObjectRef[dict[str, npt.NDArray[np.uint8]]]]
@@ -87,6 +89,19 @@ class ModelReady:
     kept: EpochRecord
     calibration: Calibration
     predictions: list[ray.ObjectRef[dict[str, RowPredictions]]]
+    finetune_gain: LossGain | None
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """The model that rank 0 sent: `ModelReady` with its references fetched."""
+
+    files: dict[str, bytes]
+    architecture: Architecture
+    kept: EpochRecord
+    calibration: Calibration
+    predictions: dict[str, RowPredictions]
+    finetune_gain: LossGain | None = None
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,7 @@ class TrainingState:
         slots: the optimizer's variables, in order; empty at the start of a phase.
         best: record of the best epoch.
         best_weights: its weights; empty if they are the current ones.
+        before, before_weights: record and weights of phase 1's best epoch, for phase 2 to be compared with.
         loss_scale: of float16 steps.
         part: of the epoch that has begun; None between epochs.
         split: sha256 over the images of each role.
@@ -82,6 +83,8 @@ class TrainingState:
     slots: list[npt.NDArray[np.generic]] = field(default_factory=list)
     best: EpochRecord | None = None
     best_weights: Weights = field(default_factory=dict)
+    before: EpochRecord | None = None
+    before_weights: Weights = field(default_factory=dict)
     loss_scale: float = 1.0
     part: EpochPart | None = None
     split: str = ""
@@ -97,16 +100,18 @@ class TrainingState:
         weights: Weights,
         optimizer: keras.optimizers.Optimizer,
         loss_scale: float,
-        select: SelectName,
+        select: SelectName | None,
     ) -> None:
-        """Add an epoch that has just ended; `weights` are those that it trained, `select` tells the best.
+        """Add an epoch that has just ended; `weights` are those that it trained.
+
+        `select` tells the best epoch; None takes this one.
 
         Raises:
             DivergedError: a weight or a variable of the optimizer is not finite, as after a step whose gradient was
                 not, though its loss was.
         """
         slots = _read_slots(weights, optimizer, f"phase {record.phase}, epoch {record.epoch}")
-        is_best = self.best is None or score_epoch(record, select) > score_epoch(self.best, select)
+        is_best = self.best is None or select is None or score_epoch(record, select) > score_epoch(self.best, select)
         if self.best is not None and not self.best_weights and not is_best:
             self.best_weights = self.weights  # the previous epoch is the best
         self.history.append(record)
@@ -127,10 +132,12 @@ class TrainingState:
         self.weights = {**self.weights, **weights}
         self.slots, self.loss_scale, self.part = slots, loss_scale, part
 
-    def end_phase(self) -> None:
+    def end_phase(self, *, is_last: bool) -> None:
         """Go to the next phase, which starts from the best epoch so far."""
         if self.best_weights:
             self.weights, self.best_weights = self.best_weights, {}
+        if not is_last:
+            self.before, self.before_weights = self.best, self.weights
         self.slots = []
         self.phase += 1
 
@@ -151,6 +158,7 @@ class CheckpointRecord:
     phase: int
     history: list[EpochRecord]
     best: EpochRecord | None
+    before: EpochRecord | None
     slots: int
     loss_scale: float
     part: EpochPart | None = None
@@ -160,11 +168,19 @@ class CheckpointRecord:
 def save_state(uri: str, state: TrainingState) -> str:
     """Write a run's state, delete all but the last two, and return the checkpoint's folder."""
     meta = CheckpointRecord(
-        state.phase, state.history, state.best, len(state.slots), state.loss_scale, state.part, state.split
+        phase=state.phase,
+        history=state.history,
+        best=state.best,
+        before=state.before,
+        slots=len(state.slots),
+        loss_scale=state.loss_scale,
+        part=state.part,
+        split=state.split,
     )
     arrays: Weights = {_META: np.frombuffer(dump_record(meta), np.uint8)}
     arrays |= {f"weights/{name}": array for name, array in state.weights.items()}
     arrays |= {f"best/{name}": array for name, array in state.best_weights.items()}
+    arrays |= {f"before/{name}": array for name, array in state.before_weights.items()}
     arrays |= {f"slots/{index}": array for index, array in enumerate(state.slots)}
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
@@ -211,9 +227,19 @@ def load_state(uri: str, split: str = "") -> TrainingState:
     def take(group: str) -> Weights:
         return {name.removeprefix(group): array for name, array in arrays.items() if name.startswith(group)}
 
-    weights, best_weights = take("weights/"), take("best/")
-    rest = (meta.best, best_weights, meta.loss_scale, meta.part, meta.split)
-    return TrainingState(meta.phase, meta.history, weights, slots, *rest)
+    return TrainingState(
+        phase=meta.phase,
+        history=meta.history,
+        weights=take("weights/"),
+        slots=slots,
+        best=meta.best,
+        best_weights=take("best/"),
+        before=meta.before,
+        before_weights=take("before/"),
+        loss_scale=meta.loss_scale,
+        part=meta.part,
+        split=meta.split,
+    )
 
 
 def _list_states(uri: str) -> list[str]:

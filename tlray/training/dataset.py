@@ -177,6 +177,12 @@ def assign_roles(config: TrainConfig, images: Images, *, spread: bool) -> Roles:
     return Roles(assigned, digests, left_out)
 
 
+def number_groups(images: Images, roles: Roles) -> npt.NDArray[np.int64]:
+    """Return a number by row id that images share which must stay together: those of one group or of equal content."""
+    keys = roles.digests if images.groups is None else _make_keys(roles.digests, images.groups)
+    return np.unique(np.array(keys), return_inverse=True)[1].astype(np.int64)
+
+
 def _make_keys(digests: Sequence[str], groups: Sequence[str | None]) -> list[str]:
     """Return what decides an image's side: the hash of its group, or of its content where it is in none."""
     return [

@@ -30,8 +30,7 @@ from tlray.cluster.term_signal import TermSignal
 from tlray.config import TrainConfig
 from tlray.console import Stage, say
 from tlray.errors import StoppedError, TlrayError
-from tlray.metrics.calibration import Calibration
-from tlray.model.manifest import Architecture, EpochRecord
+from tlray.model.manifest import EpochRecord
 from tlray.training import channel as channels
 from tlray.training.task import BuildTask, TrainingTask, WorkerSettings
 
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     from tlray.features.build import Done
-    from tlray.training.predictions import RowPredictions
 
 _POLL_S = 0.25
 _END_S = 60.0
@@ -54,23 +52,12 @@ _CONTROLLER_POLL_S = "0.5"
 # every report waits for the controller's next poll; the default of 2 s is longer than an epoch on cached features
 
 
-@dataclass(frozen=True)
-class TrainedModel:
-    """The model that rank 0 sent: `channel.ModelReady` with its references fetched."""
-
-    files: dict[str, bytes]
-    architecture: Architecture
-    kept: EpochRecord
-    calibration: Calibration
-    predictions: dict[str, RowPredictions]
-
-
 @dataclass
 class Outcome:
     """The result of a training so far: `stages` by Unix time of their start, `starts` of the workers."""
 
     history: list[EpochRecord] = field(default_factory=list)
-    model: TrainedModel | None = None
+    model: channels.TrainedModel | None = None
     stages: dict[str, float] = field(default_factory=dict)
     starts: int = 0
 
@@ -400,14 +387,16 @@ class _TrainingMonitor:
             case channels.Failed(error):
                 self._failure = error
 
-    def _fetch_model(self, model: channels.ModelReady) -> TrainedModel | None:
+    def _fetch_model(self, model: channels.ModelReady) -> channels.TrainedModel | None:
         """Fetch the model's files; None if their worker has died, since its replacement sends them again."""
         try:
             files, predictions = ray.get([model.files[0], model.predictions[0]])
         except ray.exceptions.RayError:
             return None
         contents = {name: data.tobytes() for name, data in files.items()}
-        return TrainedModel(contents, model.architecture, model.kept, model.calibration, predictions)
+        return channels.TrainedModel(
+            contents, model.architecture, model.kept, model.calibration, predictions, model.finetune_gain
+        )
 
     def _say_start(self, epochs: int, images: int, num_workers: int, stage: Stage) -> None:
         resumed = f"after epoch {epochs}" if epochs else "from the beginning"

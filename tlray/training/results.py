@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from tlray.config import SelectName, TrainConfig, describe, resolve
-from tlray.features.cache import Cache
+from tlray.config import Recipe, SelectName, TrainConfig, describe
+from tlray.features.cache import PLAIN, Cache
 from tlray.metrics.calibration import apply_temperature
 from tlray.metrics.classification import Measurement, measure, measure_uncalibrated
 from tlray.metrics.label_errors import (
@@ -24,12 +24,13 @@ from tlray.metrics.label_errors import (
 )
 from tlray.metrics.thresholds import Thresholds, choose_thresholds
 from tlray.model.manifest import EpochRecord, KeptEpoch, Metrics, OodPercentiles, PhaseBest, RoleCounts, find_kept
+from tlray.storage.records import Json
 from tlray.training.dataset import Images, Roles
 from tlray.training.predictions import RowPredictions
 from tlray.training.schedule import draw_rows, score_epoch
 
 if TYPE_CHECKING:
-    from tlray.training.launch import TrainedModel
+    from tlray.training.channel import TrainedModel
 
 _FEW_IMAGES = 30
 _GAP = 0.12
@@ -44,7 +45,7 @@ def collect_metrics(model: TrainedModel, history: Sequence[EpochRecord], images:
     phases = {}
     for phase in dict.fromkeys(record.phase for record in history):
         records = (record for record in history if record.phase == phase)
-        best = max(records, key=lambda record: score_epoch(record, select))
+        best = model.kept if model.kept.phase == phase else max(records, key=lambda record: score_epoch(record, select))
         phases[str(phase)] = PhaseBest(
             best.epoch, best.loss, best.accuracy, best.val_loss, best.val_accuracy, best.val_weighted_loss
         )
@@ -68,6 +69,7 @@ def collect_metrics(model: TrainedModel, history: Sequence[EpochRecord], images:
         test=measure_role("test"),
         uncalibrated=measure_uncalibrated(validated.probabilities, images.labels[validated.rows]),
         calibration_gain=model.calibration.gain,
+        finetune_gain=model.finetune_gain,
         ood_score=None if ood_score is None else OodPercentiles(ood_score.percentiles),
     )
 
@@ -82,7 +84,7 @@ def collect_thresholds(model: TrainedModel, images: Images, target_precision: fl
 
 
 def collect_label_errors(
-    cache: Cache | None, predictions: Mapping[str, RowPredictions], roles: Roles, images: Images, view: int, seed: int
+    cache: Cache | None, predictions: Mapping[str, RowPredictions], roles: Roles, images: Images, seed: int
 ) -> tuple[LabelErrorSummary, bytes]:
     """Find label errors and duplicates among the training and validation images.
 
@@ -90,13 +92,12 @@ def collect_label_errors(
         cache: with pooled features of the frozen base, which were trained without these labels; None if there are
             none, and the finished network's features are used.
         predictions: of the finished network, by role.
-        view: of the training images in the cache.
         seed: chooses the rows of a large set.
 
     Returns:
         the summary, and the CSV file of all label errors.
     """
-    rows, features = _gather_features(predictions) if cache is None else _read_cached(cache, roles, view, seed)
+    rows, features = _gather_features(predictions) if cache is None else _read_cached(cache, roles, seed)
     labels = images.labels[rows]
     found = find_label_errors(features, labels, len(images.classes))
     everything = np.concatenate([rows, np.setdiff1d(np.concatenate([roles.rows["train"], roles.rows["val"]]), rows)])
@@ -113,22 +114,21 @@ def _gather_features(
     return np.concatenate([part.feature_rows for part in parts]), np.concatenate([part.features for part in parts])
 
 
-def _read_cached(
-    cache: Cache, roles: Roles, view: int, seed: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+def _read_cached(cache: Cache, roles: Roles, seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     opened = cache.open()
     chosen = draw_rows(np.concatenate([roles.rows["train"], roles.rows["val"]]), MAX_IMAGES, seed)
     rows, features = [], []
-    for role, seen in (("train", view), ("val", 0)):
+    for role, cached in (("train", PLAIN), ("val", "val")):
         own = np.intersect1d(chosen, roles.rows[role])
         if len(own):
             rows.append(own)
-            features.append(opened.read(role, "pooled", seen, own).astype(np.float32))
+            features.append(opened.read(cached, "pooled", 0, own).astype(np.float32))
     return np.concatenate(rows), np.concatenate(features)
 
 
 def advise(
     config: TrainConfig,
+    recipe: Recipe,
     history: Sequence[EpochRecord],
     metrics: Metrics,
     train_labels: npt.NDArray[np.int32],
@@ -142,11 +142,12 @@ def advise(
         sentences.append("keep some images for validation (--val-fraction 0.15): the best epoch is then kept")
     elif kept.accuracy - kept.val_accuracy > _GAP:
         gap = f"training accuracy {kept.accuracy:.2f} is far above validation's {kept.val_accuracy:.2f}"
-        sentences.append(f"{gap}: more images, more --zoom and --shear, --dropout 0.3 or --label-smoothing 0.1")
+        drop = "" if recipe.dropout else "--dropout 0.3 or "
+        sentences.append(f"{gap}: more images, more --zoom and --shear, {drop}--label-smoothing 0.1")
     if "finetune" in metrics.phases and kept.phase == "head":
         sentences.append(
-            f"phase 2 did not beat phase 1: try a lower --lr-finetune than {config.resolved_lr_finetune:g}, "
-            "or --schedule cosine"
+            f"phase 2 did not beat phase 1: try a lower --lr-finetune than {recipe.lr_finetune:g}"
+            + (", or --schedule cosine" if recipe.schedule == "constant" else "")
         )
     losses = [record.loss if record.val_loss is None else record.val_loss for record in history]
     if len(losses) > 1 and kept is history[-1] and losses[-1] < (1 - _STILL_FALLING) * losses[-2]:
@@ -172,6 +173,7 @@ class TrainSummary:
 
     Attributes:
         left_out: address and reason of every unusable image.
+        options: those whose defaults depend on others or on the images, as used.
         seconds: wall time by stage.
         label_errors: None if `already_done`.
         already_done: whether the bundle existed before and nothing was trained.
@@ -184,6 +186,7 @@ class TrainSummary:
     left_out: list[tuple[str, str]]
     history: list[EpochRecord]
     metrics: Metrics
+    options: dict[str, Json] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     label_errors: LabelErrorSummary | None = None
     advice: list[str] = field(default_factory=list)
@@ -197,7 +200,7 @@ def log_run(config: TrainConfig, summary: TrainSummary) -> None:
     mlflow.set_tracking_uri(config.mlflow_uri)
     mlflow.set_experiment("tlray")
     with mlflow.start_run(run_name=summary.model_id[:12]):
-        mlflow.log_params({**describe(config), **resolve(config)})
+        mlflow.log_params({**describe(config), **summary.options})
         for record in summary.history:
             numbers = {name: value for name, value in asdict(record).items() if isinstance(value, int | float)}
             mlflow.log_metrics(numbers, step=numbers.pop("epoch"))

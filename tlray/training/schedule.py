@@ -80,6 +80,26 @@ def draw_dropout(
     return kept.astype(np.float32) / np.float32(1 - rate)
 
 
+def draw_mixing(seed: int, epoch: int, step: int, global_batch: int, concentration: float) -> npt.NDArray[np.float32]:
+    """Return each image's own share in its mixture with its neighbour for one global step, `[global_batch]`, 0.5 to 1.
+
+    Mixup (Zhang et al., 2018, equation 2, with a share for each image), drawn for the whole step as dropout is.
+    """
+    random = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch, step, 2])))
+    shares: npt.NDArray[np.float64] = random.beta(concentration, concentration, global_batch)
+    mixtures: npt.NDArray[np.float32] = np.maximum(shares, 1 - shares).astype(np.float32)
+    return mixtures
+
+
+def pair_neighbours(batch_size: int) -> npt.NDArray[np.int32]:
+    """Return each image's neighbour, int32 `[batch_size]`: of 0 is 1, of 1 is 0; the last of an odd number has itself.
+
+    The order of an epoch is random, so neighbours are too, and with an even batch size no pair spans two workers.
+    """
+    neighbours: npt.NDArray[np.int32] = np.minimum(np.arange(batch_size) ^ 1, batch_size - 1).astype(np.int32)
+    return neighbours
+
+
 def weigh_classes(labels: npt.NDArray[np.int32], num_classes: int) -> npt.NDArray[np.float32]:
     """Return balanced class weights, N / (C n_c): every class has the same sum, and the mean over the N rows is 1."""
     counts = np.bincount(labels, minlength=num_classes)

@@ -103,7 +103,8 @@ class TrainStep:
         Args:
             batch: `inputs` `[B, ...]`, `labels` int32 `[B]`, `weights` float32 `[B]` (0 for padding), `counts` float32
                 `[B]` (1 or 0), `total` (number of rows of the whole step that count), and optionally `transforms`
-                `[B, 8]` and `masks` `[B, units]`.
+                `[B, 8]`, `masks` `[B, units]`, and for mixtures `partners` int32 `[B]`, `shares` float32 `[B]` of the
+                row itself, and `partner_weights` float32 `[B]`.
 
         Returns:
             this worker's `[weighted loss sum, number correct]`.
@@ -153,9 +154,16 @@ class TrainStep:
         if self._network.entrance == "pixels":
             inputs = warp(inputs, batch["transforms"])
         labels, weights = batch["labels"], batch["weights"]
+        shares = batch.get("shares")
+        if shares is not None:
+            own = tf.reshape(shares, [-1, *[1] * (len(inputs.shape) - 1)])
+            inputs = own * inputs + (1 - own) * tf.gather(inputs, batch["partners"])
         with tf.GradientTape() as tape:
             logits = self._network.call(inputs, training=True, masks=batch.get("masks"))
             losses = _cross_entropy(labels, logits, self._label_smoothing) * weights
+            if shares is not None:
+                others = _cross_entropy(tf.gather(labels, batch["partners"]), logits, self._label_smoothing)
+                losses = shares * losses + (1 - shares) * others * batch["partner_weights"]
             # the optimizer sums over the workers, so each divides by the rows of the whole step
             loss = tf.reduce_sum(losses) / batch["total"] * scale
         gradients = tape.gradient(loss, self._variables)

@@ -6,15 +6,15 @@ import secrets
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import ray
 
 from tlray.cluster.resources import WorkerResources
-from tlray.config import SelectName, TrainConfig
-from tlray.features.cache import Cache, Kind, Work
+from tlray.config import Recipe, ScheduleName, SelectName, TrainConfig
+from tlray.features.cache import Cache, Work
 from tlray.images.augment import Augmentation, make_keys
 from tlray.metrics.ood import MAX_HELD, draw_reference_rows
 from tlray.model.manifest import PhaseName, hash_json
@@ -23,6 +23,9 @@ from tlray.storage import S3Options
 from tlray.training.dataset import Images, Roles
 from tlray.training.loader import ImageSource
 from tlray.training.schedule import draw_rows, weigh_classes
+
+if TYPE_CHECKING:
+    from tlray.model.network import Weights
 
 _GOLDEN_CANDIDATES = 16
 _KEEP_BYTES = 8 * 2**30
@@ -33,14 +36,21 @@ _CALIBRATION_NUMBERS = 100_000_000
 
 @dataclass(frozen=True)
 class PhasePlan:
-    """One phase: at most `epochs`, a peak `learning_rate`, and inputs from the feature cache if `cached`."""
+    """One phase: at most `epochs`, a peak `learning_rate`, and inputs from the feature cache if `cached`.
+
+    Attributes:
+        nesterov: SGD's momentum is Nesterov's.
+        mixup: parameter of the mixtures; 0 for none.
+    """
 
     name: PhaseName
     epochs: int
     optimizer: str
     learning_rate: float
-    schedule: Literal["constant", "cosine"]
+    schedule: ScheduleName
     warmup_epochs: float
+    nesterov: bool
+    mixup: float
     cached: bool
 
 
@@ -79,6 +89,8 @@ class TrainingTask:
         held_rows: validation rows that set the scales of the out-of-distribution score.
         golden_rows: candidates for golden images.
         base_weights: Ray reference to the weights file; None for random weights.
+        head_start: weights of the head before phase 1, by name; None for random ones.
+        must_gain: of phase 2 the last epoch is kept, and only if it lowers the validation loss of phase 1.
         images: source of batches for phases that are not cached.
         cache: None if no phase is cached.
     """
@@ -98,7 +110,7 @@ class TrainingTask:
     precision: Precision
     label_smoothing: float
     dropout: float
-    clip_norm: float | None
+    clip_norm: float
     early_stopping: int | None
     checkpoint_every_s: float
     select: SelectName
@@ -113,6 +125,8 @@ class TrainingTask:
     held_rows: npt.NDArray[np.int64]
     golden_rows: npt.NDArray[np.int64]
     base_weights: ray.ObjectRef[bytes] | None
+    head_start: Weights | None
+    must_gain: bool
     images: ImageSource
     cache: Cache | None
 
@@ -139,6 +153,7 @@ class WorkerSettings:
 
 def make_training_task(
     config: TrainConfig,
+    recipe: Recipe,
     resources: WorkerResources,
     images: Images,
     roles: Roles,
@@ -148,6 +163,7 @@ def make_training_task(
     cache: Cache | None,
     uris: ray.ObjectRef[list[str]],
     base_weights: ray.ObjectRef[bytes] | None,
+    head_start: Weights | None = None,
 ) -> TrainingTask:
     """Make the task of all workers; arguments as the attributes of `TrainingTask` and `ImageSource`."""
     train_rows, val_rows = roles.rows["train"], roles.rows["val"]
@@ -158,20 +174,20 @@ def make_training_task(
     return TrainingTask(
         backbone=config.backbone,
         image_size_px=config.resolved_image_size,
-        head_units=config.head_units,
+        head_units=recipe.head_units,
         finetune_from=config.resolved_finetune_from,
         train_batchnorm=config.batchnorm == "train",
         classes=images.classes,
         class_weights=class_weights,
-        phases=_plan_phases(config, cache),
+        phases=_plan_phases(config, recipe, cache),
         batch_size=config.batch_size,
         augmentation=augmentation,
-        num_views=config.resolved_views,
+        num_views=config.count_views(recipe),
         seed=config.seed,
         precision=precision,
         label_smoothing=config.label_smoothing,
-        dropout=config.dropout,
-        clip_norm=config.clip_norm,
+        dropout=recipe.dropout,
+        clip_norm=recipe.clip_norm,
         early_stopping=config.early_stopping,
         checkpoint_every_s=config.checkpoint_every,
         select=config.select,
@@ -186,6 +202,8 @@ def make_training_task(
         held_rows=draw_rows(val_rows, MAX_HELD, config.seed),
         golden_rows=_choose_golden_rows(val_rows if len(val_rows) else train_rows, images.labels),
         base_weights=base_weights,
+        head_start=head_start,
+        must_gain=recipe.must_gain and config.select == "loss",
         images=ImageSource(
             uris,
             config.resolved_image_size,
@@ -199,17 +217,22 @@ def make_training_task(
     )
 
 
-def _plan_phases(config: TrainConfig, cache: Cache | None) -> tuple[PhasePlan, ...]:
+def _plan_phases(config: TrainConfig, recipe: Recipe, cache: Cache | None) -> tuple[PhasePlan, ...]:
     kinds = cache.frozen.kinds if cache is not None else ()
-    phases: tuple[tuple[PhaseName, int, str, float, Kind], ...] = (
-        ("head", config.head_epochs, config.head_optimizer, config.resolved_lr_head, "pooled"),
-        ("finetune", config.finetune_epochs, config.finetune_optimizer, config.resolved_lr_finetune, "activations"),
+    common = (recipe.schedule, recipe.warmup_epochs, recipe.nesterov)
+    head = PhasePlan(
+        "head", recipe.head_epochs, config.head_optimizer, recipe.lr_head, *common, 0.0, cached="pooled" in kinds
     )
-    return tuple(
-        PhasePlan(name, epochs, optimizer, rate, config.schedule, config.warmup_epochs, cached=kind in kinds)
-        for name, epochs, optimizer, rate, kind in phases
-        if epochs
+    finetune = PhasePlan(
+        "finetune",
+        recipe.finetune_epochs,
+        config.finetune_optimizer,
+        recipe.lr_finetune,
+        *common,
+        recipe.mixup,
+        cached="activations" in kinds,
     )
+    return tuple(phase for phase in (head, finetune) if phase.epochs)
 
 
 def _choose_golden_rows(rows: npt.NDArray[np.int64], labels: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import itertools
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy as np
 from tlray import report, storage
 from tlray.cluster import connect as clusters
 from tlray.cluster.resources import Cluster
-from tlray.config import TrainConfig, describe, resolve
+from tlray.config import Recipe, TrainConfig, describe, resolve
 from tlray.console import now, say
 from tlray.errors import OutputError
 from tlray.features.cache import Cache, FrozenBase, Missing
@@ -31,13 +32,14 @@ from tlray.storage.lock import Lock
 from tlray.storage.records import Json
 from tlray.training import results
 from tlray.training.checkpoint import name_run
-from tlray.training.dataset import Images, Roles, assign_roles, list_images
+from tlray.training.dataset import Images, Roles, assign_roles, list_images, number_groups
 from tlray.training.results import TrainSummary
 
 if TYPE_CHECKING:
     import ray
 
-    from tlray.training.launch import Launch, Outcome, TrainedModel
+    from tlray.training.channel import TrainedModel
+    from tlray.training.launch import Launch, Outcome
 
 CONFIG = "training/config.yaml"
 
@@ -99,13 +101,13 @@ def _train(
         cluster = _prepare(config, cluster, images, checkpoints)
         if roles is None:
             roles = assign_roles(config, images, spread=True)
-        outcome, frozen_s, cache = _run_workers(config, cluster, images, roles, base_weights, checkpoints, lock)
+        outcome, frozen_s, cache, recipe = _run_workers(config, cluster, images, roles, base_weights, checkpoints, lock)
     assert outcome.model is not None
-    label_errors, listed = _find_label_errors(config, cache, outcome.model, roles, images)
+    label_errors, listed = _find_label_errors(config, recipe, cache, outcome.model, roles, images)
     counts = RoleCounts(*(len(roles.rows[role]) for role in ("train", "val", "test")))
-    record = TrainingRecord(asked, resolve(config), images.fingerprint, counts, len(roles.left_out))
+    record = TrainingRecord(asked, resolve(config, recipe), images.fingerprint, counts, len(roles.left_out))
     lock.check()
-    saved = _save(config, output, images, outcome, record, label_errors, listed)
+    saved = _save(config, recipe, output, images, outcome, record, label_errors, listed)
     storage.delete_folder(checkpoints)
     train_labels = images.labels[roles.rows["train"]]
     return TrainSummary(
@@ -116,9 +118,10 @@ def _train(
         left_out=roles.left_out,
         history=outcome.history,
         metrics=saved.metrics,
+        options=resolve(config, recipe),
         seconds=_measure_stages(outcome.stages, started, frozen_s, time.time()),
         label_errors=label_errors,
-        advice=results.advise(config, outcome.history, saved.metrics, train_labels, len(roles.left_out)),
+        advice=results.advise(config, recipe, outcome.history, saved.metrics, train_labels, len(roles.left_out)),
     )
 
 
@@ -177,13 +180,14 @@ def _run_workers(
     base_weights: bytes | None,
     checkpoints: str,
     lock: Lock,
-) -> tuple[Outcome, float, Cache | None]:
-    """Build the feature cache and train; return the outcome, the cache's seconds, and the cache."""
+) -> tuple[Outcome, float, Cache | None, Recipe]:
+    """Build the feature cache and train; return the outcome, the cache's seconds, the cache, and the recipe."""
     import ray
 
     from tlray.features.cache import find_missing
     from tlray.features.decide import choose_cache, choose_engine_bounds
     from tlray.training.launch import ChannelLostError, Launch, Outcome
+    from tlray.training.linear_head import can_solve, start_head
     from tlray.training.task import make_training_task
 
     launch = Launch(config, cluster, checkpoints)
@@ -204,11 +208,17 @@ def _run_workers(
         limits=config.limits,
         on_gpus=choose_engine_bounds(config).choose_gpus(cluster) > 0,
     )
+    num_features = BACKBONES[config.backbone].num_features
+    solvable = can_solve(len(roles.rows["train"]), num_features, len(images.classes))
+    recipe = config.choose_recipe(solvable=solvable)
     try:
-        chosen = choose_cache(config, cluster, roles.rows, roles.digests, frozen, augmentation)
+        chosen = choose_cache(config, recipe, cluster, roles.rows, roles.digests, frozen, augmentation)
         cache, missing = chosen if chosen is not None else (None, None)
+        if cache is None:
+            recipe = config.choose_recipe(solvable=False)
         task = make_training_task(
             config,
+            recipe,
             launch.resources,
             images,
             roles,
@@ -224,6 +234,8 @@ def _run_workers(
                 if cache is not None and missing is not None and not missing.is_empty:
                     frozen_s += _complete_cache(config, cluster, cache, missing, uris, launch)
                     missing = None
+                if cache is not None and recipe.solved and task.head_start is None:
+                    task = replace(task, head_start=start_head(task, cache, number_groups(images, roles)))
                 launch.run(task, lock.check, outcome)
                 break
             except ChannelLostError as error:
@@ -236,7 +248,7 @@ def _run_workers(
     except BaseException:
         launch.close()
         raise
-    return outcome, frozen_s, cache
+    return outcome, frozen_s, cache, recipe
 
 
 def _complete_cache(
@@ -282,17 +294,17 @@ def _ask_fastest(*, gpus: bool) -> FloatName:
 
 
 def _find_label_errors(
-    config: TrainConfig, cache: Cache | None, model: TrainedModel, roles: Roles, images: Images
+    config: TrainConfig, recipe: Recipe, cache: Cache | None, model: TrainedModel, roles: Roles, images: Images
 ) -> tuple[LabelErrorSummary, bytes]:
     """Collect label errors, from the cached features of phase 1 if there are any."""
-    if cache is not None and ("pooled" not in cache.frozen.kinds or config.head_epochs == 0):
+    if recipe.head_epochs == 0:
         cache = None
-    view = (config.head_epochs - 1) % config.resolved_views if cache is not None else 0
-    return results.collect_label_errors(cache, model.predictions, roles, images, view, config.seed)
+    return results.collect_label_errors(cache, model.predictions, roles, images, config.seed)
 
 
 def _save(
     config: TrainConfig,
+    recipe: Recipe,
     output: str,
     images: Images,
     outcome: Outcome,
@@ -308,7 +320,7 @@ def _save(
 
     def make_reports(manifest: Manifest) -> dict[str, bytes]:
         page = report.render_training(manifest, history, label_errors, report.read_files, finished=now())
-        return {**extra, CONFIG: _dump_config(config), results.LABEL_ERRORS: listed, report.NAME: page}
+        return {**extra, CONFIG: _dump_config(config, recipe), results.LABEL_ERRORS: listed, report.NAME: page}
 
     return bundle.save_bundle(
         output,
@@ -347,10 +359,10 @@ def _measure_stages(stages: dict[str, float], started: float, frozen_s: float, e
     return {name: round(value, 1) for name, value in seconds.items() if value > 0}
 
 
-def _dump_config(config: TrainConfig) -> bytes:
+def _dump_config(config: TrainConfig, recipe: Recipe) -> bytes:
     """Return the config with its defaults resolved, as a file that `--config` takes."""
     import yaml
 
-    values = {**describe(config), **resolve(config)}
+    values = {**describe(config), **resolve(config, recipe)}
     text: str = yaml.safe_dump({name: _plain(value) for name, value in values.items()}, sort_keys=False)
     return text.encode()

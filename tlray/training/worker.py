@@ -22,7 +22,9 @@ import ray.train.collective
 from tlray import storage
 from tlray.cluster.resources import count_cores
 from tlray.errors import DivergedError
+from tlray.features.cache import PLAIN
 from tlray.metrics.classification import compute_macro_f1
+from tlray.metrics.intervals import LossGain, measure_gain
 from tlray.model.engine import limit_threads
 from tlray.model.manifest import EpochRecord
 from tlray.model.network import Network, Weights, build_head, make_optimizer
@@ -33,7 +35,16 @@ from tlray.training.interim import InterimClock
 from tlray.training.loader import BatchSource, FeatureSource, Inputs, RowBatch
 from tlray.training.networks import OpenNetwork, open_network
 from tlray.training.predictions import RowPredictions, fit_calibration, join_predictions
-from tlray.training.schedule import StepRows, cut_steps, draw_dropout, is_exhausted, make_rates, permute
+from tlray.training.schedule import (
+    StepRows,
+    cut_steps,
+    draw_dropout,
+    draw_mixing,
+    is_exhausted,
+    make_rates,
+    pair_neighbours,
+    permute,
+)
 from tlray.training.task import PhasePlan, TrainingTask, WorkerSettings
 
 _POLL_S = 0.2
@@ -82,6 +93,8 @@ class Worker:
     def _load_state(self) -> TrainingState:
         """Load the run's latest state, which must be the same on all workers."""
         state = load_state(self._checkpoints, self._task.split)
+        if not state.weights and self._task.head_start is not None:
+            state.weights = self._task.head_start
         ours = (state.epoch, state.part)
         first = ray.train.collective.broadcast_from_rank_zero(ours)
         if ours != first:
@@ -97,7 +110,7 @@ class Worker:
         num_warmup_steps = round(phase.warmup_epochs * num_steps)
         rates = make_rates(phase.learning_rate, phase.epochs * num_steps, phase.schedule, num_warmup_steps)
         with self.strategy.scope():
-            optimizer = make_optimizer(phase.optimizer, steps.RateTable(rates))
+            optimizer = make_optimizer(phase.optimizer, steps.RateTable(rates), nesterov=phase.nesterov)
             optimizer.build(network.trainable_variables)
             if state.slots:
                 for variable, value in zip(optimizer.variables, state.slots, strict=True):
@@ -106,7 +119,7 @@ class Worker:
             begun = num_steps - len(self._cut_epoch(state.epoch, state.part.images).rows) if state.part else 0
             optimizer.iterations.assign(len(done) * num_steps + begun)
         train_step = steps.TrainStep(
-            self.strategy, network, optimizer, label_smoothing=task.label_smoothing, clip_norm=task.clip_norm
+            self.strategy, network, optimizer, label_smoothing=task.label_smoothing, clip_norm=task.clip_norm or None
         )
         if state.slots:
             train_step.loss_scale = state.loss_scale
@@ -121,9 +134,11 @@ class Worker:
                 record = self._run_epoch(phase, opened, train_step, inputs, rate)
                 done.append(record)
                 weights = network.read_weights(opened_only=True)
-                state.take_epoch(record, weights, optimizer, train_step.loss_scale, task.select)
+                # what a cosine ends with is better than any epoch before, whatever a few images say
+                select = None if task.must_gain and phase.name == "finetune" else task.select
+                state.take_epoch(record, weights, optimizer, train_step.loss_scale, select)
                 if self._is_over(phase, done):
-                    state.end_phase()
+                    state.end_phase(is_last=state.phase + 1 == len(task.phases))
                 self._save_state(record)
 
     def _is_over(self, phase: PhasePlan, done: list[EpochRecord]) -> bool:
@@ -143,7 +158,7 @@ class Worker:
             wait_started = time.monotonic()
             batch_inputs = next(inputs)
             waited_s += time.monotonic() - wait_started
-            step_sums = train_step.step(self._make_batch(network, plan, index, first_step, rows, batch_inputs))
+            step_sums = train_step.step(self._make_batch(phase, network, plan, index, first_step, rows, batch_inputs))
             if not np.isfinite(step_sums).all():
                 raise DivergedError(
                     f"the loss is not finite in phase {phase.name}, epoch {epoch + 1}, step {first_step + index + 1}; "
@@ -209,6 +224,7 @@ class Worker:
 
     def _make_batch(
         self,
+        phase: PhasePlan,
         network: Network,
         plan: StepRows,
         index: int,
@@ -226,10 +242,15 @@ class Worker:
         }
         if network.entrance == "pixels":
             batch["transforms"] = task.augmentation.draw(task.keys[rows], epoch, task.image_size_px)
-        if task.dropout and task.head_units:
-            global_batch = self.num_workers * task.batch_size
-            masks = draw_dropout(task.seed, epoch, first_step + index, global_batch, task.head_units, task.dropout)
-            batch["masks"] = masks[self.rank * task.batch_size : (self.rank + 1) * task.batch_size]
+        place = (task.seed, epoch, first_step + index, self.num_workers * task.batch_size)
+        ours = slice(self.rank * task.batch_size, (self.rank + 1) * task.batch_size)
+        units = task.head_units or ((network.num_features,) if phase.name == "finetune" else ())
+        if task.dropout and units:
+            batch["masks"] = draw_dropout(*place, units, task.dropout)[ours]
+        if phase.mixup:
+            partners = pair_neighbours(len(rows))
+            batch["partners"], batch["shares"] = partners, draw_mixing(*place, phase.mixup)[ours]
+            batch["partner_weights"] = plan.weights[index] * task.class_weights[task.labels[rows[partners]]]
         return batch
 
     def _validate(self, opened: OpenNetwork, inputs: Iterator[Inputs]) -> Validated | None:
@@ -274,8 +295,8 @@ class Worker:
         """Predict the known rows with the best weights; rank 0 calibrates, exports and waits for the driver."""
         task, state = self._task, self._state
         assert state.best is not None
-        weights = state.best_weights or state.weights
         self._reporter.report(StageBegan("saving"))
+        kept, weights, gain = self._choose_epoch(opened)
         ray.get(self._channel.put_predictions.remote(self.rank, self._predict(opened, weights)))
         # a worker that has ended removes the images that its machine keeps, which others may still read
         while ray.get(self._channel.count_predicted.remote()) < self.num_workers:
@@ -288,26 +309,55 @@ class Worker:
         calibration = fit_calibration(predictions["reference"], predictions.get("val"), task.labels, len(task.classes))
         files, architecture = export_model(task, weights, state.history, calibration)
         # references: the driver reads the few hundred MB from this process's object store
-        model = ModelReady([ray.put(files)], architecture, state.best, calibration, [ray.put(predictions)])
+        model = ModelReady([ray.put(files)], architecture, kept, calibration, [ray.put(predictions)], gain)
         self._reporter.report(model)
         self._reporter.wait_for_end()
+
+    def _choose_epoch(self, opened: OpenNetwork) -> tuple[EpochRecord, Weights, LossGain | None]:
+        """Return the epoch to keep, its weights, and what phase 2 gained; every worker must call it.
+
+        Where the recipe asks for it, phase 2's last epoch is kept only if the validation images gain by it on average.
+        """
+        task, state = self._task, self._state
+        assert state.best is not None
+        weights = state.best_weights or state.weights
+        rival = state.before
+        if not task.must_gain or rival is None or rival.phase == state.best.phase or not len(task.calibration_rows):
+            return state.best, weights, None
+        losses = [self._compute_losses(opened, tried) for tried in (state.before_weights, weights)]
+        gains = losses[0] - losses[1]
+        sums = np.array([len(gains), gains.sum(), (gains**2).sum()])
+        gain = measure_gain(*steps.sum_over_workers(self.strategy, sums).tolist())
+        return (state.best, weights, gain) if gain.mean > 0 else (rival, state.before_weights, gain)
+
+    def _compute_losses(self, opened: OpenNetwork, weights: Weights) -> npt.NDArray[np.float64]:
+        """Return the weighted log-loss of this worker's share of the calibration rows."""
+        task = self._task
+        opened.network.assign_weights({**opened.initial, **weights})
+        plan = self._cut(task.calibration_rows)
+        batches = [RowBatch("val", 0, rows) for rows in plan.rows]
+        losses = []
+        with contextlib.closing(self._choose_source(task.phases[-1]).stream(batches)) as inputs:
+            for rows, counts in zip(plan.rows, plan.weights, strict=True):
+                logs, labels = opened.evaluate(next(inputs))[0].numpy(), task.labels[rows]
+                weighted = -logs[np.arange(len(rows)), labels].astype(np.float64) * task.class_weights[labels]
+                losses.append(weighted[counts > 0])
+        return np.concatenate(losses) if losses else np.zeros(0)
 
     def _predict(self, opened: OpenNetwork, weights: Weights) -> dict[str, RowPredictions]:
         """Predict this worker's share of the known rows, by role; roles without rows are left out."""
         task, phase = self._task, self._task.phases[-1]
         opened.network.assign_weights({**opened.initial, **weights})  # if phase 1 won, with the initial base
-        # the last view that the last phase trained on is in the cache
-        view = (sum(phase.epochs for phase in task.phases) - 1) % task.num_views if phase.cached else 0
         parts: dict[str, list[RowPredictions]] = {}
         roles = [
-            ("reference", "train", view, task.reference_rows),
-            ("val", "val", 0, task.calibration_rows),
-            ("test", "test", 0, task.test_rows),
+            ("reference", PLAIN, task.reference_rows),
+            ("val", "val", task.calibration_rows),
+            ("test", "test", task.test_rows),
         ]
-        plans = [(role, kind, seen, self._cut(rows)) for role, kind, seen, rows in roles if len(rows)]
-        batches = [RowBatch(kind, seen, rows) for _, kind, seen, plan in plans for rows in plan.rows]
+        plans = [(role, cached, self._cut(rows)) for role, cached, rows in roles if len(rows)]
+        batches = [RowBatch(cached, 0, rows) for _, cached, plan in plans for rows in plan.rows]
         with contextlib.closing(self._choose_source(phase).stream(batches)) as inputs:
-            for role, _, _, plan in plans:
+            for role, _, plan in plans:
                 with_features = task.reference_rows if role == "reference" else task.held_rows
                 for rows, counts in zip(plan.rows, plan.weights, strict=True):
                     logs, features = (output.numpy() for output in opened.evaluate(next(inputs)))

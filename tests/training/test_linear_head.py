@@ -1,0 +1,168 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from tests.features.data import make_digests, make_frozen, store
+from tlray.features.cache import PLAIN, plan_cache
+from tlray.images.augment import Augmentation
+from tlray.training import linear_head
+from tlray.training.linear_head import can_solve, choose_sample, draw_folds, solve_head, start_head
+
+NUM_CLASSES = 3
+
+
+def draw(num_images, num_features=20, distance=2.0, seed=0):
+    """Clouds of unit noise around the classes' centres, in units that differ by feature, and their labels."""
+    random = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).normal(size=(NUM_CLASSES, num_features)) * distance / num_features**0.5
+    labels = np.arange(num_images) % NUM_CLASSES
+    units = np.geomspace(0.01, 10, num_features)
+    features = (centres[labels] + random.normal(size=(num_images, num_features))) * units + 3 * units
+    return features.astype(np.float32), labels
+
+
+def solve(features, labels, views=(), groups=None, weights=(1, 1, 1)):
+    groups = np.arange(len(labels)) if groups is None else groups
+    return solve_head(features, views, labels, groups, np.array(weights, np.float32), seed=0)
+
+
+def predict(head, features):
+    logits = features.astype(np.float64) @ head.kernel + head.bias
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def measure_loss(head, features, labels):
+    return float(-np.log(predict(head, features)[np.arange(len(labels)), labels]).mean())
+
+
+@pytest.mark.parametrize("weights", [(1, 1, 1), (3, 1, 0.5)])
+def test_it_is_the_minimum_that_scikit_learn_finds(monkeypatch, weights):
+    features, labels = draw(150)
+    monkeypatch.setattr(linear_head, "_POWERS", (1.0,))
+    monkeypatch.setattr(linear_head, "_DECAYS", (0.03,))
+    monkeypatch.setattr(linear_head, "_TOLERANCE", 1e-6)
+    monkeypatch.setattr(linear_head, "_FINAL_STEPS", 5000)
+    head = solve(features, labels, weights=weights)
+    scaled = (features - features.mean(axis=0)) / features.std(axis=0)
+    row_weights = np.array(weights)[labels]
+    # its C weighs the sum of losses against half the sum of squares
+    other = LogisticRegression(C=1 / (0.03 * row_weights.sum()), tol=1e-8, max_iter=5000)
+    other.fit(scaled, labels, sample_weight=row_weights)
+    np.testing.assert_allclose(predict(head, features), other.predict_proba(scaled), atol=1e-3)
+
+
+def test_with_the_shipped_tolerance_it_is_near_the_minimum(monkeypatch):
+    features, labels = draw(150)
+    shipped = solve(features, labels)
+    monkeypatch.setattr(linear_head, "_TOLERANCE", 1e-6)
+    monkeypatch.setattr(linear_head, "_FINAL_STEPS", 5000)
+    monkeypatch.setattr(linear_head, "_POWERS", (shipped.power,))
+    monkeypatch.setattr(linear_head, "_DECAYS", (shipped.decay,))
+    np.testing.assert_allclose(predict(shipped, features), predict(solve(features, labels), features), atol=0.02)
+
+
+def test_settings_are_chosen_by_the_loss_on_images_held_out():
+    features, labels = draw(60, num_features=200)
+    unseen, truth = draw(3000, num_features=200, seed=1)
+    chosen = solve(features, labels)
+    assert chosen.decay > 1e-3  # 200 features of 60 images: without a penalty it is sure of what it cannot know
+    assert measure_loss(chosen, unseen, truth) < np.log(NUM_CLASSES)
+    assert chosen.log_loss == pytest.approx(measure_loss(chosen, unseen, truth), abs=0.1)
+    many = solve(*draw(3000, num_features=20))
+    assert many.decay < chosen.decay
+
+
+def test_standardization_is_chosen_where_units_differ():
+    features, labels = draw(300)
+    assert solve(features, labels).power == 1.0
+    noise = np.random.default_rng(3).normal(size=(300, 200)).astype(np.float32) * 0.01
+    alike = np.hstack([features / np.geomspace(0.01, 10, 20).astype(np.float32), noise])
+    assert solve(alike, labels).power < 1.0  # full standardization would raise what is only noise
+
+
+def test_views_are_solved_on_too():
+    features, labels = draw(30, distance=4.0)
+    views = [features + draw(30, distance=0.0, seed=seed)[0] * 0.5 for seed in (5, 6)]
+    alone, together = solve(features, labels), solve(features, labels, views)
+    assert (alone.power, alone.decay, alone.log_loss) == (together.power, together.decay, together.log_loss)
+    assert np.abs(alone.kernel - together.kernel).max() > 0.01 * np.abs(alone.kernel).max()
+
+
+def test_the_same_images_give_the_same_head():
+    features, labels = draw(60)
+    one, other = solve(features, labels), solve(features, labels)
+    np.testing.assert_array_equal(one.kernel, other.kernel)
+    assert (one.kernel.dtype, one.kernel.shape, one.bias.shape) == (np.float32, (20, 3), (3,))
+
+
+def test_too_few_images_or_groups_take_the_default():
+    features, labels = draw(4)
+    head = solve(features, labels)
+    assert (head.power, head.decay, head.log_loss) == (0.5, 0.1, None)
+    features, labels = draw(40)
+    assert solve(features, labels, groups=np.arange(40) % 4).log_loss is None
+    assert solve(features, labels, groups=np.arange(40) % 5).log_loss is not None
+
+
+def test_constant_features_do_no_harm():
+    features, labels = draw(60)
+    features[:, :5] = 7.0
+    assert np.isfinite(solve(features, labels).kernel).all()
+    head = solve(np.full((60, 4), 7.0, np.float32), labels)
+    np.testing.assert_allclose(predict(head, features[:, :4]), 1 / 3, atol=0.01)
+
+
+def test_folds_spread_classes_and_keep_groups_together():
+    labels = np.repeat([0, 1, 2], [50, 10, 5])
+    groups = np.arange(65)
+    groups[:4] = 0
+    folds = draw_folds(labels, groups, 5, seed=1)
+    assert len(set(folds[:4])) == 1
+    for label, num_images in ((0, 47), (1, 10), (2, 5)):
+        first_of_groups = np.unique(groups[labels == label], return_index=True)[1] + np.flatnonzero(labels == label)[0]
+        counts = np.bincount(folds[first_of_groups], minlength=5)
+        assert counts.sum() == num_images
+        assert counts.max() - counts.min() <= 1
+    assert (folds != draw_folds(labels, groups, 5, seed=2)).any()
+
+
+def test_a_large_problem_is_solved_on_a_sample_or_not_at_all():
+    assert choose_sample(1000, 1280, 6) == 1000
+    assert choose_sample(10**6, 2048, 10) == 2 * 10**9 // 20480
+    assert can_solve(10**6, 1280, 100)
+    assert not can_solve(10**6, 1280, 1000)  # 1,562 images would fit, fewer than 10 a class
+    assert can_solve(1500, 1280, 1000)
+
+
+def test_a_large_problem_is_validated_on_one_fold(monkeypatch):
+    tried = []
+    features, labels = draw(100)
+    monkeypatch.setattr(linear_head, "_ONE_FOLD_WORK", features.size * NUM_CLASSES - 1)
+    validate = linear_head._validate
+    monkeypatch.setattr(linear_head, "_validate", lambda *given: tried.append(given[4]) or validate(*given))
+    solve(features, labels)
+    assert tried == [[0]] * 3
+
+
+def test_it_starts_from_the_features_in_the_cache(tmp_path, capsys):
+    rows = {"train": np.arange(40), PLAIN: np.arange(40)}
+    needs = {0: ("pooled",), 1: ("pooled",), 2: ("activations",)}
+    cache, _ = plan_cache(
+        str(tmp_path), make_frozen(), rows, make_digests(range(40)), Augmentation(0, 0, True, 0), needs
+    )
+    store(cache)
+    labels = (np.arange(40) >= 20).astype(np.int32)  # a row's features are its number
+    task = SimpleNamespace(
+        classes=("a", "b"), train_rows=np.arange(40), backbone="mobilenet_v2", seed=0, labels=labels,
+        class_weights=np.ones(2, np.float32),
+    )  # fmt: skip
+    weights = start_head(task, cache, np.arange(40))
+    kernel, bias = weights["head/probabilities/kernel"], weights["head/probabilities/bias"]
+    logits = np.repeat(np.arange(40.0)[:, None], 3, axis=1) @ kernel + bias
+    assert (logits.argmax(axis=1) == labels).mean() > 0.9
+    printed = capsys.readouterr().out
+    assert "head: solved on 40 images in" in printed
+    assert "by a cross-validated log-loss of 0." in printed
