@@ -367,3 +367,68 @@ def test_a_frozen_part_that_a_cpu_refuses_in_bfloat16_is_computed_in_float32(pre
         return
     assert build._open_frozen_base(frozen, None, "", mixed=False) is not None
     assert told == [False]
+
+
+@pytest.mark.parametrize("class_weights", [(1.0, 1.0, 1.0), (0.5, 1.0, 4.0)])
+def test_a_mixture_is_trained_on_both_of_its_labels(class_weights):
+    """With a linear head the mixture of two images' features has the mixture of their logits."""
+    import keras
+    import tensorflow as tf
+
+    from tlray.model.network import Network, build_head, make_optimizer
+    from tlray.training.schedule import draw_dropout, draw_mixing, pair_neighbours
+    from tlray.training.steps import TrainStep
+
+    keras.config.set_dtype_policy("float32")
+    head = build_head("mobilenet_v2", (), 3, seed=1)
+    network = Network("mobilenet_v2", "pooled", None, {}, head, train_batchnorm=False)
+    optimizer = make_optimizer("sgd", 1e-2)
+    optimizer.build(network.trainable_variables)
+    step = TrainStep(tf.distribute.get_strategy(), network, optimizer, label_smoothing=0.0, clip_norm=None)
+    random = np.random.default_rng(0)
+    features = random.normal(size=(6, network.num_features)).astype(np.float32)
+    labels, counts = random.integers(0, 3, 6).astype(np.int32), np.array([1, 1, 1, 1, 1, 0], np.float32)
+    partners, shares = pair_neighbours(6), draw_mixing(0, 1, 2, 6, 0.2)
+    masks = draw_dropout(0, 1, 2, 6, (network.num_features,), 0.3)
+    by_class = np.array(class_weights, np.float32)
+    batch = {"inputs": features, "labels": labels, "weights": counts * by_class[labels], "counts": counts}
+    mixed = {"partners": partners, "shares": shares, "partner_weights": counts * by_class[labels[partners]]}
+    kernel, bias = (np.array(variable) for variable in head[-1].variables)
+
+    inputs = (shares[:, None] * features + (1 - shares[:, None]) * features[partners]) * masks
+    logs = np.log(keras.ops.softmax(inputs @ kernel + bias))
+    own, other = (-logs[np.arange(6), seen] * by_class[seen] for seen in (labels, labels[partners]))
+    expected = (counts * (shares * own + (1 - shares) * other)).sum()
+    found = step.step({**batch, **mixed, "masks": masks, "total": np.float32(5)})
+    np.testing.assert_allclose(found[0], expected, rtol=1e-4)
+    assert found[1] == ((logs.argmax(axis=1) == labels) * counts).sum()
+    assert abs(expected - (counts * own).sum()) > 1e-3
+    assert np.abs(np.array(head[-1].kernel) - kernel).max() > 1e-5
+
+
+@pytest.mark.parametrize(
+    ("losses", "kept"), [([[1.0, 2.0], [0.5, 1.5]], "finetune"), ([[1.0, 2.0], [1.0, 2.5]], "head")]
+)
+def test_phase_2_is_kept_only_if_the_validation_images_gain_by_it(losses, kept, monkeypatch):
+    import tensorflow as tf
+
+    from tests.factories import make_epoch
+    from tlray.training.checkpoint import TrainingState
+    from tlray.training.worker import Worker
+
+    worker = object.__new__(Worker)
+    worker.strategy = tf.distribute.get_strategy()
+    rows = np.array([0, 1])
+    weights = np.array([1.0, 3.0])
+    worker._task = SimpleNamespace(must_gain=True, calibration_rows=rows, labels=rows, class_weights=weights)
+    worker._state = TrainingState(
+        weights={"head": "after"}, best=make_epoch(9, phase="finetune"), before=make_epoch(3, phase="head"),
+        before_weights={"head": "before"},
+    )  # fmt: skip
+    by_weights = {"before": np.array(losses[0]) * weights, "after": np.array(losses[1]) * weights}
+    monkeypatch.setattr(worker, "_compute_losses", lambda opened, tried: by_weights[tried["head"]], raising=False)
+    record, chosen, gain = worker._choose_epoch(None)
+    assert (record.phase, chosen["head"]) == (kept, "after" if kept == "finetune" else "before")
+    assert gain.mean == pytest.approx((0.5 + 3 * 0.5) / 4 if kept == "finetune" else -3 * 0.5 / 4)
+    worker._task.must_gain = False
+    assert worker._choose_epoch(None)[0].phase == "finetune"

@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 import tlray
-from tests.entry.conftest import PRETRAINED, SEED, TRAIN_OPTIONS, read_manifest, run_tlray
+from tests.entry.conftest import PRETRAINED, SEED, TRAIN_OPTIONS, WEIGHTS, read_manifest, run_tlray
 
 pytestmark = pytest.mark.usefixtures("notebook")
 
@@ -96,6 +96,32 @@ def test_the_same_command_again_does_nothing(bundle, digits):
     assert (bundle / "bundle.json").stat().st_mtime_ns == before
     refused = run_tlray("train", *options, *TRAIN_OPTIONS, "--seed", str(int(SEED) + 1), expect=2)
     assert "differing: seed" in refused
+
+
+def test_the_default_recipe_starts_from_a_solved_head_and_keeps_what_gains(digits, damaged, tmp_path):
+    bundle = tmp_path / "bundle"
+    printed = run_tlray(
+        "train", "--data", str(digits / "train"), "--test-data", str(digits / "test"), "--output", str(bundle),
+        "--backbone", "mobilenet_v2", "--weights", str(WEIGHTS) if PRETRAINED else "none", "--image-size", "96",
+        "--finetune-epochs", "2", "--num-workers", "2", "--batch-size", "4", "--no-horizontal-flip", "--cache", "on",
+        "--val-fraction", "0.3", "--seed", SEED, "--precision", "float32",
+    )  # fmt: skip
+    assert "head: solved on " in printed
+    config = yaml.safe_load((bundle / "training" / "config.yaml").read_text())
+    assert (config["tune"], config["head_units"], config["mixup"], config["clip_norm"]) == ("auto", [], 0.2, 1.0)
+    history = json.loads((bundle / "training" / "history.json").read_text())
+    assert [record["phase"] for record in history] == ["head"] * 3 + ["finetune"] * 2
+    metrics = read_manifest(bundle)["metrics"]
+    gain, kept = metrics["finetune_gain"], metrics["kept"]
+    best = min(record["val_loss"] for record in history[:3])
+    assert gain["mean"] == pytest.approx(best - history[4]["val_loss"], abs=1e-4)  # of the last epoch
+    assert kept["phase"] == ("finetune" if gain["mean"] > 0 else "head")
+    expected = history[4]["val_loss"] if gain["mean"] > 0 else best
+    assert metrics["validation"]["loss"] == pytest.approx(expected)
+    assert f"against phase 1 it saves {gain['mean']:.3f} of log-loss" in " ".join(printed.split())
+    if PRETRAINED:  # before the first epoch it knows these digits
+        assert history[0]["accuracy"] > 0.8
+        assert history[0]["val_loss"] < 0.9  # by chance 1.1
 
 
 def test_all_options_of_a_trainer_work_together(digits, damaged, tmp_path):

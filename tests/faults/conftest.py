@@ -23,7 +23,7 @@ BASE_OPTIONS += [
 
 LONG_OPTIONS = [*BASE_OPTIONS, "--head-epochs", "5", "--finetune-epochs", "5", "--cache", "on"]
 LONG_OPTIONS += ["--views", "2", "--lr-head", "3e-4", "--lr-finetune", "1e-4", "--val-fraction", "0.2"]
-LONG_OPTIONS += ["--schedule", "cosine", "--dropout", "0.3"]
+LONG_OPTIONS += ["--schedule", "cosine", "--dropout", "0.3", "--mixup", "0.2"]
 # low rates: at high ones a rounding difference in one step has grown beyond the tolerance ten epochs later
 
 TWO_WORKERS = ["--num-workers", "2", "--batch-size", "4"]

@@ -89,6 +89,15 @@ def test_a_cache_that_saves_too_little_is_off(tmp_path, capsys):
     assert "feature cache: off, it would take 55 passes through the base" in capsys.readouterr().out
 
 
+def test_phase_1_alone_has_a_cache_for_its_solved_head(tmp_path, capsys):
+    config = configure(finetune_epochs=0, cache_dir=str(tmp_path))
+    cache, missing = prepare(config)
+    assert missing.images == 20 * (3 + 1) + 15
+    assert "95 passes through the base instead of 154" in capsys.readouterr().out  # 5 epochs from a random head
+    assert list_all(head_epochs=0, finetune_epochs=2)[0] == ("activations", "pooled")
+    assert cache.sets["plain"].needs == {0: ("pooled",)}
+
+
 def test_a_complete_cache_is_not_built_again(tmp_path, capsys):
     config = configure(head_epochs=2, finetune_epochs=2, views=2, cache_dir=str(tmp_path))
     roles = {**ROWS, PLAIN: ROWS["train"]}

@@ -10,7 +10,7 @@ import pytest
 from tests.factories import make_epoch
 from tlray.config import TrainConfig
 from tlray.errors import DivergedError, StoppedError
-from tlray.training.checkpoint import STATE, EpochPart, TrainingState, load_state, name_run, save_state
+from tlray.training.checkpoint import STATE, EpochPart, TrainingState, has_state, load_state, name_run, save_state
 
 
 def make_state(epoch):
@@ -21,6 +21,8 @@ def make_state(epoch):
         slots=[np.array(7), np.arange(3, dtype=np.float32)],
         best=make_epoch(1),
         best_weights={"base/12/gamma": np.ones(4, np.float32)},
+        before=make_epoch(1),
+        before_weights={"head/probabilities/bias": np.arange(3, dtype=np.float32)},
         loss_scale=8.0,
     )
 
@@ -31,7 +33,9 @@ def test_a_state_comes_back(tmp_path):
     state, expected = load_state(str(tmp_path)), make_state(3)
     assert (state.epoch, state.phase, state.history) == (3, 1, expected.history)
     assert (state.best, state.loss_scale) == (make_epoch(1), 8.0)
-    for ours, theirs in ((state.weights, expected.weights), (state.best_weights, expected.best_weights)):
+    assert state.before == expected.before == make_epoch(1)
+    for group in ("weights", "best_weights", "before_weights"):
+        ours, theirs = getattr(state, group), getattr(expected, group)
         assert ours.keys() == theirs.keys()
         for name in ours:
             np.testing.assert_array_equal(ours[name], theirs[name])
@@ -56,6 +60,37 @@ def take(state, epoch, accuracy, **values):
     record = make_epoch(epoch, val_accuracy=accuracy, **values)
     state.take_epoch(record, {"head": np.full(1, epoch)}, optimizer, 4.0, "accuracy")
     return record
+
+
+def test_without_a_figure_to_choose_by_the_last_epoch_is_the_best():
+    state = TrainingState()
+    take(state, 1, 0.9)
+    optimizer = SimpleNamespace(variables=[np.array(2)])
+    worse = make_epoch(2, val_accuracy=0.1)
+    state.take_epoch(worse, {"head": np.full(1, 2)}, optimizer, 1.0, None)
+    assert (state.best, state.best_weights) == (worse, {})
+
+
+def test_the_last_phase_is_compared_with_the_one_before():
+    state = TrainingState()
+    best = take(state, 1, 0.5)
+    take(state, 2, 0.4)
+    state.end_phase(is_last=False)
+    take(state, 3, 0.6)
+    state.end_phase(is_last=True)
+    assert (state.before, state.before_weights) == (best, {"head": np.full(1, 1)})
+    assert state.best.epoch == 3
+
+
+def test_a_state_of_another_plan_is_refused(tmp_path):
+    state = make_state(2)
+    state.plan = "cached"
+    save_state(str(tmp_path), state)
+    assert has_state(str(tmp_path))
+    assert not has_state(str(tmp_path / "nothing"))
+    assert load_state(str(tmp_path), plan="cached").plan == "cached"
+    with pytest.raises(StoppedError, match="other epochs, rates or start of the head: features were cached then"):
+        load_state(str(tmp_path), plan="online")
 
 
 def test_a_better_epoch_needs_no_second_copy_of_its_weights():

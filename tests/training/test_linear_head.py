@@ -8,7 +8,7 @@ from tests.features.data import make_digests, make_frozen, store
 from tlray.features.cache import PLAIN, plan_cache
 from tlray.images.augment import Augmentation
 from tlray.training import linear_head
-from tlray.training.linear_head import can_solve, choose_sample, draw_folds, solve_head, start_head
+from tlray.training.linear_head import can_solve, choose_sample, draw_folds, draw_sample, solve_head, start_head
 
 NUM_CLASSES = 3
 
@@ -131,10 +131,32 @@ def test_folds_spread_classes_and_keep_groups_together():
 
 def test_a_large_problem_is_solved_on_a_sample_or_not_at_all():
     assert choose_sample(1000, 1280, 6) == 1000
-    assert choose_sample(10**6, 2048, 10) == 2 * 10**9 // 20480
-    assert can_solve(10**6, 1280, 100)
+    assert choose_sample(10**6, 2048, 10) == 10**8 // 2048
+    assert choose_sample(10**6, 1280, 100) == 2 * 10**9 // 128_000
     assert not can_solve(10**6, 1280, 1000)  # 1,562 images would fit, fewer than 10 a class
     assert can_solve(1500, 1280, 1000)
+
+
+def test_a_sample_has_some_images_of_each_class():
+    labels = np.repeat([0, 1, 2], [5000, 12, 3]).astype(np.int32)
+    rows = np.arange(len(labels))
+    drawn = draw_sample(rows, labels, 100, seed=1)
+    assert np.bincount(labels[drawn]).tolist()[1:] == [10, 3]
+    assert len(drawn) == len(set(drawn)) == 100
+    assert (np.diff(drawn) > 0).all()
+    assert (drawn != draw_sample(rows, labels, 100, seed=2)).any()
+    np.testing.assert_array_equal(draw_sample(rows, labels, 10**6, seed=1), rows)
+
+
+@pytest.mark.parametrize("weights", [(1, 1, 1, 1), (1, 1, 1, 60)])
+def test_a_class_of_one_image_does_not_decide(weights):
+    features, labels = draw(90)
+    alone = solve_head(features, [], labels, np.arange(90), np.ones(3, np.float32), seed=0)
+    features = np.vstack([features, 3 * features[:1]])
+    labels = np.append(labels, 3)
+    with_one = solve_head(features, [], labels, np.arange(91), np.array(weights, np.float32), seed=0)
+    assert with_one.decay <= 10 * alone.decay
+    assert with_one.log_loss == pytest.approx(alone.log_loss, abs=0.15)
 
 
 def test_a_large_problem_is_validated_on_one_fold(monkeypatch):

@@ -48,6 +48,18 @@ def test_a_phase_is_cached_if_the_cache_has_its_features(boundary, cached):
     assert [phase.cached for phase in make_task(make_config(), boundary=boundary).phases] == cached
 
 
+def test_phase_2_must_gain_where_its_end_is_annealed():
+    assert make_task(make_config()).must_gain
+    for other in ({"recipe": "seed"}, {"select": "accuracy"}, {"schedule": "constant"}, {"early_stopping": 2}):
+        assert not make_task(make_config(**other)).must_gain
+
+
+def test_the_plan_changes_with_what_a_resumed_run_needs():
+    plan = make_task(make_config()).plan
+    assert plan == make_task(make_config(seed=1, num_workers=2)).plan
+    assert plan != make_task(make_config(cache="off")).plan
+
+
 def test_classes_weigh_the_same_unless_balanced():
     assert make_task(make_config()).class_weights.tolist() == [1, 1, 1]
     weights = make_task(make_config(class_weights="balanced"), val=False).class_weights

@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import threading
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
@@ -102,7 +102,11 @@ class Workers:
             self.built.append(index)
             yield Done(8, 5.0)
 
+    def take(self, task):
+        pass
+
     def run(self, task, check_lock, outcome):
+        self.take(task)
         outcome.model = "model"
 
     def close(self):
@@ -117,14 +121,12 @@ def run_workers(config, tmp_path, monkeypatch):
     from tlray.features import decide
     from tlray.training import task
 
-    config = replace(
-        config, tune="off", backbone="mobilenet_v2", image_size=48, num_workers=2, cache_dir=str(tmp_path / "cache")
-    )
+    config = replace(config, backbone="mobilenet_v2", image_size=48, num_workers=2, cache_dir=str(tmp_path / "cache"))
     monkeypatch.setattr(Workers, "made", [])
     monkeypatch.setattr(Workers, "survives", None)
     monkeypatch.setattr(launch, "Launch", Workers)
     monkeypatch.setattr(ray, "put", lambda value: value)
-    monkeypatch.setattr(task, "make_training_task", lambda *_, **__: "task")
+    monkeypatch.setattr(task, "make_training_task", lambda *_, **__: Task())
     engines = []
 
     def build_with_engines(config, cluster, cache, missing, uris):
@@ -133,14 +135,14 @@ def run_workers(config, tmp_path, monkeypatch):
 
     monkeypatch.setattr(decide, "build_with_engines", build_with_engines)
 
-    def run(gpus=0):
+    def run(gpus=0, tune="off"):
         cluster = Cluster(4, gpus, local=True)
         rows = {"train": np.arange(40), "val": np.arange(0), "test": np.arange(0)}
         digests = [hashlib.sha256(str(row).encode()).hexdigest() for row in range(40)]
         images = SimpleNamespace(uris=[""] * 40, classes=("a", "b"))
         roles = SimpleNamespace(rows=rows, digests=digests)
         outcome, *_ = training._run_workers(
-            config, cluster, images, roles, None, "checkpoints", SimpleNamespace(check=None)
+            replace(config, tune=tune), cluster, images, roles, None, "checkpoints", SimpleNamespace(check=None)
         )
         assert outcome.model == "model"
         return [made.built for made in Workers.made], engines
@@ -153,6 +155,24 @@ def test_the_waiting_workers_compute_the_features_of_a_few_images(run_workers, m
     assert (len(built), len(built[0]) > 1, engines) == (1, True, [])
     monkeypatch.setattr(training, "_BUILT_BY_WORKERS", 10)
     assert run_workers()[1] == [40 * 6]  # in 5 views, and as they are
+
+
+@dataclass(frozen=True)
+class Task:
+    head_start: dict[str, float] | None = None
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_the_head_is_solved_unless_a_run_is_resumed(run_workers, monkeypatch, resumed):
+    from tlray.training import linear_head
+
+    given = []
+    monkeypatch.setattr(linear_head, "start_head", lambda *_: {"head": 1.0})
+    monkeypatch.setattr(training, "number_groups", lambda *_: None)
+    monkeypatch.setattr(training, "has_state", lambda checkpoints: resumed)
+    monkeypatch.setattr(Workers, "take", lambda self, task: given.append(task))
+    run_workers(tune="auto")
+    assert [task.head_start for task in given] == [None if resumed else {"head": 1.0}]
 
 
 def test_engines_on_gpus_compute_what_workers_without_one_train_on(run_workers):

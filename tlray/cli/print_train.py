@@ -53,11 +53,12 @@ def _describe_phases(metrics: Metrics) -> list[tuple[str, str]]:
             weighted = f" ({losses[-1]} by class weights)" if losses[-1] != losses[0] else ""
             figures = f"validation loss {losses[0]}{weighted}, accuracy {best.val_accuracy:.4f}"
             text = f"{name}: {figures} in epoch {best.epoch}"
-        if facts and kept is not None and (kept.phase == "head" or best.val_accuracy is not None):
-            text += f"; {_PHASES[kept.phase]} won"
         gain = metrics.finetune_gain if name == "finetune" else None
         if gain is not None:
-            text += f", it saves {gain.mean:.3f} of log-loss (95% interval {gain.low:.3f} to {gain.high:.3f})"
+            interval = f"95% interval {gain.low:.3f} to {gain.high:.3f}"
+            text += f"; against phase 1 it saves {gain.mean:.3f} of log-loss ({interval})"
+        if facts and kept is not None and (kept.phase == "head" or best.val_accuracy is not None):
+            text += f"; {_PHASES[kept.phase]} won"
         facts.append((_PHASES[name], text))
     return facts
 

@@ -48,12 +48,12 @@ def get_recipe(
         head_units: as given; empty for the recipe's own.
         solved: the head can be solved before phase 1, where it is linear.
     """
-    slow = 1.0 if head != "sgd" else 10.0
+    factor = 1.0 if head != "sgd" else 10.0
     if name == "seed":
         return Recipe(
             head_units=head_units or (1024,),
             head_epochs=5,
-            lr_head=1e-3 * slow,
+            lr_head=1e-3 * factor,
             finetune_epochs=5,
             lr_finetune=FINETUNE_RATES[finetune],
             schedule="constant",
@@ -71,7 +71,7 @@ def get_recipe(
     return Recipe(
         head_units=head_units,
         head_epochs=epochs,
-        lr_head=rate * slow,
+        lr_head=rate * factor,
         finetune_epochs=12,
         lr_finetune=1e-2 if finetune == "sgd" else FINETUNE_RATES[finetune],
         schedule="cosine",

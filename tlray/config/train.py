@@ -75,8 +75,8 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
     RMSprop into 1,024 units and of SGD, at constant rates."""
 
     tune: TuneName = "auto"
-    """auto: phase 1 starts from the solved head, where --recipe tuned has a linear one and features are cached;
-    off: from random weights."""
+    """auto: phase 1 starts from the solved head, where --recipe tuned has a linear one, features are cached and classes
+    are not too many; off: from random weights."""
 
     head_units: tuple[int, ...] = ()
     """Units of each dense layer between pooling and softmax; default none, but 1024 for --recipe seed."""
@@ -137,7 +137,8 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
     """Epochs of linear learning rate warm-up at the start of each phase; default 1 for --recipe tuned, 0 for seed."""
 
     select: SelectName = "loss"
-    """Validation figure that chooses the best epoch; loss counts images as --class-weights does."""
+    """Validation figure that chooses the best epoch; loss counts images as --class-weights does, and by --recipe tuned
+    compares phase 1 with the end of phase 2."""
 
     early_stopping: int | None = None
     """End a phase after this many epochs without a better validation figure of --select."""
@@ -149,8 +150,8 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
     """Share of each target to spread over all classes."""
 
     dropout: float | None = None
-    """Dropout rate of the dense layers' outputs, without any of the pooled features in phase 2; default 0.3 for
-    --recipe tuned, 0 for seed."""
+    """Dropout rate of the dense layers' outputs; where there are none, of the pooled features in phase 2; default 0.3
+    for --recipe tuned, 0 for seed."""
 
     mixup: float | None = None
     """Mix the inputs and targets of neighbouring images in phase 2, by shares of a beta distribution with this
@@ -217,7 +218,10 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
         solved = solvable and self.tune == "auto" and self.cache != "off"
         chosen = get_recipe(self.recipe, self.head_units, self.head_optimizer, self.finetune_optimizer, solved=solved)
         given = {name: value for name in _RECIPE_OPTIONS if (value := getattr(self, name)) not in (None, "auto")}
-        return replace(chosen, **given)
+        merged = replace(chosen, **given)
+        if self.recipe == "tuned" and self.warmup_epochs is None:  # a short phase must not end at its highest rate
+            merged = replace(merged, warmup_epochs=min(merged.warmup_epochs, merged.finetune_epochs / 5))
+        return merged
 
     def count_views(self, recipe: Recipe) -> int:
         """Return the augmented views of each training image in the cache."""

@@ -79,7 +79,7 @@ def choose_cache(
     roles = {**rows, PLAIN: rows["train"]}
     cache, missing = features.plan_cache(root, frozen, roles, digests, augmentation, needs)
     num_bytes = features.estimate_bytes(cache)
-    passes = Passes(count_online(config, recipe, rows), missing.images)
+    passes = Passes(count_online(config, config.choose_recipe(solvable=False), rows), missing.images)
     if config.cache == "on":
         decision = Decision(True, f"as asked for: {_compare(passes)}")
     else:
@@ -112,6 +112,8 @@ def list_needs(config: TrainConfig, recipe: Recipe) -> dict[int, tuple[Kind, ...
     for kind, numbers in epochs:
         for epoch in numbers:
             kinds.setdefault(epoch % config.count_views(recipe), set()).add(kind)
+    if recipe.solved and kinds:
+        kinds.setdefault(0, set()).add("pooled")  # the head is solved on it, without an epoch in phase 1 too
     return {view: tuple(sorted(kinds[view])) for view in sorted(kinds)}
 
 

@@ -99,7 +99,7 @@ class KeptEpoch:
 
 @dataclass(frozen=True)
 class PhaseBest:
-    """The best epoch of a phase; attributes as in `EpochRecord`."""
+    """The best epoch of a phase, or the last of phase 2 where that is compared; attributes as in `EpochRecord`."""
 
     epoch: int
     loss: float
@@ -121,7 +121,7 @@ class Metrics:
     """The model's metrics; None without such images, or for an imported model.
 
     Attributes:
-        phases: the best epoch by phase.
+        phases: figures by phase.
         validation, test: measured after calibration.
         uncalibrated: the validation images before calibration.
         calibration_gain: of the temperature; None if it was not fitted.

@@ -129,7 +129,7 @@ def _describe_kept(metrics: Metrics) -> str:
         for phase, record in metrics.phases.items()
         if record.val_accuracy is not None
     ]
-    return f"{text} Validation accuracy in each phase's best epoch was {' and '.join(best)}." if best else text
+    return f"{text} The phases' validation accuracy was {' and '.join(best)}." if best else text
 
 
 def _list_facts(

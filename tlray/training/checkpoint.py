@@ -74,7 +74,7 @@ class TrainingState:
         before, before_weights: record and weights of phase 1's best epoch, for phase 2 to be compared with.
         loss_scale: of float16 steps.
         part: of the epoch that has begun; None between epochs.
-        split: sha256 over the images of each role.
+        split, plan: as in `TrainingTask`.
     """
 
     phase: int = 0
@@ -88,6 +88,7 @@ class TrainingState:
     loss_scale: float = 1.0
     part: EpochPart | None = None
     split: str = ""
+    plan: str = ""
 
     @property
     def epoch(self) -> int:
@@ -163,6 +164,7 @@ class CheckpointRecord:
     loss_scale: float
     part: EpochPart | None = None
     split: str = ""
+    plan: str = ""
 
 
 def save_state(uri: str, state: TrainingState) -> str:
@@ -176,6 +178,7 @@ def save_state(uri: str, state: TrainingState) -> str:
         loss_scale=state.loss_scale,
         part=state.part,
         split=state.split,
+        plan=state.plan,
     )
     arrays: Weights = {_META: np.frombuffer(dump_record(meta), np.uint8)}
     arrays |= {f"weights/{name}": array for name, array in state.weights.items()}
@@ -192,18 +195,23 @@ def save_state(uri: str, state: TrainingState) -> str:
     return folder
 
 
-def load_state(uri: str, split: str = "") -> TrainingState:
+def has_state(uri: str) -> bool:
+    """Return whether a run has a state to go on from."""
+    return bool(_list_states(uri))
+
+
+def load_state(uri: str, split: str = "", plan: str = "") -> TrainingState:
     """Return a run's latest state; an empty one if it has none.
 
     Args:
-        split: sha256 over the images of each role.
+        split, plan: as in `TrainingTask`.
 
     Raises:
-        StoppedError: it cannot be read, is damaged, was written by another version, or is of another split.
+        StoppedError: it cannot be read, is damaged, was written by another version, or is of another split or plan.
     """
     folders = _list_states(uri)
     if not folders:
-        return TrainingState(split=split)
+        return TrainingState(split=split, plan=plan)
     data = next(storage.get_many([storage.join(uri, folders[-1], STATE)]))
     checkpoint = f"the checkpoint {folders[-1]} in {uri}"
     if isinstance(data, FetchError):
@@ -224,6 +232,12 @@ def load_state(uri: str, split: str = "") -> TrainingState:
             f"them readable as they were, or remove {uri} to start over"
         )
 
+    if meta.plan != plan:
+        raise StoppedError(
+            f"{checkpoint} is of a training with other epochs, rates or start of the head: features were cached then, "
+            f"or are now; give --cache and --cache-dir as then, or remove {uri} to start over"
+        )
+
     def take(group: str) -> Weights:
         return {name.removeprefix(group): array for name, array in arrays.items() if name.startswith(group)}
 
@@ -239,6 +253,7 @@ def load_state(uri: str, split: str = "") -> TrainingState:
         loss_scale=meta.loss_scale,
         part=meta.part,
         split=meta.split,
+        plan=meta.plan,
     )
 
 

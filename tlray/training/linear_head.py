@@ -22,7 +22,6 @@ import numpy.typing as npt
 from tlray.console import say
 from tlray.features.cache import PLAIN, Cache
 from tlray.model.backbones import BACKBONES
-from tlray.training.schedule import draw_rows
 
 if TYPE_CHECKING:
     from tlray.model.network import Weights
@@ -37,11 +36,14 @@ Labels = npt.NDArray[np.integer]
 MAX_WORK = 2_000_000_000
 """Most multiply-adds of images, features and classes: 0.2 s a step on 2 cores, minutes for all settings."""
 
+_MAX_NUMBERS = 100_000_000
+"""Most features of a view: float32, 400 MB; about ten such arrays are held at once."""
+
 _ONE_FOLD_WORK = 200_000_000
 """Multiply-adds from which one fold validates instead of five."""
 
 _MIN_IMAGES_A_CLASS = 10
-"""Least images a class, on average, in the sample of a large set."""
+"""Least images of a class in the sample of a large set, if it has as many."""
 
 _NUM_FOLDS = 5
 _NUM_VIEWS = 2
@@ -92,7 +94,7 @@ def start_head(task: TrainingTask, cache: Cache, groups: npt.NDArray[np.integer]
     started = time.monotonic()
     num_classes = len(task.classes)
     sample = choose_sample(len(task.train_rows), BACKBONES[task.backbone].num_features, num_classes)
-    rows = draw_rows(task.train_rows, sample, task.seed)
+    rows = draw_sample(task.train_rows, task.labels, sample, task.seed)
     opened = cache.open()
     pooled = [view for view, kinds in cache.sets["train"].needs.items() if "pooled" in kinds]
     views = [opened.read("train", "pooled", view, rows).astype(np.float32) for view in pooled[:_NUM_VIEWS]]
@@ -111,8 +113,25 @@ def can_solve(num_images: int, num_features: int, num_classes: int) -> bool:
 
 def choose_sample(num_images: int, num_features: int, num_classes: int) -> int:
     """Return how many images a head is solved on; 0 if there are too many classes for it."""
-    most = MAX_WORK // (num_features * num_classes)
+    most = min(MAX_WORK // (num_features * num_classes), _MAX_NUMBERS // num_features)
     return min(num_images, most) if most >= min(num_images, _MIN_IMAGES_A_CLASS * num_classes) else 0
+
+
+def draw_sample(
+    rows: npt.NDArray[np.int64], labels: npt.NDArray[np.int32], most: int, seed: int
+) -> npt.NDArray[np.int64]:
+    """Return a random sample of at most `most` rows, sorted, with 10 images of each class or all it has.
+
+    Args:
+        labels: by row id.
+    """
+    drawn = np.random.default_rng(seed).permutation(rows)
+    by_class = np.argsort(labels[drawn], kind="stable")
+    counts = np.bincount(labels[drawn])
+    turns = np.empty(len(drawn), np.int64)
+    turns[by_class] = np.arange(len(drawn)) - np.repeat(np.cumsum(counts) - counts, counts)
+    first = np.argsort(turns >= _MIN_IMAGES_A_CLASS, kind="stable")
+    return np.sort(drawn[first][:most])
 
 
 def solve_head(
@@ -190,17 +209,17 @@ def _validate(
         rest = folds != fold
         problems.append(_Problem(scaled[rest], one_hot[rest], weights[rest]))
         solutions.append(problems[-1].start())
+    # a class whose only images are held out cannot be known
+    held = [(folds == fold) & (one_hot @ one_hot[folds != fold].max(axis=0) > 0) for fold in held_out]
+    total = max(sum(float(weights[images].sum()) for images in held), _LEAST_PROBABILITY)
     losses: list[float] = []
-    held_images = np.isin(folds, held_out)
-    total = float(weights[held_images].sum())
     for decay in _DECAYS:
         loss = 0.0
-        for index, (fold, problem) in enumerate(zip(held_out, problems, strict=True)):
+        for index, (images, problem) in enumerate(zip(held, problems, strict=True)):
             solutions[index] = problem.solve(decay, _CHOICE_STEPS, solutions[index])
             kernel, bias = problem.expand(solutions[index])
-            held = folds == fold
-            chances = (_softmax(scaled[held] @ kernel + bias) * one_hot[held]).sum(axis=1)
-            loss += float(-(weights[held] * np.log(np.maximum(chances, _LEAST_PROBABILITY))).sum())
+            chances = (_softmax(scaled[images] @ kernel + bias) * one_hot[images]).sum(axis=1)
+            loss += float(-(weights[images] * np.log(np.maximum(chances, _LEAST_PROBABILITY))).sum())
         losses.append(loss / total)
         if len(losses) - 1 - int(np.argmin(losses)) >= _PATIENCE:
             break

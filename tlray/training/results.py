@@ -44,8 +44,11 @@ def collect_metrics(model: TrainedModel, history: Sequence[EpochRecord], images:
     """Return `bundle.json`'s `metrics`; `select` tells the best epoch."""
     phases = {}
     for phase in dict.fromkeys(record.phase for record in history):
-        records = (record for record in history if record.phase == phase)
-        best = model.kept if model.kept.phase == phase else max(records, key=lambda record: score_epoch(record, select))
+        records = [record for record in history if record.phase == phase]
+        if phase == "finetune" and model.finetune_gain is not None:
+            best = records[-1]  # which was compared with phase 1
+        else:
+            best = max(records, key=lambda record: score_epoch(record, select))
         phases[str(phase)] = PhaseBest(
             best.epoch, best.loss, best.accuracy, best.val_loss, best.val_accuracy, best.val_weighted_loss
         )

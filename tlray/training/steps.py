@@ -2,7 +2,7 @@
 
 Keras's `fit` does not run under `MultiWorkerMirroredStrategy`, hence this training step. Each worker computes the
 gradient of its share of the global batch, and the optimizer sums the gradients, so that all workers end a step with the
-same weights. Another sum is needed only to clip the gradient or to detect a float16 overflow. XLA is not used: with it,
+same weights. Another sum is needed to clip the gradient or to detect a float16 overflow. XLA is not used: with it,
 MobileNetV2's step took six to ten times as long (tests/benchmarks/steps.py).
 """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +84,7 @@ class TrainingTask:
         keys: uint64 by row id, of `images.augment.make_keys`.
         train_rows, val_rows, test_rows: row ids by role.
         split: sha256 over the images of each role.
+        plan: sha256 over the phases and the rest of the recipe.
         reference_rows: training rows that the out-of-distribution score is fitted to.
         calibration_rows: validation rows that the finished network is calibrated and measured on.
         held_rows: validation rows that set the scales of the out-of-distribution score.
@@ -120,6 +121,7 @@ class TrainingTask:
     val_rows: npt.NDArray[np.int64]
     test_rows: npt.NDArray[np.int64]
     split: str
+    plan: str
     reference_rows: npt.NDArray[np.int64]
     calibration_rows: npt.NDArray[np.int64]
     held_rows: npt.NDArray[np.int64]
@@ -197,13 +199,19 @@ def make_training_task(
         val_rows=val_rows,
         test_rows=roles.rows["test"],
         split=hash_json([[roles.digests[row] for row in rows] for rows in roles.rows.values()]),
+        plan=hash_json(asdict(recipe)),
         reference_rows=draw_reference_rows(train_rows, images.labels, num_classes, config.seed),
         calibration_rows=draw_rows(val_rows, min(_CALIBRATION_ROWS, _CALIBRATION_NUMBERS // num_classes), config.seed),
         held_rows=draw_rows(val_rows, MAX_HELD, config.seed),
         golden_rows=_choose_golden_rows(val_rows if len(val_rows) else train_rows, images.labels),
         base_weights=base_weights,
         head_start=head_start,
-        must_gain=recipe.must_gain and config.select == "loss",
+        must_gain=(
+            recipe.must_gain
+            and config.select == "loss"
+            and recipe.schedule == "cosine"
+            and config.early_stopping is None
+        ),
         images=ImageSource(
             uris,
             config.resolved_image_size,

@@ -31,7 +31,7 @@ from tlray.model.weights import load_weights
 from tlray.storage.lock import Lock
 from tlray.storage.records import Json
 from tlray.training import results
-from tlray.training.checkpoint import name_run
+from tlray.training.checkpoint import has_state, name_run
 from tlray.training.dataset import Images, Roles, assign_roles, list_images, number_groups
 from tlray.training.results import TrainSummary
 
@@ -214,8 +214,10 @@ def _run_workers(
     try:
         chosen = choose_cache(config, recipe, cluster, roles.rows, roles.digests, frozen, augmentation)
         cache, missing = chosen if chosen is not None else (None, None)
-        if cache is None:
+        if cache is None and recipe.solved:
             recipe = config.choose_recipe(solvable=False)
+            if recipe.head_epochs:
+                say("WARNING: without cached features the head is not solved, but starts at random")
         task = make_training_task(
             config,
             recipe,
@@ -234,7 +236,7 @@ def _run_workers(
                 if cache is not None and missing is not None and not missing.is_empty:
                     frozen_s += _complete_cache(config, cluster, cache, missing, uris, launch)
                     missing = None
-                if cache is not None and recipe.solved and task.head_start is None:
+                if cache is not None and recipe.solved and task.head_start is None and not has_state(checkpoints):
                     task = replace(task, head_start=start_head(task, cache, number_groups(images, roles)))
                 launch.run(task, lock.check, outcome)
                 break

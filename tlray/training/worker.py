@@ -21,6 +21,7 @@ import ray.train.collective
 
 from tlray import storage
 from tlray.cluster.resources import count_cores
+from tlray.config import SelectName
 from tlray.errors import DivergedError
 from tlray.features.cache import PLAIN
 from tlray.metrics.classification import compute_macro_f1
@@ -92,7 +93,7 @@ class Worker:
 
     def _load_state(self) -> TrainingState:
         """Load the run's latest state, which must be the same on all workers."""
-        state = load_state(self._checkpoints, self._task.split)
+        state = load_state(self._checkpoints, self._task.split, self._task.plan)
         if not state.weights and self._task.head_start is not None:
             state.weights = self._task.head_start
         ours = (state.epoch, state.part)
@@ -134,8 +135,9 @@ class Worker:
                 record = self._run_epoch(phase, opened, train_step, inputs, rate)
                 done.append(record)
                 weights = network.read_weights(opened_only=True)
-                # what a cosine ends with is better than any epoch before, whatever a few images say
-                select = None if task.must_gain and phase.name == "finetune" else task.select
+                select: SelectName | None = task.select
+                if task.must_gain and phase.name == "finetune":
+                    select = None  # what a cosine ends with is the best, whatever a few images say of epochs before
                 state.take_epoch(record, weights, optimizer, train_step.loss_scale, select)
                 if self._is_over(phase, done):
                     state.end_phase(is_last=state.phase + 1 == len(task.phases))
@@ -325,7 +327,8 @@ class Worker:
         if not task.must_gain or rival is None or rival.phase == state.best.phase or not len(task.calibration_rows):
             return state.best, weights, None
         losses = [self._compute_losses(opened, tried) for tried in (state.before_weights, weights)]
-        gains = losses[0] - losses[1]
+        mean_weight = task.class_weights[task.labels[task.calibration_rows]].mean()
+        gains = (losses[0] - losses[1]) / mean_weight
         sums = np.array([len(gains), gains.sum(), (gains**2).sum()])
         gain = measure_gain(*steps.sum_over_workers(self.strategy, sums).tolist())
         return (state.best, weights, gain) if gain.mean > 0 else (rival, state.before_weights, gain)
