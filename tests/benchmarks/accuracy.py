@@ -100,7 +100,7 @@ def run_side(options: Options, side: str, seed: int, folder: Path) -> dict[str, 
     began = time.monotonic()
     script = PROBE if side == "probe" else TLRAY
     done = subprocess.run(
-        [sys.executable, "-c", script, json.dumps(given)], check=True, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-W", "ignore", "-c", script, json.dumps(given)], check=True, stdout=subprocess.PIPE, text=True
     )
     result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return {"side": side, "seed": seed, **result, "seconds": time.monotonic() - began}

@@ -147,12 +147,6 @@ def test_a_linear_head_is_solved_where_its_features_are_cached(options, solvable
     assert (recipe.solved, recipe.head_epochs, recipe.lr_head) == expected
 
 
-def test_a_short_phase_does_not_end_while_it_warms_up():
-    assert make_train().choose_recipe().warmup_epochs == 1
-    assert make_train(finetune_epochs=2).choose_recipe().warmup_epochs == pytest.approx(0.4)
-    assert make_train(finetune_epochs=2, warmup_epochs=1.5).choose_recipe().warmup_epochs == 1.5
-
-
 def test_there_are_no_more_views_than_epochs():
     assert resolve_all(head_epochs=2, finetune_epochs=1)["views"] == 3
     assert resolve_all(head_epochs=2, finetune_epochs=1, views=2)["views"] == 2

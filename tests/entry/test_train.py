@@ -118,7 +118,7 @@ def test_the_default_recipe_starts_from_a_solved_head_and_keeps_what_gains(digit
     assert kept["phase"] == ("finetune" if gain["mean"] > 0 else "head")
     expected = history[4]["val_loss"] if gain["mean"] > 0 else best
     assert metrics["validation"]["loss"] == pytest.approx(expected)
-    assert f"against phase 1 it saves {gain['mean']:.3f} of log-loss" in " ".join(printed.split())
+    assert f"log-loss saved against phase 1: {gain['mean']:+.3f}" in " ".join(printed.split())
     if PRETRAINED:  # before the first epoch it knows these digits
         assert history[0]["accuracy"] > 0.8
         assert history[0]["val_loss"] < 0.9  # by chance 1.1

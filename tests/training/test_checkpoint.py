@@ -10,7 +10,7 @@ import pytest
 from tests.factories import make_epoch
 from tlray.config import TrainConfig
 from tlray.errors import DivergedError, StoppedError
-from tlray.training.checkpoint import STATE, EpochPart, TrainingState, has_state, load_state, name_run, save_state
+from tlray.training.checkpoint import STATE, EpochPart, TrainingState, load_state, name_run, save_state
 
 
 def make_state(epoch):
@@ -86,9 +86,9 @@ def test_a_state_of_another_plan_is_refused(tmp_path):
     state = make_state(2)
     state.plan = "cached"
     save_state(str(tmp_path), state)
-    assert has_state(str(tmp_path))
-    assert not has_state(str(tmp_path / "nothing"))
-    assert load_state(str(tmp_path), plan="cached").plan == "cached"
+    loaded = load_state(str(tmp_path), plan="cached")
+    assert (loaded.plan, loaded.is_new) == ("cached", False)
+    assert load_state(str(tmp_path / "nothing")).is_new
     with pytest.raises(StoppedError, match="other epochs, rates or start of the head: features were cached then"):
         load_state(str(tmp_path), plan="online")
 

@@ -107,6 +107,12 @@ def test_too_few_images_or_groups_take_the_default():
     assert solve(features, labels, groups=np.arange(40) % 5).log_loss is not None
 
 
+def test_classes_of_one_image_each_take_the_default():
+    features = np.random.default_rng(0).normal(size=(10, 8)).astype(np.float32)
+    head = solve_head(features, [], np.arange(10), np.arange(10), np.ones(10, np.float32), seed=0)
+    assert (head.power, head.decay, head.log_loss) == (0.5, 0.1, None)
+
+
 def test_constant_features_do_no_harm():
     features, labels = draw(60)
     features[:, :5] = 7.0
@@ -181,7 +187,7 @@ def test_it_starts_from_the_features_in_the_cache(tmp_path, capsys):
         classes=("a", "b"), train_rows=np.arange(40), backbone="mobilenet_v2", seed=0, labels=labels,
         class_weights=np.ones(2, np.float32),
     )  # fmt: skip
-    weights = start_head(task, cache, np.arange(40))
+    weights = start_head(task, cache, [str(row) for row in range(40)])
     kernel, bias = weights["head/probabilities/kernel"], weights["head/probabilities/bias"]
     logits = np.repeat(np.arange(40.0)[:, None], 3, axis=1) @ kernel + bias
     assert (logits.argmax(axis=1) == labels).mean() > 0.9

@@ -54,6 +54,16 @@ def test_phase_2_must_gain_where_its_end_is_annealed():
         assert not make_task(make_config(**other)).must_gain
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [({}, [1, 1]), ({"head_epochs": 1, "finetune_epochs": 2}, [1 / 3, 2 / 3]), ({"recipe": "seed"}, [0, 0])],
+)
+def test_a_short_phase_does_not_end_while_it_warms_up(options, expected):
+    assert [phase.warmup_epochs for phase in make_task(make_config(**options)).phases] == pytest.approx(expected)
+    given = make_task(make_config(**options, warmup_epochs=1.5)).phases
+    assert [phase.warmup_epochs for phase in given] == [1.5, 1.5]
+
+
 def test_the_plan_changes_with_what_a_resumed_run_needs():
     plan = make_task(make_config()).plan
     assert plan == make_task(make_config(seed=1, num_workers=2)).plan

@@ -159,6 +159,8 @@ def test_the_waiting_workers_compute_the_features_of_a_few_images(run_workers, m
 
 @dataclass(frozen=True)
 class Task:
+    split: str = ""
+    plan: str = ""
     head_start: dict[str, float] | None = None
 
 
@@ -168,8 +170,8 @@ def test_the_head_is_solved_unless_a_run_is_resumed(run_workers, monkeypatch, re
 
     given = []
     monkeypatch.setattr(linear_head, "start_head", lambda *_: {"head": 1.0})
-    monkeypatch.setattr(training, "number_groups", lambda *_: None)
-    monkeypatch.setattr(training, "has_state", lambda checkpoints: resumed)
+    monkeypatch.setattr(training, "list_keys", lambda *_: None)
+    monkeypatch.setattr(training, "load_state", lambda *_: SimpleNamespace(is_new=not resumed))
     monkeypatch.setattr(Workers, "take", lambda self, task: given.append(task))
     run_workers(tune="auto")
     assert [task.head_start for task in given] == [None if resumed else {"head": 1.0}]

@@ -55,8 +55,8 @@ def _describe_phases(metrics: Metrics) -> list[tuple[str, str]]:
             text = f"{name}: {figures} in epoch {best.epoch}"
         gain = metrics.finetune_gain if name == "finetune" else None
         if gain is not None:
-            interval = f"95% interval {gain.low:.3f} to {gain.high:.3f}"
-            text += f"; against phase 1 it saves {gain.mean:.3f} of log-loss ({interval})"
+            interval = f"95% interval {gain.low:+.3f} to {gain.high:+.3f}"
+            text += f"; log-loss saved against phase 1: {gain.mean:+.3f} ({interval})"
         if facts and kept is not None and (kept.phase == "head" or best.val_accuracy is not None):
             text += f"; {_PHASES[kept.phase]} won"
         facts.append((_PHASES[name], text))

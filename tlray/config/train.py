@@ -79,10 +79,11 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
     are not too many; off: from random weights."""
 
     head_units: tuple[int, ...] = ()
-    """Units of each dense layer between pooling and softmax; default none, but 1024 for --recipe seed."""
+    """Units of each dense layer between pooling and softmax; default none, but 1024 for --recipe seed, which has no
+    linear head."""
 
     head_epochs: int | None = None
-    """Epochs of phase 1; default 3 from a solved head, 20 for dense layers, else 5."""
+    """Epochs of phase 1; default 5, by --recipe tuned 3 from a solved head and 20 for dense layers."""
 
     finetune_epochs: int | None = None
     """Epochs of phase 2; default 12 for --recipe tuned, 5 for seed."""
@@ -97,11 +98,11 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
     """Optimizer of phase 1."""
 
     finetune_optimizer: OptimizerName = "sgd"
-    """Optimizer of phase 2; sgd has momentum 0.9."""
+    """Optimizer of phase 2; sgd has momentum 0.9, Nesterov's by --recipe tuned."""
 
     lr_head: float | None = None
-    """Learning rate of phase 1; default 1e-5 from a solved head, 1e-4 for dense layers, else 1e-3; for sgd 10 times
-    that."""
+    """Learning rate of phase 1; default 1e-3, by --recipe tuned 1e-5 from a solved head and 1e-4 for dense layers;
+    10 times that for sgd."""
 
     lr_finetune: float | None = None
     """Learning rate of phase 2; default 1e-2 for sgd by --recipe tuned, 1e-3 by seed, else 1e-5."""
@@ -134,7 +135,8 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
     """Learning rate schedule of each phase after its warm-up; auto: cosine for --recipe tuned, constant for seed."""
 
     warmup_epochs: float | None = None
-    """Epochs of linear learning rate warm-up at the start of each phase; default 1 for --recipe tuned, 0 for seed."""
+    """Epochs of linear learning rate warm-up at the start of each phase; default 1, at most a third of the phase, for
+    --recipe tuned, 0 for seed."""
 
     select: SelectName = "loss"
     """Validation figure that chooses the best epoch; loss counts images as --class-weights does, and by --recipe tuned
@@ -218,10 +220,7 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
         solved = solvable and self.tune == "auto" and self.cache != "off"
         chosen = get_recipe(self.recipe, self.head_units, self.head_optimizer, self.finetune_optimizer, solved=solved)
         given = {name: value for name in _RECIPE_OPTIONS if (value := getattr(self, name)) not in (None, "auto")}
-        merged = replace(chosen, **given)
-        if self.recipe == "tuned" and self.warmup_epochs is None:  # a short phase must not end at its highest rate
-            merged = replace(merged, warmup_epochs=min(merged.warmup_epochs, merged.finetune_epochs / 5))
-        return merged
+        return replace(chosen, **given)
 
     def count_views(self, recipe: Recipe) -> int:
         """Return the augmented views of each training image in the cache."""

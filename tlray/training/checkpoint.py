@@ -91,6 +91,11 @@ class TrainingState:
     plan: str = ""
 
     @property
+    def is_new(self) -> bool:
+        """True before anything was trained."""
+        return not self.history and self.part is None
+
+    @property
     def epoch(self) -> int:
         """Number of finished epochs over both phases."""
         return len(self.history)
@@ -193,11 +198,6 @@ def save_state(uri: str, state: TrainingState) -> str:
     for old in _list_states(uri)[:-_KEPT]:
         storage.delete_folder(storage.join(uri, old))
     return folder
-
-
-def has_state(uri: str) -> bool:
-    """Return whether a run has a state to go on from."""
-    return bool(_list_states(uri))
 
 
 def load_state(uri: str, split: str = "", plan: str = "") -> TrainingState:

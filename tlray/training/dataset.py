@@ -177,10 +177,9 @@ def assign_roles(config: TrainConfig, images: Images, *, spread: bool) -> Roles:
     return Roles(assigned, digests, left_out)
 
 
-def number_groups(images: Images, roles: Roles) -> npt.NDArray[np.int64]:
-    """Return a number by row id that images share which must stay together: those of one group or of equal content."""
-    keys = roles.digests if images.groups is None else _make_keys(roles.digests, images.groups)
-    return np.unique(np.array(keys), return_inverse=True)[1].astype(np.int64)
+def list_keys(images: Images, roles: Roles) -> list[str]:
+    """Return what decides an image's side by row id: its group, or its content where it is in none."""
+    return roles.digests if images.groups is None else _make_keys(roles.digests, images.groups)
 
 
 def _make_keys(digests: Sequence[str], groups: Sequence[str | None]) -> list[str]:

@@ -85,21 +85,22 @@ class LinearHead:
     images: int
 
 
-def start_head(task: TrainingTask, cache: Cache, groups: npt.NDArray[np.integer]) -> Weights:
+def start_head(task: TrainingTask, cache: Cache, keys: Sequence[str]) -> Weights:
     """Solve the head on a complete cache, and say what was chosen; return its weights by name.
 
     Args:
-        groups: by row id; images of one number stay in one fold.
+        keys: by row id; images of one key stay in one fold.
     """
     started = time.monotonic()
     num_classes = len(task.classes)
     sample = choose_sample(len(task.train_rows), BACKBONES[task.backbone].num_features, num_classes)
     rows = draw_sample(task.train_rows, task.labels, sample, task.seed)
+    groups = np.unique([keys[row] for row in rows], return_inverse=True)[1]
     opened = cache.open()
     pooled = [view for view, kinds in cache.sets["train"].needs.items() if "pooled" in kinds]
     views = [opened.read("train", "pooled", view, rows).astype(np.float32) for view in pooled[:_NUM_VIEWS]]
     plain = opened.read(PLAIN, "pooled", 0, rows).astype(np.float32)
-    found = solve_head(plain, views, task.labels[rows], groups[rows], task.class_weights, task.seed)
+    found = solve_head(plain, views, task.labels[rows], groups, task.class_weights, task.seed)
     settings = f"features {_STANDARDIZED[found.power]} standardized, weight decay {found.decay:.2g}"
     scored = "" if found.log_loss is None else f", by a cross-validated log-loss of {found.log_loss:.3f}"
     say(f"head: solved on {found.images:,} images in {time.monotonic() - started:.1f} s; {settings}{scored}")
@@ -120,7 +121,7 @@ def choose_sample(num_images: int, num_features: int, num_classes: int) -> int:
 def draw_sample(
     rows: npt.NDArray[np.int64], labels: npt.NDArray[np.int32], most: int, seed: int
 ) -> npt.NDArray[np.int64]:
-    """Return a random sample of at most `most` rows, sorted, with 10 images of each class or all it has.
+    """Return a sample of at most `most` rows, sorted: 10 random images of each class or all it has, then any others.
 
     Args:
         labels: by row id.
@@ -162,7 +163,8 @@ def solve_head(
         tried = [_validate(plain, one_hot, weights, folds, held_out, power) for power in _POWERS]
         losses = np.array([[*found, *[np.inf] * (len(_DECAYS) - len(found))] for found in tried])
         best = np.unravel_index(losses.argmin(), losses.shape)
-        power, decay, log_loss = _POWERS[best[0]], _DECAYS[best[1]], float(losses[best])
+        if np.isfinite(losses[best]):
+            power, decay, log_loss = _POWERS[best[0]], _DECAYS[best[1]], float(losses[best])
     mean, scale = _standardize(plain, power)
     stacked = np.concatenate([(part - mean) / scale for part in (plain, *views)])
     times = 1 + len(views)
@@ -201,7 +203,10 @@ def _validate(
     held_out: Sequence[int],
     power: float,
 ) -> list[float]:
-    """Return the log-loss on the folds held out by decay, in the order of `_DECAYS`, until it rises."""
+    """Return the log-loss on the folds held out by decay, in the order of `_DECAYS`, until it rises.
+
+    Infinity if no held-out image is of a class that another fold has.
+    """
     mean, scale = _standardize(features, power)
     scaled = (features - mean) / scale
     problems, solutions = [], []
@@ -211,9 +216,9 @@ def _validate(
         solutions.append(problems[-1].start())
     # a class whose only images are held out cannot be known
     held = [(folds == fold) & (one_hot @ one_hot[folds != fold].max(axis=0) > 0) for fold in held_out]
-    total = max(sum(float(weights[images].sum()) for images in held), _LEAST_PROBABILITY)
-    losses: list[float] = []
-    for decay in _DECAYS:
+    total = sum(float(weights[images].sum()) for images in held)
+    losses: list[float] = [] if total else [np.inf]
+    for decay in _DECAYS if total else ():
         loss = 0.0
         for index, (images, problem) in enumerate(zip(held, problems, strict=True)):
             solutions[index] = problem.solve(decay, _CHOICE_STEPS, solutions[index])

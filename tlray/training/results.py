@@ -45,7 +45,9 @@ def collect_metrics(model: TrainedModel, history: Sequence[EpochRecord], images:
     phases = {}
     for phase in dict.fromkeys(record.phase for record in history):
         records = [record for record in history if record.phase == phase]
-        if phase == "finetune" and model.finetune_gain is not None:
+        if phase == model.kept.phase:
+            best = model.kept
+        elif phase == "finetune" and model.finetune_gain is not None:
             best = records[-1]  # which was compared with phase 1
         else:
             best = max(records, key=lambda record: score_epoch(record, select))

@@ -227,16 +227,30 @@ def make_training_task(
 
 def _plan_phases(config: TrainConfig, recipe: Recipe, cache: Cache | None) -> tuple[PhasePlan, ...]:
     kinds = cache.frozen.kinds if cache is not None else ()
-    common = (recipe.schedule, recipe.warmup_epochs, recipe.nesterov)
+
+    def warm_up(epochs: int) -> float:
+        """Return the epochs of warm-up: by default few enough that a short phase does not end at its highest rate."""
+        return recipe.warmup_epochs if config.warmup_epochs is not None else min(recipe.warmup_epochs, epochs / 3)
+
     head = PhasePlan(
-        "head", recipe.head_epochs, config.head_optimizer, recipe.lr_head, *common, 0.0, cached="pooled" in kinds
+        "head",
+        recipe.head_epochs,
+        config.head_optimizer,
+        recipe.lr_head,
+        recipe.schedule,
+        warm_up(recipe.head_epochs),
+        recipe.nesterov,
+        0.0,
+        cached="pooled" in kinds,
     )
     finetune = PhasePlan(
         "finetune",
         recipe.finetune_epochs,
         config.finetune_optimizer,
         recipe.lr_finetune,
-        *common,
+        recipe.schedule,
+        warm_up(recipe.finetune_epochs),
+        recipe.nesterov,
         recipe.mixup,
         cached="activations" in kinds,
     )

@@ -31,8 +31,8 @@ from tlray.model.weights import load_weights
 from tlray.storage.lock import Lock
 from tlray.storage.records import Json
 from tlray.training import results
-from tlray.training.checkpoint import has_state, name_run
-from tlray.training.dataset import Images, Roles, assign_roles, list_images, number_groups
+from tlray.training.checkpoint import load_state, name_run
+from tlray.training.dataset import Images, Roles, assign_roles, list_images, list_keys
 from tlray.training.results import TrainSummary
 
 if TYPE_CHECKING:
@@ -230,14 +230,15 @@ def _run_workers(
             uris=uris,
             base_weights=weights,
         )
+        state = load_state(checkpoints, task.split, task.plan)  # an error now, not after the features
         outcome, frozen_s = Outcome(), 0.0
         for num_lost in itertools.count(1):
             try:
                 if cache is not None and missing is not None and not missing.is_empty:
                     frozen_s += _complete_cache(config, cluster, cache, missing, uris, launch)
                     missing = None
-                if cache is not None and recipe.solved and task.head_start is None and not has_state(checkpoints):
-                    task = replace(task, head_start=start_head(task, cache, number_groups(images, roles)))
+                if cache is not None and recipe.solved and task.head_start is None and state.is_new:
+                    task = replace(task, head_start=start_head(task, cache, list_keys(images, roles)))
                 launch.run(task, lock.check, outcome)
                 break
             except ChannelLostError as error:
@@ -299,7 +300,7 @@ def _find_label_errors(
     config: TrainConfig, recipe: Recipe, cache: Cache | None, model: TrainedModel, roles: Roles, images: Images
 ) -> tuple[LabelErrorSummary, bytes]:
     """Collect label errors, from the cached features of phase 1 if there are any."""
-    if recipe.head_epochs == 0:
+    if recipe.head_epochs == 0 and not recipe.solved:
         cache = None
     return results.collect_label_errors(cache, model.predictions, roles, images, config.seed)
 
@@ -366,5 +367,7 @@ def _dump_config(config: TrainConfig, recipe: Recipe) -> bytes:
     import yaml
 
     values = {**describe(config), **resolve(config, recipe)}
+    if recipe.solved:  # where a head cannot be solved, other values must take their place
+        values |= {"head_epochs": config.head_epochs, "lr_head": config.lr_head}
     text: str = yaml.safe_dump({name: _plain(value) for name, value in values.items()}, sort_keys=False)
     return text.encode()

@@ -94,7 +94,7 @@ class Worker:
     def _load_state(self) -> TrainingState:
         """Load the run's latest state, which must be the same on all workers."""
         state = load_state(self._checkpoints, self._task.split, self._task.plan)
-        if not state.weights and self._task.head_start is not None:
+        if state.is_new and self._task.head_start is not None:
             state.weights = self._task.head_start
         ours = (state.epoch, state.part)
         first = ray.train.collective.broadcast_from_rank_zero(ours)
