@@ -28,7 +28,7 @@ def test_the_page_shows_the_numbers_of_the_training():
     assert "Left out of training: 1 image that could not be used." in text
     assert "50 labels are contradicted by the most similar images and 50 pairs of images" in text
     assert "10 more are not shown" in text
-    assert "Epoch 10 was kept, of fine-tuning. Validation accuracy in each phase's best epoch was 82.7% in the" in text
+    assert "Epoch 10 was kept, of fine-tuning. The phases' validation accuracy was 82.7% in the" in text
     assert "2026-11-23 06:03 UTC" in text
     assert data.MODEL_ID in text
     assert len(asked) == len(set(asked))
