@@ -3,6 +3,7 @@ import pytest
 from scipy.optimize import minimize_scalar
 
 from tests.metrics.data import draw_predictions
+from tlray.metrics import calibration
 from tlray.metrics.calibration import (
     Bin,
     Calibration,
@@ -73,6 +74,15 @@ def test_a_temperature_of_few_images_helps_or_does_little_harm(temperature, spre
     print(f"{np.mean(changes):+.4f}, worst {max(changes):+.4f}; theirs {np.mean(theirs):+.4f}, {max(theirs):+.4f}")
     assert np.mean(changes) < 0.008
     assert max(changes) <= min(0.15, max(0.0, *theirs) + 0.001)
+
+
+def test_of_many_images_a_sample_is_fitted_on_and_counted(monkeypatch):
+    probabilities, labels = draw_predictions(2.5)
+    assert fit_temperature(probabilities, labels).images == len(labels)
+    monkeypatch.setattr(calibration, "_MAX_IMAGES", 300)
+    fit = fit_temperature(probabilities, labels)
+    assert fit.images == 300
+    assert 1.5 < fit.temperature < 4
 
 
 def test_the_gain_is_measured_on_images_that_the_temperature_was_not_fitted_on():

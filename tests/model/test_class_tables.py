@@ -10,6 +10,7 @@ import pytest
 from tests.report import data
 from tlray.metrics.classification import ClassMeasurement, Measurement
 from tlray.metrics.thresholds import Threshold, Thresholds
+from tlray.model import class_tables
 from tlray.model.class_tables import (
     CLASSES,
     CONFUSION,
@@ -57,6 +58,20 @@ def test_the_tables_have_one_row_a_class_or_pair(manifest, stored, tmp_path):
     thresholds = pq.read_table(tmp_path / THRESHOLDS)
     assert thresholds["class_name"].to_pylist() == list(manifest.classes)
     assert thresholds["probability"].to_pylist()[-1] is None  # it does not reach the target
+
+
+def test_of_too_many_pairs_the_most_frequent_are_kept(manifest, monkeypatch):
+    monkeypatch.setattr(class_tables, "_MAX_PAIRS", 4)
+    pairs = [[0, 0, 5], [0, 1, 1], [1, 0, 2], [1, 1, 4]]
+    metrics = dataclasses.replace(
+        manifest.metrics,
+        validation=dataclasses.replace(manifest.metrics.validation, confusion=pairs),
+        test=dataclasses.replace(manifest.metrics.test, confusion=pairs[:2]),
+    )
+    tables = class_tables.write_class_tables(dataclasses.replace(manifest, metrics=metrics))
+    rows = pq.read_table(pa.BufferReader(tables[CONFUSION])).to_pylist()
+    kept = [(row["role"], row["true_index"], row["predicted_index"], row["images"]) for row in rows]
+    assert kept == [("validation", 0, 0, 5), ("validation", 1, 1, 4), ("test", 0, 0, 5), ("test", 0, 1, 1)]
 
 
 def test_without_measured_images_there_are_no_tables(manifest, tmp_path):

@@ -218,7 +218,7 @@ def choose_batch_size(*, gpus: bool) -> int:
     return _ENGINE_IMAGES_GPU if gpus else _ENGINE_IMAGES
 
 
-_IMAGES_AN_ENGINE = 64
+IMAGES_AN_ENGINE = 64
 """Images for which another engine on CPUs is worth its start, 10 s of a core: InceptionV3 takes 5 s for them."""
 
 
@@ -247,7 +247,7 @@ def plan_engines(
     cores = max(1, int(cluster.cpus))
     slots = count_gpu_slots(cluster.gpus, num_gpus) if num_gpus else cores
     if not num_gpus and bounds.max_engines is None:
-        batches = min(batches, math.ceil(num_rows / _IMAGES_AN_ENGINE) or 1)
+        batches = min(batches, math.ceil(num_rows / IMAGES_AN_ENGINE) or 1)
     most = min(batches, slots if bounds.max_engines is None else bounds.max_engines)
     actors = max(1, min(slots, most))
     if num_gpus:

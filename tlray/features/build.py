@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from tlray import storage
 from tlray.cluster.connect import explain_failure
-from tlray.cluster.resources import EngineResources
+from tlray.cluster.resources import IMAGES_AN_ENGINE, EngineResources
 from tlray.errors import OK, Code, FetchError, StoppedError
 from tlray.features.cache import (
     FROZEN_BASE,
@@ -56,7 +56,6 @@ _Run: TypeAlias = Callable[[npt.NDArray[np.uint8], npt.NDArray[np.int32], npt.ND
 """Computes features by kind from pixels `[N, S, S, 3]`, places among them `[M]` and transforms `[M, 8]`."""
 
 NO_WORK = -1
-_IMAGES_A_BUILDER = 64
 _RUN_IMAGES = 16
 _RUN_IMAGES_GPU = 128
 _IDENTITY = np.array([1, 0, 0, 0, 1, 0, 0, 0], np.float32)
@@ -136,7 +135,7 @@ def list_indices(missing: Missing) -> list[int]:
 
 def count_builders(missing: Missing) -> int:
     """Return the most processes for which opening the frozen base is worth it."""
-    return math.ceil(missing.images / _IMAGES_A_BUILDER) or 1
+    return math.ceil(missing.images / IMAGES_AN_ENGINE) or 1
 
 
 class _ReadWork:

@@ -178,7 +178,7 @@ def _calibrate(predictions: _ValidationPredictions | None, num_classes: int, *, 
     if not scalable:
         return Calibration(1.0, 0, ood_score)
     fit = fit_temperature(predictions.probabilities, predictions.labels)
-    return Calibration(fit.temperature, len(order) if fit.helps else 0, ood_score, fit.gain)
+    return Calibration(fit.temperature, fit.images, ood_score, fit.gain)
 
 
 def _measure(

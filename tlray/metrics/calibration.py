@@ -46,15 +46,16 @@ class CalibrationRecord:
 
 @dataclass(frozen=True)
 class TemperatureFit:
-    """A temperature, and what it gains; `gain` is None for too few images."""
+    """A temperature, and what it gains.
+
+    Attributes:
+        gain: None for too few images.
+        images: images it was fitted on; 0 if it is 1 because there were too few, or nothing was gained.
+    """
 
     temperature: float
     gain: LossGain | None
-
-    @property
-    def helps(self) -> bool:
-        """True if it gains something on images held out."""
-        return self.gain is not None and self.gain.mean > 0
+    images: int = 0
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def fit_temperature(probabilities: Probabilities, labels: Labels) -> Temperature
     gain = measure_gain(len(gains), float(gains.sum()), float((gains**2).sum()))
     if gain.mean <= 0:
         return TemperatureFit(1.0, LossGain(0.0, 0.0, 0.0))
-    return TemperatureFit(_maximize_posterior(logits, labels), gain)
+    return TemperatureFit(_maximize_posterior(logits, labels), gain, len(labels))
 
 
 def _maximize_posterior(logits: npt.NDArray[np.float64], labels: Labels) -> float:

@@ -58,7 +58,7 @@ def write_class_tables(manifest: Manifest) -> dict[str, bytes]:
         rows = [
             {"role": role, **dict(zip(_INDICES, pair, strict=True))}
             for role, one in measured.items()
-            for pair in one.confusion
+            for pair in _list_most_frequent(one.confusion, _MAX_PAIRS // len(measured))
         ]
         tables[CONFUSION] = _dump(rows, _CONFUSION)
     if manifest.thresholds is not None:
@@ -70,6 +70,14 @@ def write_class_tables(manifest: Manifest) -> dict[str, bytes]:
             rows.append({"class_index": index, "class_name": name, "few": name in few, **numbers})
         tables[THRESHOLDS] = _dump(rows, _THRESHOLDS)
     return tables
+
+
+def _list_most_frequent(pairs: list[list[int]], most: int) -> list[list[int]]:
+    """Return pairs in their order, without the rarest if they are too many to be read again."""
+    if len(pairs) <= most:
+        return pairs
+    frequent = np.argsort([-images for _, _, images in pairs], kind="stable")[:most]
+    return [pairs[index] for index in np.sort(frequent)]
 
 
 def drop_class_tables(manifest: Manifest) -> Manifest:

@@ -57,4 +57,4 @@ def fit_calibration(
     if validation is None:
         return Calibration(1.0, 0, ood_score)
     fit = fit_temperature(validation.probabilities, labels[validation.rows])
-    return Calibration(fit.temperature, len(validation.rows) if fit.helps else 0, ood_score, fit.gain)
+    return Calibration(fit.temperature, fit.images, ood_score, fit.gain)
