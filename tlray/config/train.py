@@ -70,17 +70,15 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
     """Side of the square input in pixels; default 299 for inception_v3, 224 for mobilenet_v2."""
 
     recipe: RecipeName = "tuned"
-    """Defaults of the options on learning. tuned: a linear head, solved on cached features with standardization and
-    weight decay by cross-validation, then a regularized phase 2 that is kept if it gains. seed: 5 epochs each of
-    RMSprop into 1,024 units and of SGD, at constant rates."""
+    """Defaults of the options on learning.
+    tuned: a linear head, solved with cross-validated settings, then a regularized phase 2 that is kept if it gains;
+    seed: 5 epochs each of RMSprop into 1,024 units and of SGD, at constant rates."""
 
     tune: TuneName = "auto"
-    """auto: phase 1 starts from the solved head, where --recipe tuned has a linear one, features are cached and classes
-    are not too many; off: from random weights."""
+    """auto: by --recipe tuned, solve a linear head on cached features before phase 1; off: start at random."""
 
     head_units: tuple[int, ...] = ()
-    """Units of each dense layer between pooling and softmax; default none, but 1024 for --recipe seed, which has no
-    linear head."""
+    """Units of each dense layer between pooling and softmax; default none, but 1024 for --recipe seed."""
 
     head_epochs: int | None = None
     """Epochs of phase 1; default 5, by --recipe tuned 3 from a solved head and 20 for dense layers."""
@@ -102,7 +100,7 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
 
     lr_head: float | None = None
     """Learning rate of phase 1; default 1e-3, by --recipe tuned 1e-5 from a solved head and 1e-4 for dense layers;
-    10 times that for sgd."""
+    for sgd 10 times that."""
 
     lr_finetune: float | None = None
     """Learning rate of phase 2; default 1e-2 for sgd by --recipe tuned, 1e-3 by seed, else 1e-5."""
@@ -135,12 +133,12 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
     """Learning rate schedule of each phase after its warm-up; auto: cosine for --recipe tuned, constant for seed."""
 
     warmup_epochs: float | None = None
-    """Epochs of linear learning rate warm-up at the start of each phase; default 1, at most a third of the phase, for
-    --recipe tuned, 0 for seed."""
+    """Epochs of linear warm-up at the start of each phase;
+    default 1, at most a third of the phase, for --recipe tuned, 0 for seed."""
 
     select: SelectName = "loss"
-    """Validation figure that chooses the best epoch; loss counts images as --class-weights does, and by --recipe tuned
-    compares phase 1 with the end of phase 2."""
+    """Validation figure that chooses the best epoch; loss counts images as --class-weights does,
+    and by --recipe tuned compares phase 1 with the end of phase 2."""
 
     early_stopping: int | None = None
     """End a phase after this many epochs without a better validation figure of --select."""
@@ -152,12 +150,12 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
     """Share of each target to spread over all classes."""
 
     dropout: float | None = None
-    """Dropout rate of the dense layers' outputs; where there are none, of the pooled features in phase 2; default 0.3
-    for --recipe tuned, 0 for seed."""
+    """Dropout rate of the dense layers' outputs; where there are none, of the pooled features in phase 2;
+    default 0.3 for --recipe tuned, 0 for seed."""
 
     mixup: float | None = None
-    """Mix the inputs and targets of neighbouring images in phase 2, by shares of a beta distribution with this
-    parameter; 0 for no mixing; default 0.2 for --recipe tuned, 0 for seed."""
+    """Mix neighbouring images and their targets in phase 2, by shares from Beta(MIXUP, MIXUP), 0 for no mixing;
+    default 0.2 for --recipe tuned, 0 for seed."""
 
     clip_norm: float | None = None
     """Clip the gradient to this global norm, 0 for no clipping; default 1 for --recipe tuned, 0 for seed."""
