@@ -19,7 +19,8 @@ from tlray.training.results import log_run
 history = [make_epoch(epoch, loss=1 / epoch, val_loss=None, val_accuracy=None, images=9) for epoch in (1, 2)]
 metrics = Metrics(test=measure(np.array([[0.9, 0.1], [0.8, 0.2]]), np.array([0, 1]), ("a", "b")))
 counts = RoleCounts(train=9, validation=0, test=2)
-summary = TrainSummary("bundle", "f" * 64, ("a", "b"), counts, [], history, metrics, {"phase 1": 2.0}, None, [], False)
+summary = TrainSummary("bundle", "f" * 64, ("a", "b"), counts, [], history, metrics, {"phase 1": 2.0}, None, [], False,
+    {"lr_head": 0.001, "head_epochs": 5})
 log_run(TrainConfig(data="photos", output="bundle", mlflow_uri=sys.argv[1]), summary)
 """
 

@@ -178,10 +178,10 @@ class TrainSummary:
 
     Attributes:
         left_out: address and reason of every unusable image.
-        options: those whose defaults depend on others or on the images, as used.
         seconds: wall time by stage.
         label_errors: None if `already_done`.
         already_done: whether the bundle existed before and nothing was trained.
+        options: those whose defaults depend on others or on the images, as used; empty if `already_done`.
     """
 
     output: str
@@ -191,11 +191,11 @@ class TrainSummary:
     left_out: list[tuple[str, str]]
     history: list[EpochRecord]
     metrics: Metrics
-    options: dict[str, Json] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     label_errors: LabelErrorSummary | None = None
     advice: list[str] = field(default_factory=list)
     already_done: bool = False
+    options: dict[str, Json] = field(default_factory=dict)
 
 
 def log_run(config: TrainConfig, summary: TrainSummary) -> None:
