@@ -38,9 +38,9 @@ def measure_loss(head, features, labels):
     return float(-np.log(predict(head, features)[np.arange(len(labels)), labels]).mean())
 
 
-@pytest.mark.parametrize("weights", [(1, 1, 1), (3, 1, 0.5)])
-def test_it_is_the_minimum_that_scikit_learn_finds(monkeypatch, weights):
-    features, labels = draw(150)
+@pytest.mark.parametrize(("weights", "num_features"), [((1, 1, 1), 20), ((3, 1, 0.5), 20), ((3, 1, 0.5), 300)])
+def test_it_is_the_minimum_that_scikit_learn_finds(monkeypatch, weights, num_features):
+    features, labels = draw(150, num_features)
     monkeypatch.setattr(linear_head, "_POWERS", (1.0,))
     monkeypatch.setattr(linear_head, "_DECAYS", (0.03,))
     monkeypatch.setattr(linear_head, "_TOLERANCE", 1e-6)

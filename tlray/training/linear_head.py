@@ -242,10 +242,9 @@ class _Problem:
         self._shares = (weights / weights.sum())[:, None].astype(np.float32)
         self._mean = (self._shares * features).sum(axis=0)
         centred = features - self._mean
-        variances, axes = np.linalg.eigh((centred.T @ (centred * self._shares)).astype(np.float64))
-        kept = variances > _LEAST_VARIANCE * variances[-1]
-        self._variances = variances[kept].astype(np.float32)
-        self._axes = axes[:, kept].astype(np.float32)
+        variances, axes = _find_axes((centred * np.sqrt(self._shares)).astype(np.float64))
+        self._variances = variances.astype(np.float32)
+        self._axes = axes.astype(np.float32)
         self._rotated = centred @ self._axes
         self._one_hot = one_hot
 
@@ -276,6 +275,17 @@ class _Problem:
         """Return kernel `[D, C]` and bias `[C]` for the features given."""
         kernel = self._axes @ solution[:-1]
         return kernel, solution[-1] - self._mean @ kernel
+
+
+def _find_axes(rows: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return the variances `[R]` and axes `[D, R]` of centred rows `[N, D]`, from the smaller of the two products."""
+    if len(rows) >= rows.shape[1]:
+        variances, axes = np.linalg.eigh(rows.T @ rows)
+        kept = variances > _LEAST_VARIANCE * variances[-1]
+        return variances[kept], axes[:, kept]
+    variances, places = np.linalg.eigh(rows @ rows.T)
+    kept = variances > _LEAST_VARIANCE * variances[-1]
+    return variances[kept], rows.T @ (places[:, kept] / np.sqrt(variances[kept]))
 
 
 def _softmax(logits: Features) -> Features:
