@@ -242,6 +242,7 @@ def test_52_a_node_is_lost_while_training(nodes, store, undisturbed):
     _, client = store
     options = ["--data", f"s3://{BUCKET}/train", "--output", f"s3://{BUCKET}/bundle", *LONG_OPTIONS]
     options += ["--cache-dir", f"s3://{BUCKET}/cache", "--num-workers", "2", "--batch-size", "4"]
+    options += ["--gpus-per-worker", "0"]  # TensorFlow does not see those that the nodes claim
     process = nodes.start_tlray("submit", "train", "--address", nodes.job_server, "--", *options)
     shown = ""
     while "epoch 6/10" not in shown:
