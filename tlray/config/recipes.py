@@ -16,7 +16,7 @@ FINETUNE_RATES: dict[str, float] = {"rmsprop": 1e-5, "sgd": 1e-3, "adam": 1e-5}
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network learns; attributes as the options of the same names.
+    """The way a network learns; attributes as the options of the same names.
 
     Attributes:
         nesterov: SGD's momentum is Nesterov's.
