@@ -118,7 +118,7 @@ def _train(
         left_out=roles.left_out,
         history=outcome.history,
         metrics=saved.metrics,
-        options=resolve(config, recipe),
+        options=record.resolved,
         seconds=_measure_stages(outcome.stages, started, frozen_s, time.time()),
         label_errors=label_errors,
         advice=results.advise(config, recipe, outcome.history, saved.metrics, train_labels, len(roles.left_out)),
