@@ -6,6 +6,7 @@ from tests.factories import make_epoch
 from tlray.cli.print_train import print_demo, print_train
 from tlray.demo import DemoSummary, Example
 from tlray.metrics.classification import measure
+from tlray.metrics.intervals import LossGain
 from tlray.metrics.label_errors import DuplicatePair, LabelErrorSummary
 from tlray.model.manifest import KeptEpoch, Metrics, PhaseBest, RoleCounts
 from tlray.training.results import TrainSummary
@@ -63,6 +64,25 @@ def test_phase_1_may_win(lines):
     printed = lines()
     assert "phase 2 finetune: validation loss 0.6000, accuracy 0.9000 in epoch 2; phase 1 won" in printed
     assert "kept epoch 1 (phase 1, head)" in printed
+
+
+def test_folds_name_what_was_measured_and_what_the_trial_says(lines):
+    phases = {"head": PHASES["head"], "finetune": replace(PHASES["finetune"], val_loss=None, val_accuracy=None)}
+    gain = LossGain(-0.0312, -0.1, 0.04)
+    kept = KeptEpoch("head", 1)
+    metrics = Metrics(kept=kept, phases=phases, finetune_gain=gain, out_of_fold=True, validation=make_measurement())
+    print_train(make_summary(metrics=metrics))
+    printed = lines()
+    assert "phase 1 head: out-of-fold loss 0.6000, accuracy 0.7000" in printed
+    saved = (
+        "log-loss saved against phase 1, on the fold that its trial left out: -0.031 (95% interval -0.100 to +0.040)"
+    )
+    assert f"phase 2 finetune: training accuracy 0.8000 in its last epoch; {saved}; phase 1 won" in printed
+    assert "out-of-fold accuracy 0.6667 (3 images)" in printed
+
+
+def make_measurement():
+    return measure(np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]]), np.array([0, 1, 1]), ("a", "b"))
 
 
 def test_without_validation_no_phase_wins(lines):

@@ -46,6 +46,13 @@ def test_no_epochs_at_all_are_refused():
     [
         ({"early_stopping": 2, "val_fraction": 0}, "--early-stopping needs validation images"),
         ({"early_stopping": 0}, "--early-stopping takes 1 to"),
+        ({"folds": 1}, "--folds takes 2 to 100; got 1"),
+        ({"folds": 5, "val_fraction": 0.0}, "--folds, --val-data and --val-fraction: give one of them"),
+        ({"folds": 5, "val_data": "held-out"}, "--folds, --val-data and --val-fraction: give one of them"),
+        ({"folds": 5, "recipe": "seed"}, "--folds needs a linear head that is solved"),
+        ({"folds": 5, "head_units": (64,)}, "--folds needs a linear head that is solved"),
+        ({"folds": 5, "select": "accuracy"}, "--folds needs .*--select loss"),
+        ({"folds": 5, "early_stopping": 3}, "--folds needs .*without .*--early-stopping"),
         ({"group_by_regex": "(burst"}, r"--group-by-regex '\(burst' is no regular expression"),
         ({"group_by_regex": "a", "group_column": "b"}, "--group-column and --group-by-regex: give one of them"),
         ({"label_smoothing": 1.0}, "--label-smoothing takes 0 to 0.99; got 1.0"),
@@ -95,6 +102,8 @@ def test_a_tracking_server_needs_mlflow(monkeypatch):
 
 def test_defaults_follow_backbone_and_optimizer():
     seed = {
+        "folds": 0,
+        "val_fraction": 0.15,
         "image_size": 299,
         "finetune_from": "mixed8",
         "tune": "off",
@@ -126,7 +135,7 @@ def test_defaults_follow_backbone_and_optimizer():
 
 def resolve_all(**options):
     config = make_train(**options)
-    return resolve(config, config.choose_recipe())
+    return resolve(config, config.choose_recipe(), folds=0)
 
 
 @pytest.mark.parametrize(
@@ -145,6 +154,34 @@ def resolve_all(**options):
 def test_a_linear_head_is_solved_where_its_features_are_cached(options, solvable, expected):
     recipe = make_train(**options).choose_recipe(solvable=solvable)
     assert (recipe.solved, recipe.head_epochs, recipe.lr_head) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, (5, 0)),
+        ({"folds": 3}, (3, 3)),
+        ({"folds": 0}, (0, 0)),
+        ({"val_fraction": 0.15}, (0, 0)),
+        ({"val_fraction": 0.0}, (0, 0)),
+        ({"val_data": "held-out"}, (0, 0)),
+        ({"recipe": "seed"}, (0, 0)),
+        ({"tune": "off"}, (0, 0)),
+        ({"select": "macro_f1"}, (0, 0)),
+    ],
+)
+def test_a_small_set_is_divided_into_folds_where_heads_are_solved(options, expected):
+    config = make_train(**options)
+    config.check()
+    recipe = config.choose_recipe()
+    assert tuple(config.choose_folds(images, recipe) for images in (10_000, 10_001)) == expected
+
+
+def test_the_validation_share_is_told_where_one_is_held_out():
+    for folds, options, expected in ((0, {}, 0.15), (5, {}, None), (0, {"val_data": "b"}, None)):
+        config = make_train(**options)
+        resolved = resolve(config, config.choose_recipe(), folds)
+        assert (resolved["folds"], resolved["val_fraction"]) == (folds, expected)
 
 
 def test_there_are_no_more_views_than_epochs():

@@ -12,6 +12,7 @@ from tlray.metrics.ood import (
     draw_reference_rows,
     fit_ood_score,
     normalize,
+    score_held_out,
 )
 
 DIMENSIONS = 64
@@ -78,6 +79,17 @@ def test_held_out_images_set_the_scales_where_there_are_enough():
     few = fit_ood_score(clouds.features, clouds.labels, 10, wider[:3])
     assert (few.scales < 0.9 * score.scales).all()
     assert 0.005 <= (few.measure(clouds.draw_ordinary(2000)) > 1).mean() <= 0.02
+
+
+def test_scores_of_another_network_set_the_scales_as_its_held_out_images_do():
+    clouds = Clouds(10, tailed=False, seed=0)
+    wider = clouds.draw_ordinary(300) + clouds.random.normal(size=(300, DIMENSIONS))
+    expected = fit_ood_score(clouds.features, clouds.labels, 10, wider)
+    scores = score_held_out(clouds.features, clouds.labels, 10, wider)
+    given = fit_ood_score(clouds.features, clouds.labels, 10, EMPTY, scores)
+    np.testing.assert_array_equal(given.scales, expected.scales)
+    assert given.percentiles == expected.percentiles
+    assert score_held_out(clouds.features[:3], clouds.labels[:3], 10, wider) is None
 
 
 def test_scores_by_hand():

@@ -6,7 +6,7 @@ import yaml
 from tests.model.data import OPTIONS
 from tests.report.data import make_manifest
 from tlray.model.card import write_card
-from tlray.model.manifest import Manifest, Metrics
+from tlray.model.manifest import KeptEpoch, Manifest, Metrics
 
 
 def make_trained(classes=("cat", "owl"), **parts: bool) -> Manifest:
@@ -47,12 +47,23 @@ def test_the_facts_are_those_of_the_manifest():
         "| images | 459 train, 81 validation, 179 test |",
         "| phase 2, fine-tuning | 7 epochs of sgd behind layer block_12_add |",
         "| kept | epoch 10 |",
-        "Before calibration the ECE on validation was 0.0940.",
+        "Before calibration the ECE on the validation images was 0.0940.",
         "Labels with a probability of 0.812 or more, 78% of the validation images, were right in 95.3% of cases",
         "tlray 0.2.0, tensorflow 2.21.0, keras 3.15.1, ray 2.60.0",
     ):
         assert fact in card, fact
     assert card.endswith("\n")
+
+
+@pytest.mark.parametrize(("phase", "told"), [("head", "each predicted by a head"), ("finetune", "by a trial of the")])
+def test_out_of_fold_images_are_explained(phase, told):
+    trained = make_trained()
+    metrics = replace(trained.metrics, out_of_fold=True, kept=KeptEpoch(phase, 10))
+    card = write_card(replace(trained, metrics=metrics))
+    assert told in card
+    assert "78% of the out-of-fold images" in card
+    assert "| out-of-fold | 81 |" in card
+    assert "out-of-fold images" in [one["dataset"]["name"] for one in read_header(card)["model-index"][0]["results"]]
 
 
 def test_a_pipe_in_a_path_stays_in_its_cell():

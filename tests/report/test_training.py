@@ -4,6 +4,8 @@ import pytest
 
 from tests.report import data
 from tests.report.pages import parse, read_jpegs, read_nothing
+from tlray.metrics.intervals import LossGain
+from tlray.model.manifest import KeptEpoch
 from tlray.report.training import render_training
 
 
@@ -34,6 +36,26 @@ def test_the_page_shows_the_numbers_of_the_training():
     assert len(asked) == len(set(asked))
     assert parser.tags.count("img") == 40 + 40
     assert parser.tags.count("svg") == 5
+
+
+@pytest.mark.parametrize(
+    ("kept", "gain", "told"),
+    [
+        (KeptEpoch("finetune", 10), LossGain(0.045, -0.01, 0.1), "by a trial that did not see it"),
+        (KeptEpoch("head", 5), LossGain(-0.02, -0.1, 0.06), "each by a head that was solved without its fold"),
+        (KeptEpoch("head", 5), None, "each by a head that was solved without its fold"),
+    ],
+)
+def test_a_page_says_what_was_measured_out_of_fold(kept, gain, told):
+    manifest = data.make_manifest(test=False)
+    metrics = replace(manifest.metrics, out_of_fold=True, kept=kept, finetune_gain=gain)
+    _, text = parse(render_training(replace(manifest, metrics=metrics), data.make_history(), None, read_nothing))
+    assert "of 81 out-of-fold images were classified correctly" in text
+    assert told in text
+    assert "of the labels on the out-of-fold images were correct" in text
+    trial = {0.045: "saved 0.045 of log-loss there", -0.02: "added 0.020 of log-loss there", None: "Validation figures"}
+    assert trial[gain.mean if gain else None] in text
+    assert ("left out, and its epochs are those of the trial" in text) == (gain is not None and gain.mean < 0)
 
 
 def test_resolved_options_are_shown_by_phase():

@@ -1,11 +1,13 @@
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from tlray.config import TrainConfig
 from tlray.errors import Code, DataError, StoppedError
-from tlray.training.dataset import assign_roles, list_images
+from tlray.training import dataset
+from tlray.training.dataset import assign_roles, hold_out, list_images
 
 
 @pytest.fixture
@@ -230,3 +232,41 @@ def test_a_test_folder_of_nothing_but_training_images_is_refused(folder):
     config = make_config(folder, test_data=str(folder), val_fraction=0.3)
     with pytest.raises(DataError, match="--test-data: all 12 images are among those that are trained or validated on"):
         assign_roles(config, list_images(config), spread=False)
+
+
+def test_a_small_set_has_folds_and_holds_nothing_out(folder):
+    roles = assign(make_config(folder))
+    assert (roles.folds, len(roles.rows["train"]), len(roles.rows["val"])) == (5, 12, 0)
+    for options in ({"recipe": "seed"}, {"folds": 0}, {"cache": "off"}):
+        roles = assign(make_config(folder, **options))
+        assert roles.folds == 0
+        assert len(roles.rows["train"]) + len(roles.rows["val"]) == 12
+        assert len(roles.rows["val"]) > 0
+
+
+def test_fewer_groups_than_folds_hold_some_out_unless_folds_are_asked_for(folder):
+    config = make_config(folder)
+    images = replace(list_images(config), groups=["a", "b", "c", "d"] * 3)
+    assert assign_roles(config, images, spread=False).folds == 0
+    with pytest.raises(DataError, match="--folds 5 needs as many different images or groups; got 4"):
+        assign_roles(make_config(folder, folds=5), images, spread=False)
+
+
+def test_a_set_too_large_for_solved_heads_has_no_folds(folder, monkeypatch):
+    monkeypatch.setattr(dataset, "choose_sample", lambda images, features, classes: images - 1)
+    assert assign(make_config(folder)).folds == 0
+    with pytest.raises(DataError, match="--folds: 12 images of 2 classes are too many to solve heads on all"):
+        assign(make_config(folder, folds=5))
+
+
+def test_without_cached_features_images_are_held_out_of_folds(folder):
+    config = make_config(folder)
+    images, roles = list_images(config), assign(config)
+    held = hold_out(config, images, roles)
+    assert held.folds == 0
+    assert sorted([*held.rows["train"], *held.rows["val"]]) == roles.rows["train"].tolist()
+    assert len(held.rows["val"]) > 0
+
+
+def assign(config):
+    return assign_roles(config, list_images(config), spread=False)

@@ -1,11 +1,10 @@
-"""Messages while workers train, and while lost workers find no room to start again."""
+"""Messages while workers build features, and while lost workers find no room to start again."""
 
 from types import SimpleNamespace
 
 import pytest
 import ray.exceptions
 
-from tests.factories import make_epoch
 from tlray.cluster import capacity
 from tlray.cluster.capacity import NodeResources
 from tlray.cluster.resources import Cluster, WorkerResources
@@ -14,15 +13,11 @@ from tlray.features.build import Done
 from tlray.training import launch
 from tlray.training.channel import (
     BuildRestarted,
-    EpochEnded,
     Failed,
-    ImagesTrained,
     Message,
-    PartSaved,
-    Resumed,
-    StageBegan,
 )
-from tlray.training.launch import ChannelLostError, Launch, Outcome
+from tlray.training.launch import ChannelLostError, Launch
+from tlray.training.monitor import TERMINATED, Outcome
 from tlray.training.task import BuildTask
 
 
@@ -119,91 +114,6 @@ def test_a_build_ends_with_its_workers_error(building):
         building(drain=[ray.exceptions.RayActorError()])
 
 
-@pytest.fixture
-def monitor(monkeypatch):
-    """A monitor of 4 epochs of 10 images, its stage, and the lines it prints."""
-    lines = []
-    stage = launch.Stage("train", 40)
-    monkeypatch.setattr(stage, "say", lines.append)
-    return (
-        launch._TrainingMonitor(Outcome(), 4, 10, lambda _: None, lambda: None, SimpleNamespace(received=False)),
-        stage,
-        lines,
-    )
-
-
-def test_epochs_are_printed_and_collected(monitor):
-    watch, stage, lines = monitor
-    watch._take(Resumed([], 2), 0.0, stage)
-    watch._take(StageBegan("phase 1"), 5.0, stage)
-    watch._take(StageBegan("phase 1"), 9.0, stage)
-    watch._take(EpochEnded(make_epoch(1)), 0.0, stage)
-    watch._take(EpochEnded(make_epoch(2, val_loss=None, val_accuracy=None)), 0.0, stage)
-    assert lines == [
-        "epoch 1/4 (head): loss 0.5000 accuracy 0.8000, val loss 0.6000 accuracy 0.7000  2.0 s",
-        "epoch 2/4 (head): loss 0.5000 accuracy 0.8000  2.0 s",
-    ]
-    assert watch._outcome.history == [make_epoch(1), make_epoch(2, val_loss=None, val_accuracy=None)]
-    assert watch._outcome.stages == {"phase 1": 5.0}
-
-
-def test_a_restart_goes_back_to_the_last_checkpoint(monitor):
-    watch, stage, lines = monitor
-    watch._take(Resumed([make_epoch(1)], 2), 0.0, stage)
-    watch._take(ImagesTrained(8), 0.0, stage)
-    assert stage._done == 18
-    watch._take(Resumed([make_epoch(1)], 1), 0.0, stage)
-    assert stage._done == 10
-    assert lines == [
-        "an earlier run was stopped; going on after epoch 1 with 2 workers",
-        "workers were lost; 1 new ones go on after epoch 1",
-    ]
-
-
-def test_a_restart_within_an_epoch_goes_on_behind_its_last_checkpoint(monitor):
-    watch, stage, lines = monitor
-    watch._take(Resumed([make_epoch(1)], 2, 4), 0.0, stage)
-    watch._take(PartSaved(8), 0.0, stage)
-    watch._take(Resumed([make_epoch(1)], 2, 8), 0.0, stage)
-    assert stage._done == 18
-    assert lines == [
-        "an earlier run was stopped; going on after 4 images of epoch 2 with 2 workers",
-        "checkpoint: 8 images of epoch 2",
-        "workers were lost; 2 new ones go on after 8 images of epoch 2",
-    ]
-
-
-@pytest.mark.parametrize("saved", [PartSaved(8), EpochEnded(make_epoch(1)), None])
-def test_after_sigterm_a_checkpoint_is_waited_for(monitor, monkeypatch, saved):
-    watch, stage, _ = monitor
-    times = SimpleNamespace(now=5.0)
-    monkeypatch.setattr(launch.time, "monotonic", lambda: times.now)
-    watch._take(Resumed([], 2), 0.0, stage)
-    watch._take(PartSaved(4), 0.0, stage)
-    watch._check_term()
-    watch._term.received = True
-    watch._note_term()  # the checkpoint before does not count
-    if saved is None:
-        watch._check_term()
-        times.now += 26.0
-    else:
-        watch._take(saved, 0.0, stage)
-    watch._note_term()
-    with pytest.raises(StoppedError, match="stopped by SIGTERM; the same command continues"):
-        watch._check_term()
-
-
-@pytest.mark.parametrize("events", [[], [Resumed([make_epoch(1)], 2), StageBegan("saving")]])
-def test_sigterm_before_the_first_step_or_after_the_last_ends_at_once(monitor, events):
-    watch, stage, _ = monitor
-    for event in events:
-        watch._take(event, 0.0, stage)
-    watch._term.received = True
-    watch._note_term()
-    with pytest.raises(StoppedError, match="stopped by SIGTERM"):
-        watch._check_term()
-
-
 def test_a_machine_about_to_be_taken_away_asks_for_one_checkpoint(lost, monkeypatch):
     training, state = lost
     asked = []
@@ -224,13 +134,6 @@ def test_a_machine_about_to_be_taken_away_asks_for_one_checkpoint(lost, monkeypa
     assert state["said"] == ["a machine is about to be taken away: saving a checkpoint"] * 2
 
 
-def test_a_worker_error_is_kept_to_be_raised(monitor):
-    watch, stage, _ = monitor
-    error = StoppedError("no more")
-    watch._take(Failed(error), 0.0, stage)
-    assert watch._failure is error
-
-
 @pytest.mark.parametrize("terminated", [False, True])
 def test_a_channel_that_is_gone_may_be_replaced_but_after_sigterm(monkeypatch, terminated):
     """What a worker raises comes by Ray Train; an error of Ray's here is one of the channel."""
@@ -241,7 +144,7 @@ def test_a_channel_that_is_gone_may_be_replaced_but_after_sigterm(monkeypatch, t
         raise ray.exceptions.OutOfMemoryError("the channel's process was killed")
 
     monkeypatch.setattr(training, "_run", run, raising=False)
-    told = launch.TERMINATED if terminated else "training stopped: the channel's process was killed"
+    told = TERMINATED if terminated else "training stopped: the channel's process was killed"
     with pytest.raises(StoppedError, match=told) as raised:
         training.run(None, lambda: None, Outcome())
-    assert isinstance(raised.value, launch.ChannelLostError) == (not terminated)
+    assert isinstance(raised.value, ChannelLostError) == (not terminated)

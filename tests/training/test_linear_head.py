@@ -1,14 +1,9 @@
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from tests.features.data import make_digests, make_frozen, store
-from tlray.features.cache import PLAIN, plan_cache
-from tlray.images.augment import Augmentation
 from tlray.training import linear_head
-from tlray.training.linear_head import can_solve, choose_sample, draw_folds, draw_sample, solve_head, start_head
+from tlray.training.linear_head import can_solve, choose_sample, draw_folds, draw_sample, solve_head
 
 NUM_CLASSES = 3
 
@@ -175,22 +170,29 @@ def test_a_large_problem_is_validated_on_one_fold(monkeypatch):
     assert tried == [[0]] * 3
 
 
-def test_it_starts_from_the_features_in_the_cache(tmp_path, capsys):
-    rows = {"train": np.arange(40), PLAIN: np.arange(40)}
-    needs = {0: ("pooled",), 1: ("pooled",), 2: ("activations",)}
-    cache, _ = plan_cache(
-        str(tmp_path), make_frozen(), rows, make_digests(range(40)), Augmentation(0, 0, True, 0), needs
-    )
-    store(cache)
-    labels = (np.arange(40) >= 20).astype(np.int32)  # a row's features are its number
-    task = SimpleNamespace(
-        classes=("a", "b"), train_rows=np.arange(40), backbone="mobilenet_v2", seed=0, labels=labels,
-        class_weights=np.ones(2, np.float32),
-    )  # fmt: skip
-    weights = start_head(task, cache, [str(row) for row in range(40)])
-    kernel, bias = weights["head/probabilities/kernel"], weights["head/probabilities/bias"]
-    logits = np.repeat(np.arange(40.0)[:, None], 3, axis=1) @ kernel + bias
-    assert (logits.argmax(axis=1) == labels).mean() > 0.9
-    printed = capsys.readouterr().out
-    assert "head: solved on 40 images in" in printed
-    assert "by a cross-validated log-loss of 0." in printed
+def test_heads_without_a_fold_are_those_of_the_other_images(monkeypatch):
+    """Solved in the axes of all images, they are the minimum that the other images alone have."""
+    monkeypatch.setattr(linear_head, "_POWERS", (1.0,))
+    monkeypatch.setattr(linear_head, "_DECAYS", (0.03,))
+    monkeypatch.setattr(linear_head, "_TOLERANCE", 1e-6)
+    monkeypatch.setattr(linear_head, "_FINAL_STEPS", 5000)
+    features, labels = draw(120)
+    views = [draw(120, seed=1)[0]]
+    groups, weights = np.arange(120) // 2, np.array([3, 1, 0.5], np.float32)
+    head = solve_head(features, views, labels, groups, weights, seed=0, num_folds=4)
+    assert sorted(np.bincount(head.folds).tolist()) == [30] * 4
+    assert (head.folds[::2] == head.folds[1::2]).all()
+    found = head.predict_out_of_fold(features)
+    mean, deviations = features.mean(axis=0), features.std(axis=0)
+    scaled, augmented = (features - mean) / deviations, (views[0] - mean) / deviations
+    for fold in range(4):
+        rest = head.folds != fold
+        row_weights = np.tile(weights[labels[rest]], 2)
+        other = LogisticRegression(C=1 / (0.03 * row_weights.sum()), tol=1e-8, max_iter=5000)
+        stacked, targets = np.concatenate([scaled[rest], augmented[rest]]), np.tile(labels[rest], 2)
+        other.fit(stacked, targets, sample_weight=row_weights)
+        np.testing.assert_allclose(found[~rest], other.predict_proba(scaled[~rest]), atol=1e-3)
+
+
+def test_heads_without_a_fold_are_solved_only_if_asked_for():
+    assert solve(*draw(60)).without == []

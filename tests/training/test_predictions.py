@@ -1,7 +1,8 @@
 import numpy as np
+import pytest
 
 from tlray.metrics.calibration import MIN_IMAGES
-from tlray.training.predictions import RowPredictions, fit_calibration, join_predictions
+from tlray.training.predictions import RowPredictions, fit_calibration, join_predictions, validate_predictions
 
 
 def predict(rows, kept):
@@ -41,3 +42,15 @@ def test_validation_images_fit_the_temperature_if_there_are_enough():
     assert calibration.temperature > 1.0  # random predictions are overconfident
     few = fit_calibration(make_predictions(20, 0), make_predictions(MIN_IMAGES - 1, 1), labels, 2)
     assert few.images == 0
+
+
+def test_predictions_are_measured_as_validation_images_are():
+    probabilities = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.0, 1.0]], np.float32)
+    found = RowPredictions(np.array([3, 4, 7, 8]), probabilities, np.arange(0), np.empty((0, 4), np.float32))
+    labels = np.array([9, 9, 9, 0, 1, 9, 9, 1, 1], np.int32)
+    validated = validate_predictions(found, labels, np.array([3, 1], np.float32))
+    losses = -np.log([0.9, 0.4, 0.8, 1.0])
+    assert validated.loss == pytest.approx(losses.mean())
+    assert validated.weighted_loss == pytest.approx((losses * [3, 1, 1, 1]).sum() / 6)
+    assert validated.accuracy == 0.75
+    assert validated.macro_f1 == pytest.approx((2 / 3 + 4 / 5) / 2)

@@ -1,6 +1,6 @@
 import contextlib
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +8,7 @@ import pytest
 
 from tests.factories import make_epoch
 from tlray.config import TrainConfig
+from tlray.metrics.classification import measure
 from tlray.model.manifest import KeptEpoch, Metrics, PhaseBest, RoleCounts
 from tlray.training.results import TrainSummary, advise, log_run
 
@@ -48,6 +49,14 @@ def test_it_asks_for_validation_where_there_is_none():
     sentences = advise(CONFIG, CONFIG.choose_recipe(), history, metrics, np.repeat([0, 1], 50), 0)
     assert "--val-fraction" in sentences[0]
     assert "still falling" in sentences[1]
+
+
+def test_it_compares_with_what_was_measured_out_of_fold():
+    history = make_history(validated=False)
+    measured = measure(np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]]), np.array([0, 1, 1]), ("a", "b"))
+    metrics = replace(make_metrics("finetune", 3, history), out_of_fold=True, validation=measured)
+    (sentence,) = advise(CONFIG, CONFIG.choose_recipe(), history, metrics, np.repeat([0, 1], 50), 0)
+    assert sentence.startswith("training accuracy 0.95 is far above out-of-fold accuracy, 0.67: more images")
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from tlray.features.build import Done
 from tlray.storage.lock import Lock
 from tlray.training import launch
 from tlray.training import train as training
+from tlray.training.monitor import Outcome, TrainingMonitor
 
 
 @pytest.fixture
@@ -64,7 +65,8 @@ def test_a_lock_that_is_lost_ends_the_training(monkeypatch):
     def check():
         raise StoppedError("another tlray has taken over")
 
-    monitor = launch._TrainingMonitor(launch.Outcome(), 1, 1, lambda _: None, check, None)
+    task = SimpleNamespace(phases=[], train_rows=[], val_rows=[], trial=None)
+    monitor = TrainingMonitor(Outcome(), task, lambda _: None, check, None)
     with pytest.raises(StoppedError, match="taken over"):
         monitor.run(threading.Thread(), [], None)
 
@@ -135,16 +137,16 @@ def run_workers(config, tmp_path, monkeypatch):
 
     monkeypatch.setattr(decide, "build_with_engines", build_with_engines)
 
-    def run(gpus=0, tune="off"):
+    def run(gpus=0, tune="off", folds=0):
         cluster = Cluster(4, gpus, local=True)
         rows = {"train": np.arange(40), "val": np.arange(0), "test": np.arange(0)}
         digests = [hashlib.sha256(str(row).encode()).hexdigest() for row in range(40)]
         images = SimpleNamespace(uris=[""] * 40, classes=("a", "b"))
-        roles = SimpleNamespace(rows=rows, digests=digests)
-        outcome, *_ = training._run_workers(
+        roles = SimpleNamespace(rows=rows, digests=digests, folds=folds)
+        trained = training._run_workers(
             replace(config, tune=tune), cluster, images, roles, None, "checkpoints", SimpleNamespace(check=None)
         )
-        assert outcome.model == "model"
+        assert trained.outcome.model == "model"
         return [made.built for made in Workers.made], engines
 
     return run
@@ -166,10 +168,10 @@ class Task:
 
 @pytest.mark.parametrize("resumed", [False, True])
 def test_the_head_is_solved_unless_a_run_is_resumed(run_workers, monkeypatch, resumed):
-    from tlray.training import linear_head
+    from tlray.training import solved_heads
 
     given = []
-    monkeypatch.setattr(linear_head, "start_head", lambda *_: {"head": 1.0})
+    monkeypatch.setattr(solved_heads, "start_head", lambda *_: {"head": 1.0})
     monkeypatch.setattr(training, "list_keys", lambda *_: None)
     monkeypatch.setattr(training, "load_state", lambda *_: SimpleNamespace(is_new=not resumed))
     monkeypatch.setattr(Workers, "take", lambda self, task: given.append(task))

@@ -112,7 +112,7 @@ def _describe_network(manifest: Manifest) -> list[tuple[str, str]]:
 def describe_accuracy(metrics: Metrics) -> list[tuple[str, str]]:
     """Describe accuracy by role, and calibration."""
     facts = [
-        (f"{role} accuracy", f"{measured.accuracy:.4f} ({measured.images:,} images)")
+        (f"{metrics.name(role)} accuracy", f"{measured.accuracy:.4f} ({measured.images:,} images)")
         for role, measured in metrics.list_measured()
     ]
     if metrics.uncalibrated and metrics.validation:

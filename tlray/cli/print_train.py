@@ -51,13 +51,14 @@ def _describe_phases(metrics: Metrics) -> list[tuple[str, str]]:
         if best.val_accuracy is not None:
             losses = [f"{loss:.4f}" for loss in (best.val_loss, best.val_weighted_loss) if loss is not None]
             weighted = f" ({losses[-1]} by class weights)" if losses[-1] != losses[0] else ""
-            figures = f"validation loss {losses[0]}{weighted}, accuracy {best.val_accuracy:.4f}"
-            text = f"{name}: {figures} in epoch {best.epoch}"
+            figures = f"{metrics.name('validation')} loss {losses[0]}{weighted}, accuracy {best.val_accuracy:.4f}"
+            text = f"{name}: {figures}" + ("" if metrics.out_of_fold else f" in epoch {best.epoch}")
         gain = metrics.finetune_gain if name == "finetune" else None
         if gain is not None:
             interval = f"95% interval {gain.low:+.3f} to {gain.high:+.3f}"
-            text += f"; log-loss saved against phase 1: {gain.mean:+.3f} ({interval})"
-        if facts and kept is not None and (kept.phase == "head" or best.val_accuracy is not None):
+            where = ", on the fold that its trial left out" if metrics.out_of_fold else ""
+            text += f"; log-loss saved against phase 1{where}: {gain.mean:+.3f} ({interval})"
+        if facts and kept is not None and (kept.phase == "head" or best.val_accuracy is not None or gain is not None):
             text += f"; {_PHASES[kept.phase]} won"
         facts.append((_PHASES[name], text))
     return facts

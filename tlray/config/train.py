@@ -25,6 +25,15 @@ from tlray.model.precision import PrecisionName
 SelectName = Literal["loss", "accuracy", "macro_f1"]
 
 _DEFAULT_VIEWS = 5
+_VAL_FRACTION = 0.15
+_FOLDS = 5
+_MAX_FOLDED = 10_000
+"""Images from which on a held-out share costs little accuracy, and a trial of phase 2 much time."""
+
+_FOLDS_NEED = (
+    "a linear head that is solved on cached features, and compares phases by their ends: --recipe tuned, --select loss "
+    "and --schedule cosine, without --head-units, --early-stopping, --tune off and --cache off"
+)
 _RECIPE_OPTIONS = (
     "head_epochs", "lr_head", "finetune_epochs", "lr_finetune", "schedule", "warmup_epochs", "dropout", "mixup",
     "clip_norm",
@@ -48,8 +57,13 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
     val_data: str | None = None
     """Validation images: class folders or a manifest; default a share of --data."""
 
-    val_fraction: float = 0.15
-    """Share of --data held out for validation, chosen by content hash; 0 for none."""
+    folds: int | None = None
+    """Folds of a cross-validation, which holds out no image: each is predicted by a head that was solved without its
+    fold, phase 2 is tried without one fold, and the model is trained on all images; 0 for none.
+    Default 5 for up to 10,000 images, if the head is solved and neither --val-data nor --val-fraction is given."""
+
+    val_fraction: float | None = None
+    """Share of --data held out for validation, chosen by content hash; 0 for none; default 0.15, without folds."""
 
     group_column: str | None = None
     """Column of a --data manifest, such as patient or video: images of one value stay on one side of the split."""
@@ -225,6 +239,25 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
         return min(self.views or _DEFAULT_VIEWS, recipe.head_epochs + recipe.finetune_epochs)
 
     @property
+    def held_out_fraction(self) -> float:
+        """Share of --data that is held out for validation where there are no folds."""
+        return _VAL_FRACTION if self.val_fraction is None else self.val_fraction
+
+    def compares_ends(self, recipe: Recipe) -> bool:
+        """Return whether phase 2's last epoch is compared with phase 1, not the best epoch of all taken."""
+        return (
+            recipe.must_gain and self.select == "loss" and recipe.schedule == "cosine" and self.early_stopping is None
+        )
+
+    def choose_folds(self, num_images: int, recipe: Recipe) -> int:
+        """Return the number of folds for a number of training images; 0 for none."""
+        if self.folds is not None:
+            return self.folds
+        held_out = self.val_data is not None or self.val_fraction is not None
+        fits = recipe.solved and self.compares_ends(recipe) and num_images <= _MAX_FOLDED
+        return _FOLDS if fits and not held_out else 0
+
+    @property
     def work_folder(self) -> str:
         """Folder or s3:// prefix beside the output: its lock and, by default, its checkpoints while it is trained."""
         return f"{self.output.rstrip('/')}-checkpoints"
@@ -240,7 +273,14 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
         faults = Faults()
         for name in ("data", "output", "val_data", "test_data", "cache_dir", "storage_path"):
             faults.check_uri(name, getattr(self, name))
-        faults.check_range("val_fraction", self.val_fraction, 0, 0.9)
+        if self.val_fraction is not None:
+            faults.check_range("val_fraction", self.val_fraction, 0, 0.9)
+        if self.folds:
+            faults.check_range("folds", self.folds, 2, 100)
+            if self.val_data is not None or self.val_fraction is not None:
+                faults.add("--folds, --val-data and --val-fraction: give one of them")
+            if not self.compares_ends(recipe) or not recipe.solved:
+                faults.add(f"--folds needs {_FOLDS_NEED}")
         if self.group_column is not None and self.group_by_regex is not None:
             faults.add("--group-column and --group-by-regex: give one of them")
         if self.group_by_regex is not None:
@@ -270,7 +310,7 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
         faults.check_range("warmup_epochs", recipe.warmup_epochs, 0, 10_000)
         if self.early_stopping is not None:
             faults.check_range("early_stopping", self.early_stopping, 1, 10_000)
-            if self.val_fraction == 0 and self.val_data is None:
+            if self.held_out_fraction == 0 and self.val_data is None:
                 faults.add("--early-stopping needs validation images; give --val-data, or a --val-fraction above 0")
         faults.check_range("label_smoothing", self.label_smoothing, 0, 0.99)
         faults.check_range("dropout", recipe.dropout, 0, 0.99)
@@ -296,9 +336,11 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
         faults.report()
 
 
-def resolve(config: TrainConfig, recipe: Recipe) -> dict[str, Any]:
+def resolve(config: TrainConfig, recipe: Recipe, folds: int) -> dict[str, Any]:
     """Return the options whose defaults depend on other options or on the images, by name."""
     return {
+        "folds": folds,
+        "val_fraction": None if folds or config.val_data is not None else config.held_out_fraction,
         "image_size": config.resolved_image_size,
         "finetune_from": config.resolved_finetune_from,
         "tune": "auto" if recipe.solved else "off",

@@ -142,7 +142,12 @@ def draw_reference_rows(
 
 
 def fit_ood_score(
-    features: Features, labels: Labels, num_classes: int, held_out: Features, seed: int = 0
+    features: Features,
+    labels: Labels,
+    num_classes: int,
+    held_out: Features,
+    scores: npt.NDArray[np.float32] | None = None,
+    seed: int = 0,
 ) -> OodScore | None:
     """Fit the score to training images.
 
@@ -154,11 +159,52 @@ def fit_ood_score(
         features: `[N, D]`, of training images.
         labels: `[N]`, their classes.
         held_out: `[H, D]`, of images that were not trained on; may be empty.
+        scores: those of `score_held_out` for another network that was trained like this one; they replace `held_out`.
         seed: of clusters, subsamples and folds.
 
     Returns:
         None for too few images, or if none can be scored without itself.
     """
+    found = _fit(features, labels, num_classes, seed)
+    if found is None:
+        return None
+    if scores is None:
+        scores = found.score(held_out)
+    if len(scores) == 0:
+        return None
+    fitted = found.fitted
+    factor = max(float(np.percentile(scores, SCALE_PERCENTILE)), _LEAST_SCALE)
+    percentiles = {str(share): float(np.percentile(scores, share)) / factor for share in _PERCENTILES}
+    return replace(fitted, scales=np.maximum(fitted.scales * np.float32(factor), _LEAST_SCALE), percentiles=percentiles)
+
+
+def score_held_out(
+    features: Features, labels: Labels, num_classes: int, held_out: Features, seed: int = 0
+) -> npt.NDArray[np.float32] | None:
+    """Return the scores of held-out images before they set the scales; arguments and None as `fit_ood_score`."""
+    found = _fit(features, labels, num_classes, seed)
+    return None if found is None else found.score(held_out)
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """A score whose scales depend on the numbers of images alone, and what scores further images."""
+
+    fitted: OodScore
+    by_class: Sequence[Rows]
+    find_scale: Callable[[int], float]
+    most: int
+    random: np.random.Generator
+
+    def score(self, held_out: Features) -> npt.NDArray[np.float32]:
+        """Return the scores of held-out images; where these are few, those of training images out of fold as well."""
+        scores = self.fitted.measure(held_out) if len(held_out) else np.empty(0, np.float32)
+        if len(scores) < _MIN_HELD:
+            scores = np.concatenate([scores, _score_out_of_fold(self)])
+        return scores
+
+
+def _fit(features: Features, labels: Labels, num_classes: int, seed: int) -> _Fit | None:
     rows = normalize(features)
     by_class = [rows[labels == label] for label in range(num_classes)]
     if len(rows) < _MIN_IMAGES or max(map(len, by_class)) < 2:
@@ -173,15 +219,7 @@ def fit_ood_score(
         references[label, : len(centres)] = centres
     # no image is near a class without references
     scales = np.array([find_scale(len(members)) if len(members) else _LEAST_SCALE for members in by_class], np.float32)
-    fitted = OodScore(references, counts, scales, {})
-    scores = fitted.measure(held_out) if len(held_out) else np.empty(0, np.float32)
-    if len(scores) < _MIN_HELD:
-        scores = np.concatenate([scores, _score_out_of_fold(fitted, by_class, find_scale, most, random)])
-    if len(scores) == 0:
-        return None
-    factor = max(float(np.percentile(scores, SCALE_PERCENTILE)), _LEAST_SCALE)
-    percentiles = {str(share): float(np.percentile(scores, share)) / factor for share in _PERCENTILES}
-    return replace(fitted, scales=np.maximum(scales * np.float32(factor), _LEAST_SCALE), percentiles=percentiles)
+    return _Fit(OodScore(references, counts, scales, {}), by_class, find_scale, most, random)
 
 
 def normalize(features: Features) -> Rows:
@@ -233,14 +271,9 @@ def _fit_scales(by_class: Sequence[Rows], most: int, random: np.random.Generator
     return find_scale
 
 
-def _score_out_of_fold(
-    fitted: OodScore,
-    by_class: Sequence[Rows],
-    find_scale: Callable[[int], float],
-    most: int,
-    random: np.random.Generator,
-) -> npt.NDArray[np.float32]:
+def _score_out_of_fold(found: _Fit) -> npt.NDArray[np.float32]:
     """Return the scores of training images, at most 2,048, whose own class is fitted without their fold."""
+    by_class, random = found.by_class, found.random
     chosen = random.random(sum(map(len, by_class)))
     chosen = chosen <= np.partition(chosen, min(MAX_HELD, len(chosen)) - 1)[min(MAX_HELD, len(chosen)) - 1]
     starts = np.cumsum([0, *map(len, by_class)])
@@ -253,7 +286,8 @@ def _score_out_of_fold(
             others = members[~inside]
             if len(tested) == 0 or len(others) == 0:
                 continue
-            multiples = fitted.measure_by_class(tested)
-            multiples[:, label] = _measure_distances(tested, _cluster(others, most, random)) / find_scale(len(others))
+            multiples = found.fitted.measure_by_class(tested)
+            distances = _measure_distances(tested, _cluster(others, found.most, random))
+            multiples[:, label] = distances / found.find_scale(len(others))
             scores.append(multiples.min(axis=1))
     return np.concatenate([*scores, np.empty(0, np.float32)])

@@ -126,6 +126,7 @@ class Metrics:
         uncalibrated: the validation images before calibration.
         calibration_gain: of the temperature; None if it was not fitted.
         finetune_gain: of phase 2 over phase 1's best epoch; None if they were not compared image by image.
+        out_of_fold: `validation` and `uncalibrated` are of training images, each by a network trained without its fold.
     """
 
     kept: KeptEpoch | None = None
@@ -136,11 +137,16 @@ class Metrics:
     ood_score: OodPercentiles | None = None
     calibration_gain: LossGain | None = None
     finetune_gain: LossGain | None = None
+    out_of_fold: bool = False
 
     def list_measured(self) -> list[tuple[str, Measurement]]:
         """List the roles that were measured, validation first."""
         roles = (("validation", self.validation), ("test", self.test))
         return [(role, measured) for role, measured in roles if measured is not None]
+
+    def name(self, role: str) -> str:
+        """Return a role's name for people."""
+        return "out-of-fold" if role == "validation" and self.out_of_fold else role
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def render_training(
     """
     metrics, training = manifest.metrics, manifest.training
     assert training is not None
-    measured = [Headline(role, one) for role, one in reversed(metrics.list_measured())]
+    measured = [Headline(metrics.name(role), one) for role, one in reversed(metrics.list_measured())]
     headline = measured[0] if measured else None
     shown = measurement.pick_label_errors(label_errors)
     thumbnails = make_thumbnails(shown.list_uris() if shown else [], read)
@@ -66,7 +66,8 @@ def render_training(
         "picture": thumbnails.get,
         "thumbnails_full": thumbnails.full,
         "distribution": None,
-        "distribution_of": " and ".join(role for role, _ in metrics.list_measured()),
+        "distribution_of": " and ".join(metrics.name(role) for role, _ in metrics.list_measured()),
+        "validation": metrics.name("validation"),
         "more_classes": max(0, len(manifest.classes) - MAX_CLASSES),
         "facts": _list_facts(manifest, training, history, finished),
     }
@@ -79,7 +80,7 @@ def render_training(
             "classes": measurement.list_classes(headline.measurement),
             "confusion": measurement.make_confusion(headline.measurement, manifest.classes),
             "reliability": charts.draw_reliability(shaped.bins, before.bins if before else None),
-            "reliability_of": "validation" if before else headline.which,
+            "reliability_of": metrics.name("validation") if before else headline.which,
             "ece": shaped.ece,
             "ece_before": before.ece if before else None,
             "confidences": charts.draw_confidences(shaped.confidences),
@@ -102,8 +103,11 @@ def _list_points(
     points = []
     if not measured:
         return [Point("bad", "Give --val-data or --test-data, or a larger --val-fraction, to measure the model.")]
+    metrics = manifest.metrics
     if measured[0].which == "test":
         points.append(Point("good", "Measured on test images, which were not used in training."))
+    elif metrics.out_of_fold:
+        points.append(Point("good", _describe_folds(metrics)))
     else:
         calibrated = " and calibrated the probabilities" if manifest.calibration.images else ""
         text = (
@@ -111,13 +115,26 @@ def _list_points(
             "--test-data for an unbiased number."
         )
         points.append(Point("bad", text))
-    if manifest.metrics.validation:
+    if metrics.validation:
         points += measurement.point_at_threshold(manifest.thresholds)
     points += measurement.list_points(measured[0].measurement, label_errors)
     if training.left_out:
         count = f"{training.left_out:,} {'image' if training.left_out == 1 else 'images'}"
         points.append(Point("bad", f"Left out of training: {count} that could not be used."))
     return points
+
+
+def _describe_folds(metrics: Metrics) -> str:
+    """Return what out-of-fold images are, and what was measured on them."""
+    if metrics.kept is not None and metrics.kept.phase == "finetune":
+        return (
+            "Measured on one fold of the training images, by a trial that did not see it; the model itself was then "
+            "trained on all of them in the same way. Give --test-data to measure the model itself."
+        )
+    return (
+        "Measured on the training images, each by a head that was solved without its fold; the model itself was then "
+        "trained on all of them. Give --test-data to measure the model itself."
+    )
 
 
 def _describe_kept(metrics: Metrics) -> str:
@@ -129,7 +146,22 @@ def _describe_kept(metrics: Metrics) -> str:
         for phase, record in metrics.phases.items()
         if record.val_accuracy is not None
     ]
+    if metrics.out_of_fold:
+        return f"{text} {_describe_trial(metrics)}"
     return f"{text} The phases' validation accuracy was {' and '.join(best)}." if best else text
+
+
+def _describe_trial(metrics: Metrics) -> str:
+    gain = metrics.finetune_gain
+    if gain is None:
+        return "Validation figures of the head are those of heads that were each solved without one fold."
+    change = "saved" if gain.mean > 0 else "added"
+    decision = "trained on all images" if gain.mean > 0 else "left out, and its epochs are those of the trial"
+    return (
+        f"A trial without one fold was measured on it: fine-tuning {change} {abs(gain.mean):.3f} of log-loss there "
+        f"(95% interval {gain.low:+.3f} to {gain.high:+.3f} saved), so it was {decision}. Validation figures of the "
+        "head are those of heads that were each solved without one fold."
+    )
 
 
 def _list_facts(

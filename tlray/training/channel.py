@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tlray.training.predictions import RowPredictions
     from tlray.training.task import BuildTask, TrainingTask
 
-StageName = Literal["phase 1", "phase 2", "saving"]
+StageName = Literal["trial", "phase 1", "phase 2", "saving"]
 
 ChannelHandle: TypeAlias = Any
 """Handle of a `Channel` actor, which Ray leaves untyped."""
@@ -32,11 +32,17 @@ _POLL_S = 0.2
 
 @dataclass(frozen=True)
 class Resumed:
-    """A worker group has started; `history` holds the epochs finished before, `images` counts those of a begun one."""
+    """A worker group goes on with a trial or with the training itself.
+
+    Attributes:
+        history: the epochs finished before.
+        images: those that a begun epoch has taken.
+    """
 
     history: list[EpochRecord]
     num_workers: int
     images: int = 0
+    is_trial: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,21 @@ class EpochEnded:
 
 
 @dataclass(frozen=True)
+class TrialEnded:
+    """A trial has ended.
+
+    Attributes:
+        gain: of phase 2 over phase 1 on the images that it held out; None if there is no phase 1.
+        keeps: whether phase 2 is trained.
+        images: number of images held out.
+    """
+
+    gain: LossGain | None
+    keeps: bool
+    images: int
+
+
+@dataclass(frozen=True)
 class PartSaved:
     """A checkpoint within an epoch is written, after this number of its images."""
 
@@ -79,6 +100,7 @@ class ModelReady:
     Attributes:
         files: Ray reference to uint8 arrays by file name; in a list, so that Ray doesn't resolve it.
         architecture, calibration: as in `bundle.json`.
+        history: records of all epochs; of a phase 2 that was not kept after its trial, those of the trial.
         kept: the epoch that became the model.
         predictions: Ray reference to predictions by role; also in a list.
         finetune_gain: of phase 2 over phase 1's best epoch on the validation images; None if not compared.
@@ -86,6 +108,7 @@ class ModelReady:
 
     files: list[ray.ObjectRef[dict[str, npt.NDArray[np.uint8]]]]
     architecture: Architecture
+    history: list[EpochRecord]
     kept: EpochRecord
     calibration: Calibration
     predictions: list[ray.ObjectRef[dict[str, RowPredictions]]]
@@ -111,7 +134,9 @@ class Failed:
     error: TlrayError
 
 
-Event: TypeAlias = Resumed | StageBegan | ImagesTrained | EpochEnded | PartSaved | BuildRestarted | ModelReady | Failed
+Event: TypeAlias = (
+    Resumed | StageBegan | ImagesTrained | EpochEnded | TrialEnded | PartSaved | BuildRestarted | ModelReady | Failed
+)
 
 
 class Message(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +15,12 @@ from tlray.config import TrainConfig, count_allowed
 from tlray.console import say
 from tlray.errors import DataError, StoppedError
 from tlray.features.decide import find_root
+from tlray.model.backbones import BACKBONES
 from tlray.model.manifest import hash_json
 from tlray.sources.labelled import name_some, read_groups, scan
 from tlray.sources.lists import is_list
 from tlray.training.inspection import Memory, inspect_images
+from tlray.training.linear_head import choose_sample
 
 VALIDATION_BITS = 64
 
@@ -55,11 +57,13 @@ class Roles:
         rows: int64 row ids of "train", "val" and "test".
         digests: hexadecimal sha256 of each encoded image, by row id.
         left_out: address and reason of every unusable image.
+        folds: number of folds of the training images; 0 without any, where "val" may have rows.
     """
 
     rows: dict[str, npt.NDArray[np.int64]]
     digests: list[str]
     left_out: list[tuple[str, str]]
+    folds: int = 0
 
 
 def list_images(config: TrainConfig) -> Images:
@@ -122,13 +126,15 @@ def _find_groups(config: TrainConfig, uris: Sequence[str]) -> list[str | None] |
 
 
 def assign_roles(config: TrainConfig, images: Images, *, spread: bool) -> Roles:
-    """Inspect every image, leave out those that cannot be used, and split the rest by content hash.
+    """Inspect every image, leave out those that cannot be used, and divide the rest.
+
+    Training images are divided into folds, or some of them, chosen by content hash, are held out for validation.
 
     Args:
         spread: inspect the images over the cluster, else in this process.
 
     Raises:
-        DataError: a class has no usable image.
+        DataError: a class has no usable image, or there are fewer groups than folds.
         StoppedError: too many images are unusable, or cannot be fetched.
     """
     memory = Memory(find_root(config, local=not spread) if config.cache != "off" else None, config.limits)
@@ -146,35 +152,70 @@ def assign_roles(config: TrainConfig, images: Images, *, spread: bool) -> Roles:
             "repair or remove them, or raise --max-failed"
         )
     good = np.array([fault is None for fault in faults])
-    rows = np.arange(len(images.uris))
-    train_rows = rows[good & (images.folder == "train")]
-    counts = np.bincount(images.labels[train_rows], minlength=len(images.classes))
+    rows = {role: np.flatnonzero(good & (images.folder == role)) for role in ("train", "val", "test")}
+    counts = np.bincount(images.labels[rows["train"]], minlength=len(images.classes))
     if (counts == 0).any():
         bad = ", ".join(name for name, count in zip(images.classes, counts, strict=True) if count == 0)
         raise DataError(f"--data: no image of {bad} can be used; each class needs at least one")
-    val_rows = rows[good & (images.folder == "val")]
-    if config.val_data is None:
-        keys = digests if images.groups is None else _make_keys(digests, images.groups)
-        labels = images.labels[train_rows]
-        chosen = choose_validation([keys[row] for row in train_rows], labels, config.val_fraction)
-        train_rows, val_rows = train_rows[~chosen], train_rows[chosen]
-        if config.val_fraction and len(val_rows) == 0 and images.groups is not None:
-            raise DataError("no group can be held out for validation; give --val-data, or --val-fraction 0")
-    assigned = {"train": train_rows, "val": val_rows, "test": rows[good & (images.folder == "test")]}
-    known = [("are among", digests)]
+    roles = Roles(rows, digests, left_out)
+    folds = _choose_folds(config, images, roles)
+    if folds or config.val_data is not None:
+        return replace(_leave_out_known(config, images, roles), folds=folds)
+    return hold_out(config, images, roles)
+
+
+def hold_out(config: TrainConfig, images: Images, roles: Roles) -> Roles:
+    """Return roles without folds, where some of the training images are held out for validation.
+
+    Raises:
+        DataError: no group can be held out.
+    """
+    keys, train_rows = list_keys(images, roles), roles.rows["train"]
+    labels = images.labels[train_rows]
+    chosen = choose_validation([keys[row] for row in train_rows], labels, config.held_out_fraction)
+    if config.held_out_fraction and not chosen.any() and images.groups is not None:
+        raise DataError("no group can be held out for validation; give --val-data, or --val-fraction 0")
+    divided = {**roles.rows, "train": train_rows[~chosen], "val": train_rows[chosen]}
+    return _leave_out_known(config, images, replace(roles, rows=divided, folds=0))
+
+
+def _leave_out_known(config: TrainConfig, images: Images, roles: Roles) -> Roles:
+    """Return roles without validation and test images that are known, which are named, as are classes not validated."""
+    rows = dict(roles.rows)
+    known = [("are among", roles.digests)]
     if images.groups is not None:
-        known.append(("share a group with", _make_keys(digests, images.groups)))
+        known.append(("share a group with", list_keys(images, roles)))
     for relation, keys in known:
-        for role, leaked in find_leaked(assigned, keys).items():
-            kept = assigned[role] if config.allow_leakage else np.setdiff1d(assigned[role], leaked)
+        for role, leaked in find_leaked(rows, keys).items():
+            kept = rows[role] if config.allow_leakage else np.setdiff1d(rows[role], leaked)
             uris = [images.uris[row] for row in leaked]
             given = config.val_data if role == "val" else config.test_data
             named = f"--{role}-data" if given is not None else "the validation share of --data"
             _report_leakage(named, uris, len(kept), relation, allowed=config.allow_leakage)
-            assigned[role] = kept
-    if len(assigned["val"]):
-        _report_unvalidated(images.classes, images.labels[assigned["train"]], images.labels[assigned["val"]])
-    return Roles(assigned, digests, left_out)
+            rows[role] = kept
+    if len(rows["val"]):
+        _report_unvalidated(images.classes, images.labels[rows["train"]], images.labels[rows["val"]])
+    return replace(roles, rows=rows)
+
+
+def _choose_folds(config: TrainConfig, images: Images, roles: Roles) -> int:
+    """Return the number of folds of the training images, 0 for none.
+
+    Raises:
+        DataError: `--folds` is not possible.
+    """
+    num_images, num_classes = len(roles.rows["train"]), len(images.classes)
+    solvable = choose_sample(num_images, BACKBONES[config.backbone].num_features, num_classes) == num_images
+    if config.folds and not solvable:
+        raise DataError(f"--folds: {num_images:,} images of {num_classes:,} classes are too many to solve heads on all")
+    folds = config.choose_folds(num_images, config.choose_recipe(solvable=solvable))
+    keys = list_keys(images, roles)
+    num_keys = len({keys[row] for row in roles.rows["train"]})
+    if folds <= num_keys:
+        return folds
+    if config.folds:
+        raise DataError(f"--folds {folds} needs as many different images or groups; got {num_keys:,}")
+    return 0
 
 
 def list_keys(images: Images, roles: Roles) -> list[str]:

@@ -1,4 +1,4 @@
-"""Start Ray Train's workers from the driver, show their progress, and return the model or raise their error."""
+"""Start Ray Train's workers from the driver, give them their task, and return the model or raise their error."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -28,10 +27,10 @@ from tlray.cluster.ray_private import (
 from tlray.cluster.resources import Cluster, choose_worker_threads, plan_workers
 from tlray.cluster.term_signal import TermSignal
 from tlray.config import TrainConfig
-from tlray.console import Stage, say
-from tlray.errors import StoppedError, TlrayError
-from tlray.model.manifest import EpochRecord
+from tlray.console import say
+from tlray.errors import StoppedError
 from tlray.training import channel as channels
+from tlray.training.monitor import POLL_S, SILENCE_S, TERMINATED, Outcome, TrainingMonitor, explain_end
 from tlray.training.task import BuildTask, TrainingTask, WorkerSettings
 
 if TYPE_CHECKING:
@@ -40,26 +39,10 @@ if TYPE_CHECKING:
 
     from tlray.features.build import Done
 
-_POLL_S = 0.25
 _END_S = 60.0
-_SILENCE_S = 30.0
 _DRAINING_INTERVAL_S = 1.0
-_TERM_S = 25.0
-"""Longest wait for a checkpoint after SIGTERM; Kubernetes gives 30 s."""
-
-TERMINATED = "training was stopped by SIGTERM; the same command continues after the last checkpoint"
 _CONTROLLER_POLL_S = "0.5"
 # every report waits for the controller's next poll; the default of 2 s is longer than an epoch on cached features
-
-
-@dataclass
-class Outcome:
-    """The result of a training so far: `stages` by Unix time of their start, `starts` of the workers."""
-
-    history: list[EpochRecord] = field(default_factory=list)
-    model: channels.TrainedModel | None = None
-    stages: dict[str, float] = field(default_factory=dict)
-    starts: int = 0
 
 
 class ChannelLostError(StoppedError):
@@ -121,7 +104,7 @@ class Launch:
             with contextlib.suppress(ray.exceptions.RayError):
                 if self._controller is not None:
                     ray.kill(self._controller)
-            self._thread.join(_POLL_S)
+            self._thread.join(POLL_S)
         self._find_controller()
         with contextlib.suppress(ray.exceptions.RayError):
             if self._controller is not None:
@@ -159,15 +142,15 @@ class Launch:
                 for message in ray.get(self._channel.drain.remote()):
                     if isinstance(message.event, channels.Failed):
                         raise message.event.error
-                    if isinstance(message.event, channels.BuildRestarted) and message.sent - said > _SILENCE_S:
+                    if isinstance(message.event, channels.BuildRestarted) and message.sent - said > SILENCE_S:
                         said = message.sent
                         say("workers were lost; new ones go on computing the frozen base")
                 for done in ray.get(self._channel.drain_done.remote()):
                     num_left -= 1
                     yield done
                 if not alive and num_left:
-                    raise _explain_end(self._failures)
-                self._thread.join(_POLL_S)
+                    raise explain_end(self._failures)
+                self._thread.join(POLL_S)
         except ray.exceptions.RayError as error:
             raise ChannelLostError(str(explain_failure(error, "computing the frozen base"))) from error
 
@@ -189,13 +172,12 @@ class Launch:
         if self._thread is None:
             self.start()
         ray.get(self._channel.put_task.remote(task))
-        counts = [len(rows) for rows in (task.train_rows, task.val_rows)]
         where = "GPUs" if self.resources.gpus else "CPUs"
         if self.resources.gpus and not self._config.allow_cpu:
             where += ", gradients summed by NCCL,"
         say(
-            f"training on {counts[0]:,} images, validating on {counts[1]:,}; {self._config.num_workers} workers of "
-            f"{task.batch_size} images a step, on {where} in {task.precision.step}"
+            f"training on {len(task.train_rows):,} images, {_describe_validation(task)}; {self._config.num_workers} "
+            f"workers of {task.batch_size} images a step, on {where} in {task.precision.step}"
         )
         assert self._thread is not None
 
@@ -204,10 +186,9 @@ class Launch:
             self._find_controller()
             self._save_before_preemption()
 
-        epochs = sum(phase.epochs for phase in task.phases)
         with self._term:
-            watch = _TrainingMonitor(outcome, epochs, sum(counts), self._check_room, check, self._term)
-            watch.run(self._thread, self._failures, self._channel)
+            monitor = TrainingMonitor(outcome, task, self._check_room, check, self._term)
+            monitor.run(self._thread, self._failures, self._channel)
         self.close()
 
     def _ask_to_save(self) -> None:
@@ -302,138 +283,7 @@ class Launch:
         return trainer
 
 
-class _TrainingMonitor:
-    """Collects and prints the workers' messages while Ray Train runs in its thread."""
-
-    def __init__(
-        self,
-        outcome: Outcome,
-        epochs: int,
-        images_an_epoch: int,
-        check_room: Callable[[float], None],
-        check: Callable[[], None],
-        term: TermSignal,
-    ) -> None:
-        """Make the monitor; `check` is called at every look, and may raise."""
-        self._term = term
-        self._check_room = check_room
-        self._check = check
-        self._epochs = epochs
-        self._images_an_epoch = images_an_epoch
-        self._outcome = outcome
-        self._failure: TlrayError | None = None
-        self._has_saved = False
-        self._terminated_at: float | None = None
-
-    def run(self, thread: threading.Thread, failures: list[BaseException], channel: channels.ChannelHandle) -> None:
-        """Fill the outcome until the model has come; `thread` runs Ray Train and adds its error to `failures`.
-
-        Raises:
-            TlrayError: as `Launch.run`.
-        """
-        heard = looked = time.monotonic()
-        with Stage("train", self._epochs * self._images_an_epoch) as stage:
-            while self._outcome.model is None:
-                alive = thread.is_alive()
-                self._check()
-                self._note_term()
-                for message in ray.get(channel.drain.remote()):
-                    self._take(message.event, message.sent, stage)
-                    heard = looked = time.monotonic()
-                if time.monotonic() - looked > _SILENCE_S:
-                    looked = time.monotonic()
-                    self._check_room(looked - heard)
-                if self._failure is not None:  # Ray Train would retry it
-                    raise self._failure
-                self._check_term()
-                if not alive and self._outcome.model is None:
-                    raise _explain_end(failures)
-                thread.join(_POLL_S)
-
-    def _note_term(self) -> None:
-        """Remember when SIGTERM came; checkpoints from now on may have been asked for by it."""
-        if self._term.received and self._terminated_at is None:
-            self._terminated_at, self._has_saved = time.monotonic(), False
-
-    def _check_term(self) -> None:
-        """Raise `StoppedError` after SIGTERM, once a checkpoint is written or needless, or none has come for long."""
-        if self._terminated_at is None:
-            return
-        needless = self._outcome.starts == 0 or "saving" in self._outcome.stages
-        if self._has_saved or needless or time.monotonic() - self._terminated_at > _TERM_S:
-            raise StoppedError(TERMINATED)
-
-    def _take(self, event: channels.Event, sent: float, stage: Stage) -> None:
-        outcome = self._outcome
-        match event:
-            case channels.ImagesTrained(count):
-                stage.advance(count)
-            case channels.Resumed(history, num_workers, images):
-                outcome.starts += 1
-                outcome.history = list(history)
-                stage.move_to(len(history) * self._images_an_epoch + images)
-                self._say_start(len(history), images, num_workers, stage)
-            case channels.StageBegan(name):
-                outcome.stages.setdefault(name, sent)
-            case channels.EpochEnded(record):
-                outcome.history.append(record)
-                self._has_saved = True
-                self._say_epoch(record, stage)
-            case channels.PartSaved(images):
-                self._has_saved = True
-                stage.say(f"checkpoint: {images:,} images of epoch {len(outcome.history) + 1}")
-            case channels.ModelReady():
-                outcome.model = self._fetch_model(event)
-            case channels.Failed(error):
-                self._failure = error
-
-    def _fetch_model(self, model: channels.ModelReady) -> channels.TrainedModel | None:
-        """Fetch the model's files; None if their worker has died, since its replacement sends them again."""
-        try:
-            files, predictions = ray.get([model.files[0], model.predictions[0]])
-        except ray.exceptions.RayError:
-            return None
-        contents = {name: data.tobytes() for name, data in files.items()}
-        return channels.TrainedModel(
-            contents, model.architecture, model.kept, model.calibration, predictions, model.finetune_gain
-        )
-
-    def _say_start(self, epochs: int, images: int, num_workers: int, stage: Stage) -> None:
-        resumed = f"after epoch {epochs}" if epochs else "from the beginning"
-        if images:
-            resumed = f"after {images:,} images of epoch {epochs + 1}"
-        if self._outcome.starts > 1:
-            stage.say(f"workers were lost; {num_workers} new ones go on {resumed}")
-        elif epochs or images:
-            stage.say(f"an earlier run was stopped; going on {resumed} with {num_workers} workers")
-
-    def _say_epoch(self, record: EpochRecord, stage: Stage) -> None:
-        val = ""
-        if record.val_loss is not None:
-            val = f", val loss {record.val_loss:.4f} accuracy {record.val_accuracy:.4f}"
-        stage.say(
-            f"epoch {record.epoch}/{self._epochs} ({record.phase}): loss {record.loss:.4f} "
-            f"accuracy {record.accuracy:.4f}{val}  {record.seconds:.1f} s"
-        )
-
-
-def _explain_end(failures: list[BaseException]) -> TlrayError:
-    """Return why Ray Train has ended before the model has come."""
-    if not failures:
-        return StoppedError("training stopped without a model; run the same command to resume")
-    reason = _explain(failures[0])
-    reason.__cause__ = failures[0]
-    return reason
-
-
-def _explain(error: BaseException) -> TlrayError:
-    """Return the error that came first: when one worker fails, the others fail at their next sum."""
-    from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
-
-    causes: list[BaseException] = [error]
-    if isinstance(error, WorkerGroupError):
-        causes = list(error.worker_failures.values())
-    elif isinstance(error, ControllerError):
-        causes = [error.controller_failure]
-    reasons = [explain_failure(cause, "training") for cause in causes]
-    return next((reason for reason in reasons if type(reason) is not StoppedError), reasons[0])
+def _describe_validation(task: TrainingTask) -> str:
+    if task.out_of_fold is not None:
+        return f"phase 2 tried without {len(task.trial.val_rows):,}" if task.trial is not None else "validated by folds"
+    return f"validating on {len(task.val_rows):,}"

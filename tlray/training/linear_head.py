@@ -1,4 +1,4 @@
-"""Solve the head before phase 1: a multinomial logistic regression on the cached features of the training images.
+"""Solve a head: a multinomial logistic regression on the features of the training images.
 
 The features are standardized, wholly, by the square root of their deviations, or not at all, and the weights decay;
 both are chosen by cross-validated log-loss on the images as they are. The chosen head is then solved on augmented views
@@ -11,21 +11,11 @@ size. Nesterov's momentum, restarted when it leads astray (O'Donoghue, Candès, 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-
-from tlray.console import say
-from tlray.features.cache import PLAIN, Cache
-from tlray.model.backbones import BACKBONES
-
-if TYPE_CHECKING:
-    from tlray.model.network import Weights
-    from tlray.training.task import TrainingTask
 
 Features = npt.NDArray[np.float32]
 """Pooled features, `[N, D]`."""
@@ -45,9 +35,8 @@ _ONE_FOLD_WORK = 200_000_000
 _MIN_IMAGES_A_CLASS = 10
 """Least images of a class in the sample of a large set, if it has as many."""
 
-_NUM_FOLDS = 5
-_NUM_VIEWS = 2
-"""Most augmented views that a head is solved on, beside the images as they are."""
+NUM_FOLDS = 5
+"""Folds of the cross-validation that chooses the settings, where no other number is asked for."""
 
 _POWERS = (0.0, 0.5, 1.0)
 _DECAYS = tuple(10.0 ** (0.5 - step / 2) for step in range(10))
@@ -62,7 +51,6 @@ _TOLERANCE = 1e-3
 _LEAST_DEVIATION = 1e-3
 _LEAST_VARIANCE = 1e-7
 _LEAST_PROBABILITY = 1e-12
-_STANDARDIZED = {0.0: "not", 0.5: "half", 1.0: "fully"}
 
 
 @dataclass(frozen=True)
@@ -75,6 +63,9 @@ class LinearHead:
         decay: penalty of the standardized features' weights, decay / 2 times the sum of their squares.
         log_loss: cross-validated mean log-loss; None if there were too few images to choose by it.
         images: training images that it was solved on.
+        folds: int64 `[N]`, fold of each image.
+        without: kernels and biases of the heads that were solved without one fold each, in the folds' order; empty
+            if not asked for.
     """
 
     kernel: Features
@@ -83,28 +74,16 @@ class LinearHead:
     decay: float
     log_loss: float | None
     images: int
+    folds: npt.NDArray[np.int64]
+    without: list[tuple[Features, Features]]
 
-
-def start_head(task: TrainingTask, cache: Cache, keys: Sequence[str]) -> Weights:
-    """Solve the head on a complete cache, and say what was chosen; return its weights by name.
-
-    Args:
-        keys: by row id; images of one key stay in one fold.
-    """
-    started = time.monotonic()
-    num_classes = len(task.classes)
-    sample = choose_sample(len(task.train_rows), BACKBONES[task.backbone].num_features, num_classes)
-    rows = draw_sample(task.train_rows, task.labels, sample, task.seed)
-    groups = np.unique([keys[row] for row in rows], return_inverse=True)[1]
-    opened = cache.open()
-    pooled = [view for view, kinds in cache.sets["train"].needs.items() if "pooled" in kinds]
-    views = [opened.read("train", "pooled", view, rows).astype(np.float32) for view in pooled[:_NUM_VIEWS]]
-    plain = opened.read(PLAIN, "pooled", 0, rows).astype(np.float32)
-    found = solve_head(plain, views, task.labels[rows], groups, task.class_weights, task.seed)
-    settings = f"features {_STANDARDIZED[found.power]} standardized, weight decay {found.decay:.2g}"
-    scored = "" if found.log_loss is None else f", by a cross-validated log-loss of {found.log_loss:.3f}"
-    say(f"head: solved on {found.images:,} images in {time.monotonic() - started:.1f} s; {settings}{scored}")
-    return {"head/probabilities/kernel": found.kernel, "head/probabilities/bias": found.bias}
+    def predict_out_of_fold(self, plain: Features) -> Features:
+        """Return the probabilities of each image by the head that was solved without its fold, `[N, C]`."""
+        logits = np.empty((len(plain), len(self.bias)), np.float32)
+        for fold, (kernel, bias) in enumerate(self.without):
+            held = self.folds == fold
+            logits[held] = plain[held] @ kernel + bias
+        return _softmax(logits)
 
 
 def can_solve(num_images: int, num_features: int, num_classes: int) -> bool:
@@ -142,6 +121,7 @@ def solve_head(
     groups: npt.NDArray[np.integer],
     class_weights: npt.NDArray[np.float32],
     seed: int,
+    num_folds: int = 0,
 ) -> LinearHead:
     """Choose a head's settings by cross-validation, and solve it.
 
@@ -152,14 +132,16 @@ def solve_head(
         groups: `[N]`, images of one number stay in one fold.
         class_weights: `[C]`, weight of an image by its label.
         seed: of the folds.
+        num_folds: solve a head without each fold too; 0 for the folds that settings are chosen by alone.
     """
     weights = class_weights[labels]
     one_hot = np.eye(len(class_weights), dtype=np.float32)[labels]
     work = plain.size * len(class_weights)
-    folds = draw_folds(labels, groups, _NUM_FOLDS, seed)
-    held_out = sorted({*folds.tolist()})[: 1 if work > _ONE_FOLD_WORK else _NUM_FOLDS]
+    folds = draw_folds(labels, groups, num_folds or NUM_FOLDS, seed)
+    filled = sorted({*folds.tolist()})
+    held_out = filled[:1] if work > _ONE_FOLD_WORK else filled
     power, decay, log_loss = _DEFAULT_POWER, _DEFAULT_DECAY, None
-    if len({*folds.tolist()}) == _NUM_FOLDS:
+    if len(filled) == (num_folds or NUM_FOLDS):
         tried = [_validate(plain, one_hot, weights, folds, held_out, power) for power in _POWERS]
         losses = np.array([[*found, *[np.inf] * (len(_DECAYS) - len(found))] for found in tried])
         best = np.unravel_index(losses.argmin(), losses.shape)
@@ -169,11 +151,14 @@ def solve_head(
     stacked = np.concatenate([(part - mean) / scale for part in (plain, *views)])
     times = 1 + len(views)
     problem = _Problem(stacked, np.tile(one_hot, (times, 1)), np.tile(weights, times))
-    kernel, bias = problem.expand(problem.solve(decay, _FINAL_STEPS))
-    kernel = kernel / scale[:, None]
-    return LinearHead(
-        kernel.astype(np.float32), (bias - mean @ kernel).astype(np.float32), power, decay, log_loss, len(plain)
-    )
+
+    def solve(kept: npt.NDArray[np.bool_] | None) -> tuple[Features, Features]:
+        kernel, bias = problem.expand(problem.solve(decay, _FINAL_STEPS, kept=kept))
+        kernel = kernel / scale[:, None]
+        return kernel.astype(np.float32), (bias - mean @ kernel).astype(np.float32)
+
+    without = [solve(np.tile(folds != fold, times)) for fold in filled if num_folds]
+    return LinearHead(*solve(None), power, decay, log_loss, len(plain), folds, without)
 
 
 def draw_folds(labels: Labels, groups: npt.NDArray[np.integer], num_folds: int, seed: int) -> npt.NDArray[np.int64]:
@@ -252,16 +237,32 @@ class _Problem:
         """Return the solution without any decision: zeros."""
         return np.zeros((len(self._variances) + 1, self._one_hot.shape[1]), np.float32)
 
-    def solve(self, decay: float, max_steps: int, start: Features | None = None) -> Features:
-        """Take steps until the largest is a thousandth of the largest weight."""
-        # softmax curves by at most 1/2 (Böhning, 1992, equation 3.3)
-        step_sizes = np.append(1 / (0.5 * self._variances + decay), 2.0).astype(np.float32)[:, None]
+    def solve(
+        self,
+        decay: float,
+        max_steps: int,
+        start: Features | None = None,
+        kept: npt.NDArray[np.bool_] | None = None,
+    ) -> Features:
+        """Take steps until the largest is a thousandth of the largest weight.
+
+        Args:
+            start: a solution to begin with.
+            kept: `[N]`, images to solve on; None for all.
+        """
+        shares, total = self._shares, 1.0
+        if kept is not None:
+            shares = shares * kept[:, None]
+            total = float(shares.sum())
+            shares /= np.float32(total)
+        # softmax curves by at most 1/2 (Böhning, 1992, equation 3.3); a part of the images by no more than all do
+        step_sizes = np.append(1 / (0.5 / total * self._variances + decay), 2.0 * total).astype(np.float32)[:, None]
         now = self.start() if start is None else start
         before, momentum = now, 1.0
         for _ in range(max_steps):
             following = (1 + np.sqrt(1 + 4 * momentum**2)) / 2
             ahead = now + np.float32((momentum - 1) / following) * (now - before)
-            residuals = (_softmax(self._rotated @ ahead[:-1] + ahead[-1]) - self._one_hot) * self._shares
+            residuals = (_softmax(self._rotated @ ahead[:-1] + ahead[-1]) - self._one_hot) * shares
             gradient = np.vstack([self._rotated.T @ residuals + np.float32(decay) * ahead[:-1], residuals.sum(axis=0)])
             before, now, momentum = now, ahead - step_sizes * gradient, following
             move = now - before

@@ -87,7 +87,7 @@ def run_worker(config: dict[str, WorkerSettings]) -> None:
         if booked and settings.allow_cpu:
             _check_same_devices(sees_gpu=sees_gpu)
         worker = Worker(settings)
-        task = _await_task(settings.channel, worker.rank)
+        task = _await_task(settings.channel, worker.group.rank)
         if task is not None:
             _run_task(worker, task)
     except TlrayError as error:

@@ -40,15 +40,22 @@ _STILL_FALLING = 0.03
 LABEL_ERRORS = "training/label_errors.csv"
 
 
-def collect_metrics(model: TrainedModel, history: Sequence[EpochRecord], images: Images, select: SelectName) -> Metrics:
+def collect_metrics(
+    model: TrainedModel,
+    history: Sequence[EpochRecord],
+    images: Images,
+    select: SelectName,
+    *,
+    out_of_fold: bool,
+) -> Metrics:
     """Return `bundle.json`'s `metrics`; `select` tells the best epoch."""
     phases = {}
     for phase in dict.fromkeys(record.phase for record in history):
         records = [record for record in history if record.phase == phase]
         if phase == model.kept.phase:
             best = model.kept
-        elif phase == "finetune" and model.finetune_gain is not None:
-            best = records[-1]  # which was compared with phase 1
+        elif out_of_fold or (phase == "finetune" and model.finetune_gain is not None):
+            best = records[-1]  # which was compared with the other phase
         else:
             best = max(records, key=lambda record: score_epoch(record, select))
         phases[str(phase)] = PhaseBest(
@@ -75,6 +82,7 @@ def collect_metrics(model: TrainedModel, history: Sequence[EpochRecord], images:
         uncalibrated=measure_uncalibrated(validated.probabilities, images.labels[validated.rows]),
         calibration_gain=model.calibration.gain,
         finetune_gain=model.finetune_gain,
+        out_of_fold=out_of_fold,
         ood_score=None if ood_score is None else OodPercentiles(ood_score.percentiles),
     )
 
@@ -143,10 +151,12 @@ def advise(
     sentences = []
     counts = np.bincount(train_labels)
     kept = find_kept(history, metrics.kept)
-    if kept.val_accuracy is None:
+    validated = kept.val_accuracy if metrics.validation is None else metrics.validation.accuracy
+    if validated is None:
         sentences.append("keep some images for validation (--val-fraction 0.15): the best epoch is then kept")
-    elif kept.accuracy - kept.val_accuracy > _GAP:
-        gap = f"training accuracy {kept.accuracy:.2f} is far above validation's {kept.val_accuracy:.2f}"
+    elif kept.accuracy - validated > _GAP:
+        measured = "out-of-fold" if metrics.out_of_fold else "validation"
+        gap = f"training accuracy {kept.accuracy:.2f} is far above {measured} accuracy, {validated:.2f}"
         drop = "" if recipe.dropout else "--dropout 0.3 or "
         sentences.append(f"{gap}: more images, more --zoom and --shear, {drop}--label-smoothing 0.1")
     if "finetune" in metrics.phases and kept.phase == "head":
@@ -155,7 +165,8 @@ def advise(
             + (", or --schedule cosine" if recipe.schedule == "constant" else "")
         )
     losses = [record.loss if record.val_loss is None else record.val_loss for record in history]
-    if len(losses) > 1 and kept is history[-1] and losses[-1] < (1 - _STILL_FALLING) * losses[-2]:
+    falls = not metrics.out_of_fold and len(losses) > 1 and kept is history[-1]  # losses of mixtures are noisy
+    if falls and losses[-1] < (1 - _STILL_FALLING) * losses[-2]:
         option = "--finetune-epochs" if kept.phase == "finetune" else "--head-epochs"
         sentences.append(f"the loss was still falling in the last epoch: more {option}, features are reused")
     if counts.max() > _IMBALANCE * counts.min() and config.class_weights == "none":

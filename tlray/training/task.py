@@ -26,6 +26,7 @@ from tlray.training.schedule import draw_rows, weigh_classes
 
 if TYPE_CHECKING:
     from tlray.model.network import Weights
+    from tlray.training.predictions import RowPredictions
 
 _GOLDEN_CANDIDATES = 16
 _KEEP_BYTES = 8 * 2**30
@@ -83,6 +84,7 @@ class TrainingTask:
         labels: int32 by row id.
         keys: uint64 by row id, of `images.augment.make_keys`.
         train_rows, val_rows, test_rows: row ids by role.
+        val_role: role of the validation rows in the cache.
         split: sha256 over the images of each role.
         plan: sha256 over the phases and the rest of the recipe.
         reference_rows: training rows that the out-of-distribution score is fitted to.
@@ -91,6 +93,9 @@ class TrainingTask:
         golden_rows: candidates for golden images.
         base_weights: Ray reference to the weights file; None for random weights.
         head_start: weights of the head before phase 1, by name; None for random ones.
+        out_of_fold: predictions of training rows by heads that were solved without their fold; None without folds.
+        trial: the same training without one fold, which tells whether phase 2 is worth it; None without phase 2 or
+            folds.
         must_gain: of phase 2 the last epoch is kept, and only if it lowers the validation loss of phase 1.
         images: source of batches for phases that are not cached.
         cache: None if no phase is cached.
@@ -119,6 +124,7 @@ class TrainingTask:
     keys: npt.NDArray[np.uint64]
     train_rows: npt.NDArray[np.int64]
     val_rows: npt.NDArray[np.int64]
+    val_role: str
     test_rows: npt.NDArray[np.int64]
     split: str
     plan: str
@@ -128,6 +134,8 @@ class TrainingTask:
     golden_rows: npt.NDArray[np.int64]
     base_weights: ray.ObjectRef[bytes] | None
     head_start: Weights | None
+    out_of_fold: RowPredictions | None
+    trial: TrainingTask | None
     must_gain: bool
     images: ImageSource
     cache: Cache | None
@@ -165,7 +173,6 @@ def make_training_task(
     cache: Cache | None,
     uris: ray.ObjectRef[list[str]],
     base_weights: ray.ObjectRef[bytes] | None,
-    head_start: Weights | None = None,
 ) -> TrainingTask:
     """Make the task of all workers; arguments as the attributes of `TrainingTask` and `ImageSource`."""
     train_rows, val_rows = roles.rows["train"], roles.rows["val"]
@@ -197,6 +204,7 @@ def make_training_task(
         keys=make_keys(roles.digests),
         train_rows=train_rows,
         val_rows=val_rows,
+        val_role="val",
         test_rows=roles.rows["test"],
         split=hash_json([[roles.digests[row] for row in rows] for rows in roles.rows.values()]),
         plan=hash_json(asdict(recipe)),
@@ -205,13 +213,10 @@ def make_training_task(
         held_rows=draw_rows(val_rows, MAX_HELD, config.seed),
         golden_rows=_choose_golden_rows(val_rows if len(val_rows) else train_rows, images.labels),
         base_weights=base_weights,
-        head_start=head_start,
-        must_gain=(
-            recipe.must_gain
-            and config.select == "loss"
-            and recipe.schedule == "cosine"
-            and config.early_stopping is None
-        ),
+        head_start=None,
+        out_of_fold=None,
+        trial=None,
+        must_gain=config.compares_ends(recipe),
         images=ImageSource(
             uris,
             config.resolved_image_size,

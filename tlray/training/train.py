@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import itertools
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +19,7 @@ from tlray.cluster import connect as clusters
 from tlray.cluster.resources import Cluster
 from tlray.config import Recipe, TrainConfig, describe, resolve
 from tlray.console import now, say
-from tlray.errors import OutputError
+from tlray.errors import OutputError, StoppedError
 from tlray.features.cache import Cache, FrozenBase, Missing
 from tlray.images.augment import Augmentation
 from tlray.metrics.label_errors import LabelErrorSummary
@@ -32,14 +32,15 @@ from tlray.storage.lock import Lock
 from tlray.storage.records import Json
 from tlray.training import results
 from tlray.training.checkpoint import load_state, name_run
-from tlray.training.dataset import Images, Roles, assign_roles, list_images, list_keys
+from tlray.training.dataset import Images, Roles, assign_roles, hold_out, list_images, list_keys
 from tlray.training.results import TrainSummary
 
 if TYPE_CHECKING:
     import ray
 
     from tlray.training.channel import TrainedModel
-    from tlray.training.launch import Launch, Outcome
+    from tlray.training.launch import Launch
+    from tlray.training.monitor import Outcome
 
 CONFIG = "training/config.yaml"
 
@@ -101,13 +102,16 @@ def _train(
         cluster = _prepare(config, cluster, images, checkpoints)
         if roles is None:
             roles = assign_roles(config, images, spread=True)
-        outcome, frozen_s, cache, recipe = _run_workers(config, cluster, images, roles, base_weights, checkpoints, lock)
+        trained = _run_workers(config, cluster, images, roles, base_weights, checkpoints, lock)
+    outcome, recipe, roles = trained.outcome, trained.recipe, trained.roles
     assert outcome.model is not None
-    label_errors, listed = _find_label_errors(config, recipe, cache, outcome.model, roles, images)
+    label_errors, listed = _find_label_errors(config, recipe, trained.cache, outcome.model, roles, images)
     counts = RoleCounts(*(len(roles.rows[role]) for role in ("train", "val", "test")))
-    record = TrainingRecord(asked, resolve(config, recipe), images.fingerprint, counts, len(roles.left_out))
+    record = TrainingRecord(
+        asked, resolve(config, recipe, roles.folds), images.fingerprint, counts, len(roles.left_out)
+    )
     lock.check()
-    saved = _save(config, recipe, output, images, outcome, record, label_errors, listed)
+    saved = _save(config, recipe, roles.folds, output, images, outcome, record, label_errors, listed)
     storage.delete_folder(checkpoints)
     train_labels = images.labels[roles.rows["train"]]
     return TrainSummary(
@@ -119,7 +123,7 @@ def _train(
         history=outcome.history,
         metrics=saved.metrics,
         options=record.resolved,
-        seconds=_measure_stages(outcome.stages, started, frozen_s, time.time()),
+        seconds=_measure_stages(outcome.stages, started, trained.frozen_s, time.time()),
         label_errors=label_errors,
         advice=results.advise(config, recipe, outcome.history, saved.metrics, train_labels, len(roles.left_out)),
     )
@@ -172,6 +176,17 @@ def _prepare(config: TrainConfig, cluster: Cluster, images: Images, checkpoints:
     return cluster
 
 
+@dataclass(frozen=True)
+class _Trained:
+    """What the workers made: the outcome, the seconds of the frozen base, and what they used."""
+
+    outcome: Outcome
+    frozen_s: float
+    cache: Cache | None
+    recipe: Recipe
+    roles: Roles
+
+
 def _run_workers(
     config: TrainConfig,
     cluster: Cluster,
@@ -180,14 +195,16 @@ def _run_workers(
     base_weights: bytes | None,
     checkpoints: str,
     lock: Lock,
-) -> tuple[Outcome, float, Cache | None, Recipe]:
-    """Build the feature cache and train; return the outcome, the cache's seconds, the cache, and the recipe."""
+) -> _Trained:
+    """Build the feature cache and train."""
     import ray
 
     from tlray.features.cache import find_missing
     from tlray.features.decide import choose_cache, choose_engine_bounds
-    from tlray.training.launch import ChannelLostError, Launch, Outcome
-    from tlray.training.linear_head import can_solve, start_head
+    from tlray.training.launch import ChannelLostError, Launch
+    from tlray.training.linear_head import can_solve
+    from tlray.training.monitor import Outcome
+    from tlray.training.solved_heads import add_folds, start_head
     from tlray.training.task import make_training_task
 
     launch = Launch(config, cluster, checkpoints)
@@ -216,6 +233,11 @@ def _run_workers(
         cache, missing = chosen if chosen is not None else (None, None)
         if cache is None and recipe.solved:
             recipe = config.choose_recipe(solvable=False)
+            if roles.folds:
+                if config.folds:
+                    raise StoppedError("--folds needs cached features; give --cache on, or --val-fraction instead")
+                say("without cached features there are no folds: some images are held out for validation")
+                roles = hold_out(config, images, roles)
             if recipe.head_epochs:
                 say("WARNING: without cached features the head is not solved, but starts at random")
         task = make_training_task(
@@ -237,8 +259,11 @@ def _run_workers(
                 if cache is not None and missing is not None and not missing.is_empty:
                     frozen_s += _complete_cache(config, cluster, cache, missing, uris, launch)
                     missing = None
-                if cache is not None and recipe.solved and task.head_start is None and state.is_new:
-                    task = replace(task, head_start=start_head(task, cache, list_keys(images, roles)))
+                if cache is not None and recipe.solved and task.head_start is None:
+                    if roles.folds:
+                        task = add_folds(task, cache, list_keys(images, roles), roles.folds)
+                    elif state.is_new:
+                        task = replace(task, head_start=start_head(task, cache, list_keys(images, roles)))
                 launch.run(task, lock.check, outcome)
                 break
             except ChannelLostError as error:
@@ -251,7 +276,7 @@ def _run_workers(
     except BaseException:
         launch.close()
         raise
-    return outcome, frozen_s, cache, recipe
+    return _Trained(outcome, frozen_s, cache, recipe, roles)
 
 
 def _complete_cache(
@@ -308,6 +333,7 @@ def _find_label_errors(
 def _save(
     config: TrainConfig,
     recipe: Recipe,
+    folds: int,
     output: str,
     images: Images,
     outcome: Outcome,
@@ -323,7 +349,7 @@ def _save(
 
     def make_reports(manifest: Manifest) -> dict[str, bytes]:
         page = report.render_training(manifest, history, label_errors, report.read_files, finished=now())
-        return {**extra, CONFIG: _dump_config(config, recipe), results.LABEL_ERRORS: listed, report.NAME: page}
+        return {**extra, CONFIG: _dump_config(config, recipe, folds), results.LABEL_ERRORS: listed, report.NAME: page}
 
     return bundle.save_bundle(
         output,
@@ -335,7 +361,7 @@ def _save(
         calibration=model.calibration.describe(),
         thresholds=results.collect_thresholds(model, images, config.target_precision),
         training=record,
-        metrics=results.collect_metrics(model, history, images, config.select),
+        metrics=results.collect_metrics(model, history, images, config.select, out_of_fold=folds > 0),
         history=history,
     )
 
@@ -354,7 +380,7 @@ def _plain(value: Json) -> Json:
 
 def _measure_stages(stages: dict[str, float], started: float, frozen_s: float, ended: float) -> dict[str, float]:
     """Return seconds by stage; start-up is the rest."""
-    names = ["phase 1", "phase 2", "saving"]
+    names = ["trial", "phase 1", "phase 2", "saving"]
     begun = [name for name in names if name in stages]
     ends = [*(stages[name] for name in begun[1:]), ended]
     spent = {name: end - stages[name] for name, end in zip(begun, ends, strict=True)}
@@ -362,11 +388,11 @@ def _measure_stages(stages: dict[str, float], started: float, frozen_s: float, e
     return {name: round(value, 1) for name, value in seconds.items() if value > 0}
 
 
-def _dump_config(config: TrainConfig, recipe: Recipe) -> bytes:
+def _dump_config(config: TrainConfig, recipe: Recipe, folds: int) -> bytes:
     """Return the config with its defaults resolved, as a file that `--config` takes."""
     import yaml
 
-    values = {**describe(config), **resolve(config, recipe)}
+    values = {**describe(config), **resolve(config, recipe, folds)}
     if recipe.solved:  # where a head cannot be solved, other values must take their place
         values |= {"head_epochs": config.head_epochs, "lr_head": config.lr_head}
     text: str = yaml.safe_dump({name: _plain(value) for name, value in values.items()}, sort_keys=False)

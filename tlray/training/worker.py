@@ -1,63 +1,48 @@
-"""The training loop of every worker: the phases and epochs of a task, from its latest checkpoint to the end.
-
-Every epoch ends with a checkpoint, and long ones have some within. Workers that are started again, here or by a later
-command, resume after it; it is all they need, since order, views and dropout depend on seed, epoch and step alone.
-"""
+"""Every worker of a training: a trial of phase 2 if one is asked for, the training itself, the finished model."""
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, replace
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import keras
-import numpy as np
-import numpy.typing as npt
 import ray
 import ray.train
-import ray.train.collective
 
 from tlray import storage
 from tlray.cluster.resources import count_cores
-from tlray.config import SelectName
-from tlray.errors import DivergedError
-from tlray.features.cache import PLAIN
-from tlray.metrics.classification import compute_macro_f1
-from tlray.metrics.intervals import LossGain, measure_gain
+from tlray.features.cache import OpenCache
+from tlray.metrics.intervals import LossGain
 from tlray.model.engine import limit_threads
 from tlray.model.manifest import EpochRecord
-from tlray.model.network import Network, Weights, build_head, make_optimizer
 from tlray.training import steps
-from tlray.training.channel import EpochEnded, ModelReady, PartSaved, Resumed, StageBegan, WorkerReporter
-from tlray.training.checkpoint import EpochPart, TrainingState, load_state, save_state
-from tlray.training.interim import InterimClock
-from tlray.training.loader import BatchSource, FeatureSource, Inputs, RowBatch
-from tlray.training.networks import OpenNetwork, open_network
-from tlray.training.predictions import RowPredictions, fit_calibration, join_predictions
-from tlray.training.schedule import (
-    StepRows,
-    cut_steps,
-    draw_dropout,
-    draw_mixing,
-    is_exhausted,
-    make_rates,
-    pair_neighbours,
-    permute,
-)
-from tlray.training.task import PhasePlan, TrainingTask, WorkerSettings
+from tlray.training.channel import ModelReady, StageBegan, TrialEnded, WorkerReporter
+from tlray.training.loop import Group, TrainingLoop
+from tlray.training.networks import OpenNetwork
+from tlray.training.predictions import RowPredictions, fit_calibration, join_predictions, score_trial
+from tlray.training.task import TrainingTask, WorkerSettings
+
+TRIAL = "trial"
+"""Folder of a trial's states below those of the training; in names of roles, their prefix."""
 
 _POLL_S = 0.2
 
 
-class Validated(NamedTuple):
-    """Figures of the validation images, as in `EpochRecord`."""
+@dataclass(frozen=True)
+class Trial:
+    """The result of a trial.
 
-    loss: float
-    weighted_loss: float
-    accuracy: float
-    macro_f1: float
+    Attributes:
+        gain: of phase 2 over phase 1 on the images held out; None if there is no phase 1.
+        keeps: whether phase 2 is trained on all images.
+        records: the epochs of phase 2.
+        predictions: this worker's share, by role; empty if phase 2 is not trained.
+    """
+
+    gain: LossGain | None
+    keeps: bool
+    records: list[EpochRecord]
+    predictions: dict[str, RowPredictions]
 
 
 class Worker:
@@ -66,339 +51,78 @@ class Worker:
     def __init__(self, settings: WorkerSettings) -> None:
         """Connect to the other workers."""
         context = ray.train.get_context()
-        self.rank, self.num_workers = context.get_world_rank(), context.get_world_size()
+        rank, num_workers = context.get_world_rank(), context.get_world_size()
         self._checkpoints = settings.checkpoints
-        self._channel = settings.channel
-        self._reporter = WorkerReporter(settings.channel, self.rank)
         limit_threads(min(settings.num_threads, max(1, count_cores() // context.get_local_world_size())))
-        self.strategy = steps.make_strategy(settings.collective_timeout_s)
+        strategy = steps.make_strategy(settings.collective_timeout_s)
+        self.group = Group(rank, num_workers, strategy, settings.channel, WorkerReporter(settings.channel, rank))
 
     def run(self, task: TrainingTask) -> None:
         """Run the remaining phases, predict the known rows, and send the model to the driver."""
         if task.precision.step != "float32":
             keras.config.set_dtype_policy(f"mixed_{task.precision.step}")
-        self._task = task
-        self._cache = task.cache.open() if task.cache is not None else None
-        self._state = state = self._load_state()
-        with self.strategy.scope():
-            head = build_head(task.backbone, task.head_units, len(task.classes), seed=task.seed)
-        opened: OpenNetwork | None = None
-        while state.phase < len(task.phases):
-            phase = task.phases[state.phase]
-            opened = open_network(task, phase, self.strategy, head, self._cache, state.weights, opened)
-            self._run_phase(phase, opened)
-        if opened is None:  # all epochs were finished before
-            opened = open_network(task, task.phases[-1], self.strategy, head, self._cache, state.weights, None)
-        self._finish(opened)
+        cache = task.cache.open() if task.cache is not None else None
+        trial = self._try(task.trial, cache) if task.trial is not None else None
+        if trial is not None and not trial.keeps:
+            task = replace(task, phases=tuple(phase for phase in task.phases if phase.name == "head"))
+        loop = TrainingLoop(task, self.group, cache, self._checkpoints)
+        self._finish(loop, loop.run(), trial)
 
-    def _load_state(self) -> TrainingState:
-        """Load the run's latest state, which must be the same on all workers."""
-        state = load_state(self._checkpoints, self._task.split, self._task.plan)
-        if state.is_new and self._task.head_start is not None:
-            state.weights = self._task.head_start
-        ours = (state.epoch, state.part)
-        first = ray.train.collective.broadcast_from_rank_zero(ours)
-        if ours != first:
-            raise RuntimeError(f"rank {self.rank} finds the state {ours}, rank 0 {first}")
-        self._reporter.report(Resumed(state.history, self.num_workers, state.part.images if state.part else 0))
-        return state
+    def _try(self, task: TrainingTask, cache: OpenCache | None) -> Trial:
+        """Train without one fold, to see what phase 2 gains on it and how sure its predictions are."""
+        self.group.reporter.report(StageBegan("trial"))
+        loop = TrainingLoop(task, self.group, cache, storage.join(self._checkpoints, TRIAL), is_trial=True)
+        opened = loop.run()
+        kept, weights, gain = loop.choose_epoch(opened)
+        keeps = kept.phase == "finetune"
+        self.group.reporter.report(TrialEnded(gain, keeps, len(task.val_rows)))
+        records = [record for record in loop.state.history if record.phase == "finetune"]
+        predictions = loop.predict(opened, weights) if keeps else {}
+        return Trial(gain, keeps, records, {f"{TRIAL} {role}": found for role, found in predictions.items()})
 
-    def _run_phase(self, phase: PhasePlan, opened: OpenNetwork) -> None:
-        """Run the remaining epochs of a phase, each with its validation and checkpoint."""
-        task, state, network = self._task, self._state, opened.network
-        done = [record for record in state.history if record.phase == phase.name]
-        num_steps = len(self._cut(task.train_rows).rows)
-        num_warmup_steps = round(phase.warmup_epochs * num_steps)
-        rates = make_rates(phase.learning_rate, phase.epochs * num_steps, phase.schedule, num_warmup_steps)
-        with self.strategy.scope():
-            optimizer = make_optimizer(phase.optimizer, steps.RateTable(rates), nesterov=phase.nesterov)
-            optimizer.build(network.trainable_variables)
-            if state.slots:
-                for variable, value in zip(optimizer.variables, state.slots, strict=True):
-                    variable.assign(value)
-            # the saved count is wrong if the number of workers, and so of steps in an epoch, has changed
-            begun = num_steps - len(self._cut_epoch(state.epoch, state.part.images).rows) if state.part else 0
-            optimizer.iterations.assign(len(done) * num_steps + begun)
-        train_step = steps.TrainStep(
-            self.strategy, network, optimizer, label_smoothing=task.label_smoothing, clip_norm=task.clip_norm or None
-        )
-        if state.slots:
-            train_step.loss_scale = state.loss_scale
-        batches = self._list_batches(phase, state.epoch, phase.epochs - len(done))
-        self._clock = InterimClock(
-            task.checkpoint_every_s, lambda: bool(ray.get(self._channel.take_save_request.remote()))
-        )
-        self._reporter.report(StageBegan("phase 1" if phase.name == "head" else "phase 2"))
-        with contextlib.closing(self._choose_source(phase).stream(batches)) as inputs:
-            while not self._is_over(phase, done):
-                rate = float(rates[(len(done) + 1) * num_steps - 1])
-                record = self._run_epoch(phase, opened, train_step, inputs, rate)
-                done.append(record)
-                weights = network.read_weights(opened_only=True)
-                select: SelectName | None = task.select
-                if task.must_gain and phase.name == "finetune":
-                    select = None  # what a cosine ends with is the best, whatever a few images say of epochs before
-                state.take_epoch(record, weights, optimizer, train_step.loss_scale, select)
-                if self._is_over(phase, done):
-                    state.end_phase(is_last=state.phase + 1 == len(task.phases))
-                self._save_state(record)
-
-    def _is_over(self, phase: PhasePlan, done: list[EpochRecord]) -> bool:
-        return len(done) >= phase.epochs or is_exhausted(done, self._task.early_stopping, self._task.select)
-
-    def _run_epoch(
-        self, phase: PhasePlan, opened: OpenNetwork, train_step: steps.TrainStep, inputs: Iterator[Inputs], rate: float
-    ) -> EpochRecord:
-        task, epoch, network = self._task, self._state.epoch, opened.network
-        before = self._state.part or EpochPart(0, 0.0, 0.0, 0.0, 0.0)
-        started = time.monotonic() - before.seconds
-        plan = self._cut_epoch(epoch, before.images)
-        first_step = len(self._cut(task.train_rows).rows) - len(plan.rows)
-        sums = np.zeros(2)
-        waited_s = before.waited
-        for index, rows in enumerate(plan.rows):
-            wait_started = time.monotonic()
-            batch_inputs = next(inputs)
-            waited_s += time.monotonic() - wait_started
-            step_sums = train_step.step(self._make_batch(phase, network, plan, index, first_step, rows, batch_inputs))
-            if not np.isfinite(step_sums).all():
-                raise DivergedError(
-                    f"the loss is not finite in phase {phase.name}, epoch {epoch + 1}, step {first_step + index + 1}; "
-                    "lower the learning rate; the last checkpoint stays"
-                )
-            sums += step_sums
-            self._reporter.count(int(plan.totals[index]))
-            if index + 1 < len(plan.rows) and self._clock.count_step():
-                images = before.images + int(plan.totals[: index + 1].sum())
-                now = EpochPart(images, before.loss, before.hits, time.monotonic() - started, waited_s)
-                self._save_part(network, train_step, now, sums)
-        summed = steps.sum_over_workers(self.strategy, sums) + np.array([before.loss, before.hits])
-        loss, accuracy = summed / len(task.train_rows)
-        if task.train_batchnorm:
-            steps.average_statistics(self.strategy, network)
-        steps.check_replicas(self.strategy, network)
-        trained_s = time.monotonic() - started
-        validated = self._validate(opened, inputs)
-        return EpochRecord(
-            phase=phase.name,
-            epoch=epoch + 1,
-            loss=float(loss),
-            accuracy=float(accuracy),
-            val_loss=validated.loss if validated else None,
-            val_accuracy=validated.accuracy if validated else None,
-            val_macro_f1=validated.macro_f1 if validated else None,
-            val_weighted_loss=validated.weighted_loss if validated else None,
-            images=len(task.train_rows),
-            steps=first_step + len(plan.rows),
-            seconds=round(time.monotonic() - started, 3),
-            train_seconds=round(trained_s, 3),
-            wait_seconds=round(waited_s, 3),
-            learning_rate=rate,
-        )
-
-    def _save_part(
-        self,
-        network: Network,
-        train_step: steps.TrainStep,
-        part: EpochPart,
-        sums: npt.NDArray[np.float64],
-    ) -> None:
-        """Write a checkpoint within the epoch if one is due; every worker must call it after the same step.
-
-        Args:
-            part: with the sums at the worker's start.
-            sums: this worker's since then.
-        """
-        proposed = self._clock.propose() if self.rank == 0 else (False, 0)
-        due, num_steps, loss, hits = steps.sum_over_workers(self.strategy, np.array([*proposed, *sums], np.float64))
-        self._clock.agree(int(num_steps))
-        if not due:
-            return
-        if self._task.train_batchnorm:
-            steps.average_statistics(self.strategy, network)
-        if self.rank == 0:
-            part = replace(part, loss=part.loss + float(loss), hits=part.hits + float(hits))
-            weights = network.read_weights(opened_only=True)
-            self._state.take_part(part, weights, train_step.optimizer, train_step.loss_scale)
-            save_state(self._checkpoints, self._state)
-            self._reporter.report(PartSaved(part.images))
-        self._clock.note_saved()
-
-    def _make_batch(
-        self,
-        phase: PhasePlan,
-        network: Network,
-        plan: StepRows,
-        index: int,
-        first_step: int,
-        rows: npt.NDArray[np.int64],
-        inputs: Inputs,
-    ) -> steps.Batch:
-        task, epoch = self._task, self._state.epoch
-        batch: steps.Batch = {
-            "inputs": inputs,
-            "labels": task.labels[rows],
-            "weights": plan.weights[index] * task.class_weights[task.labels[rows]],
-            "counts": plan.weights[index],
-            "total": plan.totals[index],
-        }
-        if network.entrance == "pixels":
-            batch["transforms"] = task.augmentation.draw(task.keys[rows], epoch, task.image_size_px)
-        place = (task.seed, epoch, first_step + index, self.num_workers * task.batch_size)
-        ours = slice(self.rank * task.batch_size, (self.rank + 1) * task.batch_size)
-        units = task.head_units or ((network.num_features,) if phase.name == "finetune" else ())
-        if task.dropout and units:
-            batch["masks"] = draw_dropout(*place, units, task.dropout)[ours]
-        if phase.mixup:
-            partners = pair_neighbours(len(rows))
-            batch["partners"], batch["shares"] = partners, draw_mixing(*place, phase.mixup)[ours]
-            batch["partner_weights"] = plan.weights[index] * task.class_weights[task.labels[rows[partners]]]
-        return batch
-
-    def _validate(self, opened: OpenNetwork, inputs: Iterator[Inputs]) -> Validated | None:
-        """Measure the validation rows of all workers; None without any."""
-        task = self._task
-        if len(task.val_rows) == 0:
-            return None
-        num_classes = len(task.classes)
-        sums = np.zeros(2)
-        counts = np.zeros((3, num_classes))
-        plan = self._cut(task.val_rows)
-        for index, rows in enumerate(plan.rows):
-            logs = opened.evaluate(next(inputs))[0].numpy()
-            labels, weights = task.labels[rows], plan.weights[index]
-            losses, predicted = -logs[np.arange(len(rows)), labels].astype(np.float64), logs.argmax(1)
-            sums += [(losses * weights).sum(), (losses * weights * task.class_weights[labels]).sum()]
-            for row, (found, kept) in enumerate(
-                [(labels, weights * (predicted == labels)), (predicted, weights), (labels, weights)]
-            ):
-                counts[row] += np.bincount(found, kept, num_classes)
-            self._reporter.count(int(plan.totals[index]))
-        summed = steps.sum_over_workers(self.strategy, np.concatenate([sums, counts.ravel()]))
-        right, predictions, images = summed[2:].reshape(counts.shape)
-        return Validated(
-            loss=float(summed[0] / images.sum()),
-            weighted_loss=float(summed[1] / (images @ task.class_weights)),
-            accuracy=float(right.sum() / images.sum()),
-            macro_f1=compute_macro_f1(right, predictions, images),
-        )
-
-    def _save_state(self, record: EpochRecord) -> None:
-        """Write the checkpoint on rank 0, and report it to the driver and to Ray Train."""
-        checkpoint = None
-        if self.rank == 0:
-            filesystem, path = storage.make_arrow_filesystem(save_state(self._checkpoints, self._state))
-            checkpoint = ray.train.Checkpoint(path, filesystem)
-        self._clock.note_saved()
-        self._reporter.report(EpochEnded(record))
-        ray.train.report(asdict(record), checkpoint, checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD)
-
-    def _finish(self, opened: OpenNetwork) -> None:
+    def _finish(self, loop: TrainingLoop, opened: OpenNetwork, trial: Trial | None) -> None:
         """Predict the known rows with the best weights; rank 0 calibrates, exports and waits for the driver."""
-        task, state = self._task, self._state
-        assert state.best is not None
-        self._reporter.report(StageBegan("saving"))
-        kept, weights, gain = self._choose_epoch(opened)
-        ray.get(self._channel.put_predictions.remote(self.rank, self._predict(opened, weights)))
+        group, task = self.group, loop.task
+        group.reporter.report(StageBegan("saving"))
+        kept, weights, gain = loop.choose_epoch(opened)
+        predicted = loop.predict(opened, weights) | ({} if trial is None else trial.predictions)
+        ray.get(group.channel.put_predictions.remote(group.rank, predicted))
         # a worker that has ended removes the images that its machine keeps, which others may still read
-        while ray.get(self._channel.count_predicted.remote()) < self.num_workers:
+        while ray.get(group.channel.count_predicted.remote()) < group.num_workers:
             time.sleep(_POLL_S)
-        if self.rank != 0:
+        if group.rank != 0:
             return
         from tlray.training.export import export_model
 
+        history, scores = loop.state.history, None
         predictions = self._collect_predictions()
-        calibration = fit_calibration(predictions["reference"], predictions.get("val"), task.labels, len(task.classes))
-        files, architecture = export_model(task, weights, state.history, calibration)
+        if task.out_of_fold is not None:
+            predictions["val"] = task.out_of_fold
+        if trial is not None:
+            gain = trial.gain
+            if trial.keeps:
+                references = predictions.pop(f"{TRIAL} reference")
+                predictions["val"] = predictions.pop(f"{TRIAL} val")
+                scores = score_trial(references, predictions["val"], task.labels, len(task.classes))
+            else:
+                history = history + [_forget_validation(record) for record in trial.records]
+        calibration = fit_calibration(
+            predictions["reference"], predictions.get("val"), task.labels, len(task.classes), scores
+        )
+        files, architecture = export_model(task, weights, history, calibration)
         # references: the driver reads the few hundred MB from this process's object store
-        model = ModelReady([ray.put(files)], architecture, kept, calibration, [ray.put(predictions)], gain)
-        self._reporter.report(model)
-        self._reporter.wait_for_end()
-
-    def _choose_epoch(self, opened: OpenNetwork) -> tuple[EpochRecord, Weights, LossGain | None]:
-        """Return the epoch to keep, its weights, and what phase 2 gained; every worker must call it.
-
-        Where the recipe asks for it, phase 2's last epoch is kept only if the validation images gain by it on average.
-        """
-        task, state = self._task, self._state
-        assert state.best is not None
-        weights = state.best_weights or state.weights
-        rival = state.before
-        if not task.must_gain or rival is None or rival.phase == state.best.phase or not len(task.calibration_rows):
-            return state.best, weights, None
-        losses = [self._compute_losses(opened, tried) for tried in (state.before_weights, weights)]
-        mean_weight = task.class_weights[task.labels[task.calibration_rows]].mean()
-        gains = (losses[0] - losses[1]) / mean_weight
-        sums = np.array([len(gains), gains.sum(), (gains**2).sum()])
-        gain = measure_gain(*steps.sum_over_workers(self.strategy, sums).tolist())
-        return (state.best, weights, gain) if gain.mean > 0 else (rival, state.before_weights, gain)
-
-    def _compute_losses(self, opened: OpenNetwork, weights: Weights) -> npt.NDArray[np.float64]:
-        """Return the weighted log-loss of this worker's share of the calibration rows."""
-        task = self._task
-        opened.network.assign_weights({**opened.initial, **weights})
-        plan = self._cut(task.calibration_rows)
-        batches = [RowBatch("val", 0, rows) for rows in plan.rows]
-        losses = []
-        with contextlib.closing(self._choose_source(task.phases[-1]).stream(batches)) as inputs:
-            for rows, counts in zip(plan.rows, plan.weights, strict=True):
-                logs, labels = opened.evaluate(next(inputs))[0].numpy(), task.labels[rows]
-                weighted = -logs[np.arange(len(rows)), labels].astype(np.float64) * task.class_weights[labels]
-                losses.append(weighted[counts > 0])
-        return np.concatenate(losses) if losses else np.zeros(0)
-
-    def _predict(self, opened: OpenNetwork, weights: Weights) -> dict[str, RowPredictions]:
-        """Predict this worker's share of the known rows, by role; roles without rows are left out."""
-        task, phase = self._task, self._task.phases[-1]
-        opened.network.assign_weights({**opened.initial, **weights})  # if phase 1 won, with the initial base
-        parts: dict[str, list[RowPredictions]] = {}
-        roles = [
-            ("reference", PLAIN, task.reference_rows),
-            ("val", "val", task.calibration_rows),
-            ("test", "test", task.test_rows),
-        ]
-        plans = [(role, cached, self._cut(rows)) for role, cached, rows in roles if len(rows)]
-        batches = [RowBatch(cached, 0, rows) for _, cached, plan in plans for rows in plan.rows]
-        with contextlib.closing(self._choose_source(phase).stream(batches)) as inputs:
-            for role, _, plan in plans:
-                with_features = task.reference_rows if role == "reference" else task.held_rows
-                for rows, counts in zip(plan.rows, plan.weights, strict=True):
-                    logs, features = (output.numpy() for output in opened.evaluate(next(inputs)))
-                    probabilities = np.exp(logs)
-                    counted = counts > 0
-                    kept = counted & np.isin(rows, with_features)
-                    if role == "reference":  # only their features are used
-                        probabilities = probabilities[:, :0]
-                    predicted = RowPredictions(rows[counted], probabilities[counted], rows[kept], features[kept])
-                    parts.setdefault(role, []).append(predicted)
-        return {role: join_predictions(batches_of_role) for role, batches_of_role in parts.items()}
+        model = ModelReady([ray.put(files)], architecture, history, kept, calibration, [ray.put(predictions)], gain)
+        group.reporter.report(model)
+        group.reporter.wait_for_end()
 
     def _collect_predictions(self) -> dict[str, RowPredictions]:
         """Join the predictions of all workers by role."""
-        predicted: dict[int, dict[str, RowPredictions]] = ray.get(self._channel.get_predictions.remote())
+        predicted: dict[int, dict[str, RowPredictions]] = ray.get(self.group.channel.get_predictions.remote())
         roles = dict.fromkeys(role for rank in sorted(predicted) for role in predicted[rank])
         workers = predicted.values()
         return {role: join_predictions(worker[role] for worker in workers if role in worker) for role in roles}
 
-    def _choose_source(self, phase: PhasePlan) -> BatchSource:
-        if not phase.cached:
-            return self._task.images
-        assert self._cache is not None
-        return FeatureSource(self._cache, "pooled" if phase.name == "head" else "activations")
 
-    def _list_batches(self, phase: PhasePlan, first_epoch: int, num_epochs: int) -> list[RowBatch]:
-        """List this worker's training and validation batches of some epochs, in the order of the loop."""
-        val = [RowBatch("val", 0, rows) for rows in self._cut(self._task.val_rows).rows]
-        batches = []
-        for epoch in range(first_epoch, first_epoch + num_epochs):
-            view = epoch % self._task.num_views if phase.cached else epoch
-            begun = self._state.part.images if self._state.part is not None and epoch == first_epoch else 0
-            batches += [RowBatch("train", view, rows) for rows in self._cut_epoch(epoch, begun).rows] + val
-        return batches
-
-    def _cut_epoch(self, epoch: int, begun: int) -> StepRows:
-        """Cut what is to train of an epoch, without the images that its beginning has taken."""
-        return self._cut(permute(self._task.train_rows, self._task.seed, epoch)[begun:])
-
-    def _cut(self, rows: npt.NDArray[np.int64]) -> StepRows:
-        return cut_steps(rows, self.rank, self.num_workers, self._task.batch_size)
+def _forget_validation(record: EpochRecord) -> EpochRecord:
+    """Return a trial's record without its figures of a single fold, which those of all folds do not compare with."""
+    return replace(record, val_loss=None, val_accuracy=None, val_macro_f1=None, val_weighted_loss=None)
