@@ -76,6 +76,12 @@ class Stage:
         elif now - self._last_line >= _LINE_INTERVAL_S and self._done < self._total:
             self._print_line(now)
 
+    def set_total(self, total: int) -> None:
+        """Change the number of all units."""
+        self._total = total
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], total=total)
+
     def move_to(self, done: int) -> None:
         """Set the number of finished units, as when a job goes back to its last checkpoint."""
         self._done = 0

@@ -41,7 +41,7 @@ def test_calibration_is_described_if_there_were_enough_images():
     few = measure_uncalibrated(PROBABILITIES, LABELS)
     assert describe_accuracy(Metrics(validation=validation, uncalibrated=few)) == [
         ("validation accuracy", "0.7500 (4 images)"),
-        ("calibration", f"none: {MIN_IMAGES} validation images are needed for it"),
+        ("calibration", f"none: {MIN_IMAGES} images are needed for it"),
     ]
     times = -(-MIN_IMAGES // 4)
     many = measure_uncalibrated(np.tile(PROBABILITIES, (times, 1)), np.tile(LABELS, times))

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from tlray.errors import StoppedError, WeightsError
-from tlray.model.backbones import BACKBONES, INPUT
+from tlray.model.backbones import BACKBONES, INPUT, read_walks
 
-SIZES = {"inception_v3": 75, "mobilenet_v2": 64}
+SIZES = {"inception_v3": 75, "mobilenet_v2": 64, "efficientnet_v2_b0": 64, "resnet50_v2": 64}
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +33,67 @@ def test_boundaries_are_layers_that_the_whole_network_passes(backbone):
             for tensor in layer.input if isinstance(layer.input, list) else [layer.input]:
                 source = tensor._keras_history.operation.name
                 assert order[source] >= position, (boundary, layer.name, source)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_base_is_what_its_walk_says(backbone):
+    from tlray.model.walk import walk
+
+    entry = BACKBONES[backbone]
+    assert walk(entry) == read_walks()[entry.keras_name]
+
+
+def test_boundaries_are_the_last_layers_before_further_convolutions():
+    """A chain, a residual block whose inside no path may skip, and a layer that Keras numbers."""
+    import keras
+
+    from tlray.model.walk import find_boundaries
+
+    def build():
+        inputs = keras.Input((8, 8, 3))
+        stem = keras.layers.Conv2D(4, 3, strides=2, padding="same", name="stem")(inputs)
+        relu = keras.layers.ReLU(name="stem_relu")(stem)
+        padded = keras.layers.ZeroPadding2D(name="padded")(relu)
+        relu = keras.layers.Conv2D(4, 3, name="second")(padded)
+        inner = keras.layers.DepthwiseConv2D(3, padding="same", name="inner")(relu)
+        inner = keras.layers.Conv2D(4, 1, name="inner_project")(inner)
+        added = keras.layers.Add(name="added")([relu, inner])
+        numbered = keras.layers.Conv2D(5, 1)(added)
+        return keras.Model(inputs, keras.layers.Conv2D(6, 1, name="last")(numbered))
+
+    costs = np.cumsum([16 * 27 * 4, 16 * 36 * 4, 16 * (9 * 4 + 16), 16 * 20, 16 * 30])
+    found = find_boundaries(build(), build())
+    assert list(found) == [INPUT, "stem_relu", "second", "added", "last"]
+    assert [cut.frozen_share for cut in found.values()] == [0.0, *np.round(costs[[0, 1, 2, 4]] / costs[-1], 3)]
+    assert (found["added"].side_px, found["added"].channels) == (4, 4)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_every_base_is_the_same_whole_and_split_and_is_exported(backbone, tmp_path):
+    import keras
+
+    from tlray.model.network import POOL, Network, assemble_model, build_base, build_head, build_tail, cut_tail
+    from tlray.model.safety import find_threats
+    from tlray.model.serving import freeze_classifier, save_for_serving
+
+    entry, side = BACKBONES[backbone], SIZES[backbone]
+    base, head = build_base(backbone, side, weights=None, seed=0), build_head(backbone, (), 3, seed=0)
+    tail = cut_tail(base, entry.default_boundary)
+    network = Network(backbone, "activations", build_tail(tail), tail.positions, head, train_batchnorm=False)
+    network.assign_weights(tail.weights)
+    network.open_base(entry.default_boundary)
+    model = assemble_model(backbone, base, head)
+    pixels = np.random.default_rng(0).integers(0, 255, (2, side, side, 3), np.uint8)
+    front = keras.Model(base.input, base.get_layer(entry.default_boundary).output)
+    activations = front(pixels * entry.scale + entry.offset, training=False)
+    whole = model(pixels.astype(np.float32), training=False).numpy()
+    split = keras.ops.softmax(network.call(activations, training=True)).numpy()
+    np.testing.assert_allclose(split, whole, atol=1e-5)
+    assert 0 < len(network.trainable_variables) < len(base.trainable_variables)
+    frozen = freeze_classifier(model, model.get_layer(POOL).output, side, None)
+    save_for_serving(frozen, tmp_path / "saved_model")
+    model.save(tmp_path / "model.keras")
+    assert list(find_threats(tmp_path)) == []
 
 
 @pytest.mark.parametrize("boundary", [None, "block_14_add"])
@@ -414,21 +475,21 @@ def test_phase_2_is_kept_only_if_the_validation_images_gain_by_it(losses, kept, 
 
     from tests.factories import make_epoch
     from tlray.training.checkpoint import TrainingState
-    from tlray.training.worker import Worker
+    from tlray.training.loop import TrainingLoop
 
-    worker = object.__new__(Worker)
-    worker.strategy = tf.distribute.get_strategy()
+    loop = object.__new__(TrainingLoop)
+    loop._strategy = tf.distribute.get_strategy()
     rows = np.array([0, 1])
     weights = np.array([1.0, 3.0])
-    worker._task = SimpleNamespace(must_gain=True, calibration_rows=rows, labels=rows, class_weights=weights)
-    worker._state = TrainingState(
+    loop.task = SimpleNamespace(must_gain=True, calibration_rows=rows, labels=rows, class_weights=weights)
+    loop.state = TrainingState(
         weights={"head": "after"}, best=make_epoch(9, phase="finetune"), before=make_epoch(3, phase="head"),
         before_weights={"head": "before"},
     )  # fmt: skip
     by_weights = {"before": np.array(losses[0]) * weights, "after": np.array(losses[1]) * weights}
-    monkeypatch.setattr(worker, "_compute_losses", lambda opened, tried: by_weights[tried["head"]], raising=False)
-    record, chosen, gain = worker._choose_epoch(None)
+    monkeypatch.setattr(loop, "_compute_losses", lambda opened, tried: by_weights[tried["head"]], raising=False)
+    record, chosen, gain = loop.choose_epoch(None)
     assert (record.phase, chosen["head"]) == (kept, "after" if kept == "finetune" else "before")
     assert gain.mean == pytest.approx((0.5 + 3 * 0.5) / 4 if kept == "finetune" else -3 * 0.5 / 4)
-    worker._task.must_gain = False
-    assert worker._choose_epoch(None)[0].phase == "finetune"
+    loop.task.must_gain = False
+    assert loop.choose_epoch(None)[0].phase == "finetune"

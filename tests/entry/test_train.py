@@ -104,24 +104,49 @@ def test_the_default_recipe_starts_from_a_solved_head_and_keeps_what_gains(digit
         "train", "--data", str(digits / "train"), "--test-data", str(digits / "test"), "--output", str(bundle),
         "--backbone", "mobilenet_v2", "--weights", str(WEIGHTS) if PRETRAINED else "none", "--image-size", "96",
         "--finetune-epochs", "2", "--num-workers", "2", "--batch-size", "4", "--no-horizontal-flip", "--cache", "on",
-        "--val-fraction", "0.3", "--seed", SEED, "--precision", "float32",
+        "--seed", SEED, "--precision", "float32",
     )  # fmt: skip
     assert "head: solved on " in printed
     config = yaml.safe_load((bundle / "training" / "config.yaml").read_text())
     assert (config["tune"], config["head_units"], config["mixup"], config["clip_norm"]) == ("auto", [], 0.2, 1.0)
     history = json.loads((bundle / "training" / "history.json").read_text())
     assert [record["phase"] for record in history] == ["head"] * 3 + ["finetune"] * 2
-    metrics = read_manifest(bundle)["metrics"]
+    manifest = read_manifest(bundle)
+    assert (manifest["training"]["resolved"]["folds"], config["folds"]) == (5, None)
+    metrics, counts = manifest["metrics"], manifest["training"]["counts"]
     gain, kept = metrics["finetune_gain"], metrics["kept"]
-    best = min(record["val_loss"] for record in history[:3])
-    assert gain["mean"] == pytest.approx(best - history[4]["val_loss"], abs=1e-4)  # of the last epoch
-    assert kept["phase"] == ("finetune" if gain["mean"] > 0 else "head")
-    expected = history[4]["val_loss"] if gain["mean"] > 0 else best
-    assert metrics["validation"]["loss"] == pytest.approx(expected)
-    assert f"log-loss saved against phase 1: {gain['mean']:+.3f}" in " ".join(printed.split())
+    assert (counts["validation"], counts["train"]) == (0, len(list((digits / "train").rglob("*.png"))))
+    # out-of-fold figures are those of all epochs of the head, and phase 2 has none
+    assert len({record["val_loss"] for record in history[:3]}) == 1
+    assert {record["val_loss"] for record in history[3:]} == {None}
+    wins = gain["mean"] > 0
+    assert (kept["phase"], kept["epoch"]) == (("finetune", 5) if wins else ("head", 3))
+    fold = counts["train"] / 5
+    assert metrics["validation"]["images"] == pytest.approx(fold if wins else counts["train"], abs=3)
+    assert [record["images"] for record in history[:3]] == [counts["train"]] * 3
+    tuned = counts["train"] - (0 if wins else fold)  # epochs that are left out are those of the trial
+    assert [record["images"] for record in history[3:]] == pytest.approx([tuned] * 2, abs=3)
+    assert f"on the fold that its trial left out: {gain['mean']:+.3f}" in " ".join(printed.split())
+    assert "trial, epoch 5/5 (finetune)" in printed
     if PRETRAINED:  # before the first epoch it knows these digits
         assert history[0]["accuracy"] > 0.8
         assert history[0]["val_loss"] < 0.9  # by chance 1.1
+
+
+def test_held_out_images_choose_the_phase(digits, damaged, tmp_path):
+    bundle = tmp_path / "bundle"
+    printed = run_tlray(
+        "train", "--data", str(digits / "train"), "--output", str(bundle), "--backbone", "mobilenet_v2",
+        "--weights", "none", "--image-size", "48", "--finetune-epochs", "1", "--head-epochs", "1", "--num-workers", "2",
+        "--batch-size", "4", "--cache", "on", "--val-fraction", "0.3", "--seed", SEED, "--precision", "float32",
+    )  # fmt: skip
+    history = json.loads((bundle / "training" / "history.json").read_text())
+    metrics = read_manifest(bundle)["metrics"]
+    gain, kept = metrics["finetune_gain"], metrics["kept"]
+    assert gain["mean"] == pytest.approx(history[0]["val_loss"] - history[1]["val_loss"], abs=1e-4)
+    assert kept["phase"] == ("finetune" if gain["mean"] > 0 else "head")
+    assert metrics["validation"]["loss"] == pytest.approx(history[kept["epoch"] - 1]["val_loss"])
+    assert f"log-loss saved against phase 1: {gain['mean']:+.3f}" in " ".join(printed.split())
 
 
 def test_all_options_of_a_trainer_work_together(digits, damaged, tmp_path):

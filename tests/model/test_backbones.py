@@ -1,6 +1,14 @@
+from typing import get_args, get_type_hints
+
 import pytest
 
-from tlray.model.backbones import BACKBONES, INPUT
+from tlray.config import TrainConfig
+from tlray.model.backbones import BACKBONES, INPUT, read_walks
+
+
+def test_every_base_can_be_chosen_and_has_been_walked():
+    assert set(get_args(get_type_hints(TrainConfig)["backbone"])) == set(BACKBONES)
+    assert set(read_walks()) == {entry.keras_name for entry in BACKBONES.values()}
 
 
 @pytest.mark.parametrize("backbone", BACKBONES.values(), ids=BACKBONES)

@@ -55,15 +55,21 @@ def test_the_facts_are_those_of_the_manifest():
     assert card.endswith("\n")
 
 
-@pytest.mark.parametrize(("phase", "told"), [("head", "each predicted by a head"), ("finetune", "by a trial of the")])
-def test_out_of_fold_images_are_explained(phase, told):
+@pytest.mark.parametrize(
+    ("phase", "name", "told"),
+    [
+        ("head", "out-of-fold", "Out-of-fold images are the training images, each predicted by a head"),
+        ("finetune", "held-out", "Held-out images are one fold of the training images, predicted by a trial"),
+    ],
+)
+def test_out_of_fold_images_are_explained(phase, name, told):
     trained = make_trained()
     metrics = replace(trained.metrics, out_of_fold=True, kept=KeptEpoch(phase, 10))
     card = write_card(replace(trained, metrics=metrics))
     assert told in card
-    assert "78% of the out-of-fold images" in card
-    assert "| out-of-fold | 81 |" in card
-    assert "out-of-fold images" in [one["dataset"]["name"] for one in read_header(card)["model-index"][0]["results"]]
+    assert f"78% of the {name} images" in card
+    assert f"| {name} | 81 |" in card
+    assert f"{name} images" in [one["dataset"]["name"] for one in read_header(card)["model-index"][0]["results"]]
 
 
 def test_a_pipe_in_a_path_stays_in_its_cell():

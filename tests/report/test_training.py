@@ -50,9 +50,10 @@ def test_a_page_says_what_was_measured_out_of_fold(kept, gain, told):
     manifest = data.make_manifest(test=False)
     metrics = replace(manifest.metrics, out_of_fold=True, kept=kept, finetune_gain=gain)
     _, text = parse(render_training(replace(manifest, metrics=metrics), data.make_history(), None, read_nothing))
-    assert "of 81 out-of-fold images were classified correctly" in text
+    name = "held-out" if kept.phase == "finetune" else "out-of-fold"
+    assert f"of 81 {name} images were classified correctly" in text
     assert told in text
-    assert "of the labels on the out-of-fold images were correct" in text
+    assert f"of the labels on the {name} images were correct" in text
     trial = {0.045: "saved 0.045 of log-loss there", -0.02: "added 0.020 of log-loss there", None: "Validation figures"}
     assert trial[gain.mean if gain else None] in text
     assert ("left out, and its epochs are those of the trial" in text) == (gain is not None and gain.mean < 0)

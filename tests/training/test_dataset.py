@@ -248,8 +248,19 @@ def test_fewer_groups_than_folds_hold_some_out_unless_folds_are_asked_for(folder
     config = make_config(folder)
     images = replace(list_images(config), groups=["a", "b", "c", "d"] * 3)
     assert assign_roles(config, images, spread=False).folds == 0
-    with pytest.raises(DataError, match="--folds 5 needs as many different images or groups; got 4"):
+    with pytest.raises(
+        DataError, match="--folds 5 needs as many different images or groups, and two of a class; got 4 of 2"
+    ):
         assign_roles(make_config(folder, folds=5), images, spread=False)
+
+
+def test_classes_of_one_group_each_have_no_folds(tmp_path, write_digits):
+    folder = write_digits(tmp_path / "many", 6, 2)
+    config = make_config(folder, group_by_regex=r"/(\d)/digit")
+    with pytest.raises(DataError, match="no group can be held out"):
+        assign(config)
+    with pytest.raises(DataError, match="and two of a class; got 6 of 6 classes"):
+        assign(replace(config, folds=5))
 
 
 def test_a_set_too_large_for_solved_heads_has_no_folds(folder, monkeypatch):

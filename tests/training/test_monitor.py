@@ -14,9 +14,8 @@ from tlray.training.monitor import Outcome, TrainingMonitor
 
 
 def make_task(epochs, images, trial=None):
-    return SimpleNamespace(
-        phases=[SimpleNamespace(epochs=epochs)], train_rows=np.arange(images - 2), val_rows=np.arange(2), trial=trial
-    )
+    phases = [SimpleNamespace(name="head", epochs=1), SimpleNamespace(name="finetune", epochs=epochs - 1)]
+    return SimpleNamespace(phases=phases, train_rows=np.arange(images - 2), val_rows=np.arange(2), trial=trial)
 
 
 def make_monitor(monkeypatch, task):
@@ -67,7 +66,7 @@ def test_a_restart_goes_back_to_the_last_checkpoint(monitor):
     ]
 
 
-def test_a_restart_within_an_epoch_goes_on_behind_its_last_checkpoint(monitor):
+def test_a_restart_within_an_epoch_goes_on_after_its_last_checkpoint(monitor):
     watch, stage, lines = monitor
     watch._take(Resumed([make_epoch(1)], 2, 4), 0.0, stage)
     watch._take(PartSaved(8), 0.0, stage)
@@ -118,7 +117,7 @@ def test_a_worker_error_is_kept_to_be_raised(monitor):
     assert watch._failure is error
 
 
-def test_a_trial_is_told_apart_from_the_training_behind_it(with_trial):
+def test_a_trial_is_told_apart_from_the_training_after_it(with_trial):
     watch, stage, lines = with_trial
     watch._take(Resumed([], 2, is_trial=True), 0.0, stage)
     watch._take(EpochEnded(make_epoch(1)), 0.0, stage)
@@ -130,8 +129,8 @@ def test_a_trial_is_told_apart_from_the_training_behind_it(with_trial):
     watch._take(EpochEnded(make_epoch(2, val_loss=None, val_accuracy=None)), 0.0, stage)
     assert lines == [
         "trial, epoch 1/3 (head): loss 0.5000 accuracy 0.8000, val loss 0.6000 accuracy 0.7000  2.0 s",
-        "checkpoint: 4 images of epoch 2",
-        "trial: phase 2 saves 0.045 of log-loss on 1,200 images held out; it is trained on all images",
+        "checkpoint: 4 images of epoch 2 of the trial",
+        "trial: phase 2 saves 0.045 of log-loss on 1,200 images held out; phase 2 is trained on all images",
         "epoch 1/4 (head): loss 0.5000 accuracy 0.8000, val loss 0.6000 accuracy 0.7000  2.0 s",
         "epoch 2/4 (head): loss 0.5000 accuracy 0.8000  2.0 s",
     ]
@@ -141,12 +140,16 @@ def test_a_trial_is_told_apart_from_the_training_behind_it(with_trial):
 
 def test_a_phase_that_gains_nothing_in_the_trial_is_told_to_be_left_out(with_trial):
     watch, stage, lines = with_trial
-    watch._take(TrialEnded(LossGain(-0.02, -0.1, 0.1), False, 20), 0.0, stage)
     watch._take(TrialEnded(None, True, 20), 0.0, stage)  # without phase 1 there is nothing to compare with
-    assert lines == ["trial: phase 2 adds 0.020 of log-loss on 20 images held out; it is left out"]
+    watch._take(TrialEnded(LossGain(-0.02, -0.1, 0.1), False, 20), 0.0, stage)
+    assert lines == ["trial: phase 2 adds 0.020 of log-loss on 20 images held out; phase 2 is left out"]
+    watch._take(EpochEnded(make_epoch(1)), 0.0, stage)
+    assert lines[1].startswith("epoch 1/1 (head)")
+    stage.advance(1000)
+    assert stage._done == 24 + 10
 
 
-def test_workers_that_are_lost_behind_the_trial_go_on_with_the_training(with_trial):
+def test_workers_that_are_lost_after_the_trial_go_on_with_the_training(with_trial):
     watch, stage, lines = with_trial
     trial = [make_epoch(1), make_epoch(2), make_epoch(3)]
     watch._take(Resumed(trial[:2], 2, is_trial=True), 0.0, stage)

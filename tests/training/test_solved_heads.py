@@ -10,7 +10,7 @@ from tlray.features.cache import PLAIN, plan_cache
 from tlray.images.augment import Augmentation
 from tlray.training import solved_heads
 from tlray.training.linear_head import LinearHead
-from tlray.training.solved_heads import add_folds, find_known, join_twins, make_trial, start_head
+from tlray.training.solved_heads import add_folds, find_predictable, join_twins, make_trial, start_head
 
 NUM_IMAGES = 50
 
@@ -111,20 +111,30 @@ def test_near_duplicates_do_not_make_a_class_one_group():
     assert len(set(joined[:3])) == 3
     assert joined[3] == joined[4] != joined[5]
     assert len(set(join_twins(groups, labels, []))) == 6
+    across = join_twins(np.array([0, 1, 0, 1, 2]), np.array([0, 0, 1, 1, 1]), [(2, 3)])  # (2, 3) would join class 0
+    assert len(set(across[:2])) == 2
     alone = join_twins(np.array([0, 0, 1, 2, 3]), np.array([0, 0, 1, 1, 1]), [(2, 3)])  # one group from the start
     assert alone[2] == alone[3]
 
 
 def test_an_image_whose_class_is_in_no_other_fold_cannot_be_predicted(task):
     labels, folds = np.array([0, 0, 1, 1, 2]), np.array([0, 1, 0, 0, 2])
-    known = find_known(labels, folds)
+    known = find_predictable(labels, folds)
     assert known.tolist() == [True, True, False, False, False]
     # folds of the 50 images: the first holds nothing but the third class, which no other has
     folds = np.r_[np.arange(48) % 4 + 1, 0, 0]
-    known = find_known(task.labels, folds)
+    known = find_predictable(task.labels, folds)
     kernels = [(np.full((3, 3), fold, np.float32), np.zeros(3, np.float32)) for fold in range(5)]
     head = LinearHead(*kernels[0], 0.5, 0.1, None, NUM_IMAGES, folds, kernels)
     trial = make_trial(replace(task, train_rows=np.arange(NUM_IMAGES)), head, known)
     assert set(folds[trial.val_rows]) == {1}
     assert len(trial.train_rows) == NUM_IMAGES - 12
     assert trial.head_start["head/probabilities/kernel"][0, 0] == 1
+
+
+def test_a_trial_leaves_out_a_fold_of_the_usual_size(task):
+    folds = np.r_[np.zeros(30, np.int64), np.full(4, 1), np.full(9, 2), np.full(7, 3)]  # 12.5 would be usual
+    kernels = [(np.full((3, 3), fold, np.float32), np.zeros(3, np.float32)) for fold in range(4)]
+    head = LinearHead(*kernels[0], 0.5, 0.1, None, NUM_IMAGES, folds, kernels)
+    trial = make_trial(replace(task, train_rows=np.arange(NUM_IMAGES)), head, np.ones(NUM_IMAGES, bool))
+    assert len(trial.val_rows) == 9

@@ -125,6 +125,6 @@ def describe_accuracy(metrics: Metrics) -> list[tuple[str, str]]:
         elif gain is not None:
             text = f"none: it gains nothing on images held out; probabilities are off by {after:.3f} on average (ECE)"
         if metrics.uncalibrated.images < MIN_IMAGES:
-            text = f"none: {MIN_IMAGES} validation images are needed for it"
+            text = f"none: {MIN_IMAGES} images are needed for it"
         facts.append(("calibration", text))
     return facts

@@ -51,7 +51,8 @@ def _describe_phases(metrics: Metrics) -> list[tuple[str, str]]:
         if best.val_accuracy is not None:
             losses = [f"{loss:.4f}" for loss in (best.val_loss, best.val_weighted_loss) if loss is not None]
             weighted = f" ({losses[-1]} by class weights)" if losses[-1] != losses[0] else ""
-            figures = f"{metrics.name('validation')} loss {losses[0]}{weighted}, accuracy {best.val_accuracy:.4f}"
+            which = "out-of-fold" if metrics.out_of_fold else "validation"
+            figures = f"{which} loss {losses[0]}{weighted}, accuracy {best.val_accuracy:.4f}"
             text = f"{name}: {figures}" + ("" if metrics.out_of_fold else f" in epoch {best.epoch}")
         gain = metrics.finetune_gain if name == "finetune" else None
         if gain is not None:

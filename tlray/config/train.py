@@ -31,8 +31,9 @@ _MAX_FOLDED = 10_000
 """Images from which on a held-out share costs little accuracy, and a trial of phase 2 much time."""
 
 _FOLDS_NEED = (
-    "a linear head that is solved on cached features, and compares phases by their ends: --recipe tuned, --select loss "
-    "and --schedule cosine, without --head-units, --early-stopping, --tune off and --cache off"
+    "a solved linear head that phase 1 leaves nearly as it is, and phases that are compared at their ends: --recipe "
+    "tuned, --select loss and --schedule cosine, without --head-units, --lr-head, --early-stopping, --tune off and "
+    "--cache off"
 )
 _RECIPE_OPTIONS = (
     "head_epochs", "lr_head", "finetune_epochs", "lr_finetune", "schedule", "warmup_epochs", "dropout", "mixup",
@@ -60,7 +61,8 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
     folds: int | None = None
     """Folds of a cross-validation, which holds out no image: each is predicted by a head that was solved without its
     fold, phase 2 is tried without one fold, and the model is trained on all images; 0 for none.
-    Default 5 for up to 10,000 images, if the head is solved and neither --val-data nor --val-fraction is given."""
+    Default 5 for up to 10,000 images, if the head is solved, --lr-head is its own, phase 2 can be cached, and neither
+    --val-data nor --val-fraction is given."""
 
     val_fraction: float | None = None
     """Share of --data held out for validation, chosen by content hash; 0 for none; default 0.15, without folds."""
@@ -74,14 +76,14 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
     test_data: str | None = None
     """Test images: class folders or a manifest; measured once, after training."""
 
-    backbone: Literal["inception_v3", "mobilenet_v2"] = "inception_v3"
+    backbone: Literal["inception_v3", "mobilenet_v2", "efficientnet_v2_b0", "resnet50_v2"] = "inception_v3"
     """Convolutional base."""
 
     weights: str = "imagenet"
     """Initial weights of the base: imagenet, none, or a weights file without the top."""
 
     image_size: int | None = None
-    """Side of the square input in pixels; default 299 for inception_v3, 224 for mobilenet_v2."""
+    """Side of the square input in pixels; default 299 for inception_v3, 224 for the others."""
 
     recipe: RecipeName = "tuned"
     """Defaults of the options on learning.
@@ -101,7 +103,8 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
     """Epochs of phase 2; default 12 for --recipe tuned, 5 for seed."""
 
     finetune_from: str | None = None
-    """Last layer of the base that phase 2 keeps frozen; input trains all of it. Default: train the top two blocks."""
+    """Last layer of the base that phase 2 keeps frozen; input trains all of it.
+    Default: train the top blocks, 12% to 30% of the multiply-adds."""
 
     batchnorm: Literal["frozen", "train"] = "frozen"
     """Keep the base's BatchNorm layers frozen in phase 2, or train them (for training from scratch)."""
@@ -254,8 +257,12 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
         if self.folds is not None:
             return self.folds
         held_out = self.val_data is not None or self.val_fraction is not None
-        fits = recipe.solved and self.compares_ends(recipe) and num_images <= _MAX_FOLDED
+        cached = self.resolved_finetune_from != INPUT or not recipe.finetune_epochs
+        fits = self._may_fold(recipe) and cached and num_images <= _MAX_FOLDED
         return _FOLDS if fits and not held_out else 0
+
+    def _may_fold(self, recipe: Recipe) -> bool:
+        return recipe.solved and self.compares_ends(recipe) and self.lr_head is None
 
     @property
     def work_folder(self) -> str:
@@ -278,9 +285,11 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
         if self.folds:
             faults.check_range("folds", self.folds, 2, 100)
             if self.val_data is not None or self.val_fraction is not None:
-                faults.add("--folds, --val-data and --val-fraction: give one of them")
-            if not self.compares_ends(recipe) or not recipe.solved:
+                faults.add("--folds, --val-data and --val-fraction: give one of them, or --folds 0")
+            if not self._may_fold(recipe):
                 faults.add(f"--folds needs {_FOLDS_NEED}")
+            if self.resolved_finetune_from == INPUT and recipe.head_epochs == 0:
+                faults.add("--folds needs a frozen part of the base; got --finetune-from input and --head-epochs 0")
         if self.group_column is not None and self.group_by_regex is not None:
             faults.add("--group-column and --group-by-regex: give one of them")
         if self.group_by_regex is not None:
@@ -336,7 +345,7 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
         faults.report()
 
 
-def resolve(config: TrainConfig, recipe: Recipe, folds: int) -> dict[str, Any]:
+def resolve(config: TrainConfig, recipe: Recipe, folds: int = 0) -> dict[str, Any]:
     """Return the options whose defaults depend on other options or on the images, by name."""
     return {
         "folds": folds,

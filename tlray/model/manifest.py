@@ -145,8 +145,10 @@ class Metrics:
         return [(role, measured) for role, measured in roles if measured is not None]
 
     def name(self, role: str) -> str:
-        """Return a role's name for people."""
-        return "out-of-fold" if role == "validation" and self.out_of_fold else role
+        """Return a role's name for people: that of folds is "held-out" where a trial measured the one it left out."""
+        if role != "validation" or not self.out_of_fold:
+            return role
+        return "held-out" if self.kept is not None and self.kept.phase == "finetune" else "out-of-fold"
 
 
 @dataclass(frozen=True)

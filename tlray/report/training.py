@@ -68,6 +68,7 @@ def render_training(
         "distribution": None,
         "distribution_of": " and ".join(metrics.name(role) for role, _ in metrics.list_measured()),
         "validation": metrics.name("validation"),
+        "curve": "out-of-fold" if metrics.out_of_fold else "validation",
         "more_classes": max(0, len(manifest.classes) - MAX_CLASSES),
         "facts": _list_facts(manifest, training, history, finished),
     }
@@ -107,7 +108,7 @@ def _list_points(
     if measured[0].which == "test":
         points.append(Point("good", "Measured on test images, which were not used in training."))
     elif metrics.out_of_fold:
-        points.append(Point("good", _describe_folds(metrics)))
+        points.append(Point("bad", _describe_folds(metrics)))
     else:
         calibrated = " and calibrated the probabilities" if manifest.calibration.images else ""
         text = (
@@ -128,12 +129,13 @@ def _describe_folds(metrics: Metrics) -> str:
     """Return what out-of-fold images are, and what was measured on them."""
     if metrics.kept is not None and metrics.kept.phase == "finetune":
         return (
-            "Measured on one fold of the training images, by a trial that did not see it; the model itself was then "
-            "trained on all of them in the same way. Give --test-data to measure the model itself."
+            "Measured on one fold of the training images, by a trial that did not see it; the fold also chose the "
+            "phase and set the thresholds. The model was then trained on all images in the same way. Give --test-data "
+            "for an unbiased number."
         )
     return (
-        "Measured on the training images, each by a head that was solved without its fold; the model itself was then "
-        "trained on all of them. Give --test-data to measure the model itself."
+        "Measured on the training images, each by a head that was solved without its fold; they also set the "
+        "thresholds. The model was then trained on all of them. Give --test-data for an unbiased number."
     )
 
 
@@ -153,6 +155,8 @@ def _describe_kept(metrics: Metrics) -> str:
 
 def _describe_trial(metrics: Metrics) -> str:
     gain = metrics.finetune_gain
+    if "head" not in metrics.phases:
+        return "A trial without one fold was measured on it; without a head phase it had no rival."
     if gain is None:
         return "Validation figures of the head are those of heads that were each solved without one fold."
     change = "saved" if gain.mean > 0 else "added"

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from tlray import storage
 from tlray.config import SelectName, TrainConfig, describe_run
 from tlray.errors import DivergedError, FetchError, StoppedError
+from tlray.metrics.intervals import LossGain
 from tlray.model.manifest import EpochRecord, hash_json
 from tlray.storage.records import RecordError, dump_record, parse_record
 from tlray.training.schedule import score_epoch
@@ -31,6 +32,12 @@ if TYPE_CHECKING:
     from tlray.model.network import Weights
 
 STATE = "state.npz"
+
+TRIAL = "trial"
+"""Folder of a trial's states below those of its training."""
+
+DECISION = "decision.json"
+"""What a trial has decided, beside its states: a restart might decide otherwise where the gain is almost 0."""
 
 _STATE_NAME = re.compile(rf"(epoch-(\d+)(?:-(\d+))?)/{re.escape(STATE)}", re.ASCII)
 _KEPT = 2  # a reader may still need the one before the latest
@@ -200,11 +207,12 @@ def save_state(uri: str, state: TrainingState) -> str:
     return folder
 
 
-def load_state(uri: str, split: str = "", plan: str = "") -> TrainingState:
+def load_state(uri: str, split: str = "", plan: str = "", *, is_trial: bool = False) -> TrainingState:
     """Return a run's latest state; an empty one if it has none.
 
     Args:
         split, plan: as in `TrainingTask`.
+        is_trial: the folder is that of a trial.
 
     Raises:
         StoppedError: it cannot be read, is damaged, was written by another version, or is of another split or plan.
@@ -226,17 +234,21 @@ def load_state(uri: str, split: str = "", plan: str = "") -> TrainingState:
     except (ValueError, LookupError, EOFError, zipfile.BadZipFile) as error:
         raise StoppedError(f"{checkpoint} is damaged ({error}); remove it to go on from the one before") from None
 
-    if meta.split != split:
-        raise StoppedError(
-            f"{checkpoint} is of other training, validation or test images: some were left out then, or are now; make "
-            f"them readable as they were, or remove {uri} to start over"
-        )
-
+    run = uri.removesuffix(f"/{TRIAL}") if is_trial else uri
     if meta.plan != plan:
         raise StoppedError(
             f"{checkpoint} is of a training with other epochs, rates or start of the head: features were cached then, "
-            f"or are now; give --cache and --cache-dir as then, or remove {uri} to start over"
+            f"or are now; give --cache and --cache-dir as then, or remove {run} to start over"
         )
+    if meta.split != split:
+        reason = (
+            "folds: features were computed by another kind of machine then, and other images are near-duplicates; "
+            "give --cache-dir as then"
+            if is_trial
+            else "training, validation or test images: some were left out then, or are now; make them readable as they "
+            "were"
+        )
+        raise StoppedError(f"{checkpoint} is of other {reason}, or remove {run} to start over")
 
     def take(group: str) -> Weights:
         return {name.removeprefix(group): array for name, array in arrays.items() if name.startswith(group)}
@@ -255,6 +267,37 @@ def load_state(uri: str, split: str = "", plan: str = "") -> TrainingState:
         split=meta.split,
         plan=meta.plan,
     )
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The result of a trial.
+
+    Attributes:
+        gain: of phase 2 over phase 1 on the images held out; None if there is no phase 1.
+        keeps: whether phase 2 is trained on all images.
+    """
+
+    gain: LossGain | None
+    keeps: bool
+
+
+def save_decision(uri: str, decision: Decision) -> None:
+    """Write what the trial of these states has decided."""
+    storage.put(storage.join(uri, DECISION), dump_record(decision))
+
+
+def load_decision(uri: str) -> Decision | None:
+    """Return what the trial of these states has decided; None if it has not.
+
+    Raises:
+        StoppedError: it cannot be read, or is damaged.
+    """
+    address = storage.join(uri, DECISION)
+    try:
+        return parse_record(Decision, storage.get(address)) if storage.exists(address) else None
+    except (FetchError, RecordError) as error:
+        raise StoppedError(f"{address} cannot be read ({error}); remove {uri} to try phase 2 again") from None
 
 
 def _list_states(uri: str) -> list[str]:

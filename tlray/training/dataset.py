@@ -210,11 +210,15 @@ def _choose_folds(config: TrainConfig, images: Images, roles: Roles) -> int:
         raise DataError(f"--folds: {num_images:,} images of {num_classes:,} classes are too many to solve heads on all")
     folds = config.choose_folds(num_images, config.choose_recipe(solvable=solvable))
     keys = list_keys(images, roles)
-    num_keys = len({keys[row] for row in roles.rows["train"]})
-    if folds <= num_keys:
+    pairs = {(keys[row], images.labels[row]) for row in roles.rows["train"]}
+    num_keys = len({key for key, _ in pairs})
+    if folds <= num_keys and len(pairs) > num_classes:
         return folds
     if config.folds:
-        raise DataError(f"--folds {folds} needs as many different images or groups; got {num_keys:,}")
+        raise DataError(
+            f"--folds {folds} needs as many different images or groups, and two of a class; got {num_keys:,} of "
+            f"{num_classes:,} classes"
+        )
     return 0
 
 

@@ -93,10 +93,11 @@ def _write_tensorboard(history: Sequence[EpochRecord], path: Path) -> None:
     """Write one run for training and one for validation, named as Keras's callback names them."""
     runs = (("train", ("loss", "accuracy", "learning_rate")), ("validation", ("val_loss", "val_accuracy")))
     for run, names in runs:
-        if getattr(history[0], names[0]) is None:
+        measured = [record for record in history if getattr(record, names[0]) is not None]
+        if not measured:
             continue
         with tf.summary.create_file_writer(str(path / run)).as_default():
-            for record in history:
+            for record in measured:
                 for name in names:
                     tag = name if name == "learning_rate" else f"epoch_{name.removeprefix('val_')}"
                     # tf.summary.scalar does the same, but only where TensorBoard itself is installed

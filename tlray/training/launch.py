@@ -285,5 +285,6 @@ class Launch:
 
 def _describe_validation(task: TrainingTask) -> str:
     if task.out_of_fold is not None:
-        return f"phase 2 tried without {len(task.trial.val_rows):,}" if task.trial is not None else "validated by folds"
+        tried = f"; a trial of phase 2 leaves {len(task.trial.val_rows):,} out" if task.trial is not None else ""
+        return f"validated by folds{tried}"
     return f"validating on {len(task.val_rows):,}"

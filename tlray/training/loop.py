@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from tlray import storage
 from tlray.config import SelectName
-from tlray.errors import DivergedError
+from tlray.errors import DivergedError, StoppedError
 from tlray.features.cache import PLAIN, OpenCache
 from tlray.metrics.classification import compute_macro_f1
 from tlray.metrics.intervals import LossGain, measure_gain
@@ -80,7 +80,14 @@ class TrainingLoop:
 
     def _load_state(self) -> TrainingState:
         """Load the latest state, which must be the same on all workers."""
-        state = load_state(self._checkpoints, self.task.split, self.task.plan)
+        state = load_state(self._checkpoints, self.task.split, self.task.plan, is_trial=self._is_trial)
+        names = {phase.name for phase in self.task.phases}
+        begun = state.phase == len(names) and state.part is not None
+        if begun or any(record.phase not in names for record in state.history):
+            raise StoppedError(
+                f"the checkpoints in {self._checkpoints} are of a phase 2 that its trial leaves out now; remove the "
+                "folder to start over"
+            )
         if state.is_new and self.task.head_start is not None:
             state.weights = self.task.head_start
         ours = (state.epoch, state.part)
@@ -139,7 +146,8 @@ class TrainingLoop:
                 done.append(record)
                 weights = network.read_weights(opened_only=True)
                 select: SelectName | None = task.select
-                if task.out_of_fold is not None or (task.must_gain and phase.name == "finetune"):
+                folded = self._is_trial or task.out_of_fold is not None
+                if folded or (task.must_gain and phase.name == "finetune"):
                     select = None  # a cosine ends with the best, whatever a few images say of epochs before
                 state.take_epoch(record, weights, optimizer, train_step.loss_scale, select)
                 if self._is_over(phase, done):
@@ -261,7 +269,7 @@ class TrainingLoop:
     def _validate(self, phase: PhasePlan, opened: OpenNetwork, inputs: Iterator[Inputs]) -> Validated | None:
         """Measure the validation rows of all workers; without any, phase 1 has the figures of its folds, or None."""
         task = self.task
-        if len(self._list_validated(phase)) == 0:
+        if len(self._validated_rows) == 0:
             if task.out_of_fold is None or phase.name != "head":
                 return None
             return validate_predictions(task.out_of_fold, task.labels, task.class_weights)
@@ -362,13 +370,14 @@ class TrainingLoop:
         assert self._cache is not None
         return FeatureSource(self._cache, "pooled" if phase.name == "head" else "activations")
 
-    def _list_validated(self, phase: PhasePlan) -> npt.NDArray[np.int64]:
-        """Return the rows to measure after each epoch; of a trial's phase 2 only the end matters."""
-        return self.task.val_rows[: 0 if self._is_trial and phase.name == "finetune" else None]
+    @property
+    def _validated_rows(self) -> npt.NDArray[np.int64]:
+        """Rows to measure after each epoch; of a trial only the ends of the phases matter."""
+        return self.task.val_rows[: 0 if self._is_trial else None]
 
     def _list_batches(self, phase: PhasePlan, first_epoch: int, num_epochs: int) -> list[RowBatch]:
         """List this worker's training and validation batches of some epochs, in the order of the loop."""
-        val = [RowBatch(self.task.val_role, 0, rows) for rows in self._cut(self._list_validated(phase)).rows]
+        val = [RowBatch(self.task.val_role, 0, rows) for rows in self._cut(self._validated_rows).rows]
         batches = []
         for epoch in range(first_epoch, first_epoch + num_epochs):
             view = epoch % self.task.num_views if phase.cached else epoch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import ray
@@ -16,7 +16,7 @@ from tlray.console import Stage
 from tlray.errors import StoppedError, TlrayError
 from tlray.model.manifest import EpochRecord
 from tlray.training import channel as channels
-from tlray.training.task import TrainingTask
+from tlray.training.task import PhasePlan, TrainingTask
 
 POLL_S = 0.25
 """Interval at which workers are looked at."""
@@ -52,10 +52,10 @@ class Course:
         return self.epochs * self.images
 
 
-def plan_course(task: TrainingTask, *, is_trial: bool = False) -> Course:
-    """Return the course of a task without its trial, or of a trial, which validates few of its epochs."""
+def plan_course(task: TrainingTask, phases: Sequence[PhasePlan], *, is_trial: bool = False) -> Course:
+    """Return the course of some phases of a task, without its trial, or of a trial, which validates no epoch."""
     images = len(task.train_rows) + (0 if is_trial else len(task.val_rows))
-    return Course(sum(phase.epochs for phase in task.phases), images)
+    return Course(sum(phase.epochs for phase in phases), images)
 
 
 class TrainingMonitor:
@@ -73,8 +73,11 @@ class TrainingMonitor:
         self._term = term
         self._check_room = check_room
         self._check = check
-        self._course = plan_course(task)
-        self._trial = plan_course(task.trial, is_trial=True) if task.trial is not None else Course(0, 0)
+        self._task = task
+        self._course = plan_course(task, task.phases)
+        self._trial = Course(0, 0)
+        if task.trial is not None:
+            self._trial = plan_course(task.trial, task.trial.phases, is_trial=True)
         self._in_trial = False
         self._num_ended = 0
         self._outcome = outcome
@@ -137,9 +140,13 @@ class TrainingMonitor:
                 self._say_epoch(record, stage)
             case channels.TrialEnded():
                 _say_trial(event, stage)
+                if not event.keeps:
+                    self._course = plan_course(self._task, [one for one in self._task.phases if one.name == "head"])
+                    stage.set_total(self._trial.total + self._course.total)
             case channels.PartSaved(images):
                 self._has_saved = True
-                stage.say(f"checkpoint: {images:,} images of epoch {self._num_ended + 1}")
+                whose = " of the trial" if self._in_trial else ""
+                stage.say(f"checkpoint: {images:,} images of epoch {self._num_ended + 1}{whose}")
             case channels.ModelReady():
                 outcome.history = list(event.history)
                 outcome.model = self._fetch_model(event)
@@ -192,7 +199,7 @@ class TrainingMonitor:
 def _say_trial(event: channels.TrialEnded, stage: Stage) -> None:
     if event.gain is not None:
         change = "saves" if event.gain.mean > 0 else "adds"
-        decision = "it is trained on all images" if event.keeps else "it is left out"
+        decision = "phase 2 is trained on all images" if event.keeps else "phase 2 is left out"
         gain = f"{change} {abs(event.gain.mean):.3f} of log-loss"
         stage.say(f"trial: phase 2 {gain} on {event.images:,} images held out; {decision}")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +30,10 @@ class RowPredictions:
     probabilities: npt.NDArray[np.float32]
     feature_rows: npt.NDArray[np.int64]
     features: npt.NDArray[np.float32]
+
+    def without_features(self) -> RowPredictions:
+        """Return the probabilities alone."""
+        return replace(self, feature_rows=self.feature_rows[:0], features=self.features[:0])
 
 
 class Validated(NamedTuple):

@@ -19,7 +19,7 @@ from scipy.sparse.csgraph import connected_components
 
 from tlray.console import say
 from tlray.features.cache import PLAIN, Cache
-from tlray.metrics.label_errors import find_label_errors
+from tlray.metrics.label_errors import MAX_IMAGES, find_label_errors
 from tlray.metrics.ood import MAX_HELD, draw_reference_rows
 from tlray.model.backbones import BACKBONES
 from tlray.model.manifest import hash_json
@@ -63,32 +63,36 @@ def add_folds(task: TrainingTask, cache: Cache, keys: Sequence[str], num_folds: 
     """
     rows, num_classes = task.train_rows, len(task.classes)
     labels, plain = task.labels[rows], _read_plain(cache, rows)
-    groups = np.unique([keys[row] for row in rows], return_inverse=True)[1]
-    pairs = [(first, second) for first, second, _ in find_label_errors(plain, labels, num_classes).pairs]
-    head = _solve_on_cache(task, cache, rows, plain, join_twins(groups, labels, pairs), num_folds)
-    # an image whose class is in no other fold cannot be predicted
-    known = find_known(labels, head.folds)
-    probabilities, features = head.predict_out_of_fold(plain)[known], np.empty((0, plain.shape[1]), np.float32)
+    groups: Groups = np.unique([keys[row] for row in rows], return_inverse=True)[1]
+    if len(rows) <= MAX_IMAGES:
+        pairs = [(first, second) for first, second, _ in find_label_errors(plain, labels, num_classes).pairs]
+        groups = join_twins(groups, labels, pairs)
+    head = _solve_on_cache(task, cache, rows, plain, groups, num_folds)
+    predictable = find_predictable(labels, head.folds)
+    probabilities = head.predict_out_of_fold(plain)[predictable]
+    features = np.empty((0, plain.shape[1]), np.float32)
     task = replace(
         task,
         head_start=_name_weights(head.kernel, head.bias),
-        out_of_fold=RowPredictions(rows[known], probabilities, rows[:0], features),
+        out_of_fold=RowPredictions(rows[predictable], probabilities, rows[:0], features),
     )
     if task.phases[-1].name == "head":
         return task
-    return replace(task, trial=make_trial(task, head, known))
+    return replace(task, trial=make_trial(task, head, predictable))
 
 
-def make_trial(task: TrainingTask, head: LinearHead, known: npt.NDArray[np.bool_]) -> TrainingTask:
-    """Return the task of a training without one fold, which validates it: the one with most images that it can.
+def make_trial(task: TrainingTask, head: LinearHead, predictable: npt.NDArray[np.bool_]) -> TrainingTask:
+    """Return the task of a training without one fold, on which it is measured: the one of the most usual size.
 
     Args:
         head: with the folds of the training rows.
-        known: `[N]`, images whose class is in another fold too.
+        predictable: `[N]`, as returned by `find_predictable`.
     """
-    fold = int(np.bincount(head.folds[known]).argmax())
+    sizes = np.bincount(head.folds[predictable], minlength=len(head.without))
+    usual = len(head.folds) / len(head.without)
+    fold = int(np.where(sizes > 0, np.abs(sizes - usual), np.inf).argmin())
     inside = head.folds == fold
-    train_rows, val_rows = task.train_rows[~inside], task.train_rows[inside & known]
+    train_rows, val_rows = task.train_rows[~inside], task.train_rows[inside & predictable]
     return replace(
         task,
         train_rows=train_rows,
@@ -105,28 +109,30 @@ def make_trial(task: TrainingTask, head: LinearHead, known: npt.NDArray[np.bool_
 
 
 def join_twins(groups: Groups, labels: npt.NDArray[np.integer], pairs: Sequence[tuple[int, int]]) -> Groups:
-    """Return groups that hold near-duplicates too, but not where a class would become a single group by it.
+    """Return groups merged with near-duplicates, except where that would leave a class in one group.
 
     Args:
         pairs: positions of near-duplicates.
     """
-    joined = _connect(groups, pairs)
-    lost = [
-        label
-        for label in np.unique(labels)
-        if _is_one(joined[labels == label]) and not _is_one(groups[labels == label])
-    ]
-    if not lost:
-        return joined
-    return _connect(groups, [pair for pair in pairs if not np.isin(labels[list(pair)], lost).any()])
+    while True:
+        joined = _connect(groups, pairs)
+        lost = [
+            members[0]
+            for members in (np.flatnonzero(labels == label) for label in np.unique(labels))
+            if _is_one(joined[members]) and not _is_one(groups[members])
+        ]
+        if not lost:
+            return joined
+        dropped = set(joined[lost].tolist())
+        pairs = [pair for pair in pairs if joined[pair[0]] not in dropped]
 
 
-def find_known(labels: npt.NDArray[np.integer], folds: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """Return which images have a class that another fold has too, `[N]`."""
+def find_predictable(labels: npt.NDArray[np.integer], folds: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Return which images have a class that another fold has too, `[N]`; a head without their fold knows no other."""
     counts = np.zeros((labels.max() + 1, folds.max() + 1), np.int64)
     np.add.at(counts, (labels, folds), 1)
-    known: npt.NDArray[np.bool_] = counts.sum(axis=1)[labels] > counts[labels, folds]
-    return known
+    predictable: npt.NDArray[np.bool_] = counts.sum(axis=1)[labels] > counts[labels, folds]
+    return predictable
 
 
 def _connect(groups: Groups, pairs: Sequence[tuple[int, int]]) -> Groups:
@@ -167,6 +173,7 @@ def _solve_on_cache(
         num_folds: solve a head without each fold too; 0 for the folds that settings are chosen by alone.
     """
     started = time.monotonic()
+    say(f"head: solving it on {len(rows):,} images")
     opened = cache.open()
     pooled = [view for view, kinds in cache.sets["train"].needs.items() if "pooled" in kinds]
     views = [opened.read("train", "pooled", view, rows).astype(np.float32) for view in pooled[:_NUM_VIEWS]]

@@ -31,7 +31,7 @@ from tlray.model.weights import load_weights
 from tlray.storage.lock import Lock
 from tlray.storage.records import Json
 from tlray.training import results
-from tlray.training.checkpoint import load_state, name_run
+from tlray.training.checkpoint import TRIAL, load_state, name_run
 from tlray.training.dataset import Images, Roles, assign_roles, hold_out, list_images, list_keys
 from tlray.training.results import TrainSummary
 
@@ -262,6 +262,9 @@ def _run_workers(
                 if cache is not None and recipe.solved and task.head_start is None:
                     if roles.folds:
                         task = add_folds(task, cache, list_keys(images, roles), roles.folds)
+                        if task.trial is not None:
+                            trial = storage.join(checkpoints, TRIAL)
+                            load_state(trial, task.trial.split, task.trial.plan, is_trial=True)
                     elif state.is_new:
                         task = replace(task, head_start=start_head(task, cache, list_keys(images, roles)))
                 launch.run(task, lock.check, outcome)
@@ -349,7 +352,7 @@ def _save(
 
     def make_reports(manifest: Manifest) -> dict[str, bytes]:
         page = report.render_training(manifest, history, label_errors, report.read_files, finished=now())
-        return {**extra, CONFIG: _dump_config(config, recipe, folds), results.LABEL_ERRORS: listed, report.NAME: page}
+        return {**extra, CONFIG: _dump_config(config, recipe), results.LABEL_ERRORS: listed, report.NAME: page}
 
     return bundle.save_bundle(
         output,
@@ -388,12 +391,14 @@ def _measure_stages(stages: dict[str, float], started: float, frozen_s: float, e
     return {name: round(value, 1) for name, value in seconds.items() if value > 0}
 
 
-def _dump_config(config: TrainConfig, recipe: Recipe, folds: int) -> bytes:
+def _dump_config(config: TrainConfig, recipe: Recipe) -> bytes:
     """Return the config with its defaults resolved, as a file that `--config` takes."""
     import yaml
 
-    values = {**describe(config), **resolve(config, recipe, folds)}
+    values = {**describe(config), **resolve(config, recipe)}
+    kept = ["folds", "val_fraction", "warmup_epochs"]  # the default is another where the images or the phases are
     if recipe.solved:  # where a head cannot be solved, other values must take their place
-        values |= {"head_epochs": config.head_epochs, "lr_head": config.lr_head}
+        kept += ["head_epochs", "lr_head"]
+    values |= {name: getattr(config, name) for name in kept}
     text: str = yaml.safe_dump({name: _plain(value) for name, value in values.items()}, sort_keys=False)
     return text.encode()

@@ -8,39 +8,34 @@ from dataclasses import dataclass, replace
 import keras
 import ray
 import ray.train
+import ray.train.collective
 
 from tlray import storage
 from tlray.cluster.resources import count_cores
 from tlray.features.cache import OpenCache
-from tlray.metrics.intervals import LossGain
 from tlray.model.engine import limit_threads
 from tlray.model.manifest import EpochRecord
 from tlray.training import steps
 from tlray.training.channel import ModelReady, StageBegan, TrialEnded, WorkerReporter
+from tlray.training.checkpoint import TRIAL, Decision, load_decision, save_decision
 from tlray.training.loop import Group, TrainingLoop
 from tlray.training.networks import OpenNetwork
 from tlray.training.predictions import RowPredictions, fit_calibration, join_predictions, score_trial
 from tlray.training.task import TrainingTask, WorkerSettings
-
-TRIAL = "trial"
-"""Folder of a trial's states below those of the training; in names of roles, their prefix."""
 
 _POLL_S = 0.2
 
 
 @dataclass(frozen=True)
 class Trial:
-    """The result of a trial.
+    """A finished trial.
 
     Attributes:
-        gain: of phase 2 over phase 1 on the images held out; None if there is no phase 1.
-        keeps: whether phase 2 is trained on all images.
         records: the epochs of phase 2.
-        predictions: this worker's share, by role; empty if phase 2 is not trained.
+        predictions: this worker's share, by role; empty if phase 2 is left out.
     """
 
-    gain: LossGain | None
-    keeps: bool
+    decision: Decision
     records: list[EpochRecord]
     predictions: dict[str, RowPredictions]
 
@@ -63,7 +58,7 @@ class Worker:
             keras.config.set_dtype_policy(f"mixed_{task.precision.step}")
         cache = task.cache.open() if task.cache is not None else None
         trial = self._try(task.trial, cache) if task.trial is not None else None
-        if trial is not None and not trial.keeps:
+        if trial is not None and not trial.decision.keeps:
             task = replace(task, phases=tuple(phase for phase in task.phases if phase.name == "head"))
         loop = TrainingLoop(task, self.group, cache, self._checkpoints)
         self._finish(loop, loop.run(), trial)
@@ -71,14 +66,22 @@ class Worker:
     def _try(self, task: TrainingTask, cache: OpenCache | None) -> Trial:
         """Train without one fold, to see what phase 2 gains on it and how sure its predictions are."""
         self.group.reporter.report(StageBegan("trial"))
-        loop = TrainingLoop(task, self.group, cache, storage.join(self._checkpoints, TRIAL), is_trial=True)
+        checkpoints = storage.join(self._checkpoints, TRIAL)
+        loop = TrainingLoop(task, self.group, cache, checkpoints, is_trial=True)
         opened = loop.run()
-        kept, weights, gain = loop.choose_epoch(opened)
-        keeps = kept.phase == "finetune"
-        self.group.reporter.report(TrialEnded(gain, keeps, len(task.val_rows)))
+        first = self.group.rank == 0
+        decision: Decision | None = ray.train.collective.broadcast_from_rank_zero(
+            load_decision(checkpoints) if first else None
+        )
+        if decision is None:
+            kept, _, gain = loop.choose_epoch(opened)
+            decision = Decision(gain, kept.phase == "finetune")
+            if first:
+                save_decision(checkpoints, decision)
+        self.group.reporter.report(TrialEnded(decision.gain, decision.keeps, len(task.val_rows)))
         records = [record for record in loop.state.history if record.phase == "finetune"]
-        predictions = loop.predict(opened, weights) if keeps else {}
-        return Trial(gain, keeps, records, {f"{TRIAL} {role}": found for role, found in predictions.items()})
+        predictions = loop.predict(opened, loop.state.weights) if decision.keeps else {}
+        return Trial(decision, records, {f"{TRIAL} {role}": found for role, found in predictions.items()})
 
     def _finish(self, loop: TrainingLoop, opened: OpenNetwork, trial: Trial | None) -> None:
         """Predict the known rows with the best weights; rank 0 calibrates, exports and waits for the driver."""
@@ -99,13 +102,14 @@ class Worker:
         if task.out_of_fold is not None:
             predictions["val"] = task.out_of_fold
         if trial is not None:
-            gain = trial.gain
-            if trial.keeps:
-                references = predictions.pop(f"{TRIAL} reference")
-                predictions["val"] = predictions.pop(f"{TRIAL} val")
-                scores = score_trial(references, predictions["val"], task.labels, len(task.classes))
+            gain = trial.decision.gain
+            if trial.decision.keeps:
+                references, held_out = (predictions.pop(f"{TRIAL} {role}") for role in ("reference", "val"))
+                scores = score_trial(references, held_out, task.labels, len(task.classes))
+                # its features are of another network than the references are now
+                predictions["val"] = held_out.without_features()
             else:
-                history = history + [_forget_validation(record) for record in trial.records]
+                history = history + trial.records
         calibration = fit_calibration(
             predictions["reference"], predictions.get("val"), task.labels, len(task.classes), scores
         )
@@ -121,8 +125,3 @@ class Worker:
         roles = dict.fromkeys(role for rank in sorted(predicted) for role in predicted[rank])
         workers = predicted.values()
         return {role: join_predictions(worker[role] for worker in workers if role in worker) for role in roles}
-
-
-def _forget_validation(record: EpochRecord) -> EpochRecord:
-    """Return a trial's record without its figures of a single fold, which those of all folds do not compare with."""
-    return replace(record, val_loss=None, val_accuracy=None, val_macro_f1=None, val_weighted_loss=None)

@@ -1,0 +1,39 @@
+"""A training with folds that is killed in its trial and after it goes on as if undisturbed."""
+
+import pytest
+
+from tests.entry.conftest import read_manifest, run_tlray
+from tests.faults.conftest import NETWORK, TWO_WORKERS, check_same_history, read_history
+from tests.faults.processes import Watched, kill
+
+OPTIONS = [*NETWORK, "--head-epochs", "2", "--finetune-epochs", "2", "--cache", "on", "--views", "2", "--folds", "3"]
+OPTIONS += ["--lr-finetune", "1e-3"]
+
+
+def test_killed_in_the_trial_and_after_it(tmp_path, small, notebook):
+    """A worker killed in the trial, then the command in the training; one worker of twice the batch goes on."""
+    peace = tmp_path / "peace"
+    run_tlray("train", "--data", str(small), "--output", str(peace), *OPTIONS, *TWO_WORKERS)
+    output = tmp_path / "bundle"
+    options = ["--data", str(small), "--output", str(output), *OPTIONS]
+    watched = Watched("train", *options, *TWO_WORKERS)
+    watched.wait_for("trial, epoch 3/4 (finetune)")
+    kill(watched.find_workers()[0])
+    watched.wait_for("workers were lost; 2 new ones go on after epoch")
+    assert "of the trial" in watched.output.splitlines()[-1]
+    watched.wait_for("trial: phase 2 ")
+    watched.wait_for("epoch 1/")
+    watched.kill_driver()
+    assert watched.output.count("trial, epoch 1/4 (head)") == 1
+    told = Watched("train", *options, "--num-workers", "1", "--batch-size", "8").finish()
+    assert "an earlier run was stopped; going on after epoch 4 of the trial with 1 workers" in told
+    assert "an earlier run was stopped; going on after epoch" in told.split("trial: phase 2")[1]
+    assert "trial, epoch" not in told
+    ours, theirs = (read_manifest(bundle)["metrics"] for bundle in (output, peace))
+    assert ours["finetune_gain"]["mean"] == pytest.approx(theirs["finetune_gain"]["mean"], abs=1e-3)
+    same = abs(theirs["finetune_gain"]["mean"]) > 1e-3  # else rounding may decide on phase 2
+    check_same_history(read_history(output)[: None if same else 2], read_history(peace)[: None if same else 2])
+    if same:
+        for name in ("images", "log_loss"):
+            assert ours["validation"][name] == pytest.approx(theirs["validation"][name], rel=1e-3)
+    assert not (tmp_path / "bundle-checkpoints").exists()
