@@ -11,6 +11,8 @@ from tlray.model.manifest import EpochRecord
 from tlray.output.parts import Part
 from tlray.output.receipt import FORMAT, PartRecord, Receipt, count_failed
 from tlray.output.schema import PREDICTION_FIELDS
+from tlray.sources.candidates import Candidate
+from tlray.sources.places import Places, make_places
 
 
 def make_table(columns: Mapping[str, Sequence[Any]], fields: Sequence[pa.Field] = PREDICTION_FIELDS) -> pa.Table:
@@ -18,6 +20,11 @@ def make_table(columns: Mapping[str, Sequence[Any]], fields: Sequence[pa.Field] 
     count = len(next(iter(columns.values())))
     given = {field.name: columns.get(field.name, [None if field.nullable else 0] * count) for field in fields}
     return pa.table({field.name: pa.array(given[field.name], field.type) for field in fields})
+
+
+def make_files(uris: Sequence[str]) -> Places:
+    """Return the places of plain files."""
+    return make_places([Candidate(uri, uri) for uri in uris])
 
 
 def make_epoch(epoch: int = 1, **values: Any) -> EpochRecord:

@@ -33,7 +33,8 @@ from tlray.metrics.thresholds import choose_thresholds
 from tlray.model.bundle import Bundle, load_bundle
 from tlray.output.schema import EMBEDDING, RequestedColumns
 from tlray.report.evaluation import EvaluationRecord, Mistake, OodShares
-from tlray.sources.labelled import scan
+from tlray.sources import archives
+from tlray.sources.labelled import LabelledImages, scan
 from tlray.storage.records import dump_record
 
 RESULT = "evaluation.json"
@@ -89,8 +90,8 @@ def evaluate(config: EvaluateConfig) -> EvaluateSummary:
             if any(entry.name not in ours for entry in storage.iter_files(output)):
                 raise OutputError(f"--output {output} already holds something else; give a new folder or prefix")
         storage.check_writable(output)
-    images = scan(storage.resolve(config.data), opened.classes)
-    predictions = _predict(config, opened, images.table)
+    images = scan(archives.resolve(config.data), opened.classes)
+    predictions = _predict(config, opened, images)
     measured = np.flatnonzero(np.isfinite(predictions.probabilities).all(axis=1))
     if len(measured) == 0:
         count = images.table.num_rows
@@ -118,18 +119,19 @@ def evaluate(config: EvaluateConfig) -> EvaluateSummary:
     )
     if output is not None:
         storage.put(storage.join(output, LABEL_ERRORS), listed)
-        storage.put(storage.join(output, report.NAME), report.render_evaluation(result, report.read_files))
+        read = report.make_reader(images.places, config.limits)
+        storage.put(storage.join(output, report.NAME), report.render_evaluation(result, read))
         storage.put(storage.join(output, RESULT), dump_record(result))
     return EvaluateSummary(opened.model_id, opened.classes, output, result)
 
 
-def _predict(config: EvaluateConfig, bundle: Bundle, table: pa.Table) -> _LabelledPredictions:
+def _predict(config: EvaluateConfig, bundle: Bundle, images: LabelledImages) -> _LabelledPredictions:
     # these import Ray, which must come after connect has set its environment
     from tlray.cluster.capacity import demand_engines, wait_for
     from tlray.cluster.checks import check_seen
     from tlray.prediction.pipeline import predict_files
 
-    count, num_classes = table.num_rows, len(bundle.classes)
+    count, num_classes = len(images.places), len(bundle.classes)
     chosen = np.random.default_rng(0).permutation(count)[:MAX_IMAGES]
     places = np.full(count, -1)
     places[chosen] = np.arange(len(chosen))
@@ -141,15 +143,14 @@ def _predict(config: EvaluateConfig, bundle: Bundle, table: pa.Table) -> _Labell
         failed={},
     )
     columns = RequestedColumns(top_k=num_classes, embedding_size=bundle.num_features)
-    uris = table["uri"].to_pylist()
     with connect(config.address, config.max_cpus, verbose=config.verbose) as cluster:
         bounds = EngineBounds(allow_cpu=config.allow_cpu)
         cluster = wait_for(demand_engines(cluster, bounds), cluster, config.wait_for_resources)
         if not cluster.local:
-            check_seen("--data", [(uri, None) for uri in uris[:_LOOKED_AT]])
+            check_seen("--data", images.places.list_files(range(min(count, _LOOKED_AT))))
         with Stage("evaluate", count) as stage:
             for block in predict_files(
-                uris, bundle, cluster, config.limits, config.batch_size, config.precision, columns, bounds
+                images.places, bundle, cluster, config.limits, config.batch_size, config.precision, columns, bounds
             ):
                 stage.advance(block.num_rows)
                 for code in block["status"].to_pylist():

@@ -33,7 +33,7 @@ import keras
 from sklearn.linear_model import LogisticRegressionCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from tlray.images.batch import read_images
+from tlray.images.batch import decode_images
 from tlray.images.limits import Limits
 from tlray.metrics.classification import measure
 from tlray.model.backbones import BACKBONES
@@ -47,9 +47,10 @@ base = build_base(given["backbone"], given["image_size"], weights=open(given["we
 def embed(root, classes):
     found = scan(os.path.abspath(root), classes, option="--data")
     features = []
-    for start in range(0, found.table.num_rows, 32):
-        uris = found.table["uri"].to_pylist()[start : start + 32]
-        pixels = read_images(uris, given["image_size"], Limits()).pixels
+    for start in range(0, len(found.places), 32):
+        rows = range(start, min(start + 32, len(found.places)))
+        fetched = found.places.fetch(rows, Limits().max_bytes)
+        pixels = decode_images(fetched, len(rows), given["image_size"], Limits()).pixels
         features.append(np.asarray(base(pixels * entry.scale + entry.offset, training=False)).mean((1, 2)))
     return np.concatenate(features), found.table["label"].to_numpy(), found.classes
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from tlray.errors import Code, FetchError
-from tlray.images.batch import decode_images, read_images
+from tlray.images.batch import decode_images
 from tlray.images.decode import decode
 from tlray.images.limits import Limits
 
@@ -72,17 +72,3 @@ def test_no_images_are_an_empty_batch():
     batch = decode_images([], 0, SIZE, LIMITS)
     assert batch.pixels.shape == (0, SIZE, SIZE, 3)
     assert batch.status == batch.errors == batch.widths == batch.heights == []
-
-
-def test_local_images_are_read_and_decoded(tmp_path):
-    (tmp_path / "green.png").write_bytes(GREEN)
-    batch = read_images([str(tmp_path / "none.png"), str(tmp_path / "green.png")], SIZE, LIMITS)
-    assert batch.status == ["NOT_FOUND", "ok"]
-    assert (batch.pixels[1] == (0, 255, 0)).all()
-
-
-def test_images_may_be_fetched_by_another_function():
-    batch = read_images(
-        ["green", "red"], SIZE, LIMITS, lambda uris: iter([{"green": GREEN, "red": RED}[u] for u in uris])
-    )
-    assert (batch.widths, batch.status) == ([12, 20], ["ok", "ok"])

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from tests.factories import make_files
 from tlray.errors import StoppedError
 from tlray.output.plan import PLAN_SCHEMA
 from tlray.output.rowset import RowSet
@@ -13,7 +14,7 @@ KEY = ("window", 0)
 def make_dispatcher(count=10, done=()):
     rows = RowSet(count)
     rows.add(np.array(done, np.int64))
-    return Dispatcher(MemoryRows([f"/x/{row}.jpg" for row in range(count)]), rows)
+    return Dispatcher(MemoryRows(make_files([f"/x/{row}.jpg" for row in range(count)])), rows)
 
 
 def test_a_window_gives_the_rows_that_are_not_done():
@@ -65,7 +66,7 @@ def test_engines_that_finish_no_batch_end_the_run():
 
 
 def test_rows_in_memory_are_read_like_a_plan():
-    rows = MemoryRows(["/x/a.jpg", "/x/b.jpg", "/x/c.jpg"])
+    rows = MemoryRows(make_files(["/x/a.jpg", "/x/b.jpg", "/x/c.jpg"]))
     table = rows.read(1, 5)
     assert table.schema == PLAN_SCHEMA
     assert table["row_id"].to_pylist() == [1, 2]
@@ -118,7 +119,7 @@ def test_a_process_that_ends_with_its_machine_is_no_sign_against_its_rows(monkey
 
 
 def test_readers_get_no_column_that_a_list_carries_along():
-    rows = MemoryRows(["/x/0.jpg", "/x/1.jpg"])
+    rows = MemoryRows(make_files(["/x/0.jpg", "/x/1.jpg"]))
     read = rows.read
     rows.read = lambda first, count: (table := read(first, count)).append_column("input_n", [[0] * table.num_rows])
     dispatcher = Dispatcher(rows, RowSet(2))

@@ -4,8 +4,10 @@ import io
 import pytest
 from PIL import Image
 
+from tests.factories import make_files
 from tests.report.pages import make_jpeg
-from tlray.report.thumbnails import make_thumbnail, make_thumbnails, read_files
+from tlray.images.limits import Limits
+from tlray.report.thumbnails import make_reader, make_thumbnail, make_thumbnails
 
 
 def open_uri(uri):
@@ -58,4 +60,4 @@ def test_files_are_read_in_order_and_missing_ones_are_none(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"a")
     (tmp_path / "b.jpg").write_bytes(b"b")
     uris = [str(tmp_path / name) for name in ("b.jpg", "missing.jpg", "a.jpg")]
-    assert list(read_files(uris)) == [b"b", None, b"a"]
+    assert list(make_reader(make_files(sorted(uris)), Limits())(uris)) == [b"b", None, b"a"]

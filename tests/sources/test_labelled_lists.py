@@ -86,7 +86,8 @@ def test_every_fault_is_in_one_message(photos):
     for phrase in (
         "1 line without an address (line 2)", "1 line without a label (a.jpg)", "under two labels (b.jpg: x, y)",
         "2 lines naming no file (gone.jpg, notes.txt)",
-        "the scheme file:// is not allowed", "'..' in an address is not allowed", "in archives", "one class only (x)",
+        "the scheme file:// is not allowed", "'..' in an address is not allowed", "one class only (x)",
+        "1 line naming no file in its archive (set.zip#in.jpg)",
     ):  # fmt: skip
         assert phrase in message, phrase
     assert "hunter2" not in message

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.factories import make_files
 from tlray import storage
 from tlray.errors import StoppedError
 from tlray.images.limits import Limits
@@ -32,20 +33,22 @@ def an_hour_later(monkeypatch):
 
 def inspect(paths, memory=None):
     versions = [entry.version for path in paths for entry in storage.list_files(str(path))]
-    return inspect_images(list(map(str, paths)), versions, memory or Memory(None, LIMITS), LIMITS, spread=False)
+    return inspect_images(
+        make_files(list(map(str, paths))), versions, memory or Memory(None, LIMITS), LIMITS, spread=False
+    )
 
 
 @pytest.fixture
 def read(monkeypatch):
     """The addresses that were read."""
     uris = []
-    get_many = storage.get_many
+    read_rows = inspection.read_rows
 
-    def note(wanted):
-        uris.extend(wanted)
-        return get_many(wanted)
+    def note(rows, *limits):
+        uris.extend(rows["uri"].to_pylist())
+        return read_rows(rows, *limits)
 
-    monkeypatch.setattr(inspection.storage, "get_many", note)
+    monkeypatch.setattr(inspection, "read_rows", note)
     return uris
 
 
@@ -89,7 +92,9 @@ def test_other_limits_are_another_inspection(paths, tmp_path, read):
     read.clear()
     small = Limits(max_pixels=10)
     versions = [entry.version for path in paths for entry in storage.list_files(str(path))]
-    found = inspect_images(list(map(str, paths)), versions, Memory(str(tmp_path), small), small, spread=False)
+    found = inspect_images(
+        make_files(list(map(str, paths))), versions, Memory(str(tmp_path), small), small, spread=False
+    )
     assert len(read) == 12
     assert found[0].fault.startswith("BOMB: ")
 
@@ -142,7 +147,7 @@ def test_a_memory_that_cannot_be_written_is_told(paths, tmp_path, capsys):
 def test_a_few_images_that_cannot_be_fetched_are_left_out(paths, tmp_path, read):
     uris = [str(path) for path in (tmp_path / "gone.png", *paths)]
     memory = Memory(str(tmp_path), LIMITS)
-    found = inspect_images(uris, ["1 1 1"] * len(uris), memory, LIMITS, spread=False)
+    found = inspect_images(make_files(uris), ["1 1 1"] * len(uris), memory, LIMITS, spread=False)
     assert [one.fault is not None for one in found] == [True] + [False] * 12
     assert found[0] == ("", found[0].fault)
     assert found[0].fault.startswith("NOT_FOUND: ")
@@ -152,4 +157,4 @@ def test_a_few_images_that_cannot_be_fetched_are_left_out(paths, tmp_path, read)
 def test_many_images_that_cannot_be_fetched_stop_the_training(tmp_path):
     uris = [str(tmp_path / f"gone{index}.png") for index in range(2)]
     with pytest.raises(StoppedError, match=r"more than 1 of 2 images cannot be read, .* the first is .*gone0"):
-        inspect_images(uris, [""] * 2, Memory(None, LIMITS), LIMITS, spread=False)
+        inspect_images(make_files(uris), [""] * 2, Memory(None, LIMITS), LIMITS, spread=False)

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from tests.factories import make_files
 from tlray.cluster.resources import WorkerResources
 from tlray.config import TrainConfig
 from tlray.features.cache import Cache, FrozenBase
@@ -18,7 +19,9 @@ def make_task(config, *, boundary=None, val=True):
     labels = np.repeat(np.arange(3, dtype=np.int32), [40, 8, 2])
     rows = np.arange(50)
     chosen = (rows % 5 == 0) & val
-    images = Images(("a", "b", "c"), [""] * 50, labels, [""] * 50, np.full(50, "train"), None, "")
+    images = Images(
+        ("a", "b", "c"), [""] * 50, labels, [""] * 50, make_files([""] * 50), np.full(50, "train"), None, ""
+    )
     roles = Roles({"train": rows[~chosen], "val": rows[chosen], "test": rows[:0]}, [""] * 50, [])
     cache = None
     if boundary is not None:
@@ -26,7 +29,7 @@ def make_task(config, *, boundary=None, val=True):
     return make_training_task(
         config, config.choose_recipe(), WorkerResources(0, 1.0, 2, 0.5), images, roles,
         precision=PRECISION, cache=cache,
-        augmentation=Augmentation(0, 0, False, 0), uris=None, base_weights=None,
+        augmentation=Augmentation(0, 0, False, 0), places=None, base_weights=None,
     )  # fmt: skip
 
 

@@ -131,7 +131,7 @@ def run_workers(config, tmp_path, monkeypatch):
     monkeypatch.setattr(task, "make_training_task", lambda *_, **__: Task())
     engines = []
 
-    def build_with_engines(config, cluster, cache, missing, uris):
+    def build_with_engines(config, cluster, cache, missing, places):
         engines.append(missing.images)
         yield Done(missing.images, 5.0)
 
@@ -141,7 +141,7 @@ def run_workers(config, tmp_path, monkeypatch):
         cluster = Cluster(4, gpus, local=True)
         rows = {"train": np.arange(40), "val": np.arange(0), "test": np.arange(0)}
         digests = [hashlib.sha256(str(row).encode()).hexdigest() for row in range(40)]
-        images = SimpleNamespace(uris=[""] * 40, classes=("a", "b"))
+        images = SimpleNamespace(uris=[""] * 40, places=None, classes=("a", "b"))
         roles = SimpleNamespace(rows=rows, digests=digests, folds=folds)
         trained = training._run_workers(
             replace(config, tune=tune), cluster, images, roles, None, "checkpoints", SimpleNamespace(check=None)

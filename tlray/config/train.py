@@ -49,11 +49,14 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
     """Train an image classifier: a new head (phase 1), then also the top of the convolutional base (phase 2)."""
 
     data: str
-    """Training images: a folder or s3:// prefix of class folders (DIR/CLASS/image),
-    or a manifest (.csv .jsonl .parquet) with the columns uri and label."""
+    """Training images: a folder or s3:// prefix of class folders (DIR/CLASS/image), a manifest (.csv .jsonl .parquet)
+    with the columns uri and label, or archives (.tar .zip) and tables of images (.parquet), one or a folder of them."""
 
     output: str
     """New folder or s3:// prefix for the bundle."""
+
+    label_column: str = "label"
+    """Column of labels in manifests and tables of images, and key in the JSON sidecars of archives."""
 
     val_data: str | None = None
     """Validation images: class folders or a manifest; default a share of --data."""

@@ -11,7 +11,7 @@ import io
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -35,9 +35,10 @@ from tlray.features.cache import (
     Work,
 )
 from tlray.images.augment import make_keys, warp
-from tlray.images.batch import read_images
+from tlray.images.batch import decode_images
 from tlray.model.backbones import BACKBONES
 from tlray.model.tf_imports import import_keras, show_booked_gpus
+from tlray.sources.places import Places
 
 if TYPE_CHECKING:
     import keras
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from tlray.model.network import Tail
 
     _Shared: TypeAlias = list[ray.ObjectRef[tuple[Cache, list[Work]]]]
-    _Uris: TypeAlias = ray.ObjectRef[list[str]]
+    _Places: TypeAlias = ray.ObjectRef[Places]
 
 _Block: TypeAlias = dict[str, npt.NDArray[np.generic]]
 """A batch of Ray Data: one row."""
@@ -72,7 +73,7 @@ class Done(NamedTuple):
 def build(
     cache: Cache,
     missing: Missing,
-    uris: _Uris,
+    places: _Places,
     resources: EngineResources,
     num_readers: int,
     reader_cpus: float,
@@ -82,7 +83,7 @@ def build(
     """Compute and store what is missing; yield one `Done` a shard.
 
     Args:
-        uris: Ray reference to every address, by row id.
+        places: Ray reference to the places of all images.
         num_readers, reader_cpus: processes that read for GPU engines; an engine on CPUs reads for itself.
         allow_cpu: compute on cores where TensorFlow does not see a booked GPU.
 
@@ -101,7 +102,7 @@ def build(
     if resources.num_gpus:
         dataset = dataset.map_batches(
             _ReadWork,
-            fn_constructor_kwargs={"shared": [shared], "uris": [uris], "options": storage.get_options()},
+            fn_constructor_kwargs={"shared": [shared], "places": [places], "options": storage.get_options()},
             batch_size=1,
             num_cpus=reader_cpus,
             compute=ray.data.ActorPoolStrategy(size=num_readers),
@@ -110,7 +111,7 @@ def build(
         _RunWork,
         fn_constructor_kwargs={
             "shared": [shared],
-            "uris": [uris],
+            "places": [places],
             "options": storage.get_options(),
             "num_threads": resources.num_threads,
             "allow_cpu": allow_cpu,
@@ -141,18 +142,18 @@ def count_builders(missing: Missing) -> int:
 class _ReadWork:
     """A Ray Data stage that reads the images of one shard after another."""
 
-    def __init__(self, shared: _Shared, uris: list[_Uris], options: storage.S3Options) -> None:
+    def __init__(self, shared: _Shared, places: list[_Places], options: storage.S3Options) -> None:
         import ray
 
         storage.adopt(options)
         self._cache, self._works = ray.get(shared[0])
-        self._uris = ray.get(uris[0])
+        self._places = ray.get(places[0])
 
     def __call__(self, batch: _Block) -> _Block:
         index = int(batch["work"][0])
         if index == NO_WORK:
             return batch
-        return {**batch, "pixels": _read_work(self._cache, self._works[index], self._uris)[None]}
+        return {**batch, "pixels": _read_work(self._cache, self._works[index], self._places)[None]}
 
 
 class _RunWork:
@@ -161,7 +162,7 @@ class _RunWork:
     def __init__(
         self,
         shared: _Shared,
-        uris: list[_Uris],
+        places: list[_Places],
         options: storage.S3Options,
         num_threads: int | None,
         allow_cpu: bool,
@@ -176,7 +177,7 @@ class _RunWork:
         prepare_gpus(booked, allow_cpu=allow_cpu)
         if num_threads is not None:
             limit_threads(num_threads)
-        self._builder = ShardBuilder(*ray.get(shared[0]), ray.get(uris[0]), on_gpu=num_threads is None)
+        self._builder = ShardBuilder(*ray.get(shared[0]), ray.get(places[0]), on_gpu=num_threads is None)
 
     def __call__(self, batch: _Block) -> _Block:
         done = self._builder.build(int(batch["work"][0]), batch["pixels"][0] if "pixels" in batch else None)
@@ -186,13 +187,13 @@ class _RunWork:
 class ShardBuilder:
     """Makes the views of a shard's images, runs the frozen base, and stores the features."""
 
-    def __init__(self, cache: Cache, works: list[Work], uris: list[str], *, on_gpu: bool) -> None:
-        """Build the frozen base, and store its own files; `uris` are the images' addresses by row id."""
+    def __init__(self, cache: Cache, works: list[Work], places: Places, *, on_gpu: bool) -> None:
+        """Build the frozen base, and store its own files."""
         import ray
 
         from tlray.model.engine import allow_bfloat16
 
-        self._cache, self._works, self._uris, self._on_gpu = cache, works, uris, on_gpu
+        self._cache, self._works, self._places, self._on_gpu = cache, works, places, on_gpu
         frozen = cache.frozen
         if not on_gpu and frozen.precision.frozen == "bfloat16":
             allow_bfloat16()
@@ -224,7 +225,7 @@ class ShardBuilder:
             return Done(0, self._ready)
         work = self._works[index]
         if pixels is None:
-            pixels = _read_work(self._cache, work, self._uris)
+            pixels = _read_work(self._cache, work, self._places)
         feature_set = self._cache.sets[work.role]
         shard = feature_set.shards[work.shard]
         count = len(shard.rows)
@@ -348,16 +349,16 @@ def _list_outputs(base: keras.Model, frozen: FrozenBase) -> dict[str, keras.Kera
     return outputs
 
 
-def _read_work(cache: Cache, work: Work, uris: Sequence[str]) -> npt.NDArray[np.uint8]:
-    shard = cache.sets[work.role].shards[work.shard]
-    names = [uris[int(row)] for row in shard.rows]
+def _read_work(cache: Cache, work: Work, places: Places) -> npt.NDArray[np.uint8]:
+    shard, limits = cache.sets[work.role].shards[work.shard], cache.frozen.limits
 
-    def get_unchanged(wanted: Sequence[str]) -> Iterator[bytes | FetchError]:
-        for data, digest in zip(storage.get_many(wanted), shard.digests, strict=True):
+    def iter_unchanged() -> Iterator[bytes | FetchError]:
+        for data, digest in zip(places.fetch(shard.rows, limits.max_bytes), shard.digests, strict=True):
             changed = not isinstance(data, FetchError) and hashlib.sha256(data).digest() != digest.tobytes()
             yield FetchError(Code.CHANGED, "it is not what was inspected") if changed else data
 
-    images = read_images(names, cache.frozen.image_size_px, cache.frozen.limits, get_unchanged)
+    images = decode_images(iter_unchanged(), len(shard.rows), cache.frozen.image_size_px, limits)
+    names = places.list_names(shard.rows)
     for name, status, error in zip(names, images.status, images.errors, strict=True):
         if status != OK:
             fault = f"{name} cannot be read any more ({status}: {error})"

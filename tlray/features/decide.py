@@ -28,6 +28,8 @@ from tlray.model.backbones import BACKBONES, INPUT
 if TYPE_CHECKING:
     import ray
 
+    from tlray.sources.places import Places
+
 Rows = Mapping[str, npt.NDArray[np.int64]]
 """Row ids of "train", "val" and "test"."""
 
@@ -159,12 +161,12 @@ def _explain_absence(config: TrainConfig, needs: dict[int, tuple[Kind, ...]]) ->
 
 
 def build_with_engines(
-    config: TrainConfig, cluster: Cluster, cache: Cache, missing: Missing, uris: ray.ObjectRef[list[str]]
+    config: TrainConfig, cluster: Cluster, cache: Cache, missing: Missing, places: ray.ObjectRef[Places]
 ) -> Iterator[Done]:
     """Compute the missing part in processes of their own; yield one `Done` a shard.
 
     Args:
-        uris: Ray reference to every address, by row id.
+        places: Ray reference to the places of all images.
 
     Raises:
         StoppedError: an image cannot be read any more, or the cluster failed.
@@ -177,7 +179,7 @@ def build_with_engines(
     resources = plan_engines(cluster, max(1, missing.images), a_shard, bounds, beside_workers=beside)
     booked_cpus = config.num_workers * workers.worker_cpus if beside else 0.0
     readers = plan_readers(cluster, resources, booked_cpus)
-    return build(cache, missing, uris, resources, *readers, allow_cpu=bounds.allow_cpu)
+    return build(cache, missing, places, resources, *readers, allow_cpu=bounds.allow_cpu)
 
 
 def complete_cache(cache: Cache, missing: Missing, builds: Iterator[Done]) -> float:

@@ -1,8 +1,8 @@
-"""Read and decode batches of images, with a status for each; all stages that read images use it."""
+"""Decode batches of images, with a status for each; all stages that read images use it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +12,6 @@ from tlray import storage
 from tlray.errors import OK, FetchError, ImageError
 from tlray.images.decode import Decoded, decode
 from tlray.images.limits import Limits
-
-Fetch = Callable[[Sequence[str]], Iterator[bytes | FetchError]]
-"""A function that yields the bytes or the error of each address, in order."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +39,13 @@ class ImageBatch:
         self.heights.append(height)
 
 
-def read_images(uris: Sequence[str], image_size_px: int, limits: Limits, fetch: Fetch = storage.get_many) -> ImageBatch:
-    """Fetch and decode images, in order; a faulty image does not affect the others."""
-    return decode_images(fetch(uris), len(uris), image_size_px, limits)
-
-
 def decode_images(
     fetched: Iterable[bytes | Decoded | ImageError | FetchError], num_images: int, image_size_px: int, limits: Limits
 ) -> ImageBatch:
-    """Decode `num_images` fetched images, in order; those that were decoded before are taken as they are."""
+    """Decode `num_images` fetched images, in order; a faulty one does not affect the others.
+
+    Those that were decoded before are taken as they are.
+    """
     batch = ImageBatch(np.zeros((num_images, image_size_px, image_size_px, 3), np.uint8), [], [], [], [])
     for index, data in enumerate(fetched):
         try:

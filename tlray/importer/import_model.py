@@ -10,12 +10,10 @@ import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from tlray import storage
 from tlray.config import ImportConfig
@@ -32,7 +30,8 @@ from tlray.model import bundle
 from tlray.model.manifest import Architecture, Manifest, Metrics, OodPercentiles, Preprocessing
 from tlray.model.safety import find_threats
 from tlray.model.tf_imports import import_keras
-from tlray.sources.labelled import scan
+from tlray.sources import archives
+from tlray.sources.labelled import LabelledImages, scan
 
 _BATCH_SIZE = 32
 _GOLDEN_IMAGES = 64
@@ -67,7 +66,7 @@ def import_model(config: ImportConfig) -> ImportSummary:
     data = read_model(config.model)
     labelled = None
     if config.val_data is not None:
-        labelled = scan(storage.resolve(config.val_data), classes, option="--val-data").table
+        labelled = scan(archives.resolve(config.val_data), classes, option="--val-data")
     _start_keras()
     from tlray.model import serving
 
@@ -140,24 +139,26 @@ class _ValidationPredictions:
     failed: int
 
 
-def _predict(network: ImportedNetwork, labelled: pa.Table, size: int, config: ImportConfig) -> _ValidationPredictions:
-    uris, labels = labelled["uri"].to_pylist(), labelled["label"].to_numpy()
+def _predict(
+    network: ImportedNetwork, labelled: LabelledImages, size: int, config: ImportConfig
+) -> _ValidationPredictions:
+    places, labels = labelled.places, labelled.table["label"].to_numpy()
     kept, predictions = [], []
-    fetched = storage.get_many(uris)
-    with Stage("validate", len(uris)) as stage:
-        for start in range(0, len(uris), _BATCH_SIZE):
-            count = min(_BATCH_SIZE, len(uris) - start)
-            images = decode_images(islice(fetched, count), count, size, config.limits)
+    with Stage("validate", len(places)) as stage:
+        for start in range(0, len(places), _BATCH_SIZE):
+            count = min(_BATCH_SIZE, len(places) - start)
+            fetched = places.fetch(range(start, start + count), config.limits.max_bytes)
+            images = decode_images(fetched, count, size, config.limits)
             good = np.flatnonzero(np.array(images.status, object) == OK)
             if len(good):
                 kept.append(good + start)
                 predictions.append(network.run(images.pixels[good]))
             stage.advance(count)
     if not kept:
-        raise DataError(f"--val-data {config.val_data}: none of {len(uris):,} images can be decoded")
+        raise DataError(f"--val-data {config.val_data}: none of {len(places):,} images can be decoded")
     rows = np.concatenate(kept)
     probabilities, features = (np.concatenate(parts) for parts in zip(*predictions, strict=True))
-    return _ValidationPredictions(labels[rows].astype(np.int64), probabilities, features, len(uris) - len(rows))
+    return _ValidationPredictions(labels[rows].astype(np.int64), probabilities, features, len(places) - len(rows))
 
 
 def _calibrate(predictions: _ValidationPredictions | None, num_classes: int, *, scalable: bool) -> Calibration:
@@ -212,11 +213,12 @@ def _warn_of_chance(metrics: Metrics, predictions: _ValidationPredictions | None
         )
 
 
-def _choose_golden(labelled: pa.Table | None, size: int, config: ImportConfig) -> list[GoldenCandidate]:
+def _choose_golden(labelled: LabelledImages | None, size: int, config: ImportConfig) -> list[GoldenCandidate]:
     if labelled is None:
         return draw_images(size)
     from tlray.model.serving import read_images
 
-    rows = np.random.default_rng(0).permutation(labelled.num_rows)[:_GOLDEN_IMAGES]
-    uris = [labelled["uri"][int(row)].as_py() for row in rows]
-    return read_images(uris, size, config.limits) or draw_images(size)
+    places = labelled.places
+    rows = np.random.default_rng(0).permutation(len(places))[:_GOLDEN_IMAGES]
+    fetched = places.fetch(rows, config.limits.max_bytes)
+    return read_images(places.list_names(rows), fetched, size, config.limits) or draw_images(size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from tlray import storage
 from tlray.errors import FetchError, ImageError
 from tlray.images.decode import decode
+from tlray.images.formats import EXTENSIONS
 from tlray.images.limits import Limits
 from tlray.metrics.ood import OodScore
 from tlray.model.bundle import GOLDEN
@@ -89,10 +89,12 @@ def save_for_serving(frozen: tf.types.experimental.ConcreteFunction, path: Path)
     tf.saved_model.save(module, str(path), signatures={"serving_default": serving_default})
 
 
-def read_images(uris: Sequence[str], image_size_px: int, limits: Limits) -> list[GoldenCandidate]:
-    """Read those images that can be decoded and are small enough for a bundle."""
+def read_images(
+    names: Sequence[str], fetched: Iterable[bytes | FetchError], image_size_px: int, limits: Limits
+) -> list[GoldenCandidate]:
+    """Read those fetched images that can be decoded and are small enough for a bundle."""
     read: list[GoldenCandidate] = []
-    for uri, data in zip(uris, storage.get_many(uris), strict=True):
+    for uri, data in zip(names, fetched, strict=True):
         if not isinstance(data, FetchError) and len(data) <= _GOLDEN_MAX_BYTES:
             with contextlib.suppress(ImageError):
                 read.append((uri, data, decode(data, image_size_px, limits).pixels))
@@ -119,7 +121,8 @@ def make_golden(
     records = []
     for index, position in enumerate(chosen):
         uri, data, _ = read[position]
-        name = f"golden/{index}{Path(uri).suffix.lower()}"
+        suffix = Path(uri).suffix.lower()
+        name = f"golden/{index}{suffix if suffix in EXTENSIONS else ''}"
         files[name] = data
         values = [float(value) for value in probabilities[position]]
         records.append(GoldenImage(name, classes[int(probabilities[position].argmax())], values))

@@ -23,6 +23,7 @@ from tlray.errors import FetchError, OutputError
 from tlray.sources.candidates import PACKED, REFUSED, SourceKind
 from tlray.sources.listing import Candidates
 from tlray.sources.manifests import lies_inside, list_prefixes
+from tlray.sources.places import PLACE_FIELDS
 from tlray.storage.records import Json, RecordError, dump_record, parse_record
 
 FOLDER = "_plan"
@@ -36,18 +37,10 @@ ROWS_PER_FILE = 128 * ROWS_PER_GROUP
 PLAN_SCHEMA = pa.schema(
     [
         pa.field("row_id", pa.int64(), nullable=False),
-        pa.field("uri", pa.string(), nullable=False),
-        pa.field("source", pa.string(), nullable=False),
-        pa.field("member", pa.string()),
-        pa.field("offset", pa.int64()),
-        pa.field("length", pa.int64()),
-        pa.field("size", pa.int64()),
-        pa.field("etag", pa.string()),
-        pa.field("mtime_ns", pa.int64()),
-        pa.field("crc32", pa.int64()),
+        *PLACE_FIELDS,
     ]
 )
-"""`source` is a `SourceKind`; `member`, `offset` and `length` locate a row in an archive; `crc32` is a zip's."""
+"""A row's number and its place."""
 
 EXCLUDED_SCHEMA = pa.schema([pa.field("uri", pa.string(), nullable=False), pa.field("reason", pa.string())])
 

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
-import numpy as np
 import pyarrow as pa
 import ray
 
@@ -27,7 +26,7 @@ from tlray.errors import StoppedError
 from tlray.output.parts import PlannedRows
 from tlray.output.plan import PLAN_SCHEMA
 from tlray.output.rowset import RowSet
-from tlray.sources.candidates import SourceKind
+from tlray.sources.places import Places
 from tlray.storage import S3Options, adopt, get_options
 
 MAX_TRIES = 3
@@ -239,20 +238,15 @@ def start(rows: Rows, done: ray.ObjectRef[RowSet]) -> Handle:
 
 
 class MemoryRows:
-    """Files without a plan on disk."""
+    """Rows without a plan on disk."""
 
-    def __init__(self, uris: list[str]) -> None:
-        self._uris = np.array(uris, object)
-        self.num_rows = len(uris)
-        self.image_column = None
+    def __init__(self, places: Places) -> None:
+        self._table = places.table
+        self.num_rows = len(places)
+        self.image_column = places.image_column
 
     def read(self, first: int, count: int) -> pa.Table:
         """Return rows by `plan.PLAN_SCHEMA`."""
-        uris = self._uris[first : first + count].tolist()
-        columns = {field.name: pa.nulls(len(uris), field.type) for field in PLAN_SCHEMA}
-        columns |= {
-            "row_id": pa.array(range(first, first + len(uris)), pa.int64()),
-            "uri": pa.array(uris, pa.string()),
-            "source": pa.array([SourceKind.FILE.value] * len(uris), pa.string()),
-        }
-        return pa.table(columns, schema=PLAN_SCHEMA)
+        part = self._table.slice(first, count)
+        row_ids = pa.array(range(first, first + part.num_rows), pa.int64())
+        return pa.table([row_ids, *part.columns], schema=PLAN_SCHEMA)

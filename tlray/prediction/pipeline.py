@@ -35,6 +35,7 @@ from tlray.prediction import dispatcher as dispatchers
 from tlray.prediction.batches import Columns, cut, make_decoded, make_encoded, pack
 from tlray.prediction.dispatcher import MAX_TRIES, Handle, Key, MemoryRows, Order, Rows, Sight
 from tlray.prediction.engine_actor import EngineActor
+from tlray.sources.places import Places
 from tlray.sources.reading import read_rows
 from tlray.storage import Fetched, S3Options, adopt, get_options
 
@@ -106,7 +107,7 @@ def make_windows(
 
 
 def predict_files(
-    uris: list[str],
+    places: Places,
     bundle: Bundle,
     cluster: Cluster,
     limits: Limits,
@@ -115,11 +116,11 @@ def predict_files(
     columns: RequestedColumns,
     bounds: EngineBounds,
 ) -> Iterator[pa.Table]:
-    """Predict a list of files, whose row ids are their positions; yields and raises as `PredictionPipeline`."""
-    done = RowSet(len(uris))
+    """Predict images without a plan on disk; yields and raises as `PredictionPipeline`."""
+    done = RowSet(len(places))
     batch_rows = choose_batch_rows(batch_size, cluster.cpus, gpus=bounds.choose_gpus(cluster) > 0)
     windows = make_windows(done, cluster.cpus, batch_rows)
-    task = PredictionTask(MemoryRows(uris), done, windows, bundle, limits, batch_size, precision, columns, bounds)
+    task = PredictionTask(MemoryRows(places), done, windows, bundle, limits, batch_size, precision, columns, bounds)
     return iter(PredictionPipeline(task, cluster))
 
 

@@ -9,7 +9,7 @@ from tlray.report.page import NAME
 from tlray.report.prediction import render_prediction
 from tlray.report.prediction_facts import PredictionFacts, gather_prediction_facts
 from tlray.report.shift import compare_with_validation
-from tlray.report.thumbnails import Reader, read_files
+from tlray.report.thumbnails import Reader, make_reader
 from tlray.report.training import render_training
 
 __all__ = [
@@ -18,7 +18,7 @@ __all__ = [
     "Reader",
     "compare_with_validation",
     "gather_prediction_facts",
-    "read_files",
+    "make_reader",
     "render_evaluation",
     "render_prediction",
     "render_training",

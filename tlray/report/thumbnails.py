@@ -10,10 +10,10 @@ from typing import Generic, TypeVar
 
 from PIL import Image
 
-from tlray import storage
 from tlray.errors import FetchError, ImageError
 from tlray.images.decode import decode
 from tlray.images.limits import Limits
+from tlray.sources.places import Places
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -46,9 +46,15 @@ class Thumbnails(Generic[Key]):
         return self.uris.get(key)
 
 
-def read_files(uris: Sequence[str]) -> Iterator[bytes | None]:
-    """Yield the contents of local paths and s3:// addresses, as a `Reader`."""
-    return (None if isinstance(data, FetchError) else data for data in storage.get_many(uris))
+def make_reader(places: Places, limits: Limits) -> Reader[str]:
+    """Return a reader of images by address."""
+
+    def read(uris: Sequence[str]) -> Iterator[bytes | None]:
+        rows = {uri: row for row, uri in enumerate(places.list_names(range(len(places))))}
+        fetched = places.fetch([rows[uri] for uri in uris], limits.max_bytes)
+        return (None if isinstance(data, FetchError) else data for data in fetched)
+
+    return read
 
 
 def make_thumbnails(

@@ -1,6 +1,8 @@
 """Turn what the user points at into candidates, numbered rows and bytes.
 
-`labelled`: class folders or a list of labelled images, for training.
+`labelled`: class folders, a list, archives or tables of labelled images, for training.
+`shards`: labelled members of archives and rows of tables.
+`places`: where labelled images lie, and their bytes.
 `listing`: folders, prefixes, manifests, archives and tables as candidates, for prediction.
 `candidates`: the candidate, and the checks of its name.
 `manifests`: lists of addresses and S3 Inventory reports.

@@ -1,4 +1,4 @@
-"""Labelled images for training: class folders or a manifest as a table of rows, numbered from 0."""
+"""Labelled images for training: class folders, a manifest, archives or tables as rows, numbered from 0."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -15,7 +16,10 @@ from tlray.console import say
 from tlray.errors import DataError
 from tlray.images.formats import EXTENSIONS
 from tlray.sources import archives, lists, manifests
-from tlray.sources.candidates import find_litter, has_image_name
+from tlray.sources.candidates import PACKED, REFUSED, Candidate, find_litter, has_image_name
+from tlray.sources.listing import find_member
+from tlray.sources.places import Places, make_places
+from tlray.sources.shards import UNPACK, Shards, holds_images, is_shard, list_shards
 
 URI, LABEL = "uri", "label"
 """Columns of a list of labelled images."""
@@ -30,50 +34,97 @@ class LabelledImages:
     Attributes:
         classes: class names, sorted; a label is an index into them.
         table: `row_id int64, uri string, name string, label int32, size int64, version string`, in order of class, then
-            name; `size` is 0 for objects in a manifest, `version` is `storage.Entry.version`.
+            name, or of archives and tables; `size` is 0 where it is unknown, `version` is as `storage.Entry.version`.
+        places: of the images, by row id.
     """
 
     classes: tuple[str, ...]
     table: pa.Table
+    places: Places
 
 
-def scan(root: str, classes: Sequence[str] | None = None, *, option: str = "--data") -> LabelledImages:
-    """List labelled images in class folders, `root/CLASS/image`, or in a manifest.
+class _Found(NamedTuple):
+    """A labelled image; `name` and `version` as in `LabelledImages.table`, `place` in archives and tables."""
+
+    candidate: Candidate
+    name: str
+    version: str
+    place: int = 0
+
+
+class _Listing(NamedTuple):
+    """What was found: images by class, one phrase for each kind of fault, and what was allowed, for errors."""
+
+    by_class: dict[str, list[_Found]]
+    faults: list[str]
+    allowed: str
+    image_column: str | None = None
+
+
+def scan(
+    root: str, classes: Sequence[str] | None = None, *, option: str = "--data", label_column: str = LABEL
+) -> LabelledImages:
+    """List labelled images in class folders, `root/CLASS/image`, in a manifest, or in archives and tables.
 
     Args:
-        root: folder or s3:// prefix; or a .csv, .jsonl or .parquet with columns `uri` and `label`.
+        root: folder or s3:// prefix, of class folders or of archives and tables; one of these; or a .csv, .jsonl or
+            .parquet with columns `uri` and `label`.
         classes: allowed class names; None for the first scan, which sets them.
         option: the command-line option of `root`, for errors.
+        label_column: column of labels in manifests and tables, and key in JSON sidecars.
 
     Raises:
         DataError: one message with every fault.
     """
-    if lists.is_list(root):
-        by_class, faults = read_labels(root)
-        expected = f"{option} takes a manifest with the columns {URI} and {LABEL}, of at least two classes; got "
-    else:
-        by_class, faults = _list_folders(root, option)
-        expected = (
-            f"{option} takes a folder that holds one folder of images for each class ({root}/CLASS/image.jpg), "
-            "at least two; got "
-        )
-    faults += _find_class_faults(by_class, classes)
-    if faults:
-        raise DataError(expected + "; ".join(faults))
-    names = tuple(classes) if classes is not None else _sort_classes(by_class)
+    found = _list(root, option, label_column)
+    if faults := [*found.faults, *_find_class_faults(found.by_class, classes)]:
+        raise DataError(f"{option} takes {found.allowed}, of at least two classes; got {'; '.join(faults)}")
+    names = tuple(classes) if classes is not None else _sort_classes(found.by_class)
     labels = {name: index for index, name in enumerate(names)}
-    rows = [(entry, labels[name]) for name in names for entry in by_class.get(name, ())]
+    rows = [(image, labels[name]) for name in names for image in found.by_class.get(name, ())]
+    rows.sort(key=lambda row: row[0].place)  # archives and tables are read fastest in their own order
     table = pa.table(
         {
             "row_id": pa.array(range(len(rows)), pa.int64()),
-            "uri": pa.array([entry.uri for entry, _ in rows], pa.string()),
-            "name": pa.array([entry.name for entry, _ in rows], pa.string()),
+            "uri": pa.array([image.candidate.uri for image, _ in rows], pa.string()),
+            "name": pa.array([image.name for image, _ in rows], pa.string()),
             "label": pa.array([label for _, label in rows], pa.int32()),
-            "size": pa.array([entry.size for entry, _ in rows], pa.int64()),
-            "version": pa.array([entry.version for entry, _ in rows], pa.string()),
+            "size": pa.array([image.candidate.size or 0 for image, _ in rows], pa.int64()),
+            "version": pa.array([image.version for image, _ in rows], pa.string()),
         }
     )
-    return LabelledImages(names, table)
+    return LabelledImages(names, table, make_places([image.candidate for image, _ in rows], found.image_column))
+
+
+def _list(root: str, option: str, label_column: str) -> _Listing:
+    if lists.is_list(root) and not holds_images(root, URI):
+        by_class, faults = read_labels(root, label_column)
+        return _Listing(by_class, faults, f"a manifest with the columns {URI} and {label_column}")
+    entries = storage.list_files(root)
+    if shards := _choose_shards(entries):
+        return _sort_members(list_shards(shards, label_column), option)
+    by_class, faults = _list_folders(root, entries, option)
+    allowed = f"a folder that holds one folder of images for each class ({root}/CLASS/image.jpg), archives or tables"
+    return _Listing(by_class, faults, allowed)
+
+
+def _choose_shards(entries: Sequence[storage.Entry]) -> list[storage.Entry]:
+    """Return the archives and tables among files; none where there are images too."""
+    found = [entry for entry in entries if entry.unreadable is None and find_litter(entry.name) is None]
+    if any(PurePosixPath(entry.name).suffix.lower() in EXTENSIONS for entry in found):
+        return []
+    return [entry for entry in found if is_shard(entry.name)]
+
+
+def _sort_members(shards: Shards, option: str) -> _Listing:
+    if shards.passed:
+        say(f"{option}: {shards.passed.total():,} members passed over: {_count(shards.passed)}")
+    by_class: dict[str, list[_Found]] = {}
+    for place, (candidate, label, version) in enumerate(shards.members):
+        name = _compose(label)
+        by_class.setdefault(name, []).append(_Found(candidate, f"{name}/{candidate.uri}", version, place))
+    by_class.pop("", None)  # which is a fault
+    return _Listing(by_class, shards.faults, "archives and tables of labelled images", shards.image_column)
 
 
 def _sort_classes(by_class: Collection[str]) -> tuple[str, ...]:
@@ -87,12 +138,14 @@ def _sort_classes(by_class: Collection[str]) -> tuple[str, ...]:
     return tuple(as_numbers)
 
 
-def _list_folders(root: str, option: str) -> tuple[dict[str, list[storage.Entry]], list[str]]:
+def _list_folders(
+    root: str, entries: Sequence[storage.Entry], option: str
+) -> tuple[dict[str, list[_Found]], list[str]]:
     """Return the images of class folders by class, and one phrase for each kind of fault; say what was passed over."""
-    by_class: dict[str, list[storage.Entry]] = {}
+    by_class: dict[str, list[_Found]] = {}
     passed: dict[str, Counter[str]] = {}
     beside, nested = [], []
-    for entry in storage.list_files(root):
+    for entry in entries:
         *folders, base = entry.name.split("/")
         label = _compose(folders[0]) if folders else ""
         if litter := entry.unreadable or find_litter(entry.name):
@@ -108,7 +161,7 @@ def _list_folders(root: str, option: str) -> tuple[dict[str, list[storage.Entry]
             by_class.setdefault(label, [])
             nested.append(entry.name)
         else:
-            by_class.setdefault(label, []).append(entry)
+            by_class.setdefault(label, []).append(_find_entry(entry, entry.name))
     if not storage.is_s3(root):
         by_class.update({name: [] for name in _list_empty_folders(root) if name not in by_class})
     if total := sum(passed.values(), Counter()):
@@ -142,7 +195,11 @@ def _list_empty_folders(root: str) -> list[str]:
     return [_compose(name) for name in names if name[0] != "_" and find_litter(f"{name}/") is None]
 
 
-def _find_class_faults(by_class: dict[str, list[storage.Entry]], classes: Sequence[str] | None) -> list[str]:
+def _find_entry(entry: storage.Entry, name: str) -> _Found:
+    return _Found(Candidate(entry.uri, entry.name, size=entry.size), name, entry.version)
+
+
+def _find_class_faults(by_class: dict[str, list[_Found]], classes: Sequence[str] | None) -> list[str]:
     """Return one phrase for each fault of the class names."""
     faults = []
     if len(by_class) == 1 and classes is None:
@@ -155,11 +212,11 @@ def _find_class_faults(by_class: dict[str, list[storage.Entry]], classes: Sequen
     return faults
 
 
-def read_labels(manifest: str) -> tuple[dict[str, list[storage.Entry]], list[str]]:
+def read_labels(manifest: str, label_column: str = LABEL) -> tuple[dict[str, list[_Found]], list[str]]:
     """Return the images of a manifest by label, in the order of their addresses, and its faults.
 
-    A file on several lines under one label is listed once. An entry's name is `LABEL/` and the address as typed; its
-    size is 0 for an object, since finding it would cost a request.
+    A file on several lines under one label is listed once. An image's name is `LABEL/` and the address as typed; its
+    size is 0 for an object, since finding it would cost a request. Members of archives are found in their archive.
 
     Args:
         manifest: address; relative addresses in it start at its folder.
@@ -170,10 +227,10 @@ def read_labels(manifest: str) -> tuple[dict[str, list[storage.Entry]], list[str
     Raises:
         DataError: it cannot be read.
     """
-    opened = lists.open_list(manifest, URI, as_text=(LABEL,))
-    if missing := [f"no column {name}" for name in (URI, LABEL) if name not in opened.names]:
+    opened = lists.open_list(manifest, URI, as_text=(label_column,))
+    if missing := [f"no column {name}" for name in (URI, label_column) if name not in opened.names]:
         return {}, [f"{' and '.join(missing)} (its columns: {lists.shorten(', '.join(opened.names))})"]
-    return _sort_lines(manifest.rpartition("/")[0], _iter_lines(opened))
+    return _sort_lines(manifest.rpartition("/")[0], _iter_lines(opened, label_column))
 
 
 def read_groups(manifest: str, column: str) -> dict[str, str]:
@@ -205,9 +262,9 @@ def name_some(names: Sequence[str]) -> str:
     return shown if len(names) <= _MAX_NAMED else f"{shown}, ..."
 
 
-def _iter_lines(opened: lists.ListFile) -> Iterator[tuple[int, str, str]]:
+def _iter_lines(opened: lists.ListFile, label_column: str) -> Iterator[tuple[int, str, str]]:
     """Yield the number, address and label of each line, empty where missing; blanks around a label are dropped."""
-    uri, label = opened.names.index(URI), opened.names.index(LABEL)
+    uri, label = opened.names.index(URI), opened.names.index(label_column)
     for number, values in opened.lines:
         address, name = (values[uri] or "", values[label] or "") if values is not None else ("", "")
         yield number, address, _compose(name.strip())
@@ -220,7 +277,7 @@ def _resolve(uri: str, base: str) -> tuple[str, str | None]:
     return address if storage.is_s3(address) else str(PurePosixPath(address)), reason
 
 
-def _sort_lines(base: str, lines: Iterator[tuple[int, str, str]]) -> tuple[dict[str, list[storage.Entry]], list[str]]:
+def _sort_lines(base: str, lines: Iterator[tuple[int, str, str]]) -> tuple[dict[str, list[_Found]], list[str]]:
     labels: dict[str, str] = {}
     typed: dict[str, str] = {}
     faults: dict[str, list[str]] = {}
@@ -231,22 +288,30 @@ def _sort_lines(base: str, lines: Iterator[tuple[int, str, str]]) -> tuple[dict[
         address, reason = _resolve(uri, base)
         if reason is not None:
             faults.setdefault(": " + reason.partition(";")[0], []).append(storage.redact(uri))
-        elif archives.split_member(address) is not None:
-            faults.setdefault(" in archives, which only predict looks into", []).append(uri)
         elif not label:
             faults.setdefault(" without a label", []).append(uri)
         elif labels.setdefault(address, label) != label:
             faults.setdefault(" under two labels", []).append(f"{uri}: {labels[address]}, {label}")
         else:
             typed.setdefault(address, uri)
-    by_label: dict[str, list[storage.Entry]] = {label: [] for label in sorted(set(labels.values()))}
+    by_label: dict[str, list[_Found]] = {label: [] for label in sorted(set(labels.values()))}
     for address in sorted(labels):
+        label = labels[address]
+        name = f"{label}/{typed[address]}"
+        if archives.split_member(address) is not None:
+            member = find_member(address)
+            if member is None or member.source in REFUSED:
+                faults.setdefault(" naming no file in its archive", []).append(typed[address])
+            elif member.source in PACKED:
+                faults.setdefault(f" in packed archives; {UNPACK}", []).append(typed[address])
+            else:
+                by_label[label].append(_Found(member, name, ""))
+            continue
         found = storage.find_file(address)
         if found is None:
             faults.setdefault(" naming no file", []).append(typed[address])
             found = storage.Entry(address, address, 0, None, 0)
-        label = labels[address]
-        by_label[label].append(found._replace(name=f"{label}/{typed[address]}"))
+        by_label[label].append(_find_entry(found, name))
     phrases = [
         f"{len(names):,} line{'s' if len(names) > 1 else ''}{what} ({name_some(names)})"
         for what, names in faults.items()

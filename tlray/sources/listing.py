@@ -250,6 +250,12 @@ def _describe(entry: storage.Entry, image_column: str | None) -> Iterator[Candid
     yield Candidate(entry.uri, entry.name, size=entry.size, etag=entry.etag, mtime_ns=entry.mtime_ns, reason=reason)
 
 
+def find_member(address: str) -> Candidate | None:
+    """Return the member of an archive that `archive#member` names; None if there is none."""
+    parts = archives.split_member(address)
+    return None if parts is None else _index_by_name(parts[0], ()).get(parts[1])
+
+
 def _find_member(archive: str, member: str, sidecars: tuple[str, ...]) -> Candidate:
     found = _index_by_name(archive, sidecars).get(member)
     if found is None:

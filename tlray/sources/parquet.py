@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import numpy as np
@@ -28,6 +29,53 @@ def is_table(uri: str) -> bool:
     return uri.lower().endswith(".parquet")
 
 
+def find_image_column(uri: str, *, unless: str | None = None) -> str | None:
+    """Return the column of encoded images of a Parquet file: `image`, or the only one of its kind; None without one.
+
+    Args:
+        unless: a column whose presence means that there is none.
+
+    Raises:
+        NotATableError: it cannot be read, or has several such columns and none of this name.
+        StoppedError: it cannot be reached.
+    """
+    schema = _open(uri).schema_arrow
+    if unless in schema.names:
+        return None
+    found = [field.name for field in schema if _holds_bytes(field.type)]
+    if len(found) > 1 and "image" not in found:
+        raise NotATableError(f"{uri} has several columns of binary values ({', '.join(found)}); name one of them image")
+    return "image" if "image" in found else next(iter(found), None)
+
+
+def read_class_names(uri: str, column: str) -> list[str] | None:
+    """Return the names that Hugging Face's schema gives the numbers of a column; None without any.
+
+    Raises:
+        NotATableError: it cannot be read.
+        StoppedError: it cannot be reached.
+    """
+    metadata = _open(uri).schema_arrow.metadata or {}
+    try:
+        feature = json.loads(metadata[b"huggingface"])["info"]["features"][column]
+        names = feature["names"]
+    except (ValueError, LookupError, TypeError):
+        return None
+    return [str(name) for name in names] if isinstance(names, list) else None
+
+
+def _open(uri: str) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(storage.open_arrow(uri))
+    except FetchError as error:
+        kind = StoppedError if error.code in UNREACHABLE else NotATableError
+        raise kind(f"{uri} cannot be read: {error}") from None
+    except (pa.ArrowException, OSError) as error:
+        raise NotATableError(f"{uri} cannot be read as Parquet: {storage.redact(str(error))}") from None
+    except UnicodeDecodeError:
+        raise NotATableError(f"{uri} cannot be read as Parquet: its schema is damaged") from None
+
+
 def read_table(entry: storage.Entry, image_column: str) -> tuple[list[pa.Field], Iterator[Candidate]]:
     """Return a table's other plain columns as `input_*` fields, and one candidate for each of its rows.
 
@@ -39,16 +87,8 @@ def read_table(entry: storage.Entry, image_column: str) -> tuple[list[pa.Field],
         NotATableError: it cannot be read, or its image column is of another kind.
         StoppedError: it cannot be reached.
     """
-    try:
-        file = pq.ParquetFile(storage.open_arrow(entry.uri))
-        schema = file.schema_arrow
-    except FetchError as error:
-        kind = StoppedError if error.code in UNREACHABLE else NotATableError
-        raise kind(f"{entry.uri} cannot be read: {error}") from None
-    except (pa.ArrowException, OSError) as error:
-        raise NotATableError(f"{entry.uri} cannot be read as Parquet: {storage.redact(str(error))}") from None
-    except UnicodeDecodeError:
-        raise NotATableError(f"{entry.uri} cannot be read as Parquet: its schema is damaged") from None
+    file = _open(entry.uri)
+    schema = file.schema_arrow
     if (count := schema.names.count(image_column)) > 1:
         raise NotATableError(f"{entry.uri} has {count} columns {image_column!r}; rename all but one")
     if image_column not in schema.names or not _holds_bytes(schema.field(image_column).type):

@@ -17,8 +17,10 @@ from tlray.errors import DataError, StoppedError
 from tlray.features.decide import find_root
 from tlray.model.backbones import BACKBONES
 from tlray.model.manifest import hash_json
+from tlray.sources import archives
 from tlray.sources.labelled import name_some, read_groups, scan
 from tlray.sources.lists import is_list
+from tlray.sources.places import Places, join_places
 from tlray.training.inspection import Memory, inspect_images
 from tlray.training.linear_head import choose_sample
 
@@ -35,6 +37,7 @@ class Images:
         classes: names by label.
         uris, labels: addresses and int32 labels by row id.
         versions: what changes with an image's content, by row id; "" if unknown.
+        places: where they lie, by row id.
         folder: the role whose option named the image, by row id: "train", "val" or "test".
         groups: name of the group that must stay together, or None, by row id; None without groups.
         fingerprint: sha256 over the listing.
@@ -44,6 +47,7 @@ class Images:
     uris: list[str]
     labels: npt.NDArray[np.int32]
     versions: list[str]
+    places: Places
     folder: npt.NDArray[np.str_]
     groups: list[str | None] | None
     fingerprint: str
@@ -72,12 +76,13 @@ def list_images(config: TrainConfig) -> Images:
     Raises:
         DataError: a folder is missing, has no classes, or has other classes than the training images.
     """
-    training = scan(storage.resolve(config.data), option="--data")
-    tables = [("train", training.table)]
+    training = scan(archives.resolve(config.data), option="--data", label_column=config.label_column)
+    tables, places = [("train", training.table)], [training.places]
     for role, option, root in (("val", "--val-data", config.val_data), ("test", "--test-data", config.test_data)):
         if root is not None:
-            scanned = scan(storage.resolve(root), training.classes, option=option)
+            scanned = scan(archives.resolve(root), training.classes, option=option, label_column=config.label_column)
             tables.append((role, scanned.table))
+            places.append(scanned.places)
     listing = [
         (role, name, size)
         for role, table in tables
@@ -90,6 +95,7 @@ def list_images(config: TrainConfig) -> Images:
         uris=uris,
         labels=np.concatenate([table["label"].to_numpy() for _, table in tables]).astype(np.int32),
         versions=[version for _, table in tables for version in table["version"].to_pylist()],
+        places=join_places(places),
         folder=np.concatenate([np.full(table.num_rows, role) for role, table in tables]),
         groups=groups,
         fingerprint=hash_json(listing if groups is None else [listing, groups]),
@@ -138,7 +144,7 @@ def assign_roles(config: TrainConfig, images: Images, *, spread: bool) -> Roles:
         StoppedError: too many images are unusable, or cannot be fetched.
     """
     memory = Memory(find_root(config, local=not spread) if config.cache != "off" else None, config.limits)
-    inspected = inspect_images(images.uris, images.versions, memory, config.limits, spread=spread)
+    inspected = inspect_images(images.places, images.versions, memory, config.limits, spread=spread)
     digests, faults = [one.digest for one in inspected], [one.fault for one in inspected]
     left_out = [(uri, fault) for uri, fault in zip(images.uris, faults, strict=True) if fault is not None]
     for uri, fault in left_out[:_NAMED_FAULTS]:

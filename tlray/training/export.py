@@ -30,6 +30,7 @@ from tlray.model.network import (
 from tlray.model.serving import freeze_classifier, make_golden, read_images, save_for_serving
 
 if TYPE_CHECKING:
+    from tlray.sources.places import Places
     from tlray.training.task import TrainingTask
 
 
@@ -105,9 +106,9 @@ def _write_tensorboard(history: Sequence[EpochRecord], path: Path) -> None:
 
 
 def _make_golden(frozen: tf.types.experimental.ConcreteFunction, task: TrainingTask) -> dict[str, bytes]:
-    addresses = ray.get(task.images.uris)
-    uris = [addresses[int(row)] for row in task.golden_rows]
-    read = read_images(uris, task.image_size_px, task.images.limits)
+    places: Places = ray.get(task.images.places)
+    names, limits = places.list_names(task.golden_rows), task.images.limits
+    read = read_images(names, places.fetch(task.golden_rows, limits.max_bytes), task.image_size_px, limits)
     if not read:
-        raise StoppedError(f"none of {len(uris)} images can be read again, or all are above 4 MiB: no golden image")
+        raise StoppedError(f"none of {len(names)} images can be read again, or all are above 4 MiB: no golden image")
     return make_golden(frozen, read, task.classes)

@@ -27,6 +27,8 @@ from tlray.errors import FetchError, ImageError, StoppedError, TlrayError
 from tlray.images.decode import decode
 from tlray.images.limits import Limits
 from tlray.model.manifest import DECODER, hash_json
+from tlray.sources.places import Places
+from tlray.sources.reading import read_rows
 
 _INSPECT_ROWS = 64
 _SIDE_PX = 64
@@ -102,12 +104,12 @@ def _is_fresh(version: str, now_ns: int) -> bool:
 
 
 def inspect_images(
-    uris: Sequence[str], versions: Sequence[str], memory: Memory, limits: Limits, *, spread: bool
+    places: Places, versions: Sequence[str], memory: Memory, limits: Limits, *, spread: bool
 ) -> list[Inspected]:
     """Read every image that memory does not know.
 
     Args:
-        uris: addresses.
+        places: of the images.
         versions: of `storage.Entry`, by row id.
         memory: gets what is found.
         limits: of an image's size.
@@ -116,12 +118,13 @@ def inspect_images(
     Raises:
         StoppedError: more images cannot be fetched than a few: the store may be away, or not theirs to read.
     """
+    uris = places.list_names(range(len(places)))
     found = [memory.find(uri, version) for uri, version in zip(uris, versions, strict=True)]
     unknown = [index for index, inspected in enumerate(found) if inspected is None]
     if len(unknown) < len(uris):
         say(f"inspect: {len(uris) - len(unknown):,} of {len(uris):,} images are unchanged since an earlier training")
     blocks = [
-        pa.table({"index": pa.array(part), "uri": pa.array([uris[index] for index in part], pa.string())})
+        places.table.take(pa.array(part)).append_column("index", pa.array(part))
         for start in range(0, len(unknown), _INSPECT_ROWS)
         for part in [unknown[start : start + _INSPECT_ROWS]]
     ]
@@ -129,7 +132,7 @@ def inspect_images(
     unreachable: list[str] = []
     if blocks:
         with Stage("inspect", len(unknown)) as stage:
-            for block in _inspect_by_ray(blocks, limits) if spread else _inspect_by_threads(blocks, limits):
+            for block in (_inspect_by_ray if spread else _inspect_by_threads)(blocks, places.image_column, limits):
                 for index, digest, fault in zip(*(column.to_pylist() for column in block.columns), strict=True):
                     found[index] = Inspected(digest, fault)
                     if not digest:
@@ -145,17 +148,17 @@ def inspect_images(
     return inspected
 
 
-def _inspect_by_threads(blocks: list[pa.Table], limits: Limits) -> Iterator[pa.Table]:
+def _inspect_by_threads(blocks: list[pa.Table], image_column: str | None, limits: Limits) -> Iterator[pa.Table]:
     with ThreadPoolExecutor() as pool:
-        yield from pool.map(lambda block: _inspect_block(block, limits), blocks)
+        yield from pool.map(lambda block: _inspect_block(block, image_column, limits), blocks)
 
 
-def _inspect_by_ray(blocks: list[pa.Table], limits: Limits) -> Iterator[pa.Table]:
+def _inspect_by_ray(blocks: list[pa.Table], image_column: str | None, limits: Limits) -> Iterator[pa.Table]:
     import ray.data
 
     dataset = ray.data.from_blocks(blocks).map_batches(
         _inspect_block,
-        fn_kwargs={"limits": limits, "options": storage.get_options()},
+        fn_kwargs={"image_column": image_column, "limits": limits, "options": storage.get_options()},
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=DATA_TASK_CPUS,
@@ -166,11 +169,13 @@ def _inspect_by_ray(blocks: list[pa.Table], limits: Limits) -> Iterator[pa.Table
         raise explain_failure(error, "inspecting") from error
 
 
-def _inspect_block(block: pa.Table, limits: Limits, options: storage.S3Options | None = None) -> pa.Table:
+def _inspect_block(
+    block: pa.Table, image_column: str | None, limits: Limits, options: storage.S3Options | None = None
+) -> pa.Table:
     if options is not None:
         storage.adopt(options)
     found: list[Inspected] = []
-    for data in storage.get_many(block["uri"].to_pylist()):
+    for data, _ in read_rows(block, limits.max_bytes, image_column):
         digest, fault = "", None
         try:
             if isinstance(data, FetchError):

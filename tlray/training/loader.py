@@ -25,8 +25,9 @@ import ray.exceptions
 from tlray import storage
 from tlray.errors import OK, FetchError, StoppedError
 from tlray.features.cache import Kind, OpenCache
-from tlray.images.batch import read_images
+from tlray.images.batch import decode_images
 from tlray.images.limits import Limits
+from tlray.sources.places import Places
 
 PREFETCH_BATCHES = 4
 """Number of decoded batches read ahead."""
@@ -59,13 +60,13 @@ class ImageSource:
     """Decoded images, uint8 `[B, S, S, 3]`, for phases that are not cached.
 
     Attributes:
-        uris: Ray reference to every address, by row id.
+        places: Ray reference to the places of all images.
         image_size_px: side S of the decoded square.
         num_readers, reader_cpus: number of reading actors, and the cores that Ray reserves for each.
         keep_in, keep_bytes: local folder for encoded images from object storage, and its maximum size.
     """
 
-    uris: ray.ObjectRef[list[str]]
+    places: ray.ObjectRef[Places]
     image_size_px: int
     limits: Limits
     num_readers: int
@@ -100,7 +101,7 @@ class ImageSource:
         dataset = dataset.map_batches(
             _Reader,
             fn_constructor_kwargs={
-                "uris": [self.uris],
+                "places": [self.places],
                 "batches": [ray.put(rows)],
                 "image_size_px": self.image_size_px,
                 "limits": self.limits,
@@ -160,7 +161,7 @@ class FeatureSource:
 class _Reader:
     def __init__(
         self,
-        uris: list[ray.ObjectRef[list[str]]],
+        places: list[ray.ObjectRef[Places]],
         batches: list[ray.ObjectRef[npt.NDArray[np.int64]]],
         image_size_px: int,
         limits: Limits,
@@ -169,14 +170,16 @@ class _Reader:
     ) -> None:
         storage.adopt(options)
         self._kept = kept
-        self._uris = ray.get(uris[0])
+        self._places = ray.get(places[0])
         self._batches = ray.get(batches[0])
         self._image_size_px = image_size_px
         self._limits = limits
 
     def __call__(self, batch: dict[str, npt.NDArray[np.int64]]) -> dict[str, Inputs]:
-        names = [self._uris[int(row)] for row in self._batches[int(batch["index"][0])]]
-        images = read_images(names, self._image_size_px, self._limits, self._kept.get_many)
+        rows = self._batches[int(batch["index"][0])]
+        names = self._places.list_names(rows)
+        fetched = self._kept.fetch(self._places, rows, self._limits.max_bytes)
+        images = decode_images(fetched, len(rows), self._image_size_px, self._limits)
         faults = [
             f"{name} cannot be read any more ({status}: {error}); put it back, or start again without it"
             for name, status, error in zip(names, images.status, images.errors, strict=True)
@@ -196,11 +199,12 @@ class KeptBytes:
         self._folder = folder
         self._left = max_bytes
 
-    def get_many(self, uris: Sequence[str]) -> Iterator[bytes | FetchError]:
-        """Fetch images as `storage.get_many` does."""
+    def fetch(self, places: Places, rows: npt.NDArray[np.int64], max_bytes: int) -> Iterator[bytes | FetchError]:
+        """Fetch images as `Places.fetch` does."""
+        uris = places.list_names(rows)
         paths = [self._folder / hashlib.sha256(uri.encode()).hexdigest() for uri in uris]
         kept = [_read_if_there(path) if storage.is_s3(uri) else None for uri, path in zip(uris, paths, strict=True)]
-        fetched = storage.get_many([uri for uri, held in zip(uris, kept, strict=True) if held is None])
+        fetched = places.fetch([row for row, held in zip(rows, kept, strict=True) if held is None], max_bytes)
         for uri, path, held in zip(uris, paths, kept, strict=True):
             if held is not None:
                 yield held

@@ -139,4 +139,4 @@ def _await_task(channel: ChannelHandle, rank: int) -> TrainingTask | None:
 
 def _make_builder(channel: ChannelHandle) -> ShardBuilder:
     task: BuildTask = ray.get(channel.get_build_task.remote())
-    return ShardBuilder(task.cache, task.works, ray.get(task.uris), on_gpu=False)
+    return ShardBuilder(task.cache, task.works, ray.get(task.places), on_gpu=False)

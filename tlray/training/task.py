@@ -19,6 +19,7 @@ from tlray.images.augment import Augmentation, make_keys
 from tlray.metrics.ood import MAX_HELD, draw_reference_rows
 from tlray.model.manifest import PhaseName, hash_json
 from tlray.model.precision import Precision
+from tlray.sources.places import Places
 from tlray.storage import S3Options
 from tlray.training.dataset import Images, Roles
 from tlray.training.loader import ImageSource
@@ -62,14 +63,14 @@ class BuildTask:
     Attributes:
         indices: of `works`, see `features.build.list_indices`.
         num_builders: most workers that compute.
-        uris: Ray reference to every address, by row id.
+        places: Ray reference to the places of all images.
     """
 
     cache: Cache
     works: list[Work]
     indices: list[int]
     num_builders: int
-    uris: ray.ObjectRef[list[str]]
+    places: ray.ObjectRef[Places]
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ def make_training_task(
     precision: Precision,
     augmentation: Augmentation,
     cache: Cache | None,
-    uris: ray.ObjectRef[list[str]],
+    places: ray.ObjectRef[Places],
     base_weights: ray.ObjectRef[bytes] | None,
 ) -> TrainingTask:
     """Make the task of all workers; arguments as the attributes of `TrainingTask` and `ImageSource`."""
@@ -218,7 +219,7 @@ def make_training_task(
         trial=None,
         must_gain=config.compares_ends(recipe),
         images=ImageSource(
-            uris,
+            places,
             config.resolved_image_size,
             config.limits,
             resources.num_readers,

@@ -38,6 +38,7 @@ from tlray.training.results import TrainSummary
 if TYPE_CHECKING:
     import ray
 
+    from tlray.sources.places import Places
     from tlray.training.channel import TrainedModel
     from tlray.training.launch import Launch
     from tlray.training.monitor import Outcome
@@ -169,7 +170,7 @@ def _prepare(config: TrainConfig, cluster: Cluster, images: Images, checkpoints:
     if not cluster.local:
         for role, option in (("train", "--data"), ("val", "--val-data"), ("test", "--test-data")):
             rows = np.flatnonzero(images.folder == role)[:_CHECKED_FILES]
-            check_seen(option, [(images.uris[row], None) for row in rows])
+            check_seen(option, images.places.list_files(rows))
         check_shared("--storage-path", checkpoints)
         if config.cache_dir is not None:
             check_shared("--cache-dir", storage.resolve(config.cache_dir))
@@ -212,7 +213,7 @@ def _run_workers(
         launch.start()
     precision = _choose_precision(config, cluster, gpus=launch.resources.gpus > 0)
     augmentation = Augmentation(config.shear, config.zoom, config.horizontal_flip, config.seed)
-    uris = ray.put(images.uris)
+    places = ray.put(images.places)
     weights = ray.put(base_weights) if base_weights is not None else None
     frozen = FrozenBase(
         backbone=config.backbone,
@@ -249,7 +250,7 @@ def _run_workers(
             precision=precision,
             augmentation=augmentation,
             cache=cache,
-            uris=uris,
+            places=places,
             base_weights=weights,
         )
         state = load_state(checkpoints, task.split, task.plan)  # an error now, not after the features
@@ -257,7 +258,7 @@ def _run_workers(
         for num_lost in itertools.count(1):
             try:
                 if cache is not None and missing is not None and not missing.is_empty:
-                    frozen_s += _complete_cache(config, cluster, cache, missing, uris, launch)
+                    frozen_s += _complete_cache(config, cluster, cache, missing, places, launch)
                     missing = None
                 if cache is not None and recipe.solved and task.head_start is None:
                     if roles.folds:
@@ -287,7 +288,7 @@ def _complete_cache(
     cluster: Cluster,
     cache: Cache,
     missing: Missing,
-    uris: ray.ObjectRef[list[str]],
+    places: ray.ObjectRef[Places],
     launch: Launch,
 ) -> float:
     """Compute what a cache lacks, in the waiting workers or in engines; return the seconds."""
@@ -297,9 +298,9 @@ def _complete_cache(
 
     few = missing.images <= _BUILT_BY_WORKERS
     if few and launch.may_start_early and not cache.frozen.on_gpus:  # the workers have no GPU
-        builds = launch.build(BuildTask(cache, missing.works, list_indices(missing), count_builders(missing), uris))
+        builds = launch.build(BuildTask(cache, missing.works, list_indices(missing), count_builders(missing), places))
     else:
-        builds = build_with_engines(config, cluster, cache, missing, uris)
+        builds = build_with_engines(config, cluster, cache, missing, places)
     return complete_cache(cache, missing, builds)
 
 
@@ -350,8 +351,10 @@ def _save(
     backbone = BACKBONES[config.backbone]
     extra = {name: data for name, data in model.files.items() if name.startswith("training/")}
 
+    read = report.make_reader(images.places, config.limits)
+
     def make_reports(manifest: Manifest) -> dict[str, bytes]:
-        page = report.render_training(manifest, history, label_errors, report.read_files, finished=now())
+        page = report.render_training(manifest, history, label_errors, read, finished=now())
         return {**extra, CONFIG: _dump_config(config, recipe), results.LABEL_ERRORS: listed, report.NAME: page}
 
     return bundle.save_bundle(
