@@ -33,7 +33,6 @@ from tlray.metrics.thresholds import choose_thresholds
 from tlray.model.bundle import Bundle, load_bundle
 from tlray.output.schema import EMBEDDING, RequestedColumns
 from tlray.report.evaluation import EvaluationRecord, Mistake, OodShares
-from tlray.sources import archives
 from tlray.sources.labelled import LabelledImages, scan
 from tlray.storage.records import dump_record
 
@@ -90,7 +89,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateSummary:
             if any(entry.name not in ours for entry in storage.iter_files(output)):
                 raise OutputError(f"--output {output} already holds something else; give a new folder or prefix")
         storage.check_writable(output)
-    images = scan(archives.resolve(config.data), opened.classes)
+    images = scan(storage.resolve(config.data), opened.classes, label_column=config.label_column)
     predictions = _predict(config, opened, images)
     measured = np.flatnonzero(np.isfinite(predictions.probabilities).all(axis=1))
     if len(measured) == 0:

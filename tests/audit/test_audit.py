@@ -265,22 +265,26 @@ def test_corrections_are_a_training_list(labels, images):
     assert scan(f"{labels}/audit/corrections.csv", CLASSES).classes == tuple(CLASSES)
 
 
-def test_members_of_archives_are_shown_but_not_trained_on(tmp_path, images):
-    with tarfile.open(tmp_path / "set.tar", "w") as tar:
+@pytest.mark.parametrize(("name", "mode", "listed"), [("set.tar", "w", 11), ("set.tar.gz", "w:gz", 1)])
+def test_members_of_archives_are_trained_on_where_a_list_can_name_them(tmp_path, images, name, mode, listed):
+    with tarfile.open(tmp_path / name, mode) as tar:
         for index in range(10):
             info = tarfile.TarInfo(f"{index}.png")
             data = make_image("green")
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     (tmp_path / "up").mkdir()
-    inputs = [tmp_path / "set.tar", f"{tmp_path}/up/../one.png"]
+    inputs = [tmp_path / name, f"{tmp_path}/up/../one.png"]
     (tmp_path / "one.png").write_bytes(make_image("blue"))
     labels = label(tmp_path / "labels", inputs, lambda row: row % 2)
     assert audit(labels, sample=11).pictures == 11
     summary = count(labels, fill(labels, lambda row: "."))
-    assert (summary.reviewed, summary.inside, summary.corrections) == (11, 10, 1)
-    text = Path(labels, "audit", "corrections.csv").read_text()
-    assert text == f"uri,label\n{tmp_path}/one.png,glass\n"
+    assert (summary.reviewed, summary.inside, summary.corrections) == (11, 11 - listed, listed)
+    lines = Path(labels, "audit", "corrections.csv").read_text().splitlines()
+    assert f"{tmp_path}/one.png,glass" in lines
+    assert (f"{tmp_path}/{name}#0.png" in [line.partition(",")[0] for line in lines]) == (listed == 11)
+    if listed == 11:
+        assert scan(f"{labels}/audit/corrections.csv", CLASSES).table.num_rows == 11
 
 
 def test_a_class_nobody_looked_at_is_told_apart(labels):

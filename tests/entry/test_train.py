@@ -1,6 +1,10 @@
 import csv
+import io
 import json
+import tarfile
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -115,7 +119,8 @@ def test_the_default_recipe_starts_from_a_solved_head_and_keeps_what_gains(digit
     assert (manifest["training"]["resolved"]["folds"], config["folds"]) == (5, None)
     metrics, counts = manifest["metrics"], manifest["training"]["counts"]
     gain, kept = metrics["finetune_gain"], metrics["kept"]
-    assert (counts["validation"], counts["train"]) == (0, len(list((digits / "train").rglob("*.png"))))
+    usable = len(list((digits / "train").rglob("*.png"))) - 1  # one is damaged
+    assert (counts["validation"], counts["train"]) == (0, usable)
     # out-of-fold figures are those of all epochs of the head, and phase 2 has none
     assert len({record["val_loss"] for record in history[:3]}) == 1
     assert {record["val_loss"] for record in history[3:]} == {None}
@@ -131,6 +136,44 @@ def test_the_default_recipe_starts_from_a_solved_head_and_keeps_what_gains(digit
     if PRETRAINED:  # before the first epoch it knows these digits
         assert history[0]["accuracy"] > 0.8
         assert history[0]["val_loss"] < 0.9  # by chance 1.1
+
+
+def test_archives_and_tables_are_trained_and_measured_on(write_digits, tmp_path):
+    """A WebDataset shard to train on, a Hugging Face table of several row groups to test on."""
+    train, test = write_digits(tmp_path / "train", 3, 8), write_digits(tmp_path / "test", 3, 4, 20)
+    with tarfile.open(tmp_path / "train.tar", "w") as tar:
+        for number, path in enumerate(sorted(train.rglob("*.png"))):
+            tar.add(path, f"{number:03}.png")
+            info = tarfile.TarInfo(f"{number:03}.cls")
+            info.size = len(label := path.parent.name.encode())
+            tar.addfile(info, io.BytesIO(label))
+    paths = sorted(test.rglob("*.png"), key=lambda path: path.name)  # the classes mixed
+    features = {"label": {"names": ["0", "1", "2"], "_type": "ClassLabel"}}
+    images = pa.array([{"bytes": path.read_bytes(), "path": path.name} for path in paths])
+    table = pa.table({"image": images, "label": [int(path.parent.name) for path in paths]})
+    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, tmp_path / "test.parquet", row_group_size=5)
+    bundle = tmp_path / "bundle"
+    run_tlray(
+        "train", "--data", str(tmp_path / "train.tar"), "--test-data", str(tmp_path / "test.parquet"),
+        "--output", str(bundle), "--backbone", "mobilenet_v2", "--weights", str(WEIGHTS) if PRETRAINED else "none",
+        "--image-size", "96", "--head-epochs", "1", "--finetune-epochs", "0", "--precision", "float32",
+    )  # fmt: skip
+    manifest = read_manifest(bundle)
+    assert manifest["classes"] == ["0", "1", "2"]
+    assert manifest["training"]["counts"] == {"train": 24, "validation": 0, "test": 12}
+    measured = manifest["metrics"]["test"]
+    assert measured["images"] == 12
+    if PRETRAINED:
+        assert measured["accuracy"] > 0.6  # by chance 0.33
+    options = ["--model", str(bundle), "--precision", "float32", "--output"]
+    run_tlray("evaluate", "--data", str(tmp_path / "test.parquet"), *options, str(tmp_path / "table"))
+    run_tlray("evaluate", "--data", str(test), *options, str(tmp_path / "folders"))
+    table, folders = (json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("table", "folders"))
+    assert table["log_loss"] == pytest.approx(folders["log_loss"], rel=1e-4)
+    assert table["log_loss"] == pytest.approx(measured["log_loss"], rel=1e-3)
+    assert all("test.parquet#" in worst["uri"] for worst in table["worst"])
+    assert (tmp_path / "table" / "report.html").read_text().count("data:image/jpeg") > 0
 
 
 def test_held_out_images_choose_the_phase(digits, damaged, tmp_path):

@@ -51,6 +51,12 @@ def test_passes_without_a_cache_are_counted_in_whole_bases():
     assert count_all(head_epochs=2, finetune_epochs=3, finetune_from="input") == 60
 
 
+def test_a_solved_head_is_worth_as_many_passes_again():
+    assert not decide(Passes(1000.0, 1900), 1, None).use
+    assert decide(Passes(1000.0, 1900), 1, None, least_saving=-1.0).use
+    assert not decide(Passes(1000.0, 2100), 1, None, least_saving=-1.0).use
+
+
 def test_it_is_used_where_it_saves_passes_and_fits():
     decision = decide(Passes(1000.0, 500), 10**9, 10**10)
     assert decision.use
@@ -84,7 +90,7 @@ def test_a_cache_that_is_not_possible_is_off_with_its_reason(options, cluster, r
 
 
 def test_a_cache_that_saves_too_little_is_off(tmp_path, capsys):
-    config = configure(head_epochs=1, finetune_epochs=0, cache_dir=str(tmp_path))
+    config = configure(head_epochs=1, finetune_epochs=0, tune="off", cache_dir=str(tmp_path))
     assert prepare(config) is None
     assert "feature cache: off, it would take 55 passes through the base" in capsys.readouterr().out
 

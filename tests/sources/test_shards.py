@@ -11,6 +11,8 @@ import pytest
 
 from tlray.errors import DataError, FetchError
 from tlray.sources.labelled import scan
+from tlray.sources.places import join_places
+from tlray.sources.reading import read_rows
 
 MAX_BYTES = 1000
 
@@ -48,7 +50,7 @@ def list_labels(images):
 def test_folders_in_an_archive_are_classes(tmp_path):
     members = [("set/cat/1.jpg", b"c1"), ("set/dog/1.jpg", b"d1"), ("set/cat/2.jpg", b"c2"), ("set/README", b"x"),
                ("set/notes.txt", b"n"), ("set/dog/._1.jpg", b"f")]  # fmt: skip
-    images = scan(write_tar(tmp_path / "set.tar", [member for member in members if member[0] != "set/README"]))
+    images = scan(write_tar(tmp_path / "set.tar", members))
     assert images.classes == ("cat", "dog")
     assert list_labels(images) == ["cat", "dog", "cat"]  # in the archive's order
     assert images.table["uri"].to_pylist()[0] == f"{tmp_path}/set.tar#set/cat/1.jpg"
@@ -94,10 +96,10 @@ def test_tables_of_a_folder_may_have_text_labels_in_another_column(tmp_path):
     images = scan(str(tmp_path), label_column="kind")
     assert list_labels(images) == ["x", "y", "x", "y"]
     assert images.places.image_column == "photo"
-    with pytest.raises(DataError, match=r"has no column label of labels \(its other columns: kind\)"):
+    with pytest.raises(DataError, match=r"has no one column label of labels \(its columns: photo .*, kind string\)"):
         scan(str(tmp_path))
     write_table(tmp_path / "2.parquet", [b"a"], pa.array(["x"]), columns=("picture", "kind"))
-    with pytest.raises(DataError, match=r"in different columns .*; rename them alike"):
+    with pytest.raises(DataError, match=r"tables with their images in different columns \(.*0.parquet, .*2.parquet\)"):
         scan(str(tmp_path), label_column="kind")
 
 
@@ -105,7 +107,7 @@ def test_images_without_a_label_are_named(tmp_path):
     write_table(tmp_path / "train.parquet", [b"0", b"1", b"2"], pa.array([1, -1, 0], pa.int64()), ["ant", "bee"])
     with pytest.raises(DataError, match=r"1 images without a label \(.*train.parquet#1\)"):
         scan(str(tmp_path / "train.parquet"))
-    with pytest.raises(DataError, match=r"got 2 images without a label \(.*set.tar#1.jpg, .*#2.jpg\)"):
+    with pytest.raises(DataError, match=r"; 2 images without a label \(.*set.tar#1.jpg, .*#2.jpg\)"):
         scan(write_tar(tmp_path / "set.tar", [("1.jpg", b"i"), ("2.jpg", b"i"), ("a/3.jpg", b"i"), ("b/4.jpg", b"i")]))
 
 
@@ -157,3 +159,115 @@ def test_a_damaged_archive_is_named(tmp_path):
     (tmp_path / "set.tar").write_bytes(whole[:3600])
     with pytest.raises(DataError, match=r"got a damaged archive \(.*set\.tar: .*\); copy it again"):
         scan(path)
+
+
+def test_an_image_without_its_sidecar_does_not_take_its_folder_for_a_class(tmp_path):
+    members = [(f"train/{number}.jpg", b"i") for number in range(1, 5)] + [("train/1.cls", b"a")]
+    members += [("train/3.json", b'{"label": null}'), ("train/4.json", b"[" * 60_000)]
+    with pytest.raises(DataError, match=r"3 images without a label \(.*train/2.jpg, .*train/3.jpg, .*train/4.jpg\)"):
+        scan(write_tar(tmp_path / "set.tar", members))
+
+
+def test_folders_of_different_depths_are_refused(tmp_path):
+    members = [("d/cat/1.jpg", b"1"), ("d/cat/2020/2.jpg", b"2"), ("d/dog/3.jpg", b"3")]
+    with pytest.raises(DataError, match=r"folders of different depths, .* \(.*d/cat/1.jpg, .*d/cat/2020/2.jpg\)"):
+        scan(write_tar(tmp_path / "set.tar", members))
+
+
+def test_a_label_column_that_is_asked_for_is_the_only_key(tmp_path):
+    members = [("1.jpg", b"1"), ("1.cls", b"0"), ("1.json", b'{"species": "bee", "label": "x"}'),
+               ("2.jpg", b"2"), ("2.json", b'{"species": "ant", "label": "x"}')]  # fmt: skip
+    path = write_tar(tmp_path / "set.tar", members)
+    assert scan(path, label_column="species").classes == ("ant", "bee")
+    with pytest.raises(DataError, match="2 images without a label"):
+        scan(path, label_column="kind")
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "expected"),
+    [
+        (pa.array([0.0, 1.0, None], pa.float64()), ["ant", "bee"], None),
+        (pa.array([0.0, 1.0, float("nan")], pa.float64()), None, None),
+        (pa.array([0.0, 1.0, 1.0], pa.float64()), ["ant", "bee"], ["ant", "bee", "bee"]),
+        (pa.array([0, 1, 1], pa.uint64()), ["ant", "bee"], ["ant", "bee", "bee"]),
+        (pa.array([False, True, True]), None, ["False", "True", "True"]),
+        (pa.array([0, 1, 7], pa.int32()), ["ant", "bee"], None),
+        (pa.array(["x", "y", " y "]).dictionary_encode(), None, ["x", "y", "y"]),
+    ],
+)
+def test_labels_of_any_type_are_what_they_mean(tmp_path, labels, names, expected):
+    path = write_table(tmp_path / "t.parquet", [b"0", b"1", b"2"], labels, names)
+    if expected is None:
+        with pytest.raises(DataError, match=r"1 images without a label \(.*t.parquet#2\)"):
+            scan(path)
+    else:
+        assert list_labels(scan(path)) == expected
+
+
+def test_tables_with_and_without_names_are_refused_together(tmp_path):
+    write_table(tmp_path / "0.parquet", [b"0", b"1"], pa.array([0, 1]), ["ant", "bee"])
+    write_table(tmp_path / "1.parquet", [b"0", b"1"], pa.array([0, 1]))
+    with pytest.raises(DataError, match="tables with and without names"):
+        scan(str(tmp_path))
+
+
+def test_other_images_of_a_sample_and_other_files_are_passed_over_and_counted(tmp_path, capsys):
+    members = [("1.jpg", b"1"), ("1.mask.png", b"m"), ("1.cls", b"a"), ("2.jpg", b"2"), ("2.cls", b"b")]
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    write_tar(shards / "set.tar", members)
+    (shards / "README.md").write_text("x")
+    assert read(scan(str(shards))) == [b"1", b"2"]
+    printed = capsys.readouterr().out
+    assert "1 one of several images of its sample" in printed
+    assert "1 beside the archives and tables" in printed
+
+
+def test_members_of_one_name_are_refused(tmp_path):
+    with pytest.raises(DataError, match=r"2 members of one name \(.*set.tar#a/1.jpg\)"):
+        scan(write_tar(tmp_path / "set.tar", [("a/1.jpg", b"old"), ("b/2.jpg", b"b"), ("a/1.jpg", b"new")]))
+
+
+def test_archives_and_tables_without_images_are_named(tmp_path):
+    with pytest.raises(DataError, match="got no images"):
+        scan(write_tar(tmp_path / "set.tar", [("a/notes.txt", b"x")]))
+    with pytest.raises(DataError, match="got no images"):
+        scan(write_table(tmp_path / "t.parquet", [], pa.array([], pa.int64())))
+
+
+def test_class_folders_of_images_without_extensions_are_not_taken_for_shards(tmp_path, capsys):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0").write_bytes(b"x")
+    write_tar(tmp_path / "backup.tar", [("a/1.jpg", b"i"), ("b/2.jpg", b"i")])
+    assert scan(str(tmp_path)).classes == ("cat", "dog")
+    assert "1 archives and tables beside class folders" in capsys.readouterr().out
+
+
+def test_the_listing_changes_with_a_table_and_not_with_its_folder(tmp_path):
+    listed = []
+    for folder, images in (("a", [b"0", b"1"]), ("b", [b"0", b"1"]), ("c", [b"0", b"12345"])):
+        (tmp_path / folder).mkdir()
+        found = scan(write_table(tmp_path / folder / "t.parquet", images, pa.array(["x", "y"])))
+        listed.append((found.table["name"].to_pylist(), found.table["size"].to_pylist()))
+    assert listed[0] == listed[1] != listed[2]
+
+
+def test_the_same_table_twice_is_read_right_across_the_border(tmp_path):
+    path = write_table(tmp_path / "t.parquet", [b"0", b"1", b"2", b"3"], pa.array(["x", "y", "x", "y"]))
+    images = scan(path)
+    both = join_places([images.places, images.places])
+    rows = [2, 3, 4, 5, 7, 0]
+    assert list(both.fetch(rows, MAX_BYTES)) == [b"2", b"3", b"0", b"1", b"3", b"0"]
+    border = both.table.slice(2, 4)
+    assert [fetched.data for fetched in read_rows(border, MAX_BYTES, "image")] == [b"2", b"3", b"0", b"1"]
+    assert list(both.fetch_all(MAX_BYTES)) == [b"0", b"1", b"2", b"3"] * 2
+
+
+def test_places_of_tables_with_other_image_columns_are_not_joined(tmp_path):
+    tables = [
+        write_table(tmp_path / f"{name}.parquet", [b"0", b"1"], pa.array(["x", "y"]), columns=(name, "label"))
+        for name in ("image", "photo")
+    ]
+    with pytest.raises(DataError, match=r"different columns \(image, photo\)"):
+        join_places([scan(path).places for path in tables])

@@ -152,7 +152,7 @@ def test_groups_that_cannot_be_found_are_one_sentence(bursts):
     manifest, folder = bursts
     with pytest.raises(DataError, match="has no column patient"):
         list_images(make_config(manifest, group_column="patient"))
-    with pytest.raises(DataError, match=r"takes manifests; got .*; for class folders give --group-by-regex"):
+    with pytest.raises(DataError, match=r"takes manifests; got .*; for others give --group-by-regex"):
         list_images(make_config(folder, group_column="burst"))
     with pytest.raises(DataError, match="puts no image into a group"):
         list_images(make_config(folder, group_by_regex="patient-([0-9]+)"))

@@ -19,6 +19,7 @@ from tlray.images.limits import MAX_BYTES, MAX_PIXELS, Limits
 from tlray.output.plan import Plan, open_plan
 from tlray.output.reader import LabelsReader
 from tlray.output.receipt import Receipt, read_receipt
+from tlray.sources.candidates import SourceKind
 
 FOLDER = "audit"
 """Below the output, where no other folder is given."""
@@ -27,6 +28,8 @@ MIN_ROWS = 5
 """Rows that each predicted class gets, where it has them and enough are asked for."""
 
 _SHRINK_ROWS = 65_536
+_LISTABLE = {SourceKind.FILE, SourceKind.TAR, SourceKind.ZIP}
+"""Kinds of rows that a list for training can name."""
 
 
 @dataclass(frozen=True)
@@ -196,11 +199,11 @@ def _draw(
     sizes[present] = allocate(reservoirs.counts[present].tolist(), wanted)
     row_ids = reservoirs.take(sizes)
     labels = reader.take(row_ids, ["row_id", "uri", "class_name", "probability"])
-    inside = plan.take(row_ids)["member"].is_valid()
+    sources = plan.take(row_ids)["source"]
     rows = [
         Drawn(row_id, uri, class_name, round(probability, 6), lies_inside)
         for row_id, uri, class_name, probability, lies_inside in zip(
-            *labels.to_pydict().values(), inside.to_pylist(), strict=True
+            *labels.to_pydict().values(), [source not in _LISTABLE for source in sources.to_pylist()], strict=True
         )
     ]
     return np.sort(row_ids), Sample(

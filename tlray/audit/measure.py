@@ -19,7 +19,8 @@ from tlray.console import now
 from tlray.errors import ConfigError, DataError, FetchError, OutputError
 from tlray.metrics.classification import ConfusedPair
 from tlray.metrics.intervals import wilson
-from tlray.sources.labelled import LABEL, URI
+from tlray.sources.labelled import URI
+from tlray.sources.shards import LABEL
 
 RESULT = "audit.json"
 CORRECTIONS = "corrections.csv"
@@ -62,7 +63,7 @@ class AuditSummary:
         by_class: by predicted class.
         most_confused: reviewed rows by right (true) and predicted class where these differ, the most frequent first.
         corrections: rows written as a training list.
-        inside: reviewed rows left out of that list, since they lie in an archive or table.
+        inside: reviewed rows left out of that list, since they lie in a table or packed archive.
     """
 
     folder: str

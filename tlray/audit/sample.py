@@ -24,7 +24,7 @@ class Drawn:
         row_id, uri: as in the labels.
         class_name: predicted class.
         probability: of that class.
-        inside: whether it lies in an archive or table, so that it cannot be read by its address alone.
+        inside: whether it lies in a table or packed archive, so that no list for training can name it.
     """
 
     row_id: int

@@ -205,7 +205,7 @@ def _run_demo(config: configs.DemoConfig) -> int:
 
 
 COMMANDS = {
-    "train": Command("TrainConfig", _run_train, "train a classifier on class folders, or on a list"),
+    "train": Command("TrainConfig", _run_train, "train a classifier on class folders, a list, archives or tables"),
     "predict": Command("PredictConfig", _run_predict, "label images: an archive into Parquet, or one file"),
     "plan": Command("PlanConfig", _run_plan, "list what predict would label, without labelling"),
     "verify": Command("VerifyConfig", _run_verify, "prove an output of predict whole"),

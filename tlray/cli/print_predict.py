@@ -178,7 +178,7 @@ def print_audit(summary: AuditSummary) -> None:
         worst = summary.most_confused[:3]
         text = "; ".join(f"{pair.true} taken for {pair.predicted} {pair.images:,}x" for pair in worst)
         facts.append(("most confused", text))
-    left_out = f"; {summary.inside:,} more lie inside archives or tables, so no address leads to them"
+    left_out = f"; {summary.inside:,} more lie in tables or packed archives, which no list for training can name"
     text = f"{summary.folder}/corrections.csv ({summary.corrections:,} rows, for tlray train --data)"
     facts.append(("corrections", text + (left_out if summary.inside else "")))
     facts.append(("written", f"{summary.folder}/audit.json"))

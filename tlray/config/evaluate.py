@@ -29,8 +29,10 @@ class EvaluateConfig(RunConfig, LimitsConfig, S3Config):
     """Bundle to measure: a folder or s3:// prefix."""
 
     data: str
-    """Labelled images: a folder or s3:// prefix of class folders (DIR/CLASS/image),
-    or a manifest (.csv .jsonl .parquet) with the columns uri and label."""
+    """Labelled images: class folders, a manifest, archives or tables, as in `train --data`."""
+
+    label_column: str = "label"
+    """Column of labels in manifests and tables of images, and key in the JSON sidecars of archives."""
 
     output: str | None = None
     """New folder or s3:// prefix for evaluation.json, report.html and more; without it, results are only printed."""
@@ -109,6 +111,9 @@ class ImportConfig(LimitsConfig, S3Config):
 
     val_data: str | None = None
     """Labelled images to calibrate, set thresholds and measure on, as in `evaluate --data`."""
+
+    label_column: str = "label"
+    """Column of labels in manifests and tables of images, and key in the JSON sidecars of archives."""
 
     target_precision: float = 0.95
     """Share of labels that must be right above the bundle's probability thresholds, which --val-data sets."""

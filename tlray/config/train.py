@@ -59,7 +59,7 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
     """Column of labels in manifests and tables of images, and key in the JSON sidecars of archives."""
 
     val_data: str | None = None
-    """Validation images: class folders or a manifest; default a share of --data."""
+    """Validation images, in any form of --data; default folds, or a share of --data."""
 
     folds: int | None = None
     """Folds of a cross-validation, which holds out no image: each is predicted by a head that was solved without its
@@ -77,7 +77,7 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
     """The same by a regular expression on addresses: images with one first group, or whole match, stay together."""
 
     test_data: str | None = None
-    """Test images: class folders or a manifest; measured once, after training."""
+    """Test images, in any form of --data; measured once, after training."""
 
     backbone: Literal["inception_v3", "mobilenet_v2", "efficientnet_v2_b0", "resnet50_v2"] = "inception_v3"
     """Convolutional base."""

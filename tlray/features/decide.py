@@ -34,6 +34,9 @@ Rows = Mapping[str, npt.NDArray[np.int64]]
 """Row ids of "train", "val" and "test"."""
 
 _LEAST_SAVING = 0.1
+_LEAST_SAVING_SOLVED = -1.0
+"""Least share of passes to save; a head that is solved on cached features is worth as many passes again."""
+
 _MOST_OF_FREE = 0.5
 
 
@@ -86,7 +89,8 @@ def choose_cache(
         decision = Decision(True, f"as asked for: {_compare(passes)}")
     else:
         share = missing.images / max(1, missing.total_images)
-        decision = decide(passes, int(num_bytes * share), features.measure_free_bytes(root))
+        least = _LEAST_SAVING_SOLVED if recipe.solved else _LEAST_SAVING
+        decision = decide(passes, int(num_bytes * share), features.measure_free_bytes(root), least)
     if not decision.use:
         say(f"feature cache: off, {decision.reason}")
         return None
@@ -126,11 +130,16 @@ def count_online(config: TrainConfig, recipe: Recipe, rows: Rows) -> float:
     return (recipe.head_epochs + recipe.finetune_epochs * share) * an_epoch + len(rows["test"]) * share
 
 
-def decide(passes: Passes, num_bytes: int, free_bytes: int | None) -> Decision:
-    """Weigh the bytes that the cache would add against compute; `free_bytes` is None if unknown."""
+def decide(passes: Passes, num_bytes: int, free_bytes: int | None, least_saving: float = _LEAST_SAVING) -> Decision:
+    """Weigh the bytes that the cache would add against compute.
+
+    Args:
+        free_bytes: None if unknown.
+        least_saving: least share of the passes that the cache must save.
+    """
     saved = passes.online - passes.missing
     share = saved / passes.online if passes.online else 0.0
-    if share < _LEAST_SAVING:
+    if share < least_saving:
         every_epoch = f"computing every epoch {passes.online:,.0f}"
         return Decision(False, f"it would take {passes.missing:,} passes through the base, {every_epoch}")
     if free_bytes is not None and num_bytes > _MOST_OF_FREE * free_bytes:

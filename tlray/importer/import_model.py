@@ -10,6 +10,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,6 @@ from tlray.model import bundle
 from tlray.model.manifest import Architecture, Manifest, Metrics, OodPercentiles, Preprocessing
 from tlray.model.safety import find_threats
 from tlray.model.tf_imports import import_keras
-from tlray.sources import archives
 from tlray.sources.labelled import LabelledImages, scan
 
 _BATCH_SIZE = 32
@@ -66,7 +66,9 @@ def import_model(config: ImportConfig) -> ImportSummary:
     data = read_model(config.model)
     labelled = None
     if config.val_data is not None:
-        labelled = scan(archives.resolve(config.val_data), classes, option="--val-data")
+        labelled = scan(
+            storage.resolve(config.val_data), classes, option="--val-data", label_column=config.label_column
+        )
     _start_keras()
     from tlray.model import serving
 
@@ -144,11 +146,11 @@ def _predict(
 ) -> _ValidationPredictions:
     places, labels = labelled.places, labelled.table["label"].to_numpy()
     kept, predictions = [], []
+    fetched = places.fetch_all(config.limits.max_bytes)
     with Stage("validate", len(places)) as stage:
         for start in range(0, len(places), _BATCH_SIZE):
             count = min(_BATCH_SIZE, len(places) - start)
-            fetched = places.fetch(range(start, start + count), config.limits.max_bytes)
-            images = decode_images(fetched, count, size, config.limits)
+            images = decode_images(islice(fetched, count), count, size, config.limits)
             good = np.flatnonzero(np.array(images.status, object) == OK)
             if len(good):
                 kept.append(good + start)

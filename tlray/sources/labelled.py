@@ -19,10 +19,10 @@ from tlray.sources import archives, lists, manifests
 from tlray.sources.candidates import PACKED, REFUSED, Candidate, find_litter, has_image_name
 from tlray.sources.listing import find_member
 from tlray.sources.places import Places, make_places
-from tlray.sources.shards import UNPACK, Shards, holds_images, is_shard, list_shards
+from tlray.sources.shards import LABEL, UNPACK, Shards, holds_images, is_shard, list_shards
 
-URI, LABEL = "uri", "label"
-"""Columns of a list of labelled images."""
+URI = "uri"
+"""Column of addresses in a list of labelled images."""
 
 _MAX_NAMED = 5
 
@@ -44,10 +44,11 @@ class LabelledImages:
 
 
 class _Found(NamedTuple):
-    """A labelled image; `name` and `version` as in `LabelledImages.table`, `place` in archives and tables."""
+    """A labelled image; attributes as in `LabelledImages.table`, `place` is that in archives and tables."""
 
     candidate: Candidate
     name: str
+    size: int
     version: str
     place: int = 0
 
@@ -89,7 +90,7 @@ def scan(
             "uri": pa.array([image.candidate.uri for image, _ in rows], pa.string()),
             "name": pa.array([image.name for image, _ in rows], pa.string()),
             "label": pa.array([label for _, label in rows], pa.int32()),
-            "size": pa.array([image.candidate.size or 0 for image, _ in rows], pa.int64()),
+            "size": pa.array([image.size for image, _ in rows], pa.int64()),
             "version": pa.array([image.version for image, _ in rows], pa.string()),
         }
     )
@@ -102,27 +103,38 @@ def _list(root: str, option: str, label_column: str) -> _Listing:
         return _Listing(by_class, faults, f"a manifest with the columns {URI} and {label_column}")
     entries = storage.list_files(root)
     if shards := _choose_shards(entries):
-        return _sort_members(list_shards(shards, label_column), option)
+        return _sort_members(list_shards(shards, label_column), len(entries) - len(shards), option)
     by_class, faults = _list_folders(root, entries, option)
     allowed = f"a folder that holds one folder of images for each class ({root}/CLASS/image.jpg), archives or tables"
     return _Listing(by_class, faults, allowed)
 
 
 def _choose_shards(entries: Sequence[storage.Entry]) -> list[storage.Entry]:
-    """Return the archives and tables among files; none where there are images too."""
-    found = [entry for entry in entries if entry.unreadable is None and find_litter(entry.name) is None]
-    if any(PurePosixPath(entry.name).suffix.lower() in EXTENSIONS for entry in found):
+    """Return the archives and tables among files; none where there are images in class folders too."""
+    found = [entry for entry in entries if find_litter(entry.name) is None]
+    shards = [entry for entry in found if is_shard(entry.name)]
+    beside = [entry.name for entry in found if not is_shard(entry.name)]
+    if any(_may_be_image(name) for name in beside):
         return []
-    return [entry for entry in found if is_shard(entry.name)]
+    return shards
 
 
-def _sort_members(shards: Shards, option: str) -> _Listing:
-    if shards.passed:
-        say(f"{option}: {shards.passed.total():,} members passed over: {_count(shards.passed)}")
+def _may_be_image(name: str) -> bool:
+    """Return whether a file may be an image: one without an extension only where it lies in a class folder."""
+    return has_image_name(name) and ("/" in name or bool(PurePosixPath(name).suffix))
+
+
+def _sort_members(shards: Shards, others: int, option: str) -> _Listing:
+    passed = shards.passed
+    if others:
+        passed["beside the archives and tables"] = others
+    if passed:
+        say(f"{option}: passed over: {_count(passed)}")
     by_class: dict[str, list[_Found]] = {}
-    for place, (candidate, label, version) in enumerate(shards.members):
-        name = _compose(label)
-        by_class.setdefault(name, []).append(_Found(candidate, f"{name}/{candidate.uri}", version, place))
+    for place, member in enumerate(shards.members):
+        label = _compose(member.label)
+        image = _Found(member.candidate, f"{label}/{member.name}", member.size, member.version, place)
+        by_class.setdefault(label, []).append(image)
     by_class.pop("", None)  # which is a fault
     return _Listing(by_class, shards.faults, "archives and tables of labelled images", shards.image_column)
 
@@ -153,6 +165,8 @@ def _list_folders(
         elif not folders:
             if PurePosixPath(base).suffix.lower() in EXTENSIONS:
                 beside.append(base)
+            elif is_shard(base):
+                passed.setdefault("", Counter())["archives and tables beside class folders"] += 1
         elif not base or not has_image_name(base):
             by_class.setdefault(label, [])
             if base:
@@ -196,7 +210,7 @@ def _list_empty_folders(root: str) -> list[str]:
 
 
 def _find_entry(entry: storage.Entry, name: str) -> _Found:
-    return _Found(Candidate(entry.uri, entry.name, size=entry.size), name, entry.version)
+    return _Found(Candidate(entry.uri, entry.name), name, entry.size, entry.version)
 
 
 def _find_class_faults(by_class: dict[str, list[_Found]], classes: Sequence[str] | None) -> list[str]:
@@ -300,12 +314,14 @@ def _sort_lines(base: str, lines: Iterator[tuple[int, str, str]]) -> tuple[dict[
         name = f"{label}/{typed[address]}"
         if archives.split_member(address) is not None:
             member = find_member(address)
-            if member is None or member.source in REFUSED:
+            if member is None:
                 faults.setdefault(" naming no file in its archive", []).append(typed[address])
+            elif member.source in REFUSED:
+                faults.setdefault(f": {REFUSED[member.source][1]}", []).append(typed[address])
             elif member.source in PACKED:
                 faults.setdefault(f" in packed archives; {UNPACK}", []).append(typed[address])
             else:
-                by_label[label].append(_Found(member, name, ""))
+                by_label[label].append(_Found(member, name, member.size or 0, ""))
             continue
         found = storage.find_file(address)
         if found is None:

@@ -20,7 +20,7 @@ from tlray import storage
 from tlray.errors import UNREACHABLE, DataError, FetchError, StoppedError
 from tlray.sources import archives, lists, manifests
 from tlray.sources import parquet as tables
-from tlray.sources.candidates import Candidate, find_litter, has_image_name
+from tlray.sources.candidates import Candidate, find_litter, has_image_name, strip_here
 from tlray.sources.sidecars import make_fields
 
 _INDEX_THREADS = 16
@@ -253,7 +253,7 @@ def _describe(entry: storage.Entry, image_column: str | None) -> Iterator[Candid
 def find_member(address: str) -> Candidate | None:
     """Return the member of an archive that `archive#member` names; None if there is none."""
     parts = archives.split_member(address)
-    return None if parts is None else _index_by_name(parts[0], ()).get(parts[1])
+    return None if parts is None else _index_by_name(parts[0], ()).get(strip_here(parts[1]))
 
 
 def _find_member(archive: str, member: str, sidecars: tuple[str, ...]) -> Candidate:

@@ -11,12 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tlray import storage
+from tlray.console import say
 from tlray.errors import UNREACHABLE, DataError, FetchError, StoppedError
 from tlray.sources.candidates import Candidate, SourceKind
 from tlray.sources.columns import list_values, make_portable, name_columns
 
 _ROWS = 8192
 _MAX_AHEAD_ROWS = 64
+_MANY_ROWS, _FEW_ROWS = 10_000, 1_000
 _MAX_AHEAD_BYTES = 64 * 2**20
 
 
@@ -29,23 +31,37 @@ def is_table(uri: str) -> bool:
     return uri.lower().endswith(".parquet")
 
 
-def find_image_column(uri: str, *, unless: str | None = None) -> str | None:
-    """Return the column of encoded images of a Parquet file: `image`, or the only one of its kind; None without one.
-
-    Args:
-        unless: a column whose presence means that there is none.
+def read_names(uri: str) -> list[str]:
+    """Return the names of a Parquet file's columns.
 
     Raises:
-        NotATableError: it cannot be read, or has several such columns and none of this name.
+        NotATableError: it cannot be read.
         StoppedError: it cannot be reached.
     """
-    schema = _open(uri).schema_arrow
-    if unless in schema.names:
-        return None
-    found = [field.name for field in schema if _holds_bytes(field.type)]
-    if len(found) > 1 and "image" not in found:
-        raise NotATableError(f"{uri} has several columns of binary values ({', '.join(found)}); name one of them image")
-    return "image" if "image" in found else next(iter(found), None)
+    return list(_open(uri).schema_arrow.names)
+
+
+def list_image_columns(uri: str) -> list[str]:
+    """Return the columns of a Parquet file that may hold encoded images; errors as `read_names`."""
+    return [field.name for field in _open(uri).schema_arrow if _holds_bytes(field.type)]
+
+
+def iter_labels(entry: storage.Entry, column: str) -> Iterator[tuple[Candidate, object]]:
+    """Yield each row of a table and its value of a column of labels; errors as `read_names`."""
+    file = _open(entry.uri)
+    schema = file.schema_arrow
+    if schema.names.count(column) != 1 or not _is_plain(schema.field(column).type):
+        told = ", ".join(f"{field.name} {field.type}" for field in schema)
+        raise NotATableError(f"{entry.uri} has no one column {column} of labels (its columns: {told})")
+    largest = max((file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)), default=0)
+    if largest > _MANY_ROWS:
+        say(
+            f"WARNING: {entry.uri} has {largest:,} rows in a row group, and each reading of a few decodes it from its "
+            f"beginning; write it with row groups of {_FEW_ROWS:,}"
+        )
+    kind = make_portable(schema.field(column).type)
+    for row, (value,) in enumerate(_iter_own(entry, file, [column], [pa.field(column, kind)])):
+        yield _describe(entry, row, None), value
 
 
 def read_class_names(uri: str, column: str) -> list[str] | None:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tlray.errors import FetchError
+from tlray.errors import DataError, FetchError
 from tlray.sources.candidates import Candidate, SourceKind
 from tlray.sources.reading import list_files, read_rows
 
@@ -27,6 +27,7 @@ PLACE_FIELDS = (
 """`source` is a `SourceKind`; `member`, `offset` and `length` locate a row in an archive; `crc32` is a zip's."""
 
 _SCHEMA = pa.schema(PLACE_FIELDS)
+_ROWS_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,11 @@ class Places:
         read = [fetched.data for fetched in read_rows(taken, max_bytes, self.image_column)]
         return (read[index] for index in place.tolist())
 
+    def fetch_all(self, max_bytes: int) -> Iterator[bytes | FetchError]:
+        """Yield every image in order, as `fetch` does, but hold few of archives and tables at once."""
+        for start in range(0, len(self), _ROWS_AT_ONCE):
+            yield from self.fetch(range(start, min(start + _ROWS_AT_ONCE, len(self))), max_bytes)
+
 
 def make_places(candidates: Sequence[Candidate], image_column: str | None = None) -> Places:
     """Return the places of candidates; plain files are read whatever they hold by then."""
@@ -85,8 +91,13 @@ def make_places(candidates: Sequence[Candidate], image_column: str | None = None
 
 
 def join_places(parts: Sequence[Places]) -> Places:
-    """Join places, whose Parquet tables must have one image column."""
-    columns = {part.image_column for part in parts} - {None}
+    """Join places.
+
+    Raises:
+        DataError: their Parquet tables have their images in different columns.
+    """
+    columns = sorted({part.image_column for part in parts if part.image_column is not None})
     if len(columns) > 1:
-        raise ValueError(f"image columns {columns}")
-    return Places(pa.concat_tables([part.table for part in parts]), next(iter(columns), None))
+        raise DataError(f"tables have their images in different columns ({', '.join(columns)}); rename them alike")
+    # in one chunk, of which a few rows are taken without copying the rest
+    return Places(pa.concat_tables([part.table for part in parts]).combine_chunks(), next(iter(columns), None))

@@ -17,10 +17,10 @@ from tlray.errors import DataError, StoppedError
 from tlray.features.decide import find_root
 from tlray.model.backbones import BACKBONES
 from tlray.model.manifest import hash_json
-from tlray.sources import archives
-from tlray.sources.labelled import name_some, read_groups, scan
+from tlray.sources.labelled import URI, name_some, read_groups, scan
 from tlray.sources.lists import is_list
 from tlray.sources.places import Places, join_places
+from tlray.sources.shards import holds_images
 from tlray.training.inspection import Memory, inspect_images
 from tlray.training.linear_head import choose_sample
 
@@ -76,11 +76,11 @@ def list_images(config: TrainConfig) -> Images:
     Raises:
         DataError: a folder is missing, has no classes, or has other classes than the training images.
     """
-    training = scan(archives.resolve(config.data), option="--data", label_column=config.label_column)
+    training = scan(storage.resolve(config.data), option="--data", label_column=config.label_column)
     tables, places = [("train", training.table)], [training.places]
     for role, option, root in (("val", "--val-data", config.val_data), ("test", "--test-data", config.test_data)):
         if root is not None:
-            scanned = scan(archives.resolve(root), training.classes, option=option, label_column=config.label_column)
+            scanned = scan(storage.resolve(root), training.classes, option=option, label_column=config.label_column)
             tables.append((role, scanned.table))
             places.append(scanned.places)
     listing = [
@@ -112,8 +112,8 @@ def _find_groups(config: TrainConfig, uris: Sequence[str]) -> list[str | None] |
         option = f"--group-column {config.group_column}"
         by_uri: dict[str, str] = {}
         for root in filter(None, (config.data, config.val_data, config.test_data)):
-            if not is_list(storage.resolve(root)):
-                raise DataError(f"{option} takes manifests; got {root}; for class folders give --group-by-regex")
+            if not is_list(storage.resolve(root)) or holds_images(storage.resolve(root), URI):
+                raise DataError(f"{option} takes manifests; got {root}; for others give --group-by-regex")
             by_uri |= read_groups(storage.resolve(root), config.group_column)
         groups = [by_uri.get(uri) for uri in uris]
     elif config.group_by_regex is not None:

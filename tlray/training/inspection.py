@@ -23,7 +23,7 @@ from tlray import storage
 from tlray.cluster.connect import explain_failure
 from tlray.cluster.resources import DATA_TASK_CPUS
 from tlray.console import Stage, say
-from tlray.errors import FetchError, ImageError, StoppedError, TlrayError
+from tlray.errors import UNREACHABLE, Code, FetchError, ImageError, StoppedError, TlrayError
 from tlray.images.decode import decode
 from tlray.images.limits import Limits
 from tlray.model.manifest import DECODER, hash_json
@@ -31,8 +31,14 @@ from tlray.sources.places import Places
 from tlray.sources.reading import read_rows
 
 _INSPECT_ROWS = 64
+_INSPECT_TABLE_ROWS = 2048
+"""Rows of a block where there are tables, whose row groups are decoded from their beginning."""
+
 _SIDE_PX = 64
 _UNREACHABLE_SHARE = 0.01
+_AWAY = frozenset({*UNREACHABLE, Code.NOT_FOUND, Code.DENIED})
+"""Codes of images that may be there again later."""
+
 _DIGEST = re.compile("[0-9a-f]{64}", re.ASCII)
 _SETTLED_S = 2.0
 """Age from which on a change of a file changes its times too, on any file system."""
@@ -123,19 +129,20 @@ def inspect_images(
     unknown = [index for index, inspected in enumerate(found) if inspected is None]
     if len(unknown) < len(uris):
         say(f"inspect: {len(uris) - len(unknown):,} of {len(uris):,} images are unchanged since an earlier training")
+    rows = _INSPECT_ROWS if places.image_column is None else _INSPECT_TABLE_ROWS
     blocks = [
         places.table.take(pa.array(part)).append_column("index", pa.array(part))
-        for start in range(0, len(unknown), _INSPECT_ROWS)
-        for part in [unknown[start : start + _INSPECT_ROWS]]
+        for start in range(0, len(unknown), rows)
+        for part in [unknown[start : start + rows]]
     ]
     most = max(1, int(_UNREACHABLE_SHARE * len(uris)))
     unreachable: list[str] = []
     if blocks:
         with Stage("inspect", len(unknown)) as stage:
             for block in (_inspect_by_ray if spread else _inspect_by_threads)(blocks, places.image_column, limits):
-                for index, digest, fault in zip(*(column.to_pylist() for column in block.columns), strict=True):
+                for index, digest, fault, away in zip(*(column.to_pylist() for column in block.columns), strict=True):
                     found[index] = Inspected(digest, fault)
-                    if not digest:
+                    if away:
                         unreachable.append(f"{uris[index]} ({fault})")
                 if len(unreachable) > most:
                     raise StoppedError(
@@ -175,6 +182,7 @@ def _inspect_block(
     if options is not None:
         storage.adopt(options)
     found: list[Inspected] = []
+    away: list[bool] = []
     for data, _ in read_rows(block, limits.max_bytes, image_column):
         digest, fault = "", None
         try:
@@ -185,7 +193,7 @@ def _inspect_block(
         except (FetchError, ImageError) as error:
             fault = f"{error.code}: {error}"
         found.append(Inspected(digest, fault))
+        away.append(isinstance(data, FetchError) and data.code in _AWAY)
     digests, faults = zip(*found, strict=True)
-    return pa.table(
-        {"index": block["index"], "digest": pa.array(digests, pa.string()), "fault": pa.array(faults, pa.string())}
-    )
+    texts = {"digest": pa.array(digests, pa.string()), "fault": pa.array(faults, pa.string())}
+    return pa.table({"index": block["index"], **texts, "away": away})

@@ -201,8 +201,9 @@ class KeptBytes:
 
     def fetch(self, places: Places, rows: npt.NDArray[np.int64], max_bytes: int) -> Iterator[bytes | FetchError]:
         """Fetch images as `Places.fetch` does."""
-        uris = places.list_names(rows)
-        paths = [self._folder / hashlib.sha256(uri.encode()).hexdigest() for uri in uris]
+        uris, offsets = places.list_names(rows), places.table["offset"].take(pa.array(rows)).to_pylist()
+        names = [f"{uri} {offset}" for uri, offset in zip(uris, offsets, strict=True)]
+        paths = [self._folder / hashlib.sha256(name.encode()).hexdigest() for name in names]
         kept = [_read_if_there(path) if storage.is_s3(uri) else None for uri, path in zip(uris, paths, strict=True)]
         fetched = places.fetch([row for row, held in zip(rows, kept, strict=True) if held is None], max_bytes)
         for uri, path, held in zip(uris, paths, kept, strict=True):
