@@ -108,6 +108,31 @@ def test_flags_win_over_the_file_over_the_defaults(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--data", "a", "--output", "o", "--data", "b"], ["--data", "a", "b", "--output", "o"]),
+        (["--data=a", "--data", "b", "c", "--seed", "1"], ["--data", "a", "b", "c", "--seed", "1"]),
+        (["--input", "a", "b", "--verbose", "--input=c"], ["--input", "a", "b", "c", "--verbose"]),
+        (["bundle", "--head-units", "1", "2", "--data", "a"], ["bundle", "--head-units", "1", "2", "--data", "a"]),
+    ],
+)
+def test_a_repeated_option_keeps_all_its_values(arguments, expected):
+    from tlray.cli.commands import join_repeated
+
+    assert join_repeated(arguments) == expected
+
+
+def test_several_data_are_one_tuple(monkeypatch):
+    from tlray.cli import commands as cli
+
+    seen = []
+    monkeypatch.setitem(cli.COMMANDS, "train", cli.Command("TrainConfig", lambda config: seen.append(config) or 0, ""))
+    assert main(["train", "--data", "a", "--output", "o", "--data", "b"]) == 0
+    assert main(["train", "--data", "a", "--output", "o"]) == 0
+    assert [config.data for config in seen] == [("a", "b"), "a"]
+
+
 def test_a_misspelt_option_in_the_file_is_refused(tmp_path, capsys):
     path = tmp_path / "train.yaml"
     path.write_text("data: photos\noutput: bundle\nbach_size: 8\n")

@@ -211,3 +211,13 @@ def test_where_and_how_it_runs_does_not_decide_the_result():
     assert describe(make_train(**elsewhere)) == describe(make_train())
     assert describe(make_train(max_cpus=2)) == describe(make_train())
     assert describe(make_train(seed=1)) != describe(make_train())
+
+
+def test_data_may_be_one_or_several():
+    assert make_train(data="a").data_roots == ("a",)
+    assert (make_train(data=("a",)).data, make_train(data=["a", "b"]).data_roots) == ("a", ("a", "b"))
+    make_train(data=("a", "s3://b/c")).check()
+    with pytest.raises(ConfigError, match="--data takes a local path or s3://"):
+        make_train(data=("a", "gs://b")).check()
+    with pytest.raises(ConfigError, match="--data needs at least one"):
+        make_train(data=()).check()

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.factories import make_files
 from tests.features.data import make_digests, make_frozen, plan_views
 from tlray.errors import StoppedError
 from tlray.features import build
@@ -129,13 +130,13 @@ def test_a_shard_is_read_by_its_rows(tmp_path, write_digits):
     rows = {"train": np.arange(10)}
     cache, _ = plan_cache(str(tmp_path / "cache"), make_frozen(), rows, digests, augmentation, needs)
     assert [len(shard.rows) for shard in cache.sets["train"].shards] == [8, 2]
-    pixels = _read_work(cache, Work("train", 1, {}), paths)
+    pixels = _read_work(cache, Work("train", 1, {}), make_files(paths))
     assert (pixels.shape, pixels.dtype) == ((2, 48, 48, 3), np.uint8)
     np.testing.assert_array_equal(pixels[1], decode(Path(paths[9]).read_bytes(), 48).pixels)
     end = r"put it back, or start again"
     Path(paths[9]).write_bytes(Path(paths[0]).read_bytes())
     with pytest.raises(StoppedError, match=rf"^.*\.png cannot be read any more \(CHANGED: .*\); {end}"):
-        _read_work(cache, Work("train", 1, {}), paths)
+        _read_work(cache, Work("train", 1, {}), make_files(paths))
     Path(paths[9]).unlink()
     with pytest.raises(StoppedError, match=rf"^.*\.png cannot be read any more \(NOT_FOUND: .*\); {end}"):
-        _read_work(cache, Work("train", 1, {}), paths)
+        _read_work(cache, Work("train", 1, {}), make_files(paths))

@@ -106,3 +106,23 @@ def test_numbers_sort_as_numbers(tmp_path, write_digits, capsys):
     assert images.classes == ("1", "9", "10")
     assert images.table["name"].to_pylist()[-1].startswith("10/")
     assert "sorted as such: 1, 9, 10" in " ".join(capsys.readouterr().out.split())
+
+
+def test_several_roots_are_one_set(tmp_path, write_digits):
+    write_digits(tmp_path / "a", 2, 2)
+    write_digits(tmp_path / "b", 3, 1, 10)
+    (tmp_path / "one.csv").write_text("uri,label\nb/2/extra.png,2\n")  # one class is enough where others have more
+    (tmp_path / "b" / "2" / "extra.png").write_bytes(b"x")
+    images = scan([str(tmp_path / "a"), str(tmp_path / "b"), str(tmp_path / "one.csv")])
+    assert images.classes == ("0", "1", "2")
+    assert images.table["label"].to_pylist() == [0, 0, 0, 1, 1, 1, 2, 2]
+    assert len(set(images.table["uri"].to_pylist())) == 8  # the extra image, which two name, counts once
+    assert len(images.places) == 8
+
+
+def test_an_image_under_two_labels_in_two_roots_is_named(tmp_path, write_digits):
+    write_digits(tmp_path / "a", 2, 1)
+    image = next((tmp_path / "a" / "1").iterdir())
+    (tmp_path / "fix.csv").write_text(f"uri,label\n{image},0\n")
+    with pytest.raises(DataError, match=rf"1 images under two labels \({image}: 1, 0\)"):
+        scan([str(tmp_path / "a"), str(tmp_path / "fix.csv")])

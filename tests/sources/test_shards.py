@@ -271,3 +271,11 @@ def test_places_of_tables_with_other_image_columns_are_not_joined(tmp_path):
     ]
     with pytest.raises(DataError, match=r"different columns \(image, photo\)"):
         join_places([scan(path).places for path in tables])
+
+
+def test_shards_of_several_roots_keep_their_order(tmp_path):
+    first = write_tar(tmp_path / "b.tar", [("x/1.jpg", b"b1"), ("y/2.jpg", b"b2")])
+    second = write_tar(tmp_path / "a.tar", [("y/1.jpg", b"a1"), ("x/2.jpg", b"a2")])
+    images = scan([first, second])
+    assert read(images) == [b"b1", b"b2", b"a1", b"a2"]
+    assert list_labels(images) == ["x", "y", "y", "x"]

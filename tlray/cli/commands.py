@@ -50,11 +50,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(name, rest)
 
 
+_REPEATABLE = ("--data", "--input")
+"""Options that take several values, and that people repeat instead."""
+
+
 def run_command(name: str, arguments: Sequence[str]) -> int:
     """Run one command with its arguments, as `tlray NAME ARGUMENTS` and `python jobs/NAME.py ARGUMENTS` do."""
     verbose = "--verbose" in arguments
     try:
-        config = parse(name, expand_config_file(name, arguments))
+        config = parse(name, expand_config_file(name, join_repeated(arguments)))
         verbose = config.verbose
         return COMMANDS[name].run(config)
     except TlrayError as error:
@@ -73,6 +77,26 @@ def run_command(name: str, arguments: Sequence[str]) -> int:
         text = str(error).strip().splitlines()
         message = f"{type(error).__name__}: {text[-1] if text else 'no message'}"
         return _report(TlrayError(f"unexpected failure ({message}); run again with --verbose to see where"))
+
+
+def join_repeated(arguments: Sequence[str]) -> list[str]:
+    """Return arguments that give the values of a repeated option at once: of `--data A --data B` only B would count."""
+    joined: list[list[str]] = []
+    places: dict[str, list[str]] = {}
+    own = False
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        if option in _REPEATABLE:
+            if option not in places:
+                joined.append(places.setdefault(option, [option]))
+            places[option] += [value] if equals else []
+            own, last = True, option
+        elif own and not argument.startswith("--"):
+            places[last].append(argument)
+        else:
+            own = False
+            joined.append([argument])
+    return [argument for part in joined for argument in part]
 
 
 def parse(name: str, flags: Sequence[str]) -> Any:

@@ -27,7 +27,7 @@ def print_bundle(bundle: Bundle) -> None:
     ]
     if manifest.training and kept:
         facts += [
-            ("trained on", f"{manifest.training.config['data']} ({manifest.training.counts.train:,} images)"),
+            ("trained on", f"{manifest.training.data} ({manifest.training.counts.train:,} images)"),
             ("kept", f"epoch {kept.epoch} (phase {kept.phase})"),
         ]
         print_history(bundle.load_history(), kept.epoch)

@@ -39,6 +39,10 @@ _PLAIN = {
 """Types and metavars of options whose defaults say nothing: None, no values, False."""
 
 
+_ONE_OR_MORE = "str | tuple[str, ...]"
+"""Type of an option that Python may give as one value, while the command line always gives several."""
+
+
 def arrange_help(cls: type[T]) -> type[T]:
     """Hide empty defaults in a command's help, and sort its options: required ones, its own, then shared ones.
 
@@ -46,7 +50,9 @@ def arrange_help(cls: type[T]) -> type[T]:
     """
     fields: dict[str, Any] = cls.__dataclass_fields__  # type: ignore[attr-defined]
     for name, kind in cls.__annotations__.items():
-        if kind in _PLAIN and fields[name].default in (None, (), False):
+        if kind == _ONE_OR_MORE:
+            cls.__annotations__[name] = Annotated[tuple[str, ...], tyro.conf.arg(metavar="STR [STR ...]")]
+        elif kind in _PLAIN and fields[name].default in (None, (), False):
             plain, metavar = _PLAIN[kind]
             cls.__annotations__[name] = Annotated[plain, tyro.conf.arg(metavar=metavar, help_behavior_hint="")]
 

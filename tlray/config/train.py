@@ -48,9 +48,10 @@ _AFTERWARDS = {"target_precision"}
 class TrainConfig(RunConfig, LimitsConfig, S3Config):
     """Train an image classifier: a new head (phase 1), then also the top of the convolutional base (phase 2)."""
 
-    data: str
-    """Training images: a folder or s3:// prefix of class folders (DIR/CLASS/image), a manifest (.csv .jsonl .parquet)
-    with the columns uri and label, or archives (.tar .zip) and tables of images (.parquet), one or a folder of them."""
+    data: str | tuple[str, ...]
+    """Training images, one or several of: a folder or s3:// prefix of class folders (DIR/CLASS/image), a manifest
+    (.csv .jsonl .parquet) with the columns uri and label, an archive (.tar .zip), a table of images (.parquet), a
+    folder of archives or tables."""
 
     output: str
     """New folder or s3:// prefix for the bundle."""
@@ -219,6 +220,16 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
     mlflow_uri: str | None = None
     """MLflow tracking server for parameters and metrics of each epoch (pip install 'tlray[mlflow]')."""
 
+    def __post_init__(self) -> None:
+        """Make several `data` of which there is one, as the command line gives them, one."""
+        if not isinstance(self.data, str) and len(self.data) == 1:
+            object.__setattr__(self, "data", self.data[0])
+
+    @property
+    def data_roots(self) -> tuple[str, ...]:
+        """`data` as a tuple."""
+        return (self.data,) if isinstance(self.data, str) else tuple(self.data)
+
     @property
     def resolved_image_size(self) -> int:
         """Side of the square input in pixels."""
@@ -281,8 +292,12 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
         """Raise one `ConfigError` naming every value that is not allowed."""
         backbone, recipe = BACKBONES[self.backbone], self.choose_recipe()
         faults = Faults()
-        for name in ("data", "output", "val_data", "test_data", "cache_dir", "storage_path"):
+        for name in ("output", "val_data", "test_data", "cache_dir", "storage_path"):
             faults.check_uri(name, getattr(self, name))
+        for root in self.data_roots:
+            faults.check_uri("data", root)
+        if not self.data_roots:
+            faults.add("--data needs at least one folder, manifest, archive or table")
         if self.val_fraction is not None:
             faults.check_range("val_fraction", self.val_fraction, 0, 0.9)
         if self.folds:

@@ -182,6 +182,12 @@ class TrainingRecord:
     left_out: int
 
     @property
+    def data(self) -> str:
+        """The training images' addresses, for people."""
+        data = self.config["data"]
+        return data if isinstance(data, str) else ", ".join(map(str, data))
+
+    @property
     def options(self) -> dict[str, Json]:
         """The config with its defaults resolved."""
         return {**self.config, **self.resolved}

@@ -48,7 +48,7 @@ def render_training(
     headline = measured[0] if measured else None
     shown = measurement.pick_label_errors(label_errors)
     thumbnails = make_thumbnails(shown.list_uris() if shown else [], read)
-    data = training.config["data"]
+    data = training.data
     values: dict[str, Any] = {
         "title": f"Training report: {shorten(clean(data), 80)}",
         "version": manifest.versions.get("tlray", ""),
@@ -178,7 +178,7 @@ def _list_facts(
         images += f", {training.left_out:,} left out"
     head = " \N{RIGHTWARDS ARROW} ".join(map(str, [*manifest.architecture.head_units, len(manifest.classes)]))
     backbone, size = clean(manifest.architecture.backbone), manifest.preprocessing.image_size
-    facts: list[tuple[str, Any]] = [("Data", format_name(options["data"], 90))]
+    facts: list[tuple[str, Any]] = [("Data", format_name(training.data, 90))]
     for option, heading in (("val_data", "Validation data"), ("test_data", "Test data")):
         if options[option]:
             facts.append((heading, format_name(options[option], 90)))

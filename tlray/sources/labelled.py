@@ -63,21 +63,26 @@ class _Listing(NamedTuple):
 
 
 def scan(
-    root: str, classes: Sequence[str] | None = None, *, option: str = "--data", label_column: str = LABEL
+    roots: str | Sequence[str],
+    classes: Sequence[str] | None = None,
+    *,
+    option: str = "--data",
+    label_column: str = LABEL,
 ) -> LabelledImages:
     """List labelled images in class folders, `root/CLASS/image`, in a manifest, or in archives and tables.
 
     Args:
-        root: folder or s3:// prefix, of class folders or of archives and tables; one of these; or a .csv, .jsonl or
-            .parquet with columns `uri` and `label`.
+        roots: folders or s3:// prefixes, of class folders or of archives and tables; some of these; or .csv, .jsonl or
+            .parquet with columns `uri` and `label`. An image that several name under one label counts once.
         classes: allowed class names; None for the first scan, which sets them.
-        option: the command-line option of `root`, for errors.
+        option: the command-line option of `roots`, for errors.
         label_column: column of labels in manifests and tables, and key in JSON sidecars.
 
     Raises:
         DataError: one message with every fault.
     """
-    found = _list(root, option, label_column)
+    listings = [_list(root, option, label_column) for root in ([roots] if isinstance(roots, str) else roots)]
+    found = listings[0] if len(listings) == 1 else _join(listings)
     if faults := [*found.faults, *_find_class_faults(found.by_class, classes)]:
         raise DataError(f"{option} takes {found.allowed}, of at least two classes; got {'; '.join(faults)}")
     names = tuple(classes) if classes is not None else _sort_classes(found.by_class)
@@ -95,6 +100,33 @@ def scan(
         }
     )
     return LabelledImages(names, table, make_places([image.candidate for image, _ in rows], found.image_column))
+
+
+def _join(listings: Sequence[_Listing]) -> _Listing:
+    """Join what several roots hold; an image under two labels is a fault."""
+    by_class: dict[str, list[_Found]] = {}
+    labels: dict[tuple[str, int | None], str] = {}
+    twice = []
+    first_place = 0
+    for listing in listings:
+        for label, images in listing.by_class.items():
+            kept = by_class.setdefault(label, [])
+            for image in images:
+                key = (image.candidate.uri, image.candidate.offset)
+                if key not in labels:
+                    labels[key] = label
+                    kept.append(image._replace(place=first_place + image.place if image.place else 0))
+                elif labels[key] != label:
+                    twice.append(f"{image.candidate.uri}: {labels[key]}, {label}")
+        first_place += sum(map(len, listing.by_class.values()))
+    faults = list(dict.fromkeys(fault for listing in listings for fault in listing.faults))
+    if twice:
+        faults.append(f"{len(twice):,} images under two labels ({name_some(twice)})")
+    columns = sorted({listing.image_column for listing in listings if listing.image_column is not None})
+    if len(columns) > 1:
+        faults.append(f"tables with their images in different columns ({', '.join(columns)})")
+    allowed = "; or ".join(dict.fromkeys(listing.allowed for listing in listings))
+    return _Listing(by_class, faults, allowed, next(iter(columns), None))
 
 
 def _list(root: str, option: str, label_column: str) -> _Listing:
@@ -131,7 +163,7 @@ def _sort_members(shards: Shards, others: int, option: str) -> _Listing:
     if passed:
         say(f"{option}: passed over: {_count(passed)}")
     by_class: dict[str, list[_Found]] = {}
-    for place, member in enumerate(shards.members):
+    for place, member in enumerate(shards.members, start=1):
         label = _compose(member.label)
         image = _Found(member.candidate, f"{label}/{member.name}", member.size, member.version, place)
         by_class.setdefault(label, []).append(image)

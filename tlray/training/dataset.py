@@ -76,7 +76,8 @@ def list_images(config: TrainConfig) -> Images:
     Raises:
         DataError: a folder is missing, has no classes, or has other classes than the training images.
     """
-    training = scan(storage.resolve(config.data), option="--data", label_column=config.label_column)
+    roots = list(map(storage.resolve, config.data_roots))
+    training = scan(roots, option="--data", label_column=config.label_column)
     tables, places = [("train", training.table)], [training.places]
     for role, option, root in (("val", "--val-data", config.val_data), ("test", "--test-data", config.test_data)):
         if root is not None:
@@ -111,7 +112,7 @@ def _find_groups(config: TrainConfig, uris: Sequence[str]) -> list[str | None] |
     if config.group_column is not None:
         option = f"--group-column {config.group_column}"
         by_uri: dict[str, str] = {}
-        for root in filter(None, (config.data, config.val_data, config.test_data)):
+        for root in filter(None, (*config.data_roots, config.val_data, config.test_data)):
             if not is_list(storage.resolve(root)) or holds_images(storage.resolve(root), URI):
                 raise DataError(f"{option} takes manifests; got {root}; for others give --group-by-regex")
             by_uri |= read_groups(storage.resolve(root), config.group_column)
