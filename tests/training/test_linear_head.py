@@ -37,7 +37,7 @@ def measure_loss(head, features, labels):
 def test_it_is_the_minimum_that_scikit_learn_finds(monkeypatch, weights, num_features):
     features, labels = draw(150, num_features)
     monkeypatch.setattr(linear_head, "_POWERS", (1.0,))
-    monkeypatch.setattr(linear_head, "_DECAYS", (0.03,))
+    monkeypatch.setattr(linear_head, "_DECAYS", (0.03, 0.03))
     monkeypatch.setattr(linear_head, "_TOLERANCE", 1e-6)
     monkeypatch.setattr(linear_head, "_FINAL_STEPS", 5000)
     head = solve(features, labels, weights=weights)
@@ -55,7 +55,7 @@ def test_with_the_shipped_tolerance_it_is_near_the_minimum(monkeypatch):
     monkeypatch.setattr(linear_head, "_TOLERANCE", 1e-6)
     monkeypatch.setattr(linear_head, "_FINAL_STEPS", 5000)
     monkeypatch.setattr(linear_head, "_POWERS", (shipped.power,))
-    monkeypatch.setattr(linear_head, "_DECAYS", (shipped.decay,))
+    monkeypatch.setattr(linear_head, "_DECAYS", (shipped.decay, shipped.decay))
     np.testing.assert_allclose(predict(shipped, features), predict(solve(features, labels), features), atol=0.02)
 
 
@@ -173,7 +173,7 @@ def test_a_large_problem_is_validated_on_one_fold(monkeypatch):
 def test_heads_without_a_fold_are_those_of_the_other_images(monkeypatch):
     """Solved in the axes of all images, they are the minimum that the other images alone have."""
     monkeypatch.setattr(linear_head, "_POWERS", (1.0,))
-    monkeypatch.setattr(linear_head, "_DECAYS", (0.03,))
+    monkeypatch.setattr(linear_head, "_DECAYS", (0.03, 0.03))
     monkeypatch.setattr(linear_head, "_TOLERANCE", 1e-6)
     monkeypatch.setattr(linear_head, "_FINAL_STEPS", 5000)
     features, labels = draw(120)
@@ -196,3 +196,15 @@ def test_heads_without_a_fold_are_those_of_the_other_images(monkeypatch):
 
 def test_heads_without_a_fold_are_solved_only_if_asked_for():
     assert solve(*draw(60)).without == []
+
+
+def test_fewer_settings_are_spread_over_the_same_range(monkeypatch):
+    tried = []
+    validate = linear_head._validate
+    monkeypatch.setattr(linear_head, "_validate", lambda *given: tried.append(given[-1]) or validate(*given))
+    features, labels = draw(90)
+    weights = np.ones(3, np.float32)
+    chosen = [solve_head(features, [], labels, np.arange(90), weights, 0, num_settings=count) for count in (30, 7)]
+    assert [len(decays) for decays in tried] == [10] * 3 + [2] * 3
+    assert tried[0][::9] == pytest.approx(tried[3])
+    assert chosen[1].decay in tried[3]

@@ -50,7 +50,7 @@ def test_a_head_starts_from_the_features_in_the_cache(cache, capsys):
         classes=("a", "b"), train_rows=np.arange(40), backbone="mobilenet_v2", seed=0, labels=labels,
         class_weights=np.ones(2, np.float32),
     )  # fmt: skip
-    weights = start_head(task, cache, name_rows())
+    weights = start_head(task, cache, name_rows(), 30)
     kernel, bias = weights["head/probabilities/kernel"], weights["head/probabilities/bias"]
     logits = np.repeat(np.arange(40.0)[:, None], 3, axis=1) @ kernel + bias
     assert (logits.argmax(axis=1) == labels).mean() > 0.9
@@ -61,7 +61,7 @@ def test_a_head_starts_from_the_features_in_the_cache(cache, capsys):
 
 @pytest.mark.usefixtures("twins")
 def test_every_image_is_predicted_out_of_fold_and_a_trial_leaves_one_fold_out(task, cache):
-    folded = add_folds(task, cache, name_rows(), 5)
+    folded = add_folds(task, cache, name_rows(), 30, 5)
     found, trial = folded.out_of_fold, folded.trial
     assert found.rows.tolist() == list(range(NUM_IMAGES))
     np.testing.assert_allclose(found.probabilities.sum(axis=1), 1, rtol=1e-5)
@@ -82,7 +82,7 @@ def test_every_image_is_predicted_out_of_fold_and_a_trial_leaves_one_fold_out(ta
 @pytest.mark.usefixtures("twins")
 def test_without_phase_2_there_is_no_trial(cache):
     task = make_task(make_config(backbone="mobilenet_v2", finetune_epochs=0), val=False)
-    folded = add_folds(task, cache, name_rows(), 5)
+    folded = add_folds(task, cache, name_rows(), 30, 5)
     assert folded.trial is None
     assert len(folded.out_of_fold.rows) == NUM_IMAGES
 
@@ -98,7 +98,7 @@ def test_images_of_one_key_and_near_duplicates_stay_in_one_fold(task, cache, twi
         return solve(*given)
 
     monkeypatch.setattr(solved_heads, "solve_head", solve_and_keep)
-    add_folds(task, cache, keys, 5)
+    add_folds(task, cache, keys, 30, 5)
     (folds,) = seen
     assert len(set(folds[[0, 1, 2, 3, 30, 31]])) == 1
     assert (folds[::2] == folds[1::2]).all()

@@ -8,7 +8,7 @@ from typing import Literal
 OptimizerName = Literal["rmsprop", "sgd", "adam"]
 ScheduleName = Literal["constant", "cosine"]
 RecipeName = Literal["tuned", "seed"]
-TuneName = Literal["auto", "off"]
+TuneName = Literal["auto", "off"] | int
 
 FINETUNE_RATES: dict[str, float] = {"rmsprop": 1e-5, "sgd": 1e-3, "adam": 1e-5}
 """Default learning rates of phase 2 by optimizer; the tuned recipe's SGD, whose gradient is clipped, has its own."""

@@ -25,6 +25,7 @@ from tlray.model.precision import PrecisionName
 SelectName = Literal["loss", "accuracy", "macro_f1"]
 
 _DEFAULT_VIEWS = 5
+_SETTINGS = 30
 _VAL_FRACTION = 0.15
 _FOLDS = 5
 _MAX_FOLDED = 10_000
@@ -95,7 +96,8 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
     seed: 5 epochs each of RMSprop into 1,024 units and of SGD, at constant rates."""
 
     tune: TuneName = "auto"
-    """auto: by --recipe tuned, solve a linear head on cached features before phase 1; off: start at random."""
+    """auto: by --recipe tuned, solve a linear head on cached features before phase 1, with the best of 30 settings;
+    a number: of so many; off: start at random."""
 
     head_units: tuple[int, ...] = ()
     """Units of each dense layer between pooling and softmax; default none, but 1024 for --recipe seed."""
@@ -246,7 +248,7 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
         Args:
             solvable: features are cached, and few enough to solve a linear head on them.
         """
-        solved = solvable and self.tune == "auto" and self.cache != "off"
+        solved = solvable and self.tune != "off" and self.cache != "off"
         chosen = get_recipe(self.recipe, self.head_units, self.head_optimizer, self.finetune_optimizer, solved=solved)
         given = {name: value for name in _RECIPE_OPTIONS if (value := getattr(self, name)) not in (None, "auto")}
         return replace(chosen, **given)
@@ -265,6 +267,11 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
         return (
             recipe.must_gain and self.select == "loss" and recipe.schedule == "cosine" and self.early_stopping is None
         )
+
+    @property
+    def num_settings(self) -> int:
+        """Number of settings of a solved head that are tried."""
+        return self.tune if isinstance(self.tune, int) else _SETTINGS
 
     def choose_folds(self, num_images: int, recipe: Recipe) -> int:
         """Return the number of folds for a number of training images; 0 for none."""
@@ -318,6 +325,8 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
         if self.weights not in ("imagenet", "none"):
             faults.check_uri("weights", self.weights)
         faults.check_range("image_size", self.resolved_image_size, backbone.min_image_size_px, 2048)
+        if isinstance(self.tune, int):
+            faults.check_range("tune", self.tune, 6, 300)
         for units in recipe.head_units:
             faults.check_range("head_units", units, 1, 65536)
         faults.check_range("head_epochs", recipe.head_epochs, 0, 10_000)
@@ -370,7 +379,7 @@ def resolve(config: TrainConfig, recipe: Recipe, folds: int = 0) -> dict[str, An
         "val_fraction": None if folds or config.val_data is not None else config.held_out_fraction,
         "image_size": config.resolved_image_size,
         "finetune_from": config.resolved_finetune_from,
-        "tune": "auto" if recipe.solved else "off",
+        "tune": config.tune if recipe.solved else "off",
         "head_units": recipe.head_units,
         **{name: getattr(recipe, name) for name in _RECIPE_OPTIONS},
         "views": config.count_views(recipe),

@@ -192,7 +192,7 @@ def _list_facts(
         epochs = sum(record.phase == phase for record in history)
         if epochs:
             rate = f"{options[f'{phase}_optimizer']} at {options[f'lr_{phase}']:g}"
-            solved = ", solved before" if options.get("tune") == "auto" else ""
+            solved = ", solved before" if options.get("tune", "off") != "off" else ""
             part = f"the head{solved}" if phase == "head" else f"from {clean(options['finetune_from'])} on"
             facts.append((heading, f"{part}; {epochs:,} {'epoch' if epochs == 1 else 'epochs'}, {rate}"))
     facts += [

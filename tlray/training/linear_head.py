@@ -39,8 +39,8 @@ NUM_FOLDS = 5
 """Folds of the cross-validation that chooses the settings, where no other number is asked for."""
 
 _POWERS = (0.0, 0.5, 1.0)
-_DECAYS = tuple(10.0 ** (0.5 - step / 2) for step in range(10))
-"""From 3.2 to 1e-4, strongest first: each solution is the start of the next."""
+_DECAYS = (10.0**0.5, 1e-4)
+"""The strongest and the weakest."""
 
 _DEFAULT_POWER, _DEFAULT_DECAY = 0.5, 0.1
 _PATIENCE = 2
@@ -121,6 +121,7 @@ def solve_head(
     groups: npt.NDArray[np.integer],
     class_weights: npt.NDArray[np.float32],
     seed: int,
+    num_settings: int = 30,
     num_folds: int = 0,
 ) -> LinearHead:
     """Choose a head's settings by cross-validation, and solve it.
@@ -132,6 +133,7 @@ def solve_head(
         groups: `[N]`, images of one number stay in one fold.
         class_weights: `[C]`, weight of an image by its label.
         seed: of the folds.
+        num_settings: number of settings to choose among, at least one for each standardization.
         num_folds: solve a head without each fold too; 0 for the folds that settings are chosen by alone.
     """
     weights = class_weights[labels]
@@ -141,12 +143,14 @@ def solve_head(
     filled = sorted({*folds.tolist()})
     held_out = filled[:1] if work > _ONE_FOLD_WORK else filled
     power, decay, log_loss = _DEFAULT_POWER, _DEFAULT_DECAY, None
+    # strongest first: each solution is the start of the next
+    decays = np.geomspace(*_DECAYS, num_settings // len(_POWERS)).tolist()
     if len(filled) == (num_folds or NUM_FOLDS):
-        tried = [_validate(plain, one_hot, weights, folds, held_out, power) for power in _POWERS]
-        losses = np.array([[*found, *[np.inf] * (len(_DECAYS) - len(found))] for found in tried])
+        tried = [_validate(plain, one_hot, weights, folds, held_out, power, decays) for power in _POWERS]
+        losses = np.array([[*found, *[np.inf] * (len(decays) - len(found))] for found in tried])
         best = np.unravel_index(losses.argmin(), losses.shape)
         if np.isfinite(losses[best]):
-            power, decay, log_loss = _POWERS[best[0]], _DECAYS[best[1]], float(losses[best])
+            power, decay, log_loss = _POWERS[best[0]], decays[best[1]], float(losses[best])
     mean, scale = _standardize(plain, power)
     stacked = np.concatenate([(part - mean) / scale for part in (plain, *views)])
     times = 1 + len(views)
@@ -187,8 +191,9 @@ def _validate(
     folds: npt.NDArray[np.int64],
     held_out: Sequence[int],
     power: float,
+    decays: Sequence[float],
 ) -> list[float]:
-    """Return the log-loss on the folds held out by decay, in the order of `_DECAYS`, until it rises.
+    """Return the log-loss on the folds held out by decay, in the order given, until it rises.
 
     Infinity if no held-out image is of a class that another fold has.
     """
@@ -203,7 +208,7 @@ def _validate(
     held = [(folds == fold) & (one_hot @ one_hot[folds != fold].max(axis=0) > 0) for fold in held_out]
     total = sum(float(weights[images].sum()) for images in held)
     losses: list[float] = [] if total else [np.inf]
-    for decay in _DECAYS if total else ():
+    for decay in decays if total else ():
         loss = 0.0
         for index, (images, problem) in enumerate(zip(held, problems, strict=True)):
             solutions[index] = problem.solve(decay, _CHOICE_STEPS, solutions[index])

@@ -40,26 +40,28 @@ _NUM_VIEWS = 2
 _STANDARDIZED = {0.0: "not", 0.5: "half", 1.0: "fully"}
 
 
-def start_head(task: TrainingTask, cache: Cache, keys: Sequence[str]) -> Weights:
+def start_head(task: TrainingTask, cache: Cache, keys: Sequence[str], num_settings: int) -> Weights:
     """Solve the head on a complete cache, perhaps on a sample of the images; return its weights by name.
 
     Args:
         keys: by row id; images of one key stay in one fold.
+        num_settings: number of settings to choose among.
     """
     sample = choose_sample(len(task.train_rows), BACKBONES[task.backbone].num_features, len(task.classes))
     rows = draw_sample(task.train_rows, task.labels, sample, task.seed)
     plain = _read_plain(cache, rows)
     groups = np.unique([keys[row] for row in rows], return_inverse=True)[1]
-    found = _solve_on_cache(task, cache, rows, plain, groups)
+    found = _solve_on_cache(task, cache, rows, plain, groups, num_settings)
     return _name_weights(found.kernel, found.bias)
 
 
-def add_folds(task: TrainingTask, cache: Cache, keys: Sequence[str], num_folds: int) -> TrainingTask:
+def add_folds(task: TrainingTask, cache: Cache, keys: Sequence[str], num_settings: int, num_folds: int) -> TrainingTask:
     """Return the task with its solved head, out-of-fold predictions, and a trial of phase 2 if it has one.
 
     Args:
         cache: complete.
         keys: by row id; images of one key stay in one fold.
+        num_settings: number of settings to choose among.
     """
     rows, num_classes = task.train_rows, len(task.classes)
     labels, plain = task.labels[rows], _read_plain(cache, rows)
@@ -67,7 +69,7 @@ def add_folds(task: TrainingTask, cache: Cache, keys: Sequence[str], num_folds: 
     if len(rows) <= MAX_IMAGES:
         pairs = [(first, second) for first, second, _ in find_label_errors(plain, labels, num_classes).pairs]
         groups = join_twins(groups, labels, pairs)
-    head = _solve_on_cache(task, cache, rows, plain, groups, num_folds)
+    head = _solve_on_cache(task, cache, rows, plain, groups, num_settings, num_folds)
     predictable = find_predictable(labels, head.folds)
     probabilities = head.predict_out_of_fold(plain)[predictable]
     features = np.empty((0, plain.shape[1]), np.float32)
@@ -163,6 +165,7 @@ def _solve_on_cache(
     rows: npt.NDArray[np.int64],
     plain: Features,
     groups: npt.NDArray[np.integer],
+    num_settings: int,
     num_folds: int = 0,
 ) -> LinearHead:
     """Solve the head of a task on cached features, and say what was chosen.
@@ -170,6 +173,7 @@ def _solve_on_cache(
     Args:
         rows, plain: row ids of training images, and their features as they are.
         groups: `[N]`, images of one number stay in one fold.
+        num_settings: number of settings to choose among.
         num_folds: solve a head without each fold too; 0 for the folds that settings are chosen by alone.
     """
     started = time.monotonic()
@@ -177,7 +181,7 @@ def _solve_on_cache(
     opened = cache.open()
     pooled = [view for view, kinds in cache.sets["train"].needs.items() if "pooled" in kinds]
     views = [opened.read("train", "pooled", view, rows).astype(np.float32) for view in pooled[:_NUM_VIEWS]]
-    found = solve_head(plain, views, task.labels[rows], groups, task.class_weights, task.seed, num_folds)
+    found = solve_head(plain, views, task.labels[rows], groups, task.class_weights, task.seed, num_settings, num_folds)
     settings = f"features {_STANDARDIZED[found.power]} standardized, weight decay {found.decay:.2g}"
     scored = "" if found.log_loss is None else f", by a cross-validated log-loss of {found.log_loss:.3f}"
     say(f"head: solved on {found.images:,} images in {time.monotonic() - started:.1f} s; {settings}{scored}")

@@ -262,12 +262,13 @@ def _run_workers(
                     missing = None
                 if cache is not None and recipe.solved and task.head_start is None:
                     if roles.folds:
-                        task = add_folds(task, cache, list_keys(images, roles), roles.folds)
+                        task = add_folds(task, cache, list_keys(images, roles), config.num_settings, roles.folds)
                         if task.trial is not None:
                             trial = storage.join(checkpoints, TRIAL)
                             load_state(trial, task.trial.split, task.trial.plan, is_trial=True)
                     elif state.is_new:
-                        task = replace(task, head_start=start_head(task, cache, list_keys(images, roles)))
+                        head = start_head(task, cache, list_keys(images, roles), config.num_settings)
+                        task = replace(task, head_start=head)
                 launch.run(task, lock.check, outcome)
                 break
             except ChannelLostError as error:
