@@ -115,6 +115,7 @@ def test_flags_win_over_the_file_over_the_defaults(tmp_path, monkeypatch):
         (["--data=a", "--data", "b", "c", "--seed", "1"], ["--data", "a", "b", "c", "--seed", "1"]),
         (["--input", "a", "b", "--verbose", "--input=c"], ["--input", "a", "b", "c", "--verbose"]),
         (["bundle", "--head-units", "1", "2", "--data", "a"], ["bundle", "--head-units", "1", "2", "--data", "a"]),
+        (["--data=-x", "b"], ["--data=-x", "b"]),
     ],
 )
 def test_a_repeated_option_keeps_all_its_values(arguments, expected):
@@ -123,14 +124,19 @@ def test_a_repeated_option_keeps_all_its_values(arguments, expected):
     assert join_repeated(arguments) == expected
 
 
-def test_several_data_are_one_tuple(monkeypatch):
+def test_several_data_are_one_tuple(tmp_path, monkeypatch):
     from tlray.cli import commands as cli
 
     seen = []
     monkeypatch.setitem(cli.COMMANDS, "train", cli.Command("TrainConfig", lambda config: seen.append(config) or 0, ""))
     assert main(["train", "--data", "a", "--output", "o", "--data", "b"]) == 0
     assert main(["train", "--data", "a", "--output", "o"]) == 0
-    assert [config.data for config in seen] == [("a", "b"), "a"]
+    path = tmp_path / "train.yaml"
+    path.write_text("data: [x, y]\noutput: o\n")
+    assert main(["train", "--config", str(path)]) == 0
+    assert main(["train", "--config", str(path), "--data", "z"]) == 0
+    assert [config.data for config in seen] == [("a", "b"), "a", ("x", "y"), "z"]
+    assert cli.expand_config_file("train", ["--config", str(path), "--data", "z"]).count("--data") == 1  # for submit
 
 
 def test_a_misspelt_option_in_the_file_is_refused(tmp_path, capsys):

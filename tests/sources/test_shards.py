@@ -107,7 +107,9 @@ def test_images_without_a_label_are_named(tmp_path):
     write_table(tmp_path / "train.parquet", [b"0", b"1", b"2"], pa.array([1, -1, 0], pa.int64()), ["ant", "bee"])
     with pytest.raises(DataError, match=r"1 images without a label \(.*train.parquet#1\)"):
         scan(str(tmp_path / "train.parquet"))
-    with pytest.raises(DataError, match=r"; 2 images without a label \(.*set.tar#1.jpg, .*#2.jpg\)"):
+    with pytest.raises(
+        DataError, match=r"got 2 images without a label \(.*set.tar#1.jpg, .*#2.jpg\); images in folders of"
+    ):
         scan(write_tar(tmp_path / "set.tar", [("1.jpg", b"i"), ("2.jpg", b"i"), ("a/3.jpg", b"i"), ("b/4.jpg", b"i")]))
 
 
@@ -177,9 +179,9 @@ def test_folders_of_different_depths_are_refused(tmp_path):
 def test_a_label_column_that_is_asked_for_is_the_only_key(tmp_path):
     members = [("1.jpg", b"1"), ("1.cls", b"0"), ("1.json", b'{"species": "bee", "label": "x"}'),
                ("2.jpg", b"2"), ("2.json", b'{"species": "ant", "label": "x"}')]  # fmt: skip
-    path = write_tar(tmp_path / "set.tar", members)
+    path = write_tar(tmp_path / "set.tar", [(f"x/{name}", data) for name, data in members])
     assert scan(path, label_column="species").classes == ("ant", "bee")
-    with pytest.raises(DataError, match="2 images without a label"):
+    with pytest.raises(DataError, match="2 images without a label"):  # not x, their folder
         scan(path, label_column="kind")
 
 
@@ -224,7 +226,7 @@ def test_other_images_of_a_sample_and_other_files_are_passed_over_and_counted(tm
 
 
 def test_members_of_one_name_are_refused(tmp_path):
-    with pytest.raises(DataError, match=r"2 members of one name \(.*set.tar#a/1.jpg\)"):
+    with pytest.raises(DataError, match=r"1 names of several members \(.*set.tar#a/1.jpg\); pack them under"):
         scan(write_tar(tmp_path / "set.tar", [("a/1.jpg", b"old"), ("b/2.jpg", b"b"), ("a/1.jpg", b"new")]))
 
 
@@ -279,3 +281,65 @@ def test_shards_of_several_roots_keep_their_order(tmp_path):
     images = scan([first, second])
     assert read(images) == [b"b1", b"b2", b"a1", b"a2"]
     assert list_labels(images) == ["x", "y", "y", "x"]
+
+
+def test_a_sample_of_several_images_needs_one_that_is_clear(tmp_path):
+    members = [("1.jpg", b"1"), ("1.png", b"m"), ("1.cls", b"a"), ("2.jpg", b"2"), ("2.cls", b"b")]
+    with pytest.raises(DataError, match=r"1 samples of several images \(.*set.tar#1.jpg\); keep one of each"):
+        scan(write_tar(tmp_path / "set.tar", members))
+    alone = [("1.left.jpg", b"1"), ("1.cls", b"a"), ("2.jpg", b"2"), ("2.cls", b"b")]
+    assert read(scan(write_tar(tmp_path / "alone.tar", alone))) == [b"1", b"2"]
+
+
+def test_sidecars_and_folders_are_not_mixed(tmp_path):
+    names = ("train/1.jpg", "train/1.cls", "train/2.jpg", "train/2.cls")
+    first = write_tar(tmp_path / "0.tar", [(name, str(place).encode()) for place, name in enumerate(names)])
+    write_tar(tmp_path / "1.tar", [("train/3.jpg", b"3")])
+    with pytest.raises(DataError, match=r"1 images without a label \(.*1.tar#train/3.jpg\)"):
+        scan(str(tmp_path))
+    other = write_tar(tmp_path / "2.tar", [("a/1.jpg", b"1"), ("b/2.jpg", b"2")])
+    mixed = r"labels both in sidecars and by folders \(.*0.tar#train/1.jpg, .*2.tar#a/1.jpg\)"
+    with pytest.raises(DataError, match=mixed):
+        scan([first, other])
+
+
+def test_descriptions_beside_images_of_class_folders_are_no_labels(tmp_path):
+    members = [("cat/1.jpg", b"1"), ("cat/1.json", b'{"width": 3}'), ("dog/2.jpg", b"2"), ("dog/2.json", b"{}")]
+    assert list_labels(scan(write_tar(tmp_path / "set.tar", members))) == ["cat", "dog"]
+
+
+def test_a_sidecar_that_is_too_large_leaves_its_image_without_a_label(tmp_path):
+    members = [("x/1.jpg", b"1"), ("x/1.json", b'{"label": "a", "more": "' + b"m" * 70_000 + b'"}')]
+    members += [("x/2.jpg", b"2"), ("x/2.cls", b"a"), ("x/3.jpg", b"3"), ("x/3.cls", b"-1")]
+    with pytest.raises(DataError, match=r"2 images without a label \(.*#x/1.jpg, .*#x/3.jpg\)"):
+        scan(write_tar(tmp_path / "set.tar", members))
+
+
+def test_files_of_other_tools_do_not_hide_shards(tmp_path):
+    (tmp_path / "train").mkdir()
+    write_tar(tmp_path / "train" / "0.tar", [("a/1.jpg", b"1"), ("b/2.jpg", b"2")])
+    (tmp_path / "train" / "_SUCCESS").write_bytes(b"")
+    assert scan(str(tmp_path)).classes == ("a", "b")
+
+
+def test_a_shard_that_cannot_be_read_is_a_fault(tmp_path):
+    write_tar(tmp_path / "0.tar", [("a/1.jpg", b"1"), ("b/2.jpg", b"2")])
+    (tmp_path / "1.tar").symlink_to(tmp_path / "gone.tar")
+    with pytest.raises(DataError, match=r"1 files or folders that cannot be read \(.*1.tar: "):
+        scan(str(tmp_path))
+
+
+def test_a_list_that_names_one_of_several_members_is_refused(tmp_path):
+    write_tar(tmp_path / "set.tar", [("1.jpg", b"old"), ("2.jpg", b"2"), ("1.jpg", b"new")])
+    (tmp_path / "list.csv").write_text("uri,label\nset.tar#1.jpg,a\nset.tar#./2.jpg,b\nset.tar#2.jpg,c\n")
+    with pytest.raises(DataError) as caught:
+        scan(str(tmp_path / "list.csv"))
+    assert "naming one of several members of that name (set.tar#1.jpg)" in str(caught.value)
+    assert "under two labels (set.tar#2.jpg: b, c)" in str(caught.value)
+
+
+def test_what_one_root_refuses_several_do_too(tmp_path):
+    first = write_table(tmp_path / "0.parquet", [b"0", b"1"], pa.array([0, 1]), ["ant", "bee"])
+    second = write_table(tmp_path / "1.parquet", [b"0", b"1"], pa.array([0, 1]))
+    with pytest.raises(DataError, match="tables with and without names"):
+        scan([first, second])

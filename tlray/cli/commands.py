@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,20 +81,21 @@ def run_command(name: str, arguments: Sequence[str]) -> int:
 
 def join_repeated(arguments: Sequence[str]) -> list[str]:
     """Return arguments that give the values of a repeated option at once: of `--data A --data B` only B would count."""
+    options = [argument.partition("=")[0] for argument in arguments]
+    repeated = [option for option in _REPEATABLE if options.count(option) > 1]
     joined: list[list[str]] = []
     places: dict[str, list[str]] = {}
-    own = False
-    for argument in arguments:
-        option, equals, value = argument.partition("=")
-        if option in _REPEATABLE:
+    last = ""
+    for argument, option in zip(arguments, options, strict=True):
+        if option in repeated:
             if option not in places:
                 joined.append(places.setdefault(option, [option]))
-            places[option] += [value] if equals else []
-            own, last = True, option
-        elif own and not argument.startswith("--"):
+            places[option] += [argument.partition("=")[2]] if "=" in argument else []
+            last = option
+        elif last and not argument.startswith("--"):
             places[last].append(argument)
         else:
-            own = False
+            last = ""
             joined.append([argument])
     return [argument for part in joined for argument in part]
 
@@ -263,11 +264,12 @@ def expand_config_file(name: str, arguments: Sequence[str]) -> list[str]:
             break
     if path is None:
         return [*flags, *passed_on]
-    return [*_read_options(name, path), *flags, *passed_on]
+    given = {flag.partition("=")[0] for flag in flags}
+    return [*_read_options(name, path, given), *flags, *passed_on]
 
 
-def _read_options(name: str, path: str) -> list[str]:
-    """Return a YAML file's options as flags; a switch at its default needs none."""
+def _read_options(name: str, path: str, given: Collection[str]) -> list[str]:
+    """Return a YAML file's options as flags, without those given; a switch at its default needs none."""
     import yaml
 
     from tlray import config as configs
@@ -284,6 +286,8 @@ def _read_options(name: str, path: str) -> list[str]:
     flags: list[str] = []
     for option, value in options.items():
         flag = "--" + str(option).replace("_", "-")
+        if flag in given:
+            continue
         if isinstance(value, bool):
             if value is not defaults.get(str(option)):
                 flags.append(flag if value else flag.replace("--", "--no-", 1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -16,10 +16,19 @@ from tlray.console import say
 from tlray.errors import DataError
 from tlray.images.formats import EXTENSIONS
 from tlray.sources import archives, lists, manifests
-from tlray.sources.candidates import PACKED, REFUSED, Candidate, find_litter, has_image_name
-from tlray.sources.listing import find_member
+from tlray.sources.candidates import PACKED, REFUSED, Candidate, find_litter, has_image_name, strip_here
+from tlray.sources.listing import find_members
 from tlray.sources.places import Places, make_places
-from tlray.sources.shards import LABEL, UNPACK, Shards, holds_images, is_shard, list_shards
+from tlray.sources.shards import (
+    LABEL,
+    UNPACK,
+    Shards,
+    Traits,
+    find_conflicts,
+    holds_images,
+    is_shard,
+    list_shards,
+)
 
 URI = "uri"
 """Column of addresses in a list of labelled images."""
@@ -53,13 +62,22 @@ class _Found(NamedTuple):
     place: int = 0
 
 
-class _Listing(NamedTuple):
-    """What was found: images by class, one phrase for each kind of fault, and what was allowed, for errors."""
+@dataclass(frozen=True)
+class _Listing:
+    """What one root holds.
+
+    Attributes:
+        by_class: images by class.
+        faults: one phrase for each kind of fault.
+        allowed: what it takes, for errors.
+        traits: of archives and tables, for `find_conflicts`.
+    """
 
     by_class: dict[str, list[_Found]]
     faults: list[str]
     allowed: str
     image_column: str | None = None
+    traits: Traits = field(default_factory=dict)
 
 
 def scan(
@@ -83,7 +101,7 @@ def scan(
     """
     listings = [_list(root, option, label_column) for root in ([roots] if isinstance(roots, str) else roots)]
     found = listings[0] if len(listings) == 1 else _join(listings)
-    if faults := [*found.faults, *_find_class_faults(found.by_class, classes)]:
+    if faults := [*found.faults, *find_conflicts(found.traits), *_find_class_faults(found.by_class, classes)]:
         raise DataError(f"{option} takes {found.allowed}, of at least two classes; got {'; '.join(faults)}")
     names = tuple(classes) if classes is not None else _sort_classes(found.by_class)
     labels = {name: index for index, name in enumerate(names)}
@@ -122,11 +140,14 @@ def _join(listings: Sequence[_Listing]) -> _Listing:
     faults = list(dict.fromkeys(fault for listing in listings for fault in listing.faults))
     if twice:
         faults.append(f"{len(twice):,} images under two labels ({name_some(twice)})")
-    columns = sorted({listing.image_column for listing in listings if listing.image_column is not None})
-    if len(columns) > 1:
-        faults.append(f"tables with their images in different columns ({', '.join(columns)})")
+    traits: Traits = {}
+    for listing in listings:
+        for conflict, values in listing.traits.items():
+            for value, example in values.items():
+                traits.setdefault(conflict, {}).setdefault(value, example)
     allowed = "; or ".join(dict.fromkeys(listing.allowed for listing in listings))
-    return _Listing(by_class, faults, allowed, next(iter(columns), None))
+    image_column = next((listing.image_column for listing in listings if listing.image_column is not None), None)
+    return _Listing(by_class, faults, allowed, image_column, traits)
 
 
 def _list(root: str, option: str, label_column: str) -> _Listing:
@@ -135,25 +156,29 @@ def _list(root: str, option: str, label_column: str) -> _Listing:
         return _Listing(by_class, faults, f"a manifest with the columns {URI} and {label_column}")
     entries = storage.list_files(root)
     if shards := _choose_shards(entries):
-        return _sort_members(list_shards(shards, label_column), len(entries) - len(shards), option)
+        listing = _sort_members(list_shards(shards, label_column), len(entries) - len(shards), option)
+        if unreadable := [f"{entry.uri}: {entry.unreadable}" for entry in entries if entry.unreadable]:
+            listing.faults.append(f"{len(unreadable):,} files or folders that cannot be read ({name_some(unreadable)})")
+        return listing
     by_class, faults = _list_folders(root, entries, option)
     allowed = f"a folder that holds one folder of images for each class ({root}/CLASS/image.jpg), archives or tables"
     return _Listing(by_class, faults, allowed)
 
 
 def _choose_shards(entries: Sequence[storage.Entry]) -> list[storage.Entry]:
-    """Return the archives and tables among files; none where there are images in class folders too."""
-    found = [entry for entry in entries if find_litter(entry.name) is None]
+    """Return the archives and tables among files that can be read; none where there are images in class folders too."""
+    found = [entry for entry in entries if entry.unreadable is None and find_litter(entry.name) is None]
     shards = [entry for entry in found if is_shard(entry.name)]
-    beside = [entry.name for entry in found if not is_shard(entry.name)]
-    if any(_may_be_image(name) for name in beside):
+    folders = {PurePosixPath(entry.name).parent for entry in shards}
+    others = [PurePosixPath(entry.name) for entry in found if not is_shard(entry.name) and not entry.name.endswith("/")]
+    if any(_may_be_image(name, beside_shards=name.parent in folders) for name in others):
         return []
     return shards
 
 
-def _may_be_image(name: str) -> bool:
-    """Return whether a file may be an image: one without an extension only where it lies in a class folder."""
-    return has_image_name(name) and ("/" in name or bool(PurePosixPath(name).suffix))
+def _may_be_image(name: PurePosixPath, *, beside_shards: bool) -> bool:
+    """Return whether a file may be an image: one without an extension only in a folder without archives and tables."""
+    return has_image_name(name.name) and (bool(name.suffix) or (len(name.parts) > 1 and not beside_shards))
 
 
 def _sort_members(shards: Shards, others: int, option: str) -> _Listing:
@@ -168,7 +193,8 @@ def _sort_members(shards: Shards, others: int, option: str) -> _Listing:
         image = _Found(member.candidate, f"{label}/{member.name}", member.size, member.version, place)
         by_class.setdefault(label, []).append(image)
     by_class.pop("", None)  # which is a fault
-    return _Listing(by_class, shards.faults, "archives and tables of labelled images", shards.image_column)
+    allowed = "archives and tables of labelled images"
+    return _Listing(by_class, shards.faults, allowed, shards.image_column, shards.traits)
 
 
 def _sort_classes(by_class: Collection[str]) -> tuple[str, ...]:
@@ -319,6 +345,10 @@ def _iter_lines(opened: lists.ListFile, label_column: str) -> Iterator[tuple[int
 def _resolve(uri: str, base: str) -> tuple[str, str | None]:
     """Return the address that a line names, and the reason why it may not be read, or None."""
     address, reason = manifests.check_address(uri, base, ())
+    if (parts := archives.split_member(address)) is not None:
+        archive, member = parts
+        archive = archive if storage.is_s3(archive) else str(PurePosixPath(archive))
+        return f"{archive}#{strip_here(member)}", reason
     # "a" and "./a" are one file
     return address if storage.is_s3(address) else str(PurePosixPath(address)), reason
 
@@ -345,9 +375,12 @@ def _sort_lines(base: str, lines: Iterator[tuple[int, str, str]]) -> tuple[dict[
         label = labels[address]
         name = f"{label}/{typed[address]}"
         if archives.split_member(address) is not None:
-            member = find_member(address)
+            members = find_members(address)
+            member = members[0] if members else None
             if member is None:
                 faults.setdefault(" naming no file in its archive", []).append(typed[address])
+            elif len(members) > 1:
+                faults.setdefault(" naming one of several members of that name", []).append(typed[address])
             elif member.source in REFUSED:
                 faults.setdefault(f": {REFUSED[member.source][1]}", []).append(typed[address])
             elif member.source in PACKED:

@@ -20,7 +20,7 @@ from tlray import storage
 from tlray.errors import UNREACHABLE, DataError, FetchError, StoppedError
 from tlray.sources import archives, lists, manifests
 from tlray.sources import parquet as tables
-from tlray.sources.candidates import Candidate, find_litter, has_image_name, strip_here
+from tlray.sources.candidates import Candidate, find_litter, has_image_name
 from tlray.sources.sidecars import make_fields
 
 _INDEX_THREADS = 16
@@ -250,17 +250,17 @@ def _describe(entry: storage.Entry, image_column: str | None) -> Iterator[Candid
     yield Candidate(entry.uri, entry.name, size=entry.size, etag=entry.etag, mtime_ns=entry.mtime_ns, reason=reason)
 
 
-def find_member(address: str) -> Candidate | None:
-    """Return the member of an archive that `archive#member` names; None if there is none."""
+def find_members(address: str) -> list[Candidate]:
+    """Return the members of an archive that `archive#member` names; a name may be that of several."""
     parts = archives.split_member(address)
-    return None if parts is None else _index_by_name(parts[0], ()).get(strip_here(parts[1]))
+    return [] if parts is None else _group_by_name(parts[0], ()).get(parts[1], [])
 
 
 def _find_member(archive: str, member: str, sidecars: tuple[str, ...]) -> Candidate:
-    found = _index_by_name(archive, sidecars).get(member)
+    found = _group_by_name(archive, sidecars).get(member)
     if found is None:
         raise DataError(f"{archive} has no member {member}")
-    return found._replace(named=True)
+    return found[0]._replace(named=True)
 
 
 def _resolve_member(line: Candidate, sidecars: tuple[str, ...]) -> Candidate:
@@ -268,21 +268,26 @@ def _resolve_member(line: Candidate, sidecars: tuple[str, ...]) -> Candidate:
     parts = archives.split_member(line.uri)
     if line.reason is not None or parts is None:
         return line
-    found = _index_by_name(parts[0], sidecars).get(parts[1])
-    if found is None:
+    members = _group_by_name(parts[0], sidecars).get(parts[1])
+    if members is None:
         return line._replace(reason="the archive or its member does not exist")
+    found = members[0]
     return found._replace(name=line.name, inputs=(found.inputs or {}) | (line.inputs or {}) or None, named=True)
 
 
 @lru_cache(maxsize=64)
-def _index_by_name(archive: str, sidecars: tuple[str, ...]) -> dict[str, Candidate]:
-    """Return the members of an archive by name, the first of each name; none if the archive does not exist."""
+def _group_by_name(archive: str, sidecars: tuple[str, ...]) -> dict[str, list[Candidate]]:
+    """Return the members of an archive by name, in order; none if the archive does not exist."""
     try:
         entries = [entry for entry in storage.iter_files(archive) if entry.uri == archive]
     except DataError:
         return {}
-    members = [candidate for entry in entries for candidate in _index(entry, sidecars)]
-    return {candidate.name: candidate for candidate in reversed(members) if candidate.member is not None}
+    by_name: dict[str, list[Candidate]] = {}
+    for entry in entries:
+        for candidate in _index(entry, sidecars):
+            if candidate.member is not None:
+                by_name.setdefault(candidate.name, []).append(candidate)
+    return by_name
 
 
 def _select(candidates: Iterator[Candidate], selection: Selection) -> Iterator[Candidate]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -34,6 +34,14 @@ _SIDECARS = ("cls", "json")
 _JSON_KEYS = (LABEL, "class", "cls")
 _INDEX_THREADS = 16
 _MAX_NAMED = 3
+
+_IMAGE_COLUMNS = "tables with their images in different columns"
+_NAMES = "tables with and without names of the classes in their schema"
+_ORIGINS = "labels both in sidecars and by folders"
+_DEPTHS = "images in folders of different depths, so that it is not clear which are classes"
+
+Traits = dict[str, dict[Hashable, str]]
+"""By conflict, the values that were met, of which there may be one, each with an example."""
 
 
 class LabelledMember(NamedTuple):
@@ -62,12 +70,25 @@ class Shards:
         image_column: of the tables; None without any.
         passed: number of members passed over by reason.
         faults: one phrase for each kind of fault.
+        traits: for `find_conflicts`.
     """
 
     members: list[LabelledMember] = field(default_factory=list)
     image_column: str | None = None
     passed: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
+    traits: Traits = field(default_factory=dict)
+
+    def note(self, conflict: str, value: Hashable, example: str) -> None:
+        """Note a value of a trait."""
+        self.traits.setdefault(conflict, {}).setdefault(value, example)
+
+
+class _Member(NamedTuple):
+    """A member of an archive, and the label in its sidecar: "" in one without a label, None without a sidecar."""
+
+    candidate: Candidate
+    label: str | None
 
 
 def is_shard(name: str) -> bool:
@@ -86,8 +107,15 @@ def holds_images(uri: str, address_column: str) -> bool:
     return address_column not in names and bool(tables.list_image_columns(uri))
 
 
+def find_conflicts(traits: Traits) -> Iterator[str]:
+    """Yield a phrase for each trait of which several values were met."""
+    for conflict, values in traits.items():
+        if len(values) > 1:
+            yield f"{conflict} ({', '.join(values.values())})"
+
+
 def list_shards(entries: Sequence[storage.Entry], label_column: str) -> Shards:
-    """List the labelled members of archives and tables.
+    """List the labelled members of archives and tables; the caller must look for conflicts.
 
     Args:
         label_column: column of tables, and key of JSON sidecars.
@@ -99,122 +127,115 @@ def list_shards(entries: Sequence[storage.Entry], label_column: str) -> Shards:
     found = Shards()
     packed = [entry for entry in entries if not tables.is_table(entry.name)]
     with ThreadPoolExecutor(_INDEX_THREADS) as pool:
-        indexed = dict(zip([entry.uri for entry in packed], pool.map(_index, packed), strict=True))
-    columns: dict[str, str] = {}
-    named: dict[bool, str] = {}
-    depths: dict[int, str] = {}
+        indexed = list(pool.map(lambda entry: _index(entry, label_column), packed))
+    asked = label_column != LABEL
+    by_sidecar = asked or any(member.label for members in indexed for member in members)
+    by_uri = {entry.uri: members for entry, members in zip(packed, indexed, strict=True)}
     for entry in entries:
-        if entry.uri in indexed:
-            _add_members(found, entry, indexed[entry.uri], label_column, depths)
-            continue
-        image_columns = tables.list_image_columns(entry.uri)
-        column = "image" if "image" in image_columns else next(iter(image_columns), None)
-        if column is None or (len(image_columns) > 1 and column != "image"):
-            several = f" (it has {', '.join(image_columns)}; name one of them image)" if image_columns else ""
-            found.faults.append(f"a table without one column of images ({entry.uri}{several})")
-            continue
-        columns.setdefault(column, entry.uri)
-        names = tables.read_class_names(entry.uri, label_column)
-        named.setdefault(names is not None, entry.uri)
-        _add_rows(found, entry, label_column, names)
-    for faults, told in (
-        (columns, "tables with their images in different columns"),
-        (named, "tables with and without names of the classes in their schema"),
-        (depths, "images in folders of different depths, so that it is not clear which are classes"),
-    ):
-        if len(faults) > 1:
-            found.faults.append(f"{told} ({', '.join(faults.values())})")
+        if entry.uri in by_uri:
+            _add_members(found, entry, by_uri.pop(entry.uri), by_sidecar=by_sidecar)
+        else:
+            _add_rows(found, entry, label_column)
     if unlabelled := [member.candidate.uri for member in found.members if not member.label]:
-        told = ", ".join(unlabelled[:_MAX_NAMED]) + (", ..." if len(unlabelled) > _MAX_NAMED else "")
-        found.faults.append(f"{len(unlabelled):,} images without a label ({told})")
+        found.faults.append(f"{len(unlabelled):,} images without a label ({_name_some(unlabelled)})")
     if not found.members and not found.faults:
         found.faults.append("no images")
-    found.image_column = next(iter(columns), None)
     return found
 
 
-def _index(entry: storage.Entry) -> list[Candidate]:
+def _index(entry: storage.Entry, label_column: str) -> list[_Member]:
+    """List an archive's members; of their sidecars only the labels are kept."""
     try:
-        return archives.index(entry, _SIDECARS)
+        members = archives.index(entry, _SIDECARS)
     except FetchError as error:
         kind = StoppedError if error.code in UNREACHABLE else DataError
         raise kind(f"{entry.uri} cannot be read: {error}") from None
+    # sidecars that are too large to be read are still members
+    beside = {key for key, extension in (split_name(member.name) for member in members) if extension in _SIDECARS}
+    found = []
+    for member in members:
+        inputs = member.inputs or {}
+        label = _read_sidecars(inputs.get("input_cls"), inputs.get("input_json"), label_column)
+        if label is None and (member.inputs or split_name(member.name)[0] in beside):
+            label = ""
+        found.append(_Member(member._replace(inputs=None), label))
+    return found
 
 
-def _add_members(
-    found: Shards, entry: storage.Entry, members: list[Candidate], label_column: str, depths: dict[int, str]
-) -> None:
-    if any(member.source in PACKED for member in members):
+def _add_members(found: Shards, entry: storage.Entry, members: Sequence[_Member], *, by_sidecar: bool) -> None:
+    if any(member.candidate.source in PACKED for member in members):
         found.faults.append(f"a packed archive ({entry.uri}); {UNPACK}")
         return
-    images: list[Candidate] = []
+    images: list[_Member] = []
     for member in members:
-        if member.member is None:  # the archive itself, whose rest cannot be listed
-            found.faults.append(f"a damaged archive ({entry.uri}: {member.reason}); copy it again")
-            continue
-        reason = _find_reason(member)
-        if reason is None:
+        if member.candidate.member is None:  # the archive itself, whose rest cannot be listed
+            found.faults.append(f"a damaged archive ({entry.uri}: {member.candidate.reason}); copy it again")
+        elif reason := _find_reason(member.candidate, by_sidecar=by_sidecar):
+            if reason != "a folder":
+                found.passed[reason] += 1
+        else:
             images.append(member)
-        elif reason != "a folder":
-            found.passed[reason] += 1
-    labels = {member: _read_sidecars(member, label_column) for member in map(_identify, images)}
-    has_sidecars = any(label is not None for label in labels.values())
-    if has_sidecars:  # beside 1.jpg and 1.cls, 1.mask.png is no image of that class
-        simple = [member for member in images if "." not in split_name(member.name)[1]]
-        if others := len(images) - len(simple):
-            found.passed["one of several images of its sample"] += others
-        images = simple
-    for name, count in Counter(member.name for member in images).items():
-        if count > 1:
-            found.faults.append(f"{count} members of one name ({entry.uri}#{name}); pack them under names of their own")
-    for member in images:
-        path = PurePosixPath(member.name)
-        label = labels[_identify(member)] if has_sidecars else path.parent.name
-        if not has_sidecars:
-            if not path.suffix:
-                found.passed["named without an extension"] += 1
-                continue
-            depths.setdefault(len(path.parts), f"{entry.uri}#{member.name}")
-        version = f"{entry.version} {member.offset} {member.length}" if entry.version else ""
-        name = f"{entry.name}#{member.name}"
-        found.members.append(LabelledMember(member._replace(inputs=None), label or "", name, member.size or 0, version))
+    if by_sidecar:
+        images = _choose_of_samples(found, images)
+    names = Counter(member.candidate.name for member in images)
+    if repeated := [f"{entry.uri}#{name}" for name, count in names.items() if count > 1]:
+        told = f"{len(repeated):,} names of several members"
+        found.faults.append(f"{told} ({_name_some(repeated)}); pack them under names of their own")
+    for candidate, label in images:
+        path = PurePosixPath(candidate.name)
+        if not by_sidecar:
+            label = path.parent.name
+            found.note(_DEPTHS, len(path.parts), candidate.uri)
+        found.note(_ORIGINS, by_sidecar, candidate.uri)
+        version = f"{entry.version} {candidate.offset} {candidate.length}" if entry.version else ""
+        name = f"{entry.name}#{candidate.name}"
+        found.members.append(LabelledMember(candidate, label or "", name, candidate.size or 0, version))
 
 
-def _find_reason(member: Candidate) -> str | None:
+def _find_reason(member: Candidate, *, by_sidecar: bool) -> str | None:
     """Return why a member is no image, None if it may be."""
     if reason := member.reason or find_litter(member.name):
         return reason
+    suffix = PurePosixPath(member.name).suffix
     if not has_image_name(member.name):
-        return f"named {PurePosixPath(member.name).suffix}, which is no image"
+        return f"named {suffix}, which is no image"
+    if not suffix and not by_sidecar:
+        return "named without an extension"
     return str(REFUSED[member.source][1]) if member.source in REFUSED else None
 
 
-class _Sidecars(NamedTuple):
-    """The sidecars of a member, which is told apart by its name and offset."""
+def _choose_of_samples(found: Shards, images: Sequence[_Member]) -> list[_Member]:
+    """Return one image of each sample: of 1.jpg, 1.mask.png and 1.cls the first; a fault if it is not clear which."""
+    by_key: dict[str, list[_Member]] = {}
+    for member in images:
+        by_key.setdefault(split_name(member.candidate.name)[0], []).append(member)
+    chosen, unclear = [], []
+    for members in by_key.values():
+        if len({member.candidate.name for member in members}) > 1:
+            simple = [member for member in members if "." not in split_name(member.candidate.name)[1]]
+            if len(simple) == 1:
+                found.passed["one of several images of its sample"] += len(members) - 1
+            else:
+                unclear.append(members[0].candidate.uri)
+            members = simple
+        chosen += members
+    if unclear:
+        found.faults.append(f"{len(unclear):,} samples of several images ({_name_some(unclear)}); keep one of each")
+    return chosen
 
-    name: str
-    offset: int | None
-    cls: str | None
-    json: str | None
 
-
-def _identify(member: Candidate) -> _Sidecars:
-    inputs = member.inputs or {}
-    return _Sidecars(member.name, member.offset, inputs.get("input_cls"), inputs.get("input_json"))
-
-
-def _read_sidecars(member: _Sidecars, label_column: str) -> str | None:
-    """Return the label in a member's sidecars; None without one.
+def _read_sidecars(cls: str | None, text: str | None, label_column: str) -> str | None:
+    """Return the label in a member's sidecars; "" in one without a label, None without one.
 
     A column that is asked for is the only key that counts, and `.cls` has none.
     """
     asked = label_column != LABEL
-    if member.cls and not asked:
-        return member.cls
-    if not member.json:
+    if cls and not asked:
+        return make_label(cls)
+    if not text:
         return None
     try:
-        record = json.loads(member.json)
+        record = json.loads(text)
     except (ValueError, RecursionError):
         return ""
     values = [record.get(key) for key in ((label_column,) if asked else _JSON_KEYS)] if isinstance(record, dict) else []
@@ -222,23 +243,36 @@ def _read_sidecars(member: _Sidecars, label_column: str) -> str | None:
 
 
 def make_label(value: object) -> str:
-    """Return a label as text: whole numbers without a point; "" for what is none."""
-    if isinstance(value, bool | str):
-        return str(value).strip()
-    try:
-        number = int(value)  # type: ignore[call-overload]
-    except (TypeError, ValueError, OverflowError):
-        return ""
-    return str(number) if number == value else ""
+    """Return a label as text: whole numbers without a point; "" for what is none, as -1 often is."""
+    if not isinstance(value, bool | str):
+        try:
+            number = int(value)  # type: ignore[call-overload]
+        except (TypeError, ValueError, OverflowError):
+            return ""
+        value = str(number) if number == value else ""
+    label = str(value).strip()
+    return "" if label == "-1" else label
 
 
-def _add_rows(found: Shards, entry: storage.Entry, label_column: str, names: list[str] | None) -> None:
+def _add_rows(found: Shards, entry: storage.Entry, label_column: str) -> None:
+    columns = tables.list_image_columns(entry.uri)
+    column = "image" if "image" in columns else next(iter(columns), None)
+    if column is None or (len(columns) > 1 and column != "image"):
+        several = f" (it has {', '.join(columns)}; name one of them image)" if columns else ""
+        found.faults.append(f"a table without one column of images ({entry.uri}{several})")
+        return
+    names = tables.read_class_names(entry.uri, label_column)
+    found.note(_IMAGE_COLUMNS, column, entry.uri)
+    found.note(_NAMES, names is not None, entry.uri)
+    found.image_column = column
     for candidate, value in tables.iter_labels(entry, label_column):
         label = make_label(value)
         if names is not None:
             label = names[int(label)].strip() if label.isdecimal() and int(label) < len(names) else ""
-        elif label == "-1":  # as Hugging Face marks rows without a label
-            label = ""
         version = f"{entry.version} {candidate.offset}" if entry.version else ""
         name = f"{entry.name}#{candidate.member}"
         found.members.append(LabelledMember(candidate, label, name, entry.size, version))
+
+
+def _name_some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_MAX_NAMED]) + (", ..." if len(names) > _MAX_NAMED else "")

@@ -36,8 +36,8 @@ _INSPECT_TABLE_ROWS = 2048
 
 _SIDE_PX = 64
 _UNREACHABLE_SHARE = 0.01
-_AWAY = frozenset({*UNREACHABLE, Code.NOT_FOUND, Code.DENIED})
-"""Codes of images that may be there again later."""
+_AWAY = frozenset({*UNREACHABLE, Code.NOT_FOUND, Code.DENIED, Code.CHANGED, Code.CORRUPT})
+"""Codes of images that may be there again later, or whose whole archive or table is damaged."""
 
 _DIGEST = re.compile("[0-9a-f]{64}", re.ASCII)
 _SETTLED_S = 2.0
