@@ -1,5 +1,7 @@
 """The output of a training: one process at a time, and never over something else."""
 
+from __future__ import annotations
+
 import functools
 import hashlib
 import threading
@@ -137,14 +139,20 @@ def run_workers(config, tmp_path, monkeypatch):
 
     monkeypatch.setattr(decide, "build_with_engines", build_with_engines)
 
-    def run(gpus=0, tune="off", folds=0):
+    def run(gpus=0, tune="off", num_folds=0, **options):
         cluster = Cluster(4, gpus, local=True)
         rows = {"train": np.arange(40), "val": np.arange(0), "test": np.arange(0)}
         digests = [hashlib.sha256(str(row).encode()).hexdigest() for row in range(40)]
         images = SimpleNamespace(uris=[""] * 40, places=None, classes=("a", "b"))
-        roles = SimpleNamespace(rows=rows, digests=digests, folds=folds)
+        roles = SimpleNamespace(rows=rows, digests=digests, folds=num_folds)
         trained = training._run_workers(
-            replace(config, tune=tune), cluster, images, roles, None, "checkpoints", SimpleNamespace(check=None)
+            replace(config, tune=tune, **options),
+            cluster,
+            images,
+            roles,
+            None,
+            "checkpoints",
+            SimpleNamespace(check=None),
         )
         assert trained.outcome.model == "model"
         return [made.built for made in Workers.made], engines
@@ -164,6 +172,7 @@ class Task:
     split: str = ""
     plan: str = ""
     head_start: dict[str, float] | None = None
+    trial: Task | None = None
 
 
 @pytest.mark.parametrize("resumed", [False, True])
@@ -177,6 +186,48 @@ def test_the_head_is_solved_unless_a_run_is_resumed(run_workers, monkeypatch, re
     monkeypatch.setattr(Workers, "take", lambda self, task: given.append(task))
     run_workers(tune="auto")
     assert [task.head_start for task in given] == [None if resumed else {"head": 1.0}]
+
+
+def test_with_folds_all_heads_are_solved_and_an_unfit_trial_ends_it_before_workers_train(run_workers, monkeypatch):
+    from tlray.training import solved_heads
+
+    given, looked_at = [], []
+    folded = Task(head_start={"head": 2.0}, trial=Task("trial split", "plan"))
+    monkeypatch.setattr(solved_heads, "add_folds", lambda *arguments: given.append(arguments[3:]) or folded)
+    monkeypatch.setattr(training, "list_keys", lambda *_: None)
+
+    def load(uri, split, plan, *, is_trial=False):
+        looked_at.append((uri, split, is_trial))
+        if is_trial and len(looked_at) > 2:
+            raise StoppedError("of other folds")
+        return SimpleNamespace(is_new=False)  # a resumed run needs its folds again
+
+    monkeypatch.setattr(training, "load_state", load)
+    taken = []
+    monkeypatch.setattr(Workers, "take", lambda self, task: taken.append(task))
+    run_workers(tune="auto", num_folds=5)
+    assert (given, taken) == ([(30, 5)], [folded])
+    assert looked_at == [("checkpoints", "", False), ("checkpoints/trial", "trial split", True)]
+    with pytest.raises(StoppedError, match="of other folds"):
+        run_workers(tune="auto", num_folds=5)
+    assert taken == [folded]
+
+
+@pytest.mark.parametrize("asked", [None, 5])
+def test_without_cached_features_folds_give_way_to_images_held_out(run_workers, monkeypatch, capsys, asked):
+    from tlray.features import decide
+
+    monkeypatch.setattr(decide, "choose_cache", lambda *_: None)
+    monkeypatch.setattr(training, "load_state", lambda *_: SimpleNamespace(is_new=True))
+    divided = []
+    monkeypatch.setattr(training, "hold_out", lambda config, images, roles: divided.append(roles.folds) or roles)
+    if asked is None:
+        run_workers(tune="auto", num_folds=5)
+        assert "without cached features there are no folds" in capsys.readouterr().out
+    else:
+        with pytest.raises(StoppedError, match="--folds needs cached features"):
+            run_workers(tune="auto", num_folds=5, folds=asked)
+    assert divided == ([5] if asked is None else [])
 
 
 def test_engines_on_gpus_compute_what_workers_without_one_train_on(run_workers):
