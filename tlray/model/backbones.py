@@ -21,7 +21,7 @@ INPUT = "input"
 """The boundary before the first layer: the whole base is trained."""
 
 WALKED = Path(__file__).with_name("backbones.json")
-"""What `tlray.model.walk` found in each base, by Keras's name of it."""
+"""The findings of `tlray.model.walk` in each base, by Keras's name of it."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Boundary:
 
 @dataclass(frozen=True)
 class Walk:
-    """What a base is found to hold.
+    """The findings of a walk through a base.
 
     Attributes:
         num_features: width of its output.

@@ -64,7 +64,7 @@ class _Found(NamedTuple):
 
 @dataclass(frozen=True)
 class _Listing:
-    """What one root holds.
+    """The content of one root.
 
     Attributes:
         by_class: images by class.

@@ -1,4 +1,4 @@
-"""Where labelled images lie: files, members of archives and rows of tables, by row id."""
+"""The places of labelled images: files, members of archives and rows of tables, by row id."""
 
 from __future__ import annotations
 

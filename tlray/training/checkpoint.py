@@ -37,7 +37,7 @@ TRIAL = "trial"
 """Folder of a trial's states below those of its training."""
 
 DECISION = "decision.json"
-"""What a trial has decided, beside its states: a restart might decide otherwise where the gain is almost 0."""
+"""The decision of a trial, beside its states: a restart might decide otherwise where the gain is almost 0."""
 
 _STATE_NAME = re.compile(rf"(epoch-(\d+)(?:-(\d+))?)/{re.escape(STATE)}", re.ASCII)
 _KEPT = 2  # a reader may still need the one before the latest

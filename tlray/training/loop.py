@@ -148,7 +148,7 @@ class TrainingLoop:
                 select: SelectName | None = task.select
                 folded = self._is_trial or task.out_of_fold is not None
                 if folded or (task.must_gain and phase.name == "finetune"):
-                    select = None  # a cosine ends with the best, whatever a few images say of epochs before
+                    select = None  # a cosine ends with the best, and a few images cannot tell otherwise
                 state.take_epoch(record, weights, optimizer, train_step.loss_scale, select)
                 if self._is_over(phase, done):
                     state.end_phase(is_last=state.phase + 1 == len(task.phases))

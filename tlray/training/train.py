@@ -179,7 +179,7 @@ def _prepare(config: TrainConfig, cluster: Cluster, images: Images, checkpoints:
 
 @dataclass(frozen=True)
 class _Trained:
-    """What the workers made: the outcome, the seconds of the frozen base, and what they used."""
+    """The result of the workers: the outcome, the seconds of the frozen base, and what was used."""
 
     outcome: Outcome
     frozen_s: float
