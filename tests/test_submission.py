@@ -146,7 +146,6 @@ def test_a_config_file_is_expanded_here(tmp_path):
     path.write_text("model: s3://models/first\nbatch_size: 8\n")
     assert expand_config_file("predict", ["--config", str(path), "--batch-size", "4"]) == [
         *("--model", "s3://models/first"),
-        *("--batch-size", "8"),
         *("--batch-size", "4"),
     ]
 
