@@ -46,6 +46,80 @@ def test_blocks_are_mapped_by_the_internal_method_with_all_options():
     assert calls == [(Client, {"batch_size": None, "num_gpus": 1})]
 
 
+def test_what_is_replaced_in_ray_is_there_and_comes_back():
+    from ray._private import utils, worker
+    from ray._private.node import Node
+    from ray.data._internal import stats
+    from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator as coordinators
+
+    replaced = [
+        (ray_private.silence_deaths(), [(worker, "listen_error_messages")]),
+        (
+            ray_private.spare_helpers(verbose=False),
+            [
+                *((Node, name) for name in ("start_api_server", "start_monitor", "start_log_monitor")),
+                (utils, "get_dashboard_dependency_error"),
+            ],
+        ),
+        (ray_private.spare_helpers(verbose=True), [(Node, "start_api_server"), (Node, "start_monitor")]),
+        (
+            ray_private.spare_data_helpers(),
+            [(coordinators, "get_or_create_autoscaling_coordinator"), (stats, "get_or_create_stats_actor")],
+        ),
+    ]
+    for context, places in replaced:
+        before = [getattr(*place) for place in places]
+        log_monitor = Node.start_log_monitor
+        with context:
+            assert all(getattr(*place) is not old for place, old in zip(places, before, strict=True))
+            assert (Node.start_log_monitor is log_monitor) == ((Node, "start_log_monitor") not in places)
+        assert [getattr(*place) for place in places] == before
+
+
+def test_ray_data_may_use_the_whole_machine(monkeypatch):
+    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import DefaultAutoscalingCoordinator
+    from ray.data._internal.stats import _StatsManager
+
+    nodes = [
+        {"NodeID": "here", "Alive": True, "Resources": {"CPU": 2.0}},
+        {"NodeID": "gone", "Alive": False, "Resources": {}},
+    ]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(ray, "put", lambda value: value)
+    monkeypatch.setattr(ray, "wait", lambda refs, timeout: (refs, []))
+    monkeypatch.setattr(ray, "get", lambda ref, timeout=None: ref)
+    with ray_private.spare_data_helpers():
+        coordinator = DefaultAutoscalingCoordinator("a run")
+        coordinator.request_resources([{"CPU": 1}], 60)
+        coordinator.get_reserved_resources()
+        assert coordinator.get_reserved_resources() == {"here": {"CPU": 2.0}}
+        coordinator.cancel_request()
+        ids = {_StatsManager.gen_dataset_id_from_stats_actor() for _ in range(3)}
+        assert len(ids) == 3
+        _StatsManager.update_iteration_metrics(None, "a run")
+
+
+def test_a_local_ray_train_asks_for_no_machines():
+    from ray.train import ScalingConfig
+    from ray.train.v2._internal.execution.scaling_policy import ResizeDecision
+
+    given = {}
+    trainer = SimpleNamespace(
+        scaling_config=ScalingConfig(num_workers=2),
+        _create_default_callbacks=lambda: ["kept"],
+        _initialize_and_run_controller=lambda **options: given.update(options),
+    )
+    ray_private.spare_train_helpers(trainer)
+    trainer._initialize_and_run_controller(scaling_policy="another", failure_policy="as it was")
+    assert given["failure_policy"] == "as it was"
+    policy = given["scaling_policy"]
+    policy.after_controller_start(SimpleNamespace(run_id="a"))
+    decision = policy.make_decision_for_non_running_worker_group()
+    assert isinstance(decision, ResizeDecision)
+    assert decision.num_workers == 2
+    assert trainer._create_default_callbacks() == ["kept"]
+
+
 def test_ray_data_has_the_internal_method():
     from ray.data import Dataset
 

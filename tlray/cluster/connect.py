@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tlray.cluster.ray_private import silence_deaths, spare_data_helpers, spare_helpers
 from tlray.cluster.resources import Cluster, count_cores
 from tlray.console import say, silence_stderr
 from tlray.errors import (
@@ -101,14 +102,18 @@ def connect(address: str | None, max_cpus: int | None, *, verbose: bool, check: 
         if target is not None and not local:
             _check_address(target)
         try:
-            with contextlib.nullcontext() if verbose else silence_stderr():
+            with contextlib.ExitStack() as stack:
+                if not verbose:
+                    stack.enter_context(silence_stderr())
+                    stack.enter_context(silence_deaths())
                 if local:
-                    ray.init(
-                        address="local",
-                        num_cpus=min(max_cpus or cores, cores),
-                        include_dashboard=False,
-                        **_log_options(verbose),
-                    )
+                    with spare_helpers(verbose=verbose):
+                        ray.init(
+                            address="local",
+                            num_cpus=min(max_cpus or cores, cores),
+                            include_dashboard=False,
+                            **_log_options(verbose),
+                        )
                 else:
                     variables = {} if verbose else dict(_QUIET_ENV)
                     variables |= {name: os.environ[name] for name in (OPTIONS_VARIABLE,) if name in os.environ}
@@ -122,7 +127,8 @@ def connect(address: str | None, max_cpus: int | None, *, verbose: bool, check: 
 
         if check and ours and not local:
             check_nodes()
-        yield measure(local=local)
+        with spare_data_helpers() if ours and local else contextlib.nullcontext():
+            yield measure(local=local)
     finally:
         if ours:
             ray.shutdown()

@@ -9,6 +9,9 @@ import contextlib
 import functools
 import json
 import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 HEAD_RESOURCE = "node:__internal_head__"
@@ -133,18 +136,109 @@ def remove_placement_groups(creator: Any) -> None:
             remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
 
 
-def spare_helpers(trainer: Any) -> None:
-    """Make a local Ray Train do without two helpers, each a process that takes 3 s of a core to start.
+@contextlib.contextmanager
+def spare_helpers(*, verbose: bool) -> Iterator[None]:
+    """Let a Ray that starts in this context, on this machine alone, do without processes that serve clusters.
 
-    One hands out Ray Train's own datasets, which tlray does not use; the other clears up behind a controller that died,
-    as `remove_placement_groups` and the end of a local cluster do.
+    They are its dashboard's server, most of the dashboard's agent, its autoscaler, and without `verbose` what forwards
+    logs. Each takes 1 to 2 s of a core to start, and `ray.init` waits for most of them.
+    """
+    from ray._private import utils
+    from ray._private.node import Node
+
+    with contextlib.ExitStack() as stack:
+        for name in ("start_api_server", "start_monitor", *(() if verbose else ("start_log_monitor",))):
+            stack.enter_context(_replace(Node, name, lambda *_, **__: None))
+        stack.enter_context(_replace(utils, "get_dashboard_dependency_error", lambda: ImportError("not used")))
+        yield
+
+
+def silence_deaths() -> contextlib.AbstractContextManager[None]:
+    """Keep a Ray that is started or joined in this context from printing 20 lines for each process that dies.
+
+    tlray says itself what was lost, and goes on.
+    """
+    from ray._private import worker
+
+    return _replace(worker, "listen_error_messages", lambda *_: None)
+
+
+@contextlib.contextmanager
+def spare_data_helpers() -> Iterator[None]:
+    """Let Ray Data in this context, on this machine alone, do without two processes that its runs wait for.
+
+    One allots machines to runs: here each may use the whole machine. One keeps figures for the dashboard. Each takes
+    4 s of a core to start.
+    """
+    from ray.data._internal import stats
+    from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator as coordinators
+
+    coordinator = _LocalActor(get_reserved_resources=_list_resources)
+    with (
+        _replace(coordinators, "get_or_create_autoscaling_coordinator", lambda: coordinator),
+        _replace(stats, "get_or_create_stats_actor", lambda: _LocalActor(gen_dataset_id=lambda: uuid.uuid4().hex)),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _replace(owner: Any, name: str, value: object) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+class _LocalActor:
+    """An object of this process that is called as an actor; methods without a function here do nothing."""
+
+    def __init__(self, **functions: Callable[[], object]) -> None:
+        self._functions = functions
+
+    def __getattr__(self, name: str) -> _LocalMethod:
+        return _LocalMethod(self._functions.get(name, lambda: None))
+
+
+@dataclass(frozen=True)
+class _LocalMethod:
+    function: Callable[[], object]
+
+    def remote(self, *_: object, **__: object) -> Any:
+        """Return a reference of the function's result."""
+        import ray
+
+        return ray.put(self.function())
+
+
+def _list_resources() -> dict[str, dict[str, float]]:
+    import ray
+
+    return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+
+
+def spare_train_helpers(trainer: Any) -> None:
+    """Make a local Ray Train do without three helpers, each a process that takes 3 to 4 s of a core to start.
+
+    One hands out Ray Train's own datasets, which tlray does not use; one clears up behind a controller that died, as
+    `remove_placement_groups` and the end of a local cluster do; one asks for machines, of which there are no more.
     """
     from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+    from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 
-    create = trainer._create_default_callbacks
+    class LocalScalingPolicy(FixedScalingPolicy):
+        def _send_resource_request(self) -> None:
+            pass
+
+        _maybe_send_resource_request = _cancel_resource_request = _send_resource_request
+
+    create, run = trainer._create_default_callbacks, trainer._initialize_and_run_controller
     spared = (DatasetsCallback, PlacementGroupCleanerCallback)
     trainer._create_default_callbacks = lambda: [item for item in create() if not isinstance(item, spared)]
+    policy = LocalScalingPolicy(trainer.scaling_config)
+    trainer._initialize_and_run_controller = lambda **options: run(**{**options, "scaling_policy": policy})
 
 
 def bound_requests(client: Any, timeout_s: float) -> None:

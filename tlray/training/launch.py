@@ -22,7 +22,7 @@ from tlray.cluster.ray_private import (
     list_draining_nodes,
     make_controller_callback,
     remove_placement_groups,
-    spare_helpers,
+    spare_train_helpers,
 )
 from tlray.cluster.resources import Cluster, choose_worker_threads, plan_workers
 from tlray.cluster.term_signal import TermSignal
@@ -279,7 +279,7 @@ class Launch:
             ),
         )
         if self._cluster.local:
-            spare_helpers(trainer)
+            spare_train_helpers(trainer)
         return trainer
 
 
