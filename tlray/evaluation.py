@@ -29,7 +29,7 @@ from tlray.metrics.label_errors import (
     summarize_label_errors,
     write_label_errors,
 )
-from tlray.metrics.thresholds import choose_thresholds
+from tlray.metrics.thresholds import describe_thresholds
 from tlray.model.bundle import Bundle, load_bundle
 from tlray.output.schema import EMBEDDING, RequestedColumns
 from tlray.report.evaluation import EvaluationRecord, Mistake, OodShares
@@ -111,7 +111,9 @@ def evaluate(config: EvaluateConfig) -> EvaluateSummary:
         failed_by_code=predictions.failed,
         measured=now(),
         most_confused=list_confused(measurement.confusion, opened.classes),
-        thresholds=choose_thresholds(probabilities, labels, opened.classes, config.target_precision),
+        thresholds=describe_thresholds(
+            probabilities, labels, opened.classes, config.target_precision, config.confidence
+        ),
         ood_score=ood_shares,
         worst=_list_worst(probabilities, labels, uris, opened.classes),
         label_errors=label_errors,

@@ -66,7 +66,7 @@ def test_a_calibration_says_what_it_gains_on_images_held_out():
 def evaluate(**values):
     record = vars(measure(PROBABILITIES, LABELS, ["a", "b"]))
     usual = {
-        "thresholds": Thresholds(0.95, None, {}, []), "most_confused": [ConfusedPair("b", "a", 1)],
+        "thresholds": Thresholds(0.95, 0.9, None, 0.0, 78), "most_confused": [ConfusedPair("b", "a", 1)],
         "label_errors": None, "failed_by_code": {},
     }  # fmt: skip
     return EvaluateSummary(
@@ -80,18 +80,27 @@ def test_an_evaluation_prints_accuracy_classes_and_confusion(lines):
     assert "b 1.000 0.500 0.667 2" in printed
     assert [line for line in printed if line.startswith("accuracy 0.7500 (4 images; 95% interval 0.3")]
     assert "most confused b taken for a 1x" in printed
-    assert "to be right no probability is enough to be right in 95% of cases" in printed
+    assert (
+        "to be right in 95% of cases, with 90% confidence: no probability is enough; about 78 more images would do, "
+        "if one in 87 is wrong"
+    ) in printed
     assert not [line for line in printed if line.startswith(("top-", "written", "not measured"))]
 
 
 def test_an_evaluation_names_failures_the_threshold_and_its_files(lines):
     threshold = Threshold(0.875, 0.96, 0.9, 0.99, 0.5, 40)
-    thresholds = Thresholds(0.95, threshold, {}, [])
+    thresholds = Thresholds(0.95, 0.9, threshold, 0.6, None)
     print_evaluate(evaluate(output="out", thresholds=thresholds, failed_by_code={"CORRUPT": 2}))
     printed = lines()
     assert "not measured CORRUPT 2" in printed
     assert "written out/report.html, evaluation.json, label_errors.csv" in printed
     assert (
-        "to be right in 95% of cases, a label needs a probability of 0.875, as 50% of them have "
-        "(95% interval of the precision 0.900 to 0.990)"
+        "to be right in 95% of cases, with 90% confidence, a label needs a probability of 0.875; 60% of the labels "
+        "are kept"
     ) in printed
+    own = replace(thresholds, overall=None, by_class={"a": threshold, "b": None})
+    print_evaluate(evaluate(thresholds=own))
+    assert (
+        "to be right in 95% of cases, with 90% confidence, 1 of 2 classes have thresholds of their own; 60% of the "
+        "labels are kept"
+    ) in lines()

@@ -26,7 +26,7 @@ from tlray.storage.records import RecordError, dump_record, parse_record
 @pytest.fixture
 def manifest():
     made = data.make_manifest()
-    return dataclasses.replace(made, thresholds=dataclasses.replace(made.thresholds, few=[made.classes[1]]))
+    return dataclasses.replace(made, thresholds=dataclasses.replace(made.thresholds, pooled=[made.classes[1]]))
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def stored(manifest, tmp_path):
 
 def test_a_manifest_comes_back_whole(manifest, stored, tmp_path):
     assert stored.metrics.test.by_class == stored.thresholds.by_class == {}
-    assert stored.metrics.validation.confusion == stored.thresholds.few == []
+    assert stored.metrics.validation.confusion == stored.thresholds.pooled == []
     joined = join_class_tables(stored, tmp_path)
     assert joined == dataclasses.replace(manifest, files=stored.files)
 
@@ -148,7 +148,9 @@ def test_ten_thousand_classes_leave_bundle_json_small():
         made,
         classes=tuple(names),
         metrics=dataclasses.replace(made.metrics, validation=measured, test=measured),
-        thresholds=Thresholds(0.95, threshold, dict.fromkeys(names, threshold), names[:5000]),
+        thresholds=Thresholds(
+            0.95, 0.9, threshold, 0.8, None, dict.fromkeys(names, threshold), names[:5000], dict.fromkeys(names, 7)
+        ),
     )
     assert len(dump_record(made)) > 7 * 2**20
     small = dump_record(drop_class_tables(made))

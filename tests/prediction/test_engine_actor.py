@@ -83,6 +83,13 @@ def test_a_review_is_needed_below_the_probability_of_the_predicted_class():
     assert labels["needs_review"] == [False, True, True]
 
 
+def test_a_review_is_needed_above_an_ood_score_too():
+    predicted = make_predicted([[0.5, 0.25, 0.25]] * 4, ["ok", "ok", "ok", "CORRUPT"], ood_score=[1.0, 1.25, NAN, NAN])
+    assert label(predicted, max_ood=1.0)["needs_review"] == [False, True, True, None]
+    least = np.full(3, 0.75, np.float32)
+    assert label(predicted, min_probabilities=least, max_ood=1.0)["needs_review"] == [True, True, True, None]
+
+
 def test_predictions_go_to_their_rows():
     predicted = make_predicted([[NAN] * 3] * 3, embeddings=[[NAN] * 2] * 3)
     predicted.put(np.array([2, 0]), Predictions(np.eye(3)[:2], np.array([7, 8]), np.ones((2, 2))))

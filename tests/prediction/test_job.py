@@ -21,11 +21,11 @@ from tlray.prediction.job import (
 
 ASKED = {"input": ["/in"], "top_k": 3, "limit": None, "min_probability": "0.5"}
 OVERALL = Threshold(0.75, 0.96, 0.95, 0.97, 0.9, 100)
-THRESHOLDS = Thresholds(0.95, OVERALL, {"a": dataclasses.replace(OVERALL, probability=0.5), "b": None}, [])
+THRESHOLDS = Thresholds(0.95, 0.9, OVERALL, 0.5, None, {"a": dataclasses.replace(OVERALL, probability=0.5), "b": None})
 
 
-def make_bundle(num_features=8, thresholds=THRESHOLDS):
-    manifest = SimpleNamespace(thresholds=thresholds)
+def make_bundle(num_features=8, thresholds=THRESHOLDS, ood_score=None):
+    manifest = SimpleNamespace(thresholds=thresholds, calibration=SimpleNamespace(ood_score=ood_score))
     return SimpleNamespace(
         uri="bundle", model_id="m" * 64, classes=("a", "b"), num_features=num_features, manifest=manifest
     )
@@ -115,11 +115,14 @@ def test_requested_columns_follow_the_options_and_the_bundle():
     assert (asked.top_k, asked.embedding_size) == (2, 8)
     np.testing.assert_array_equal(asked.min_probabilities, np.float32([0.25, 0.25]))
     assert choose_columns(make_config(min_probability="auto"), make_bundle()).min_probabilities[0] == np.float32(0.5)
+    assert choose_columns(make_config(max_ood=1.5), make_bundle(ood_score=True)).max_ood == 1.5
 
 
 def test_what_a_bundle_lacks_is_named():
     with pytest.raises(ConfigError, match="--embeddings needs a bundle that gives features; bundle gives none"):
         choose_columns(make_config(embeddings=True), make_bundle(num_features=0))
+    with pytest.raises(ConfigError, match="--max-ood needs a bundle that gives an ood_score; bundle gives none"):
+        choose_columns(make_config(max_ood=1.5), make_bundle())
     for call in (choose_columns, describe_job):
         with pytest.raises(ConfigError, match=r"--min-probability auto needs thresholds .*; bundle has none"):
             call(make_config(min_probability="auto"), make_bundle(thresholds=None))

@@ -86,7 +86,9 @@ def make_thresholds(classes: Sequence[str]) -> Thresholds:
     by_class: dict[str, Threshold | None] = {
         name: replace(reached, probability=0.61 + 0.05 * (index % 7)) for index, name in enumerate(classes)
     }
-    return Thresholds(0.95, reached, {**by_class, classes[-1]: None}, few=[])
+    needed = {name: 86 if name == classes[-1] else None for name in classes}
+    by_class[classes[-1]] = None
+    return Thresholds(0.95, 0.9, reached, 0.78, None, by_class, [classes[-1]], needed)
 
 
 def make_label_errors(uris: Sequence[str], classes: Sequence[str]) -> LabelErrorSummary:

@@ -85,7 +85,14 @@ def test_the_threshold_is_a_point():
     assert point_at_threshold(None) == []
     assert [point.tone for point in point_at_threshold(thresholds)] == ["good"]
     missed = point_at_threshold(replace(thresholds, overall=None))
-    assert missed == [Point("bad", "No probability threshold reaches a precision of 95%: review all labels.")]
+    assert [point.tone for point in missed] == ["good"]  # classes have thresholds of their own
+    nothing = replace(thresholds, overall=None, kept=0.0, needed=12)
+    text = "No probability threshold promises a precision of 95%: review all labels; about 12 more images would do, "
+    assert point_at_threshold(nothing) == [Point("bad", f"{text}if one in 87 is wrong.")]
+    shared = replace(thresholds, by_class=dict.fromkeys(thresholds.by_class))
+    assert point_at_threshold(shared)[0].text == (
+        "Keep labels with a probability of at least 0.812, 78.0% of them: with 90% confidence, at least 95% are correct."
+    )
 
 
 def test_undefined_shares_are_absent_from_the_table_of_classes():
@@ -138,10 +145,13 @@ def test_the_table_of_thresholds_keeps_the_most_frequent_classes():
     thresholds = data.make_thresholds(classes)
     measured = make_measurement(by_class={name: make_class(0.5, index) for index, name in enumerate(classes)})
     table = list_thresholds(thresholds, measured)
-    assert (table.target, table.overall, table.more) == (0.95, thresholds.overall, 1)
-    assert [row.name for row in table.rows] == classes[:0:-1]
-    assert table.rows[0].threshold is None
-    assert table.rows[1].threshold == thresholds.by_class["class 29"]
+    assert (table.target, table.confidence, table.kept, table.more) == (0.95, 0.9, 0.78, 1)
+    shared, *rows = table.rows
+    assert (shared.name, shared.threshold) == ("all others", thresholds.overall)
+    assert [row.name for row in rows] == classes[:0:-1]
+    assert rows[0].threshold is None
+    assert rows[0].instead == "as all others; for its own, about 86 more images would do, if one in 87 is wrong"
+    assert rows[1].threshold == thresholds.by_class["class 29"]
     assert list_thresholds(None, measured) is None
 
 

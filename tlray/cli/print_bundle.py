@@ -90,13 +90,16 @@ def describe_duplicates(label_errors: LabelErrorSummary | None) -> list[tuple[st
 
 
 def _describe_threshold(thresholds: Thresholds) -> str:
-    overall, target = thresholds.overall, thresholds.target_precision
-    if overall is None:
-        return f"no probability is enough to be right in {target:.0%} of cases"
-    return (
-        f"in {target:.0%} of cases, a label needs a probability of {overall.probability:.3f}, as {overall.kept:.0%} of "
-        f"them have (95% interval of the precision {overall.low:.3f} to {overall.high:.3f})"
-    )
+    from tlray.metrics.thresholds import explain_needed
+
+    overall, num_own = thresholds.overall, sum(one is not None for one in thresholds.by_class.values())
+    promise = f"in {thresholds.target_precision:.0%} of cases, with {thresholds.confidence:.0%} confidence"
+    if overall is None and not num_own:
+        return f"{promise}: no probability is enough; {explain_needed(thresholds, thresholds.needed)}"
+    needs = [] if overall is None else [f"a label needs a probability of {overall.probability:.3f}"]
+    if num_own:
+        needs.append(f"{num_own:,} of {len(thresholds.by_class):,} classes have thresholds of their own")
+    return f"{promise}, {'; '.join(needs)}; {thresholds.kept:.0%} of the labels are kept"
 
 
 def _describe_network(manifest: Manifest) -> list[tuple[str, str]]:

@@ -40,6 +40,9 @@ class EvaluateConfig(RunConfig, LimitsConfig, S3Config):
     target_precision: float = 0.95
     """Share of labels that must be right above the probability thresholds."""
 
+    confidence: float = 0.9
+    """Probability with which --target-precision is reached; the surer, the fewer labels are kept."""
+
     batch_size: int | None = None
     """Images per step of an engine; default 16 on a CPU, 128 on a GPU."""
 
@@ -57,6 +60,7 @@ class EvaluateConfig(RunConfig, LimitsConfig, S3Config):
         if self.batch_size is not None:
             faults.check_range("batch_size", self.batch_size, 1, 4096)
         faults.check_range("target_precision", self.target_precision, 0.01, 0.999)
+        faults.check_range("confidence", self.confidence, 0.5, 0.999)
         check_run(faults, self)
         check_store(faults, self)
         check_limits(faults, self)
@@ -118,6 +122,9 @@ class ImportConfig(LimitsConfig, S3Config):
     target_precision: float = 0.95
     """Share of labels that must be right above the bundle's probability thresholds, which --val-data sets."""
 
+    confidence: float = 0.9
+    """Probability with which --target-precision is reached; the surer, the fewer labels are kept."""
+
     verbose: bool = False
     """Show TensorFlow's output, and tracebacks."""
 
@@ -134,6 +141,7 @@ class ImportConfig(LimitsConfig, S3Config):
         if self.image_size is not None:
             faults.check_range("image_size", self.image_size, 8, 2048)
         faults.check_range("target_precision", self.target_precision, 0.01, 0.999)
+        faults.check_range("confidence", self.confidence, 0.5, 0.999)
         check_limits(faults, self)
         faults.report()
 

@@ -100,6 +100,9 @@ class PredictConfig(RunConfig, LimitsConfig, S3Config, InputsConfig):
     min_probability: str | None = None
     """Mark labels below this probability in the column needs_review; auto takes the bundle's thresholds."""
 
+    max_ood: float | None = None
+    """Mark labels above this ood_score in needs_review too: 1.0 is a distance that 99% of a class's own images keep."""
+
     batch_size: int | None = None
     """Images per step of an engine; default 16 on a CPU, 128 on a GPU."""
 
@@ -154,6 +157,8 @@ class PredictConfig(RunConfig, LimitsConfig, S3Config, InputsConfig):
             faults.check_range("max_engines", self.max_engines, self.min_engines, 100_000)
         if self.min_probability is not None and not _is_probability(self.min_probability):
             faults.add(f"--min-probability takes auto or 0 to 1; got {self.min_probability}")
+        if self.max_ood is not None:
+            faults.check_range("max_ood", self.max_ood, 0, 1_000_000)
         faults.check_range("rows_per_part", self.rows_per_part, 1, 1_000_000)
         faults.check_range("max_failed", self.max_failed, 0, 10**12)
         unknown = sorted(set(self.retry_failed or ()) - set(Code))

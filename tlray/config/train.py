@@ -41,7 +41,7 @@ _RECIPE_OPTIONS = (
     "clip_norm",
 )  # fmt: skip
 _SHARING = {"num_workers", "batch_size", "gpus_per_worker"}
-_AFTERWARDS = {"target_precision"}
+_AFTERWARDS = {"target_precision", "confidence"}
 
 
 @arrange_help
@@ -204,6 +204,9 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
     target_precision: float = 0.95
     """Share of labels that must be right above the bundle's probability thresholds, which validation sets."""
 
+    confidence: float = 0.9
+    """Probability with which --target-precision is reached; the surer, the fewer labels are kept."""
+
     max_failures: int = 3
     """Most restarts after workers are lost, each from the last checkpoint; -1 for no limit."""
 
@@ -360,6 +363,7 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
         if self.views is not None:
             faults.check_range("views", self.views, 1, 1000)
         faults.check_range("target_precision", self.target_precision, 0.01, 0.999)
+        faults.check_range("confidence", self.confidence, 0.5, 0.999)
         faults.check_range("max_failures", self.max_failures, -1, 1_000_000)
         faults.check_range("max_failed", self.max_failed, 0, 10**12)
         faults.check_positive("collective_timeout", self.collective_timeout)

@@ -26,7 +26,7 @@ from tlray.importer.network import GoldenCandidate, ImportedNetwork, draw_images
 from tlray.metrics.calibration import Calibration, apply_temperature, fit_temperature
 from tlray.metrics.classification import measure, measure_uncalibrated
 from tlray.metrics.ood import MAX_HELD, draw_reference_rows, fit_ood_score
-from tlray.metrics.thresholds import Thresholds, choose_thresholds
+from tlray.metrics.thresholds import Thresholds, describe_thresholds
 from tlray.model import bundle
 from tlray.model.manifest import Architecture, Manifest, Metrics, OodPercentiles, Preprocessing
 from tlray.model.safety import find_threats
@@ -90,7 +90,7 @@ def import_model(config: ImportConfig) -> ImportSummary:
             for path in sorted(Path(folder).rglob("*"))
             if path.is_file()
         }
-    metrics, thresholds = _measure(predictions, calibration, classes, config.target_precision)
+    metrics, thresholds = _measure(predictions, calibration, classes, config)
     _warn_of_chance(metrics, predictions)
     manifest = bundle.save_bundle(
         output,
@@ -188,7 +188,7 @@ def _measure(
     predictions: _ValidationPredictions | None,
     calibration: Calibration,
     classes: Sequence[str],
-    target_precision: float,
+    config: ImportConfig,
 ) -> tuple[Metrics, Thresholds | None]:
     """Return `bundle.json`'s `metrics` and `thresholds`."""
     if predictions is None:
@@ -201,7 +201,9 @@ def _measure(
         calibration_gain=calibration.gain,
         ood_score=None if ood_score is None else OodPercentiles(ood_score.percentiles),
     )
-    return metrics, choose_thresholds(calibrated, predictions.labels, classes, target_precision)
+    return metrics, describe_thresholds(
+        calibrated, predictions.labels, classes, config.target_precision, config.confidence
+    )
 
 
 def _warn_of_chance(metrics: Metrics, predictions: _ValidationPredictions | None) -> None:

@@ -30,7 +30,7 @@ def write_card(manifest: Manifest) -> str:
         options=manifest.training.options if manifest.training else {},
         metrics=manifest.metrics,
         measured=[(role, one) for role, one in manifest.metrics.list_measured() if one.images],
-        overall=manifest.thresholds.overall if manifest.thresholds else None,
+        thresholds=manifest.thresholds,
         widths=[*manifest.architecture.head_units, len(manifest.classes)],
         size=manifest.preprocessing.image_size,
         num_classes=len(manifest.classes),

@@ -2,7 +2,8 @@
 
 metrics/classes.parquet      one row a class and role: precision, recall, F1, their intervals, images
 metrics/confusion.parquet    one row a pair of true and predicted class that occurs, by role
-metrics/thresholds.parquet   one row a class: the probability above which its labels reach the target precision
+metrics/thresholds.parquet   one row a class: the probability above which its labels reach the target precision, or how
+                             many more images would do
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def _list_types(kind: type[ClassMeasurement | Threshold]) -> dict[str, str]:
 
 _CLASSES = {"role": "string", **_NAMES, **_list_types(ClassMeasurement)}
 _CONFUSION = {"role": "string", **_INDICES}
-_THRESHOLDS = {**_NAMES, "few": "bool", **_list_types(Threshold)}
+_THRESHOLDS = {**_NAMES, "pooled": "bool", "needed": "int64", **_list_types(Threshold)}
 
 
 def write_class_tables(manifest: Manifest) -> dict[str, bytes]:
@@ -62,12 +63,13 @@ def write_class_tables(manifest: Manifest) -> dict[str, bytes]:
         ]
         tables[CONFUSION] = _dump(rows, _CONFUSION)
     if manifest.thresholds is not None:
-        few = set(manifest.thresholds.few)
+        pooled, needed = set(manifest.thresholds.pooled), manifest.thresholds.needed_by_class
         rows = []
         for index, name in enumerate(classes):
             threshold = manifest.thresholds.by_class[name]
             numbers = asdict(threshold) if threshold is not None else dict.fromkeys(_list_types(Threshold))
-            rows.append({"class_index": index, "class_name": name, "few": name in few, **numbers})
+            rule = {"pooled": name in pooled, "needed": needed.get(name)}
+            rows.append({"class_index": index, "class_name": name, **rule, **numbers})
         tables[THRESHOLDS] = _dump(rows, _THRESHOLDS)
     return tables
 
@@ -90,7 +92,7 @@ def drop_class_tables(manifest: Manifest) -> Manifest:
     return replace(
         manifest,
         metrics=replace(metrics, validation=drop(metrics.validation), test=drop(metrics.test)),
-        thresholds=None if thresholds is None else replace(thresholds, by_class={}, few=[]),
+        thresholds=None if thresholds is None else replace(thresholds, by_class={}, pooled=[], needed_by_class={}),
     )
 
 
@@ -118,8 +120,9 @@ def join_class_tables(manifest: Manifest, folder: Path) -> Manifest:
             name: None if row["probability"] is None else build_record(Threshold, row)
             for name, row in _iter_rows(table, Threshold, manifest.classes)
         }
-        few = [name for name, is_few in zip(manifest.classes, table.read("few"), strict=True) if is_few]
-        thresholds = replace(thresholds, by_class=chosen, few=few)
+        pooled = [name for name, is_pooled in zip(manifest.classes, table.read("pooled"), strict=True) if is_pooled]
+        needed = dict(zip(manifest.classes, table.read("needed"), strict=True))
+        thresholds = replace(thresholds, by_class=chosen, pooled=pooled, needed_by_class=needed)
     metrics = replace(metrics, validation=measured.get("validation"), test=measured.get("test"))
     return replace(manifest, metrics=metrics, thresholds=thresholds)
 

@@ -34,7 +34,7 @@ class LedgerLine:
         bytes: size of the file.
         etag, mtime_ns: of the object, or of the local file; the other is None.
         counts: rows by status.
-        needs_review: rows below their threshold.
+        needs_review: rows that need a review.
         precision: compute types of the engines that predicted it; "" where unknown.
     """
 

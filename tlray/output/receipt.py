@@ -72,7 +72,7 @@ class Receipt:
         images_per_s_steady: rate from the first labels to the last.
         first_label_s: seconds until the first labels; None if nothing was left to predict.
         stages: seconds by stage.
-        needs_review: labels below `--min-probability`; None without that option.
+        needs_review: labels below `--min-probability` or above `--max-ood`; None without these options.
         engines: number of engines by compute type.
         probe: None without an earlier probe.
     """

@@ -26,8 +26,8 @@ PREDICTION_FIELDS = [
 ]
 """An engine's prediction for a row; null where `status` is not "ok", except width and height.
 
-`needs_review` is also null without `--min-probability`, `ood_score` if the bundle has none. `retries`, the number of
-repeated requests, is only summed in the receipt.
+`needs_review` is also null without `--min-probability` and `--max-ood`, `ood_score` if the bundle has none. `retries`,
+the number of repeated requests, is only summed in the receipt.
 """
 
 TOP_FIELDS = [
@@ -70,11 +70,13 @@ class RequestedColumns:
         top_k: number of most probable classes to list; 0 for none.
         embedding_size: size D of the pooled features; 0 for none.
         min_probabilities: float32 `[C]`, probability of each class below which a label needs a review; None for none.
+        max_ood: `ood_score` above which a label needs a review; None for none.
     """
 
     top_k: int = 0
     embedding_size: int = 0
     min_probabilities: npt.NDArray[np.float32] | None = None
+    max_ood: float | None = None
 
     @property
     def extra_fields(self) -> list[pa.Field]:

@@ -196,8 +196,13 @@ def make_labels(
     chances = np.take_along_axis(probabilities, order, axis=1)
     names = classes[order]
     needs_review = pa.nulls(len(order), pa.bool_())
-    if requested.min_probabilities is not None:
-        needs_review = pa.array(chances[:, 0] < requested.min_probabilities[order[:, 0]], mask=failed)
+    if requested.min_probabilities is not None or requested.max_ood is not None:
+        is_doubtful = np.zeros(len(order), bool)
+        if requested.min_probabilities is not None:
+            is_doubtful |= chances[:, 0] < requested.min_probabilities[order[:, 0]]
+        if requested.max_ood is not None:
+            is_doubtful |= ~(predicted.ood_score <= requested.max_ood)  # NaN is doubtful
+        needs_review = pa.array(is_doubtful, mask=failed)
     columns: dict[str, object] = {
         "row_id": batch["row_id"],
         "status": images.status,

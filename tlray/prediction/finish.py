@@ -18,7 +18,7 @@ from tlray.output import receipt as receipts
 from tlray.output.plan import Plan
 from tlray.output.receipt import PartRecord, ProbeOutcome, Receipt, count_failed
 from tlray.output.waiting import FOLDER as WAITING
-from tlray.prediction.job import Job
+from tlray.prediction.job import Job, asks_for_review
 from tlray.prediction.monitor import PROGRESS, RunClock
 from tlray.prediction.probe import read_probe
 from tlray.prediction.resume import RunState
@@ -59,7 +59,7 @@ def make_receipt(output: str, plan: Plan, job: Job, model_id: str, state: RunSta
         first_label_s=None if clock.first_label_s is None else round(clock.first_label_s, 2),
         stages={name: round(spent, 2) for name, spent in clock.stages.items()},
         versions=list_versions(),
-        needs_review=None if job.asked["min_probability"] is None else sum(part.needs_review for part in parts),
+        needs_review=sum(part.needs_review for part in parts) if asks_for_review(job.asked) else None,
         engines=clock.engines,
         probe=None if probe is None else ProbeOutcome(probe.images_per_s, round(clock.steady_rate, 2)),
     )

@@ -66,14 +66,20 @@ def describe_job(config: PredictConfig, bundle: Bundle) -> dict[str, Json]:
         min_probability = f"auto {hash_json(asdict(_find_thresholds(bundle)))[:12]}"
     elif min_probability is not None:
         min_probability = repr(float(min_probability))
-    return {**describe_selection(config), **deciding, "min_probability": min_probability, "model_id": bundle.model_id}
+    review: dict[str, Json] = {"min_probability": min_probability, "max_ood": config.max_ood}
+    return {**describe_selection(config), **deciding, **review, "model_id": bundle.model_id}
+
+
+def asks_for_review(asked: dict[str, Json]) -> bool:
+    """Return whether the options of a job mark labels for review."""
+    return asked["min_probability"] is not None or asked.get("max_ood") is not None
 
 
 def choose_columns(config: PredictConfig, bundle: Bundle) -> RequestedColumns:
     """Return the columns to predict.
 
     Raises:
-        ConfigError: the bundle lacks features or thresholds.
+        ConfigError: the bundle lacks features, thresholds or the out-of-distribution score.
     """
     size = bundle.num_features if config.embeddings else 0
     if config.embeddings and not size:
@@ -83,7 +89,9 @@ def choose_columns(config: PredictConfig, bundle: Bundle) -> RequestedColumns:
         min_probabilities = resolve_thresholds(_find_thresholds(bundle), bundle.classes)
     elif config.min_probability is not None:
         min_probabilities = np.full(len(bundle.classes), float(config.min_probability), np.float32)
-    return RequestedColumns(min(config.top_k, len(bundle.classes)), size, min_probabilities)
+    if config.max_ood is not None and bundle.manifest.calibration.ood_score is None:
+        raise ConfigError([f"--max-ood needs a bundle that gives an ood_score; {bundle.uri} gives none"])
+    return RequestedColumns(min(config.top_k, len(bundle.classes)), size, min_probabilities, config.max_ood)
 
 
 def _find_thresholds(bundle: Bundle) -> Thresholds:

@@ -20,7 +20,8 @@ from tlray.storage.records import Json
 
 _IDENTITY = ("uri", "size", "etag", "mtime_ns")
 _MUST_AGREE = (
-    "model_id", "top_k", "embeddings", "min_probability", "max_bytes", "max_pixels", "precision", "image_column",
+    "model_id", "top_k", "embeddings", "min_probability", "max_ood", "max_bytes", "max_pixels", "precision",
+    "image_column",
 )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from tlray.metrics.classification import Measurement, list_confused
 from tlray.metrics.label_errors import LIKELY_ERROR, DuplicatePair, LabelError, LabelErrorSummary
-from tlray.metrics.thresholds import Threshold, Thresholds
+from tlray.metrics.thresholds import Threshold, Thresholds, explain_needed
 from tlray.report.page import MAX_CLASSES, clean, format_decimal, format_percent, keep_frequent, shorten
 
 MAX_LABEL_ERRORS = 40
@@ -113,18 +113,25 @@ class ConfusionTable:
 
 @dataclass(frozen=True)
 class ThresholdRow:
-    """A class and its threshold, None where no probability reaches the target."""
+    """A class and its threshold; `instead` says what applies where it has none."""
 
     name: str
     threshold: Threshold | None
+    instead: str
 
 
 @dataclass(frozen=True)
 class ThresholdTable:
-    """Thresholds over all labels and of the most frequent classes, and the number of classes not shown."""
+    """The threshold of the classes without one of their own, thresholds of the most frequent classes.
+
+    Attributes:
+        rows: with the shared threshold first, if a class needs it.
+        more: number of classes that are not shown.
+    """
 
     target: float
-    overall: Threshold | None
+    confidence: float
+    kept: float
     rows: list[ThresholdRow]
     more: int
 
@@ -193,13 +200,19 @@ def point_at_threshold(thresholds: Thresholds | None) -> list[Point]:
     if thresholds is None:
         return []
     overall, target = thresholds.overall, format_percent(thresholds.target_precision, 0)
-    if overall is None:
-        text = f"No probability threshold reaches a precision of {target}: review all labels."
+    if not thresholds.kept:
+        needed = explain_needed(thresholds, thresholds.needed)
+        text = f"No probability threshold promises a precision of {target}: review all labels; {needed}."
         return [Point("bad", text)]
+    shared = overall is not None and all(threshold is None for threshold in thresholds.by_class.values())
+    above = (
+        f"with a probability of at least {format_decimal(overall.probability)}"
+        if overall is not None and shared
+        else "above the thresholds of their classes"
+    )
     text = (
-        f"Keep labels with a probability of at least {format_decimal(overall.probability)}: "
-        f"{format_percent(overall.precision)} of them are correct, "
-        f"and {format_percent(overall.kept)} of the images are kept."
+        f"Keep labels {above}, {format_percent(thresholds.kept)} of them: with "
+        f"{format_percent(thresholds.confidence, 0)} confidence, at least {target} are correct."
     )
     return [Point("good", text)]
 
@@ -260,8 +273,20 @@ def list_thresholds(thresholds: Thresholds | None, measurement: Measurement) -> 
     by_class = thresholds.by_class
     images = {name: values.images for name, values in measurement.by_class.items()}
     names = keep_frequent(list(by_class), [images.get(name, 0) for name in by_class])
-    rows = [ThresholdRow(name, by_class[name]) for name in names]
-    return ThresholdTable(thresholds.target_precision, thresholds.overall, rows, len(by_class) - len(names))
+    pooled = set(thresholds.pooled)
+    shared = "as all others" if thresholds.overall is not None else "review all"
+    rows = []
+    if pooled:
+        name = "all classes" if len(pooled) == len(by_class) else "all others"
+        rows.append(
+            ThresholdRow(name, thresholds.overall, f"review all: {explain_needed(thresholds, thresholds.needed)}")
+        )
+    for name in names:
+        needed = explain_needed(thresholds, thresholds.needed_by_class.get(name))
+        instead = f"{shared}; for its own, {needed}" if name in pooled else "review all: too many are wrong"
+        rows.append(ThresholdRow(name, by_class[name], instead))
+    target, confidence = thresholds.target_precision, thresholds.confidence
+    return ThresholdTable(target, confidence, thresholds.kept, rows, len(by_class) - len(names))
 
 
 def pick_label_errors(label_errors: LabelErrorSummary | None) -> ShownLabelErrors | None:

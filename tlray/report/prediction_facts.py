@@ -74,7 +74,7 @@ class PredictionFacts:
         confidence: mean probability, None without labelled rows.
         rows_read: number of rows read back.
         is_sample: True if the run has more rows.
-        needs_review: rows below `--min-probability`, None without that option.
+        needs_review: rows below `--min-probability` or above `--max-ood`, None without these options.
         ood: rows with an ood_score above 1, None where unknown.
         failures: up to 8 rows of each code.
         surest, least_sure: up to 6 rows of each class, the most and the least confident first.

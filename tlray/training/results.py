@@ -22,7 +22,7 @@ from tlray.metrics.label_errors import (
     summarize_label_errors,
     write_label_errors,
 )
-from tlray.metrics.thresholds import Thresholds, choose_thresholds
+from tlray.metrics.thresholds import Thresholds, describe_thresholds
 from tlray.model.manifest import EpochRecord, KeptEpoch, Metrics, OodPercentiles, PhaseBest, RoleCounts, find_kept
 from tlray.storage.records import Json
 from tlray.training.dataset import Images, Roles
@@ -87,13 +87,14 @@ def collect_metrics(
     )
 
 
-def collect_thresholds(model: TrainedModel, images: Images, target_precision: float) -> Thresholds | None:
+def collect_thresholds(config: TrainConfig, model: TrainedModel, images: Images) -> Thresholds | None:
     """Return `bundle.json`'s `thresholds`; None without validation images."""
     validated = model.predictions.get("val")
     if validated is None:
         return None
     calibrated = apply_temperature(validated.probabilities, model.calibration.temperature)
-    return choose_thresholds(calibrated, images.labels[validated.rows], images.classes, target_precision)
+    labels = images.labels[validated.rows]
+    return describe_thresholds(calibrated, labels, images.classes, config.target_precision, config.confidence)
 
 
 def collect_label_errors(

@@ -366,7 +366,7 @@ def _save(
         classes=images.classes,
         preprocessing=Preprocessing(config.resolved_image_size, backbone.scale, backbone.offset),
         calibration=model.calibration.describe(),
-        thresholds=results.collect_thresholds(model, images, config.target_precision),
+        thresholds=results.collect_thresholds(config, model, images),
         training=record,
         metrics=results.collect_metrics(model, history, images, config.select, out_of_fold=folds > 0),
         history=history,
