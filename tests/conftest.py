@@ -20,7 +20,6 @@ def find_test_data() -> Path:
     return Path(os.environ.get("TLRAY_TEST_DATA", ROOT.parent / "shared" / "data")).resolve()
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Units first: what fails in seconds is told first, and nothing that the jobs leave behind can reach it."""
     tiers = ("entry", "faults")
@@ -30,15 +29,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return tiers.index(package) + 1 if package in tiers else 0
 
     items.sort(key=find_tier)
-    for item in items:
-        if find_tier(item):
-            item.add_marker(pytest.mark.xdist_group(find_group(item.path)))
 
 
-def find_group(path: Path) -> str:
-    """Return the group of tests that share a Ray, a bundle or a store, and run in one process."""
-    package, *others = path.relative_to(ROOT / "tests").parts
-    return "training" if others[0] == "training" else package
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Keep tests that share a Ray, a bundle or a store in one process of xdist's."""
+    package, *others = item.path.relative_to(ROOT / "tests").parts
+    if package in ("entry", "faults"):
+        item.add_marker(pytest.mark.xdist_group("training" if others[0] == "training" else package))
 
 
 @contextlib.contextmanager

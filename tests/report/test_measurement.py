@@ -91,7 +91,8 @@ def test_the_threshold_is_a_point():
     assert point_at_threshold(nothing) == [Point("bad", f"{text}if one in 87 is wrong.")]
     shared = replace(thresholds, by_class=dict.fromkeys(thresholds.by_class))
     assert point_at_threshold(shared)[0].text == (
-        "Keep labels with a probability of at least 0.812, 78.0% of them: with 90% confidence, at least 95% are correct."
+        "Keep labels with a probability of at least 0.812, 78.0% of them: with 90% confidence, at least 95% are "
+        "correct."
     )
 
 

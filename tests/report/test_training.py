@@ -25,8 +25,8 @@ def test_the_page_shows_the_numbers_of_the_training():
     assert f"95% interval {test.accuracy_low:.1%} to {test.accuracy_high:.1%}" in text
     assert "Measured on test images, which were not used in training." in text
     assert (
-        "Keep labels above the thresholds of their classes, 78.0% of them: with 90% confidence, at least 95% are correct"
-        in text
+        "Keep labels above the thresholds of their classes, 78.0% of them: with 90% confidence, at least 95% are "
+        "correct" in text
     )
     assert "before calibration by 9.4 points" in text
     assert "459 train, 81 validation, 179 test, 1 left out" in text

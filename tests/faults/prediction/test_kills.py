@@ -69,13 +69,13 @@ def test_17_poison(calm, undisturbed, tmp_path):
         shutil.copy(path, tmp_path / "in")
     picture = encode(make_picture(0))
     (tmp_path / "in" / "0010a.png").write_bytes(picture + b"POISON-EXIT")
-    (tmp_path / "in" / "0040a.png").write_bytes(picture + b"POISON-FAULT")
+    (tmp_path / "in" / "0012a.png").write_bytes(picture + b"POISON-FAULT")
     printed = run_tlray(
         *make_options(undisturbed, tmp_path / "out", tmp_path / "in"),
         env={**SABOTAGE, "TLRAY_SABOTAGE": "crash"},
     )
     rows = read_rows(tmp_path / "out")
-    assert {name for name, row in rows.items() if row["status"] == "CRASHED"} == {"0010a.png", "0040a.png"}
+    assert {name for name, row in rows.items() if row["status"] == "CRASHED"} == {"0010a.png", "0012a.png"}
     assert sum(row["status"] == "ok" for row in rows.values()) == 60
     assert "CRASHED 2" in printed
 

@@ -9,24 +9,26 @@ from tests.faults.processes import Watched, kill
 OPTIONS = [*NETWORK, "--head-epochs", "2", "--finetune-epochs", "2", "--cache", "on", "--views", "2", "--folds", "3"]
 OPTIONS += ["--lr-finetune", "1e-3"]
 
+ONE_WORKER = ["--num-workers", "1", "--batch-size", "8"]
+
 
 def test_killed_in_the_trial_and_after_it(tmp_path, small, notebook):
-    """A worker killed in the trial, then the command in the training; one worker of twice the batch goes on."""
+    """The worker killed in the trial, then the command in the training; two workers of half the batch go on."""
     peace = tmp_path / "peace"
-    run_tlray("train", "--data", str(small), "--output", str(peace), *OPTIONS, *TWO_WORKERS)
+    run_tlray("train", "--data", str(small), "--output", str(peace), *OPTIONS, *ONE_WORKER)
     output = tmp_path / "bundle"
     options = ["--data", str(small), "--output", str(output), *OPTIONS]
-    watched = Watched("train", *options, *TWO_WORKERS)
+    watched = Watched("train", *options, *ONE_WORKER)
     watched.wait_for("trial, epoch 3/4 (finetune)")
     kill(watched.find_workers()[0])
-    watched.wait_for("workers were lost; 2 new ones go on after epoch")
+    watched.wait_for("workers were lost; 1 new ones go on after epoch")
     assert "of the trial" in watched.output.splitlines()[-1]
     watched.wait_for("trial: phase 2 ")
     watched.wait_for("epoch 1/")
     watched.kill_driver()
     assert watched.output.count("trial, epoch 1/4 (head)") == 1
-    told = Watched("train", *options, "--num-workers", "1", "--batch-size", "8").finish()
-    assert "an earlier run was stopped; going on after epoch 4 of the trial with 1 workers" in told
+    told = Watched("train", *options, *TWO_WORKERS).finish()
+    assert "an earlier run was stopped; going on after epoch 4 of the trial with 2 workers" in told
     assert "an earlier run was stopped; going on after epoch" in told.split("trial: phase 2")[1]
     assert "trial, epoch" not in told
     ours, theirs = (read_manifest(bundle)["metrics"] for bundle in (output, peace))
