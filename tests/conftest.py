@@ -4,11 +4,13 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.entry.runner import Runner
 
@@ -31,11 +33,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=find_tier)
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Keep tests that share a Ray, a bundle or a store in one process of xdist's."""
-    package, *others = item.path.relative_to(ROOT / "tests").parts
-    if package in ("entry", "faults"):
-        item.add_marker(pytest.mark.xdist_group("training" if others[0] == "training" else package))
+class GroupScheduling(LoadScopeScheduling):
+    """Keeps tests that share a Ray, a bundle or a store in one process; xdist's own loadgroup needs pytest < 9.2."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        parts = nodeid.partition("::")[0].split("/")
+        return "training" if "training" in parts else parts[1]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> GroupScheduling | None:
+    """Schedule the jobs' tests by group; other tiers are spread as `--dist` says."""
+    return GroupScheduling(config, log) if config.getvalue("dist") == "loadgroup" else None
 
 
 @contextlib.contextmanager
