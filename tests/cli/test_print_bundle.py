@@ -9,7 +9,7 @@ from tlray.evaluation import EvaluateSummary
 from tlray.metrics.calibration import MIN_IMAGES, LossGain
 from tlray.metrics.classification import ConfusedPair, measure, measure_uncalibrated
 from tlray.metrics.label_errors import DuplicatePair, LabelErrorSummary
-from tlray.metrics.thresholds import Threshold, Thresholds
+from tlray.metrics.thresholds import Needed, Threshold, Thresholds
 from tlray.model.manifest import Metrics
 
 LABELS = np.array([0, 1, 1, 0])
@@ -66,7 +66,7 @@ def test_a_calibration_says_what_it_gains_on_images_held_out():
 def evaluate(**values):
     record = vars(measure(PROBABILITIES, LABELS, ["a", "b"]))
     usual = {
-        "thresholds": Thresholds(0.95, 0.9, None, 0.0, 78), "most_confused": [ConfusedPair("b", "a", 1)],
+        "thresholds": Thresholds(0.95, 0.9, None, 0.0, Needed(78, 87)), "most_confused": [ConfusedPair("b", "a", 1)],
         "label_errors": None, "failed_by_code": {},
     }  # fmt: skip
     return EvaluateSummary(
@@ -101,6 +101,6 @@ def test_an_evaluation_names_failures_the_threshold_and_its_files(lines):
     own = replace(thresholds, overall=None, by_class={"a": threshold, "b": None})
     print_evaluate(evaluate(thresholds=own))
     assert (
-        "to be right in 95% of cases, with 90% confidence, 1 of 2 classes have thresholds of their own; 60% of the "
-        "labels are kept"
+        "to be right in 95% of cases, with 90% confidence, labels of 1 of 2 classes need a probability of their class, "
+        "others a review; 60% of the labels are kept"
     ) in lines()

@@ -53,7 +53,7 @@ def test_what_is_replaced_in_ray_is_there_and_comes_back():
     from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator as coordinators
 
     replaced = [
-        (ray_private.silence_deaths(), [(worker, "listen_error_messages")]),
+        (ray_private.silence_messages(), [(worker, "listen_error_messages")]),
         (
             ray_private.spare_helpers(verbose=False),
             [
@@ -85,7 +85,8 @@ def test_ray_data_may_use_the_whole_machine(monkeypatch):
         {"NodeID": "gone", "Alive": False, "Resources": {}},
     ]
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
-    monkeypatch.setattr(ray, "put", lambda value: value)
+    puts = []
+    monkeypatch.setattr(ray, "put", lambda value: puts.append(value) or value)
     monkeypatch.setattr(ray, "wait", lambda refs, timeout: (refs, []))
     monkeypatch.setattr(ray, "get", lambda ref, timeout=None: ref)
     with ray_private.spare_data_helpers():
@@ -93,10 +94,20 @@ def test_ray_data_may_use_the_whole_machine(monkeypatch):
         coordinator.request_resources([{"CPU": 1}], 60)
         coordinator.get_reserved_resources()
         assert coordinator.get_reserved_resources() == {"here": {"CPU": 2.0}}
+        assert puts == [{"here": {"CPU": 2.0}}]  # once
         coordinator.cancel_request()
         ids = {_StatsManager.gen_dataset_id_from_stats_actor() for _ in range(3)}
         assert len(ids) == 3
         _StatsManager.update_iteration_metrics(None, "a run")
+
+
+def test_ray_trains_trainer_is_started_as_it_is_replaced():
+    from ray.train.v2._internal.execution.controller import TrainController
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    assert DataParallelTrainer._initialize_and_run_controller
+    assert DataParallelTrainer._create_default_callbacks
+    assert "scaling_policy" in inspect.signature(TrainController.__init__).parameters
 
 
 def test_a_local_ray_train_asks_for_no_machines():

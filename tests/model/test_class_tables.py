@@ -9,7 +9,7 @@ import pytest
 
 from tests.report import data
 from tlray.metrics.classification import ClassMeasurement, Measurement
-from tlray.metrics.thresholds import Threshold, Thresholds
+from tlray.metrics.thresholds import Needed, Threshold, Thresholds
 from tlray.model import class_tables
 from tlray.model.class_tables import (
     CLASSES,
@@ -149,7 +149,14 @@ def test_ten_thousand_classes_leave_bundle_json_small():
         classes=tuple(names),
         metrics=dataclasses.replace(made.metrics, validation=measured, test=measured),
         thresholds=Thresholds(
-            0.95, 0.9, threshold, 0.8, None, dict.fromkeys(names, threshold), names[:5000], dict.fromkeys(names, 7)
+            0.95,
+            0.9,
+            threshold,
+            0.8,
+            None,
+            dict.fromkeys(names, threshold),
+            names[:5000],
+            dict.fromkeys(names, Needed(7, 87)),
         ),
     )
     assert len(dump_record(made)) > 7 * 2**20

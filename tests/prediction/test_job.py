@@ -103,7 +103,7 @@ def test_equal_probabilities_and_only_the_same_thresholds_are_the_same_job():
 
     assert describe("0.50") == describe("0.5") == "0.5"
     assert describe(None) is None
-    other = dataclasses.replace(THRESHOLDS, overall=dataclasses.replace(OVERALL, probability=0.875))
+    other = dataclasses.replace(THRESHOLDS, by_class={"a": OVERALL, "b": None})
     assert describe("auto") == describe("auto")
     assert describe("auto") != describe("auto", other)
 

@@ -16,7 +16,7 @@ from tests.factories import make_epoch, make_receipt
 from tlray.metrics.calibration import CalibrationRecord
 from tlray.metrics.classification import ConfusedPair, Measurement, UncalibratedMeasurement, measure
 from tlray.metrics.label_errors import DuplicatePair, LabelError, LabelErrorSummary
-from tlray.metrics.thresholds import Threshold, Thresholds
+from tlray.metrics.thresholds import Needed, Threshold, Thresholds
 from tlray.model.manifest import (
     FORMAT,
     Architecture,
@@ -86,7 +86,7 @@ def make_thresholds(classes: Sequence[str]) -> Thresholds:
     by_class: dict[str, Threshold | None] = {
         name: replace(reached, probability=0.61 + 0.05 * (index % 7)) for index, name in enumerate(classes)
     }
-    needed = {name: 86 if name == classes[-1] else None for name in classes}
+    needed = {name: Needed(86, 87) if name == classes[-1] else None for name in classes}
     by_class[classes[-1]] = None
     return Thresholds(0.95, 0.9, reached, 0.78, None, by_class, [classes[-1]], needed)
 

@@ -5,6 +5,7 @@ import pytest
 from tests.report import data
 from tlray.metrics.classification import ClassMeasurement
 from tlray.metrics.label_errors import LabelErrorSummary
+from tlray.metrics.thresholds import Needed
 from tlray.report.measurement import (
     Bound,
     Point,
@@ -86,7 +87,7 @@ def test_the_threshold_is_a_point():
     assert [point.tone for point in point_at_threshold(thresholds)] == ["good"]
     missed = point_at_threshold(replace(thresholds, overall=None))
     assert [point.tone for point in missed] == ["good"]  # classes have thresholds of their own
-    nothing = replace(thresholds, overall=None, kept=0.0, needed=12)
+    nothing = replace(thresholds, overall=None, kept=0.0, needed=Needed(12, 87))
     text = "No probability threshold promises a precision of 95%: review all labels; about 12 more images would do, "
     assert point_at_threshold(nothing) == [Point("bad", f"{text}if one in 87 is wrong.")]
     shared = replace(thresholds, by_class=dict.fromkeys(thresholds.by_class))
@@ -148,10 +149,10 @@ def test_the_table_of_thresholds_keeps_the_most_frequent_classes():
     table = list_thresholds(thresholds, measured)
     assert (table.target, table.confidence, table.kept, table.more) == (0.95, 0.9, 0.78, 1)
     shared, *rows = table.rows
-    assert (shared.name, shared.threshold) == ("all others", thresholds.overall)
+    assert (shared.name, shared.threshold) == ("other classes", thresholds.overall)
     assert [row.name for row in rows] == classes[:0:-1]
     assert rows[0].threshold is None
-    assert rows[0].instead == "as all others; for its own, about 86 more images would do, if one in 87 is wrong"
+    assert rows[0].instead == "shared; for its own, about 86 more images would do, if one in 87 is wrong"
     assert rows[1].threshold == thresholds.by_class["class 29"]
     assert list_thresholds(None, measured) is None
 

@@ -93,13 +93,16 @@ def _describe_threshold(thresholds: Thresholds) -> str:
     from tlray.metrics.thresholds import explain_needed
 
     overall, num_own = thresholds.overall, sum(one is not None for one in thresholds.by_class.values())
-    promise = f"in {thresholds.target_precision:.0%} of cases, with {thresholds.confidence:.0%} confidence"
+    target, confidence = 100 * thresholds.target_precision, 100 * thresholds.confidence
+    promise = f"in {target:g}% of cases, with {confidence:g}% confidence"
     if overall is None and not num_own:
-        return f"{promise}: no probability is enough; {explain_needed(thresholds, thresholds.needed)}"
-    needs = [] if overall is None else [f"a label needs a probability of {overall.probability:.3f}"]
-    if num_own:
-        needs.append(f"{num_own:,} of {len(thresholds.by_class):,} classes have thresholds of their own")
-    return f"{promise}, {'; '.join(needs)}; {thresholds.kept:.0%} of the labels are kept"
+        return f"{promise}: no probability is enough; {explain_needed(thresholds.needed)}"
+    if not num_own:
+        needs = f"a label needs a probability of {overall.probability:.3f}" if overall else ""
+    else:
+        needs = f"labels of {num_own:,} of {len(thresholds.by_class):,} classes need a probability of their class"
+        needs += f", others {overall.probability:.3f}" if overall else ", others a review"
+    return f"{promise}, {needs}; {thresholds.kept:.0%} of the labels are kept"
 
 
 def _describe_network(manifest: Manifest) -> list[tuple[str, str]]:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tlray.cluster.ray_private import silence_deaths, spare_data_helpers, spare_helpers
+from tlray.cluster.ray_private import silence_messages, spare_data_helpers, spare_helpers
 from tlray.cluster.resources import Cluster, count_cores
 from tlray.console import say, silence_stderr
 from tlray.errors import (
@@ -105,7 +105,7 @@ def connect(address: str | None, max_cpus: int | None, *, verbose: bool, check: 
             with contextlib.ExitStack() as stack:
                 if not verbose:
                     stack.enter_context(silence_stderr())
-                    stack.enter_context(silence_deaths())
+                    stack.enter_context(silence_messages())
                 if local:
                     with spare_helpers(verbose=verbose):
                         ray.init(
@@ -121,17 +121,19 @@ def connect(address: str | None, max_cpus: int | None, *, verbose: bool, check: 
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise StoppedError(f"no Ray cluster answers at {target or 'this machine'}: {error}") from None
     _configure_data(verbose)
-    try:
-        from tlray.cluster.capacity import measure
-        from tlray.cluster.checks import check_nodes
+    with spare_data_helpers() if ours and local else contextlib.nullcontext():
+        try:
+            from tlray.cluster.capacity import is_growing, measure
+            from tlray.cluster.checks import check_nodes
 
-        if check and ours and not local:
-            check_nodes()
-        with spare_data_helpers() if ours and local else contextlib.nullcontext():
+            if local and not ours:  # the calling program may have joined a cluster
+                local = len(ray.nodes()) == 1 and not is_growing()
+            if check and ours and not local:
+                check_nodes()
             yield measure(local=local)
-    finally:
-        if ours:
-            ray.shutdown()
+        finally:
+            if ours:
+                ray.shutdown()
 
 
 def _check_address(address: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -140,21 +141,27 @@ def remove_placement_groups(creator: Any) -> None:
 def spare_helpers(*, verbose: bool) -> Iterator[None]:
     """Let a Ray that starts in this context, on this machine alone, do without processes that serve clusters.
 
-    They are its dashboard's server, most of the dashboard's agent, its autoscaler, and without `verbose` what forwards
-    logs. Each takes 1 to 2 s of a core to start, and `ray.init` waits for most of them.
+    They are the servers of its dashboard and of the dashboard's agent, its autoscaler, and without `verbose` what
+    forwards logs. Each takes 1 to 2 s of a core to start, and `ray.init` waits for most of them.
     """
-    from ray._private import utils
+    from ray._private import ray_constants, utils
     from ray._private.node import Node
 
-    with contextlib.ExitStack() as stack:
-        for name in ("start_api_server", "start_monitor", *(() if verbose else ("start_log_monitor",))):
+    def register_no_server(node: Node, **_: object) -> None:
+        """Give the agent an address: without one it asks for it every second, and logs that it has none."""
+        key, namespace = ray_constants.DASHBOARD_ADDRESS.encode(), ray_constants.KV_NAMESPACE_DASHBOARD
+        node.get_gcs_client().internal_kv_put(key, b"127.0.0.1:0", True, namespace)
+
+    with _REPLACING, contextlib.ExitStack() as stack:
+        stack.enter_context(_replace(Node, "start_api_server", register_no_server))
+        for name in ("start_monitor", *(() if verbose else ("start_log_monitor",))):
             stack.enter_context(_replace(Node, name, lambda *_, **__: None))
         stack.enter_context(_replace(utils, "get_dashboard_dependency_error", lambda: ImportError("not used")))
         yield
 
 
-def silence_deaths() -> contextlib.AbstractContextManager[None]:
-    """Keep a Ray that is started or joined in this context from printing 20 lines for each process that dies.
+def silence_messages() -> contextlib.AbstractContextManager[None]:
+    """Keep a Ray that is started or joined in this context from printing messages, 20 lines for a process that dies.
 
     tlray says itself what was lost, and goes on.
     """
@@ -173,12 +180,17 @@ def spare_data_helpers() -> Iterator[None]:
     from ray.data._internal import stats
     from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator as coordinators
 
-    coordinator = _LocalActor(get_reserved_resources=_list_resources)
+    # this machine does not change, and a put may wait where the object store is full
+    coordinator = _LocalActor(get_reserved_resources=functools.cache(_put_resources))
     with (
         _replace(coordinators, "get_or_create_autoscaling_coordinator", lambda: coordinator),
-        _replace(stats, "get_or_create_stats_actor", lambda: _LocalActor(gen_dataset_id=lambda: uuid.uuid4().hex)),
+        _replace(stats, "get_or_create_stats_actor", lambda: _LocalActor(gen_dataset_id=_put_id)),
     ):
         yield
+
+
+_REPLACING = threading.RLock()
+"""Held while Ray starts: two threads would restore each other's replacements."""
 
 
 @contextlib.contextmanager
@@ -194,28 +206,34 @@ def _replace(owner: Any, name: str, value: object) -> Iterator[None]:
 class _LocalActor:
     """An object of this process that is called as an actor; methods without a function here do nothing."""
 
-    def __init__(self, **functions: Callable[[], object]) -> None:
+    def __init__(self, **functions: Callable[[], Any]) -> None:
         self._functions = functions
 
     def __getattr__(self, name: str) -> _LocalMethod:
+        if name.startswith("_"):
+            raise AttributeError(name)
         return _LocalMethod(self._functions.get(name, lambda: None))
 
 
 @dataclass(frozen=True)
 class _LocalMethod:
-    function: Callable[[], object]
+    function: Callable[[], Any]
 
     def remote(self, *_: object, **__: object) -> Any:
-        """Return a reference of the function's result."""
-        import ray
-
-        return ray.put(self.function())
+        """Return the reference that the function gives."""
+        return self.function()
 
 
-def _list_resources() -> dict[str, dict[str, float]]:
+def _put_resources() -> Any:
     import ray
 
-    return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+    return ray.put({node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]})
+
+
+def _put_id() -> Any:
+    import ray
+
+    return ray.put(uuid.uuid4().hex)
 
 
 def spare_train_helpers(trainer: Any) -> None:

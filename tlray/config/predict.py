@@ -101,7 +101,7 @@ class PredictConfig(RunConfig, LimitsConfig, S3Config, InputsConfig):
     """Mark labels below this probability in the column needs_review; auto takes the bundle's thresholds."""
 
     max_ood: float | None = None
-    """Mark labels above this ood_score in needs_review too: 1.0 is a distance that 99% of a class's own images keep."""
+    """Mark labels above this ood_score in needs_review too; 99% of a class's own new images lie below 1.0."""
 
     batch_size: int | None = None
     """Images per step of an engine; default 16 on a CPU, 128 on a GPU."""

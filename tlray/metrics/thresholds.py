@@ -7,9 +7,10 @@ binomial tests in a fixed sequence, so that the confidence holds for the thresho
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -23,8 +24,11 @@ _Numbers: TypeAlias = int | npt.NDArray[np.int64]
 DEFAULT_CONFIDENCE = 0.9
 """Probability with which a promised precision is reached."""
 
-_START_SHARES = (2 / 3, 1 / 3)
-"""Shares of the allowed error with which the sequence of tests starts, and with which it starts again half-way."""
+_OWN_SHARE = 0.25
+"""Share of the allowed error that the classes' own thresholds take together; the shared threshold takes the rest."""
+
+_START_SHARES = (0.5, 0.25, 0.25)
+"""Shares of a threshold's allowed error: of its first test, of the one half-way, of the last, on all predictions."""
 
 _GROWTH = 1.1
 """Growth of the number of predictions from one test to the next."""
@@ -33,10 +37,10 @@ _MANY_IMAGES = 1000
 """From so many predictions on, a class has a threshold of its own wherever one can be promised."""
 
 _LEAST_KEPT = 0.8
-"""With fewer, it must keep this share of what the overall threshold keeps of the class: else images are too few."""
+"""With fewer, it must keep this share of what the threshold over all predictions keeps of the class."""
 
 _BAD_LEVEL = 0.01
-"""Level of the test that finds a class whose labels are wrong too often above the overall threshold."""
+"""Level of the test that finds a class whose labels are wrong too often above the shared threshold."""
 
 _MOST_NEEDED = 10_000_000
 
@@ -45,7 +49,7 @@ _UNREACHABLE = 2.0
 
 @dataclass(frozen=True)
 class ChosenThresholds:
-    """Probabilities that predictions must reach.
+    """Probabilities that predictions must reach, exact in float32.
 
     Attributes:
         overall: for the classes that have none of their own; None if nothing can be promised for them together.
@@ -77,6 +81,23 @@ class Threshold:
 
 
 @dataclass(frozen=True)
+class Needed:
+    """The images that a threshold needs besides those that are there, all predicted as its classes.
+
+    Attributes:
+        images: about how many more.
+        one_in: one in so many may be wrong.
+    """
+
+    images: int
+    one_in: int
+
+    def __str__(self) -> str:
+        images = f"{self.images:,} more {'image' if self.images == 1 else 'images'}"
+        return f"about {images} would do, if one in {self.one_in:,} is wrong"
+
+
+@dataclass(frozen=True)
 class Thresholds:
     """`bundle.json`'s `thresholds`.
 
@@ -86,27 +107,44 @@ class Thresholds:
             has a threshold of its own.
         overall: over the predictions of the classes in `pooled`; None if nothing can be promised for them.
         kept: share of all images whose label is kept.
-        needed: images still needed for `overall`, by `count_needed`; None if it is there, or if more would not do.
+        needed: for `overall`; None if it is there, or if more images would not do.
         by_class: by predicted class; None for classes in `pooled`, and for those whose labels are wrong too often.
         pooled: classes that share `overall`.
-        needed_by_class: as `needed`, by predicted class.
+        needed_by_class: as `needed`, by predicted class; None also where a threshold could be promised, but would keep
+            less than `overall`.
     """
 
     target_precision: float
     confidence: float
     overall: Threshold | None
     kept: float
-    needed: int | None
+    needed: Needed | None
     by_class: dict[str, Threshold | None] = field(default_factory=dict)
     pooled: list[str] = field(default_factory=list)
-    needed_by_class: dict[str, int | None] = field(default_factory=dict)
+    needed_by_class: dict[str, Needed | None] = field(default_factory=dict)
 
 
-class _Ranked(NamedTuple):
-    """Top probabilities in falling order, `[N]`, and the number of wrong predictions among the first 1, 2, ... N."""
+class _Predictions(NamedTuple):
+    """Predictions in falling order of their probabilities, by a group of classes.
 
-    confidence: npt.NDArray[np.floating]
-    wrong: npt.NDArray[np.int64]
+    Attributes:
+        top: top probabilities, rounded down to float32, `[N]`.
+        right: whether the class is correct, `[N]`.
+    """
+
+    top: npt.NDArray[np.float32]
+    right: npt.NDArray[np.bool_]
+
+    def count_kept(self, threshold: float) -> int:
+        return int((self.top >= threshold).sum())
+
+
+class _Testing(NamedTuple):
+    """The tests of a call: the target, and the allowed errors of the shared threshold and of each class's own."""
+
+    target: float
+    level: float
+    own_level: float
 
 
 def choose_thresholds(
@@ -124,22 +162,15 @@ def choose_thresholds(
         target_precision: required precision, in (0, 1).
         confidence: in (0, 1).
     """
-    predicted, top = probabilities.argmax(axis=1), probabilities.max(axis=1)
-    right = predicted == labels
-    by_class: list[float | None] = [None] * probabilities.shape[1]
-
-    def choose(chosen: npt.NDArray[np.bool_]) -> float | None:
-        return _choose(_rank(top[chosen], right[chosen]), target_precision, 1 - confidence)
-
-    overall = choose(np.ones(len(labels), bool))
-    if overall is None:
-        return ChosenThresholds(None, tuple(by_class))
-    for label in np.unique(predicted).tolist():
-        own = predicted == label
-        by_class[label] = _choose_own(choose(own), overall, top[own], right[own], target_precision)
+    classes, everything = _split(probabilities, labels)
+    testing = _plan_tests(classes, target_precision, confidence)
+    overall = _choose(everything, testing.target, testing.level)
+    by_class = tuple(_choose_own(predictions, overall, testing) for predictions in classes)
     # classes that look bad stay in the test: without their wrong labels it would promise too much for the others
-    shares = np.array([threshold is None or math.isinf(threshold) for threshold in by_class])[predicted]
-    return ChosenThresholds(overall if shares.all() else choose(shares), tuple(by_class))
+    rest = [one for one, own in zip(classes, by_class, strict=True) if own is None or math.isinf(own)]
+    if len(rest) < len(classes):
+        overall = _choose(_join(rest), testing.target, testing.level)
+    return ChosenThresholds(overall, by_class)
 
 
 def describe_thresholds(
@@ -151,33 +182,23 @@ def describe_thresholds(
 ) -> Thresholds:
     """Choose thresholds, and measure what they keep; arguments as of `choose_thresholds`, and the classes' names."""
     chosen = choose_thresholds(probabilities, labels, target_precision, confidence)
-    predicted, top = probabilities.argmax(axis=1), probabilities.max(axis=1)
-    right, level = predicted == labels, 1 - confidence
-    own = [None if value is None or math.isinf(value) else value for value in chosen.by_class]
-    is_pooled = np.array([value is None for value in chosen.by_class])
-    pooled = is_pooled[predicted]
-
-    def count(members: npt.NDArray[np.bool_]) -> int | None:
-        return count_needed(top[members], right[members], target_precision, level)
-
-    thresholds = Thresholds(
-        target_precision=target_precision,
-        confidence=confidence,
-        overall=None if chosen.overall is None else _measure(chosen.overall, top[pooled], right[pooled]),
-        kept=0.0,
-        needed=count(pooled) if chosen.overall is None and is_pooled.any() else None,
-        by_class={
-            name: None if value is None else _measure(value, top[predicted == index], right[predicted == index])
-            for index, (name, value) in enumerate(zip(classes, own, strict=True))
-        },
-        pooled=[name for name, one in zip(classes, is_pooled.tolist(), strict=True) if one],
-        needed_by_class={
-            name: None if value is not None else count(predicted == index)
-            for index, (name, value) in enumerate(zip(classes, own, strict=True))
-        },
-    )
-    kept = top >= resolve_thresholds(thresholds, classes)[predicted]
-    return replace(thresholds, kept=float(kept.mean()) if len(kept) else 0.0)
+    split, everything = _split(probabilities, labels)
+    testing = _plan_tests(split, target_precision, confidence)
+    by_class: dict[str, Threshold | None] = {}
+    needed_by_class: dict[str, Needed | None] = {}
+    pooled: list[str] = []
+    for name, predictions, value in zip(classes, split, chosen.by_class, strict=True):
+        by_class[name] = None if value is None or math.isinf(value) else _measure(value, predictions)
+        needed_by_class[name] = None
+        if value is None:
+            pooled.append(name)
+            needed_by_class[name] = count_needed(*predictions, testing.target, testing.own_level)
+    rest = _join([predictions for predictions, value in zip(split, chosen.by_class, strict=True) if value is None])
+    needed = count_needed(*rest, testing.target, testing.level) if chosen.overall is None and pooled else None
+    overall = None if chosen.overall is None else _measure(chosen.overall, rest)
+    num_kept = sum(one.images for one in (overall, *by_class.values()) if one is not None)
+    kept = num_kept / len(everything.top) if len(everything.top) else 0.0
+    return Thresholds(target_precision, confidence, overall, kept, needed, by_class, pooled, needed_by_class)
 
 
 def resolve_thresholds(thresholds: Thresholds, classes: Sequence[str]) -> npt.NDArray[np.float32]:
@@ -190,41 +211,40 @@ def resolve_thresholds(thresholds: Thresholds, classes: Sequence[str]) -> npt.ND
     return np.array([_UNREACHABLE if entry is None else entry.probability for entry in chosen], np.float32)
 
 
-def explain_needed(thresholds: Thresholds, needed: int | None) -> str:
-    """Return what to do about a threshold that is not there; `needed` is the `Thresholds`' own or of one class."""
-    if needed is None:
-        return "more images like these would not do"
-    least = count_least(thresholds.target_precision, (1 - thresholds.confidence) * _START_SHARES[0], num_wrong=1)
-    condition = f", if one in {least:,} is wrong" if needed <= least else ", if they are like these"
-    return f"about {needed:,} more images would do{condition}"
+def explain_needed(needed: Needed | None) -> str:
+    """Return how many more images a threshold needs that is not there, or that more would not do."""
+    return "more images like these would not do" if needed is None else str(needed)
 
 
 def count_needed(
-    confidence: npt.NDArray[np.floating], right: npt.NDArray[np.bool_], target_precision: float, level: float
-) -> int | None:
-    """Return about how many more images a threshold needs, if more are like these; None if more would not do.
+    top: npt.NDArray[np.floating], right: npt.NDArray[np.bool_], target_precision: float, level: float
+) -> Needed | None:
+    """Return how many more images a threshold needs, from those that are there; None if more would not do.
 
-    Without enough images to know, one wrong label is allowed for.
+    Where they are too few to know, one wrong label is allowed for.
 
     Args:
-        confidence: top probabilities, `[N]`.
+        top: top probabilities in falling order, `[N]`.
         right: whether the prediction is correct, `[N]`.
         level: probability of a wrong promise.
     """
-    num_images, level = len(confidence), level * _START_SHARES[0]
+    num_images, level = len(top), level * min(_START_SHARES)
     least = count_least(target_precision, level, num_wrong=1)
-    if num_images < least:
-        return least - num_images
+    if num_images < least and (~right).sum() <= 1:
+        return Needed(least - num_images, least)
     counts = _list_counts(1, num_images)
-    shares = (_rank(confidence, right).wrong[counts - 1] + 1) / (counts + 2)  # Laplace's estimate
+    shares = (np.cumsum(~right)[counts - 1] + 1) / (counts + 2)  # Laplace's estimate
     totals = [
-        count_for_share(share, target_precision, level) * num_images / count
+        _count_for_share(share, target_precision, level) * num_images / count
         for share, count in zip(shares.tolist(), counts.tolist(), strict=True)
     ]
-    total = min(totals)
-    return None if math.isinf(total) else max(1, math.ceil(total) - num_images)
+    best = int(np.argmin(totals))
+    if math.isinf(totals[best]) or totals[best] <= num_images:
+        return None
+    return Needed(math.ceil(totals[best]) - num_images, max(1, int(1 / shares[best])))
 
 
+@functools.cache
 def count_least(target_precision: float, level: float, num_wrong: int = 0) -> int:
     """Return the number of labels of which `num_wrong` may be wrong in a test at a level."""
     least = num_wrong + 1
@@ -233,7 +253,15 @@ def count_least(target_precision: float, level: float, num_wrong: int = 0) -> in
     return least
 
 
-def count_for_share(share: float, target_precision: float, level: float) -> float:
+def compute_chance(num_wrong: _Numbers, counts: _Numbers, precision: float) -> npt.NDArray[np.float64]:
+    """Return the probability that at most `num_wrong` of `counts` labels are wrong where the precision is as given."""
+    from scipy.special import bdtr  # every process of a prediction imports this module for its records
+
+    chances: npt.NDArray[np.float64] = bdtr(num_wrong, counts, 1 - precision)
+    return chances
+
+
+def _count_for_share(share: float, target_precision: float, level: float) -> float:
     """Return the number of labels that a test at a level needs if a share of them is wrong; infinity for millions."""
 
     def is_enough(count: int) -> bool:
@@ -251,43 +279,57 @@ def count_for_share(share: float, target_precision: float, level: float) -> floa
     return high
 
 
-def compute_chance(num_wrong: _Numbers, counts: _Numbers, precision: float) -> npt.NDArray[np.float64]:
-    """Return the probability that at most `num_wrong` of `counts` labels are wrong where the precision is as given."""
-    from scipy.special import bdtr  # every process of a prediction imports this module for its records
+def _split(probabilities: Probabilities, labels: Labels) -> tuple[list[_Predictions], _Predictions]:
+    """Return the predictions by predicted class, and all of them."""
+    probabilities = np.asarray(probabilities)
+    predicted, top = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    rounded = top.astype(np.float32)
+    # predictions that one float32 cannot tell apart are kept or dropped together
+    rounded = np.where(rounded > top, np.nextafter(rounded, np.float32(0)), rounded)
+    order = np.argsort(-rounded, kind="stable")
+    everything = _Predictions(rounded[order], (predicted == np.asarray(labels))[order])
+    by_class = np.argsort(predicted[order], kind="stable")
+    ends = np.searchsorted(predicted[order][by_class], np.arange(1, probabilities.shape[1]))
+    members = np.split(by_class, ends)
+    return [_Predictions(everything.top[rows], everything.right[rows]) for rows in members], everything
 
-    chances: npt.NDArray[np.float64] = bdtr(num_wrong, counts, 1 - precision)
-    return chances
+
+def _join(predictions: Sequence[_Predictions]) -> _Predictions:
+    top = np.concatenate([one.top for one in predictions] or [np.empty(0, np.float32)])
+    right = np.concatenate([one.right for one in predictions] or [np.empty(0, bool)])
+    order = np.argsort(-top, kind="stable")
+    return _Predictions(top[order], right[order])
 
 
-def _rank(confidence: npt.NDArray[np.floating], right: npt.NDArray[np.bool_]) -> _Ranked:
-    order = np.argsort(-confidence, kind="stable")
-    return _Ranked(confidence[order], np.cumsum(~right[order]))
+def _plan_tests(classes: Sequence[_Predictions], target: float, confidence: float) -> _Testing:
+    """Divide the allowed error among the shared threshold and the classes with enough predictions for their own."""
+    level, num_own = 1 - confidence, 0
+    least = count_least(target, _OWN_SHARE * level * _START_SHARES[0])
+    num_own = sum(len(one.top) >= least for one in classes)
+    return _Testing(target, (1 - _OWN_SHARE) * level, _OWN_SHARE * level / max(1, num_own))
 
 
-def _choose(ranked: _Ranked, target: float, level: float) -> float | None:
+def _choose(predictions: _Predictions, target: float, level: float) -> float | None:
     """Return the threshold with the most predictions among those that the tests confirm; None without any.
 
     Tests share the level by the fallback procedure (Wiens 2003): each that confirms passes its part on to the next.
     """
-    num_images, first = len(ranked.confidence), count_least(target, level * _START_SHARES[0])
+    num_images, first = len(predictions.top), count_least(target, level * _START_SHARES[0])
     if num_images < first:
         return None
-    # predictions of one probability are kept or dropped together
-    ends = np.flatnonzero(np.append(np.diff(ranked.confidence) < 0, True)) + 1
+    ends = np.flatnonzero(np.append(np.diff(predictions.top) < 0, True)) + 1
     counts = np.unique(ends[np.searchsorted(ends, _list_counts(first, num_images))])
     levels = np.zeros(len(counts))
-    for number, share in enumerate(_START_SHARES):
-        levels[number * len(counts) // len(_START_SHARES)] += share * level
-    chances = compute_chance(ranked.wrong[counts - 1], counts, target)
+    for index, share in zip((0, len(counts) // 2, -1), _START_SHARES, strict=True):
+        levels[index] += share * level
+    wrong = np.cumsum(~predictions.right)[counts - 1]
+    chances = compute_chance(wrong, counts, target)
     passed, confirmed = 0.0, None
     for index, (chance, own) in enumerate(zip(chances.tolist(), levels.tolist(), strict=True)):
         passed = passed + own if chance <= passed + own and passed + own > 0 else 0.0
         if passed:
             confirmed = index
-    if confirmed is None:
-        return None
-    # rounded down, so that the image it comes from stays above it in float32
-    return float(np.nextafter(np.float32(ranked.confidence[counts[confirmed] - 1]), np.float32(0)))
+    return None if confirmed is None else float(predictions.top[counts[confirmed] - 1])
 
 
 def _list_counts(first: int, last: int) -> npt.NDArray[np.int64]:
@@ -296,23 +338,22 @@ def _list_counts(first: int, last: int) -> npt.NDArray[np.int64]:
     return np.unique(np.geomspace(first, last, num_counts).round().astype(np.int64))
 
 
-def _choose_own(
-    own: float | None, overall: float, confidence: npt.NDArray[np.floating], right: npt.NDArray[np.bool_], target: float
-) -> float | None:
-    """Return the threshold of a class: its own, None for the overall one, or infinity if its labels are bad."""
-    kept = confidence >= overall
-    if own is not None and len(confidence) >= _MANY_IMAGES:
+def _choose_own(predictions: _Predictions, overall: float | None, testing: _Testing) -> float | None:
+    """Return the threshold of a class: its own, None for the shared one, or infinity if its labels are bad."""
+    own = _choose(predictions, testing.target, testing.own_level)
+    if overall is None:
         return own
-    if own is not None and (confidence >= own).sum() >= _LEAST_KEPT * kept.sum():
+    kept = predictions.count_kept(overall)
+    if own is not None and (len(predictions.top) >= _MANY_IMAGES or predictions.count_kept(own) >= _LEAST_KEPT * kept):
         return own
-    num_kept, num_wrong = int(kept.sum()), int((~right[kept]).sum())
-    is_bad = num_wrong > 0 and 1 - compute_chance(num_wrong - 1, num_kept, target) <= _BAD_LEVEL
+    num_wrong = int((~predictions.right[:kept]).sum())
+    is_bad = num_wrong > 0 and 1 - compute_chance(num_wrong - 1, kept, testing.target) <= _BAD_LEVEL
     return (math.inf if own is None else own) if is_bad else None
 
 
-def _measure(probability: float, confidence: npt.NDArray[np.floating], right: npt.NDArray[np.bool_]) -> Threshold:
-    above = confidence >= np.float32(probability)
-    num_kept, num_right = int(above.sum()), int(right[above].sum())
+def _measure(probability: float, predictions: _Predictions) -> Threshold:
+    num_kept = predictions.count_kept(probability)
+    num_right = int(predictions.right[:num_kept].sum())
     low, high = wilson(num_right, num_kept)
-    share = num_kept / len(confidence) if len(confidence) else 0.0
+    share = num_kept / len(predictions.top) if len(predictions.top) else 0.0
     return Threshold(probability, num_right / num_kept if num_kept else 0.0, low, high, share, num_kept)

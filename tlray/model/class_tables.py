@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tlray.metrics.classification import ClassMeasurement, Measurement
-from tlray.metrics.thresholds import Threshold
+from tlray.metrics.thresholds import Needed, Threshold
 from tlray.model.manifest import Manifest
 from tlray.storage.records import Json, RecordError, build_record
 
@@ -42,7 +42,7 @@ def _list_types(kind: type[ClassMeasurement | Threshold]) -> dict[str, str]:
 
 _CLASSES = {"role": "string", **_NAMES, **_list_types(ClassMeasurement)}
 _CONFUSION = {"role": "string", **_INDICES}
-_THRESHOLDS = {**_NAMES, "pooled": "bool", "needed": "int64", **_list_types(Threshold)}
+_THRESHOLDS = {**_NAMES, "pooled": "bool", "needed": "int64", "one_in": "int64", **_list_types(Threshold)}
 
 
 def write_class_tables(manifest: Manifest) -> dict[str, bytes]:
@@ -68,7 +68,8 @@ def write_class_tables(manifest: Manifest) -> dict[str, bytes]:
         for index, name in enumerate(classes):
             threshold = manifest.thresholds.by_class[name]
             numbers = asdict(threshold) if threshold is not None else dict.fromkeys(_list_types(Threshold))
-            rule = {"pooled": name in pooled, "needed": needed.get(name)}
+            more = needed.get(name)
+            rule = {"pooled": name in pooled, "needed": more and more.images, "one_in": more and more.one_in}
             rows.append({"class_index": index, "class_name": name, **rule, **numbers})
         tables[THRESHOLDS] = _dump(rows, _THRESHOLDS)
     return tables
@@ -121,7 +122,10 @@ def join_class_tables(manifest: Manifest, folder: Path) -> Manifest:
             for name, row in _iter_rows(table, Threshold, manifest.classes)
         }
         pooled = [name for name, is_pooled in zip(manifest.classes, table.read("pooled"), strict=True) if is_pooled]
-        needed = dict(zip(manifest.classes, table.read("needed"), strict=True))
+        needed = {
+            name: None if images is None else build_record(Needed, {"images": images, "one_in": one_in})
+            for name, images, one_in in zip(manifest.classes, table.read("needed"), table.read("one_in"), strict=True)
+        }
         thresholds = replace(thresholds, by_class=chosen, pooled=pooled, needed_by_class=needed)
     metrics = replace(metrics, validation=measured.get("validation"), test=measured.get("test"))
     return replace(manifest, metrics=metrics, thresholds=thresholds)

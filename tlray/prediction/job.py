@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -63,7 +63,8 @@ def describe_job(config: PredictConfig, bundle: Bundle) -> dict[str, Json]:
     deciding = {name: getattr(config, name) for name in _DECIDING}
     min_probability = config.min_probability
     if min_probability == "auto":  # the model id does not cover thresholds
-        min_probability = f"auto {hash_json(asdict(_find_thresholds(bundle)))[:12]}"
+        least = resolve_thresholds(_find_thresholds(bundle), bundle.classes)
+        min_probability = f"auto {hash_json(least.tolist())[:12]}"
     elif min_probability is not None:
         min_probability = repr(float(min_probability))
     review: dict[str, Json] = {"min_probability": min_probability, "max_ood": config.max_ood}

@@ -122,7 +122,7 @@ class ThresholdRow:
 
 @dataclass(frozen=True)
 class ThresholdTable:
-    """The threshold of the classes without one of their own, thresholds of the most frequent classes.
+    """The threshold of the classes without one of their own, and the thresholds of the most frequent classes.
 
     Attributes:
         rows: with the shared threshold first, if a class needs it.
@@ -199,9 +199,9 @@ def point_at_threshold(thresholds: Thresholds | None) -> list[Point]:
     """List one sentence on the probability threshold; empty without thresholds."""
     if thresholds is None:
         return []
-    overall, target = thresholds.overall, format_percent(thresholds.target_precision, 0)
+    overall, target = thresholds.overall, f"{100 * thresholds.target_precision:g}%"
     if not thresholds.kept:
-        needed = explain_needed(thresholds, thresholds.needed)
+        needed = explain_needed(thresholds.needed)
         text = f"No probability threshold promises a precision of {target}: review all labels; {needed}."
         return [Point("bad", text)]
     shared = overall is not None and all(threshold is None for threshold in thresholds.by_class.values())
@@ -212,7 +212,7 @@ def point_at_threshold(thresholds: Thresholds | None) -> list[Point]:
     )
     text = (
         f"Keep labels {above}, {format_percent(thresholds.kept)} of them: with "
-        f"{format_percent(thresholds.confidence, 0)} confidence, at least {target} are correct."
+        f"{100 * thresholds.confidence:g}% confidence, at least {target} are correct."
     )
     return [Point("good", text)]
 
@@ -274,16 +274,16 @@ def list_thresholds(thresholds: Thresholds | None, measurement: Measurement) -> 
     images = {name: values.images for name, values in measurement.by_class.items()}
     names = keep_frequent(list(by_class), [images.get(name, 0) for name in by_class])
     pooled = set(thresholds.pooled)
-    shared = "as all others" if thresholds.overall is not None else "review all"
     rows = []
     if pooled:
-        name = "all classes" if len(pooled) == len(by_class) else "all others"
-        rows.append(
-            ThresholdRow(name, thresholds.overall, f"review all: {explain_needed(thresholds, thresholds.needed)}")
-        )
+        name = "all classes" if len(pooled) == len(by_class) else "other classes"
+        rows.append(ThresholdRow(name, thresholds.overall, f"review all: {explain_needed(thresholds.needed)}"))
     for name in names:
-        needed = explain_needed(thresholds, thresholds.needed_by_class.get(name))
-        instead = f"{shared}; for its own, {needed}" if name in pooled else "review all: too many are wrong"
+        instead = "review all: too many are wrong"
+        if name in pooled:
+            instead = "shared" if thresholds.overall is not None else "review all"
+            if (needed := thresholds.needed_by_class.get(name)) is not None:
+                instead += f"; for its own, {needed}"
         rows.append(ThresholdRow(name, by_class[name], instead))
     target, confidence = thresholds.target_precision, thresholds.confidence
     return ThresholdTable(target, confidence, thresholds.kept, rows, len(by_class) - len(names))

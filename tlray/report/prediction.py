@@ -113,7 +113,7 @@ def _list_points(facts: PredictionFacts) -> list[Point]:
         points.append(Point("good", "Every row has its label."))
     if facts.needs_review is not None and facts.labelled_read:
         review = format_percent(facts.needs_review / facts.labelled_read)
-        text = f"{review} of the labels are below the minimum probability: review them."
+        text = f"{review} of the labels need a review, as --min-probability or --max-ood asked."
         points.append(Point("", text))
     if facts.shift is not None and facts.verdict is not None:
         points.append(Point("good" if facts.shift.fits else "bad", facts.verdict))
