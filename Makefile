@@ -16,7 +16,7 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-test
 	$(BIN)/pytest -m "$(UNITS)" --numprocesses 2 --dist loadfile
-	$(BIN)/pytest -m "$(JOBS) and not chaos" --numprocesses 2 --dist loadgroup --durations=25 $(HANG)
+	$(BIN)/pytest -m "$(JOBS) and not chaos" --durations=25 $(HANG)
 
 test-all: $(VENV)/.installed-test
 	$(BIN)/pytest

@@ -4,13 +4,11 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
-from xdist.scheduler import LoadScopeScheduling
 
 from tests.entry.runner import Runner
 
@@ -31,19 +29,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return tiers.index(package) + 1 if package in tiers else 0
 
     items.sort(key=find_tier)
-
-
-class GroupScheduling(LoadScopeScheduling):
-    """Keeps tests that share a Ray, a bundle or a store in one process; xdist's own loadgroup needs pytest < 9.2."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        parts = nodeid.partition("::")[0].split("/")
-        return "training" if "training" in parts else parts[1]
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> GroupScheduling | None:
-    """Schedule the jobs' tests by group; other tiers are spread as `--dist` says."""
-    return GroupScheduling(config, log) if config.getvalue("dist") == "loadgroup" else None
 
 
 @contextlib.contextmanager
