@@ -13,6 +13,8 @@ from tlray.importer.import_model import _calibrate, _measure, _ValidationPredict
 from tlray.importer.network import draw_images, find_image_size
 from tlray.metrics.calibration import MIN_IMAGES
 
+CONFIG = ImportConfig(model="m.keras", classes="c.txt", output="out", target_precision=0.9, confidence=0.8)
+
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 @pytest.mark.parametrize(
@@ -98,7 +100,7 @@ def make_predictions(count, num_features=4):
 def test_without_images_nothing_is_calibrated_or_measured():
     calibration = _calibrate(None, 2, scalable=True)
     assert (calibration.temperature, calibration.images, calibration.ood_score) == (1.0, 0, None)
-    metrics, thresholds = _measure(None, calibration, ["a", "b"], 0.9)
+    metrics, thresholds = _measure(None, calibration, ["a", "b"], CONFIG)
     assert (metrics.validation, thresholds) == (None, None)
 
 
@@ -144,10 +146,10 @@ def test_half_of_the_images_are_references_and_no_features_give_no_score():
     predictions = make_predictions(20, num_features=0)
     calibration = _calibrate(predictions, 2, scalable=True)
     assert calibration.ood_score is None
-    metrics, thresholds = _measure(predictions, calibration, ["a", "b"], 0.9)
+    metrics, thresholds = _measure(predictions, calibration, ["a", "b"], CONFIG)
     assert metrics.validation.images == metrics.uncalibrated.images == 20
     assert metrics.ood_score is None
-    assert thresholds.target_precision == 0.9
+    assert (thresholds.target_precision, thresholds.confidence) == (0.9, 0.8)
 
 
 def test_drawn_images_are_the_same_every_time():
