@@ -322,7 +322,7 @@ def _choose(predictions: _Predictions, target: float, level: float) -> float | N
     levels = np.zeros(len(counts))
     for index, share in zip((0, len(counts) // 2, -1), _START_SHARES, strict=True):
         levels[index] += share * level
-    wrong = np.cumsum(~predictions.right)[counts - 1]
+    wrong = np.cumsum(~predictions.right, dtype=np.int64)[counts - 1]
     chances = compute_chance(wrong, counts, target)
     passed, confirmed = 0.0, None
     for index, (chance, own) in enumerate(zip(chances.tolist(), levels.tolist(), strict=True)):
