@@ -81,8 +81,8 @@ def test_an_evaluation_prints_accuracy_classes_and_confusion(lines):
     assert [line for line in printed if line.startswith("accuracy 0.7500 (4 images; 95% interval 0.3")]
     assert "most confused b taken for a 1x" in printed
     assert (
-        "to be right in 95% of cases, with 90% confidence: no probability is enough; about 78 more images would do, "
-        "if one in 87 is wrong"
+        "to be right in 95% of cases, with 90% confidence: no probability is enough; about 78 more images would do "
+        "if at most one in 87 is wrong"
     ) in printed
     assert not [line for line in printed if line.startswith(("top-", "written", "not measured"))]
 
@@ -95,12 +95,22 @@ def test_an_evaluation_names_failures_the_threshold_and_its_files(lines):
     assert "not measured CORRUPT 2" in printed
     assert "written out/report.html, evaluation.json, label_errors.csv" in printed
     assert (
-        "to be right in 95% of cases, with 90% confidence, a label needs a probability of 0.875; 60% of the labels "
+        "to be right in 95% of cases, with 90% confidence: a label needs a probability of 0.875; 60% of the labels "
         "are kept"
     ) in printed
-    own = replace(thresholds, overall=None, by_class={"a": threshold, "b": None})
-    print_evaluate(evaluate(thresholds=own))
+    own = {"a": threshold, "b": None}
+    for changed, told in (
+        ({"by_class": own, "pooled": ["b"]}, "the others need a probability of 0.875"),
+        ({"by_class": own, "overall": None}, "1 always need a review"),
+        ({"by_class": own, "overall": None, "pooled": ["b"]}, "1 always need a review"),
+    ):
+        print_evaluate(evaluate(thresholds=replace(thresholds, **changed)))
+        assert (
+            "to be right in 95% of cases, with 90% confidence: 1 of 2 classes have their own minimum probability, "
+            f"{told}; 60% of the labels are kept"
+        ) in lines()
+    print_evaluate(evaluate(thresholds=replace(thresholds, by_class={"a": threshold}, overall=None)))
     assert (
-        "to be right in 95% of cases, with 90% confidence, labels of 1 of 2 classes need a probability of their class, "
-        "others a review; 60% of the labels are kept"
+        "to be right in 95% of cases, with 90% confidence: 1 of 1 classes have their own minimum probability; 60% of "
+        "the labels are kept"
     ) in lines()

@@ -88,9 +88,9 @@ def test_the_threshold_is_a_point():
     missed = point_at_threshold(replace(thresholds, overall=None))
     assert [point.tone for point in missed] == ["good"]  # classes have thresholds of their own
     nothing = replace(thresholds, overall=None, kept=0.0, needed=Needed(12, 87))
-    text = "No probability threshold promises a precision of 95%: review all labels; about 12 more images would do, "
-    assert point_at_threshold(nothing) == [Point("bad", f"{text}if one in 87 is wrong.")]
-    shared = replace(thresholds, by_class=dict.fromkeys(thresholds.by_class))
+    text = "No probability threshold promises a precision of 95%: review all labels; about 12 more images would do "
+    assert point_at_threshold(nothing) == [Point("bad", f"{text}if at most one in 87 is wrong.")]
+    shared = replace(thresholds, by_class={"a": None}, pooled=["a"])
     assert point_at_threshold(shared)[0].text == (
         "Keep labels with a probability of at least 0.812, 78.0% of them: with 90% confidence, at least 95% are "
         "correct."
@@ -149,10 +149,13 @@ def test_the_table_of_thresholds_keeps_the_most_frequent_classes():
     table = list_thresholds(thresholds, measured)
     assert (table.target, table.confidence, table.kept, table.more) == (0.95, 0.9, 0.78, 1)
     shared, *rows = table.rows
-    assert (shared.name, shared.threshold) == ("other classes", thresholds.overall)
+    assert (shared.name, shared.threshold) == ("classes without their own", thresholds.overall)
     assert [row.name for row in rows] == classes[:0:-1]
     assert rows[0].threshold is None
-    assert rows[0].instead == "shared; for its own, about 86 more images would do, if one in 87 is wrong"
+    assert (
+        rows[0].instead
+        == "shared; for a threshold of its own, about 86 more images would do if at most one in 87 is wrong"
+    )
     assert rows[1].threshold == thresholds.by_class["class 29"]
     assert list_thresholds(None, measured) is None
 

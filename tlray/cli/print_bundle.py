@@ -92,17 +92,19 @@ def describe_duplicates(label_errors: LabelErrorSummary | None) -> list[tuple[st
 def _describe_threshold(thresholds: Thresholds) -> str:
     from tlray.metrics.thresholds import explain_needed
 
-    overall, num_own = thresholds.overall, sum(one is not None for one in thresholds.by_class.values())
+    overall, num_classes = thresholds.overall, len(thresholds.by_class)
+    num_own = sum(one is not None for one in thresholds.by_class.values())
+    num_bad = num_classes - num_own - len(thresholds.pooled if overall is not None else ())
     target, confidence = 100 * thresholds.target_precision, 100 * thresholds.confidence
     promise = f"in {target:g}% of cases, with {confidence:g}% confidence"
     if overall is None and not num_own:
         return f"{promise}: no probability is enough; {explain_needed(thresholds.needed)}"
-    if not num_own:
-        needs = f"a label needs a probability of {overall.probability:.3f}" if overall else ""
-    else:
-        needs = f"labels of {num_own:,} of {len(thresholds.by_class):,} classes need a probability of their class"
-        needs += f", others {overall.probability:.3f}" if overall else ", others a review"
-    return f"{promise}, {needs}; {thresholds.kept:.0%} of the labels are kept"
+    needs = [f"{num_own:,} of {num_classes:,} classes have their own minimum probability"] if num_own else []
+    if overall is not None:
+        needs.append(f"{'the others need' if num_own else 'a label needs'} a probability of {overall.probability:.3f}")
+    if num_bad > 0:
+        needs.append(f"{num_bad:,} always need a review")
+    return f"{promise}: {', '.join(needs)}; {thresholds.kept:.0%} of the labels are kept"
 
 
 def _describe_network(manifest: Manifest) -> list[tuple[str, str]]:

@@ -161,7 +161,7 @@ def spare_helpers(*, verbose: bool) -> Iterator[None]:
 
 
 def silence_messages() -> contextlib.AbstractContextManager[None]:
-    """Keep a Ray that is started or joined in this context from printing messages, 20 lines for a process that dies.
+    """Keep a Ray that is started or joined in this context from printing messages: 20 lines for each process that dies.
 
     tlray says itself what was lost, and goes on.
     """

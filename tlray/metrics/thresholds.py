@@ -52,7 +52,8 @@ class ChosenThresholds:
     """Probabilities that predictions must reach, exact in float32.
 
     Attributes:
-        overall: for the classes that have none of their own; None if nothing can be promised for them together.
+        overall: for the classes that have none of their own; None if nothing can be promised for them together, or
+            none of their labels reaches it.
         by_class: by class index; None for the overall one, infinite for a class whose labels are wrong too often.
     """
 
@@ -94,7 +95,7 @@ class Needed:
 
     def __str__(self) -> str:
         images = f"{self.images:,} more {'image' if self.images == 1 else 'images'}"
-        return f"about {images} would do, if one in {self.one_in:,} is wrong"
+        return f"about {images} would do if at most one in {self.one_in:,} is wrong"
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class Thresholds:
             has a threshold of its own.
         overall: over the predictions of the classes in `pooled`; None if nothing can be promised for them.
         kept: share of all images whose label is kept.
-        needed: for `overall`; None if it is there, or if more images would not do.
+        needed: for `overall`; None if it is there, or if the images cannot tell.
         by_class: by predicted class; None for classes in `pooled`, and for those whose labels are wrong too often.
         pooled: classes that share `overall`.
         needed_by_class: as `needed`, by predicted class; None also where a threshold could be promised, but would keep
@@ -165,12 +166,19 @@ def choose_thresholds(
     classes, everything = _split(probabilities, labels)
     testing = _plan_tests(classes, target_precision, confidence)
     overall = _choose(everything, testing.target, testing.level)
-    by_class = tuple(_choose_own(predictions, overall, testing) for predictions in classes)
-    # classes that look bad stay in the test: without their wrong labels it would promise too much for the others
-    rest = [one for one, own in zip(classes, by_class, strict=True) if own is None or math.isinf(own)]
+    possible = [_choose(one, testing.target, testing.own_level) for one in classes]
+    by_class = [own if _is_enough(own, one, overall) else None for own, one in zip(possible, classes, strict=True)]
+    rest = [one for one, own in zip(classes, by_class, strict=True) if own is None]
     if len(rest) < len(classes):
         overall = _choose(_join(rest), testing.target, testing.level)
-    return ChosenThresholds(overall, by_class)
+    if overall is None:
+        return ChosenThresholds(None, tuple(by_class))
+    # these classes were part of the test: without their wrong labels it would promise too much for the others
+    for index, (own, one) in enumerate(zip(possible, classes, strict=True)):
+        if by_class[index] is None and _is_bad(one, overall, testing.target):
+            by_class[index] = math.inf if own is None else own
+    pooled = [one for one, own in zip(classes, by_class, strict=True) if own is None]
+    return ChosenThresholds(overall if any(one.count_kept(overall) for one in pooled) else None, tuple(by_class))
 
 
 def describe_thresholds(
@@ -192,7 +200,8 @@ def describe_thresholds(
         needed_by_class[name] = None
         if value is None:
             pooled.append(name)
-            needed_by_class[name] = count_needed(*predictions, testing.target, testing.own_level)
+            if _choose(predictions, testing.target, testing.own_level) is None:
+                needed_by_class[name] = count_needed(*predictions, testing.target, testing.own_level)
     rest = _join([predictions for predictions, value in zip(split, chosen.by_class, strict=True) if value is None])
     needed = count_needed(*rest, testing.target, testing.level) if chosen.overall is None and pooled else None
     overall = None if chosen.overall is None else _measure(chosen.overall, rest)
@@ -212,14 +221,14 @@ def resolve_thresholds(thresholds: Thresholds, classes: Sequence[str]) -> npt.ND
 
 
 def explain_needed(needed: Needed | None) -> str:
-    """Return how many more images a threshold needs that is not there, or that more would not do."""
-    return "more images like these would not do" if needed is None else str(needed)
+    """Return how many more images a threshold needs that is not there, as far as it can be told."""
+    return "how many more images would do cannot be told from these" if needed is None else str(needed)
 
 
 def count_needed(
     top: npt.NDArray[np.floating], right: npt.NDArray[np.bool_], target_precision: float, level: float
 ) -> Needed | None:
-    """Return how many more images a threshold needs, from those that are there; None if more would not do.
+    """Return how many more images a threshold needs, from those that are there; None if they cannot tell.
 
     Where they are too few to know, one wrong label is allowed for.
 
@@ -338,17 +347,18 @@ def _list_counts(first: int, last: int) -> npt.NDArray[np.int64]:
     return np.unique(np.geomspace(first, last, num_counts).round().astype(np.int64))
 
 
-def _choose_own(predictions: _Predictions, overall: float | None, testing: _Testing) -> float | None:
-    """Return the threshold of a class: its own, None for the shared one, or infinity if its labels are bad."""
-    own = _choose(predictions, testing.target, testing.own_level)
-    if overall is None:
-        return own
-    kept = predictions.count_kept(overall)
-    if own is not None and (len(predictions.top) >= _MANY_IMAGES or predictions.count_kept(own) >= _LEAST_KEPT * kept):
-        return own
-    num_wrong = int((~predictions.right[:kept]).sum())
-    is_bad = num_wrong > 0 and 1 - compute_chance(num_wrong - 1, kept, testing.target) <= _BAD_LEVEL
-    return (math.inf if own is None else own) if is_bad else None
+def _is_enough(own: float | None, predictions: _Predictions, overall: float | None) -> bool:
+    """Return whether a class takes its own threshold: with few images it would keep much less than the shared one."""
+    if own is None or overall is None or len(predictions.top) >= _MANY_IMAGES:
+        return own is not None
+    return predictions.count_kept(own) >= _LEAST_KEPT * predictions.count_kept(overall)
+
+
+def _is_bad(predictions: _Predictions, overall: float, target: float) -> bool:
+    """Return whether the labels of a class above the shared threshold are significantly worse than the target."""
+    num_kept = predictions.count_kept(overall)
+    num_wrong = int((~predictions.right[:num_kept]).sum())
+    return num_wrong > 0 and 1 - float(compute_chance(num_wrong - 1, num_kept, target)) <= _BAD_LEVEL
 
 
 def _measure(probability: float, predictions: _Predictions) -> Threshold:

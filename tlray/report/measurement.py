@@ -204,7 +204,7 @@ def point_at_threshold(thresholds: Thresholds | None) -> list[Point]:
         needed = explain_needed(thresholds.needed)
         text = f"No probability threshold promises a precision of {target}: review all labels; {needed}."
         return [Point("bad", text)]
-    shared = overall is not None and all(threshold is None for threshold in thresholds.by_class.values())
+    shared = len(thresholds.pooled) == len(thresholds.by_class)
     above = (
         f"with a probability of at least {format_decimal(overall.probability)}"
         if overall is not None and shared
@@ -276,14 +276,14 @@ def list_thresholds(thresholds: Thresholds | None, measurement: Measurement) -> 
     pooled = set(thresholds.pooled)
     rows = []
     if pooled:
-        name = "all classes" if len(pooled) == len(by_class) else "other classes"
+        name = "all classes" if len(pooled) == len(by_class) else "classes without their own"
         rows.append(ThresholdRow(name, thresholds.overall, f"review all: {explain_needed(thresholds.needed)}"))
     for name in names:
         instead = "review all: too many are wrong"
         if name in pooled:
             instead = "shared" if thresholds.overall is not None else "review all"
             if (needed := thresholds.needed_by_class.get(name)) is not None:
-                instead += f"; for its own, {needed}"
+                instead += f"; for a threshold of its own, {needed}"
         rows.append(ThresholdRow(name, by_class[name], instead))
     target, confidence = thresholds.target_precision, thresholds.confidence
     return ThresholdTable(target, confidence, thresholds.kept, rows, len(by_class) - len(names))
