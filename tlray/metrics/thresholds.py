@@ -312,7 +312,7 @@ def _join(predictions: Sequence[_Predictions]) -> _Predictions:
 
 def _plan_tests(classes: Sequence[_Predictions], target: float, confidence: float) -> _Testing:
     """Divide the allowed error among the shared threshold and the classes with enough predictions for their own."""
-    level, num_own = 1 - confidence, 0
+    level = 1 - confidence
     least = count_least(target, _OWN_SHARE * level * _START_SHARES[0])
     num_own = sum(len(one.top) >= least for one in classes)
     return _Testing(target, (1 - _OWN_SHARE) * level, _OWN_SHARE * level / max(1, num_own))
