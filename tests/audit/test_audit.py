@@ -19,10 +19,9 @@ from tlray.audit import sheet
 from tlray.audit.measure import measure
 from tlray.cli.commands import main
 from tlray.config import AuditConfig
-from tlray.errors import ConfigError, DataError, OutputError
+from tlray.errors import DataError, OutputError
 from tlray.images.limits import Limits
 from tlray.metrics.classification import ConfusedPair
-from tlray.metrics.intervals import wilson
 from tlray.output.parts import PartWriter, make_schema
 from tlray.output.plan import write_plan
 from tlray.output.receipt import write_receipt
@@ -89,15 +88,15 @@ def audit(labels, **options):
     return drawing.draw(AuditConfig(labels=labels, **options))
 
 
-def read_form(labels):
-    with Path(labels, "audit", "sample.csv").open(newline="") as file:
+def read_form(labels, name="sample.csv"):
+    with Path(labels, "audit", name).open(newline="") as file:
         return list(csv.DictReader(file))
 
 
-def fill(labels, answer, path=None, **dialect):
+def fill(labels, answer, path=None, name="sample.csv", **dialect):
     """Write a filled form; `answer(row)` is what a reviewer types."""
-    rows = [{**row, "correct_label": answer(row)} for row in read_form(labels)]
-    path = path or f"{labels}/audit/sample.csv"
+    rows = [{**row, "correct_label": answer(row)} for row in read_form(labels, name)]
+    path = path or f"{labels}/audit/{name}"
     with Path(path).open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0], **dialect)
         writer.writeheader()
@@ -109,15 +108,18 @@ def count(labels, path, **options):
     return measure(AuditConfig(labels=labels, answers=path, **options))
 
 
-def test_a_sample_is_stratified_reproducible_and_left_alone(labels, images, tmp_path):
+def test_a_sample_is_reproducible_and_grows_by_rounds(labels, images, tmp_path):
     drawn = audit(labels, sample=60)
     assert drawn.pictures == 60
     rows = read_form(labels)
     assert list(rows[0]) == ["row_id", "uri", "class_name", "probability", "correct_label"]
     names = [row["class_name"] for row in rows]
-    assert names == ["glass"] * 46 + ["'=HYPERLINK(1)"] * 9 + ["<b>metal</b>"] * 5
+    assert len(rows) == 60
+    assert names == sorted(names, key=["glass", "'=HYPERLINK(1)", "<b>metal</b>"].index)
+    assert names.count("<b>metal</b>") >= 2  # 7 of 297 rows, of which 5 are expected
     row_ids = [int(row["row_id"]) for row in rows]
-    assert row_ids[:46] == sorted(set(row_ids[:46]))
+    assert len(set(row_ids)) == 60
+    assert min(row_ids) >= 3  # the first rows failed
     assert all(row["probability"] == f"{0.25 + int(row['row_id']) / 1e4:.6f}" for row in rows)
     assert all(row["correct_label"] == "" for row in rows)
     assert {row["uri"] for row in rows} <= {str(path) for path in images.iterdir()}
@@ -127,20 +129,54 @@ def test_a_sample_is_stratified_reproducible_and_left_alone(labels, images, tmp_
     assert read_form(labels)[0]["correct_label"] == "."
     with pytest.raises(OutputError, match=r"another sample \(--seed 0 there, 1 asked"):
         audit(labels, sample=60, seed=1)
+    with pytest.raises(OutputError, match=r"another sample \(--sample 60 there, 59 asked\)"):
+        audit(labels, sample=59)
     again = audit(labels, sample=60, output=str(tmp_path / "again"))
     assert again.sample.rows == drawn.sample.rows
     other = audit(labels, sample=60, output=str(tmp_path / "other"), seed=1)
     assert other.sample.rows != drawn.sample.rows
-    # a larger sample of the same seed holds the smaller one
-    larger = audit(labels, sample=120, output=str(tmp_path / "larger"))
-    assert {row.row_id for row in larger.sample.rows} >= set(row_ids)
+    # a larger sample is another round, which leaves the first form alone
+    larger = audit(labels, sample=100)
+    assert larger.sample.rounds == [60, 100]
+    assert larger.pictures == 40
+    assert read_form(labels)[0]["correct_label"] == "."
+    more = read_form(labels, "sample-2.csv")
+    assert len(more) == 40
+    assert not {int(row["row_id"]) for row in more} & set(row_ids)
+    assert Path(larger.sheet).name == "sheet-2.html"
+    assert [Path(path).name for path in larger.forms] == ["sample.csv", "sample-2.csv"]
+    assert audit(labels, sample=100).already_drawn
+    # all rows and no more
+    assert len(audit(labels, sample=1000).sample.rows) == 297
+    assert audit(labels, sample=2000).already_drawn
+
+
+def test_rounds_go_on_until_the_intervals_are_narrow(labels):
+    audit(labels, sample=60)
+    forms = [fill(labels, lambda row: ".")]
+    summary = count(labels, tuple(forms), until=0.02)
+    assert summary.verdict.startswith("not reached; about ")
+    for number in range(2, 10):
+        if summary.next_round is None:
+            break
+        assert summary.next_round.form == f"{labels}/audit/sample-{number}.csv"
+        # without an answer to the new rows, nothing more is drawn
+        assert "review the last round first" in count(labels, tuple(forms), until=0.02).verdict
+        forms.append(fill(labels, lambda row: ".", name=f"sample-{number}.csv"))
+        summary = count(labels, tuple(forms), until=0.02)
+    assert summary.verdict == "reached: no interval is wider than 0.02"
+    assert summary.width <= 0.02
+    assert len(forms) > 1
+    assert summary.reviewed == len(summary_rows(labels))
+
+
+def summary_rows(labels):
+    return json.loads(Path(labels, "audit", "sample.json").read_text())["rows"]
 
 
 def test_what_cannot_be_sampled_is_said(labels, images, tmp_path):
     with pytest.raises(OutputError, match="a finished tlray predict"):
         audit(str(tmp_path), sample=5)
-    with pytest.raises(ConfigError, match="a row for each of the 3 classes; got 2"):
-        audit(labels, sample=2)
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "mine.txt").write_text("x")
     with pytest.raises(OutputError, match=r"something else \(mine\.txt\)"):
@@ -220,31 +256,42 @@ def test_thumbnails_keep_their_proportions():
     assert make_thumbnail(large.getvalue(), 128, Limits(max_pixels=1000)) is None
 
 
-def test_a_filled_form_gives_precision_by_class_and_over_all(labels):
-    audit(labels, sample=60)
-    answers = {"glass": iter([*["."] * 38, "'=HYPERLINK(1)", "=HYPERLINK(1)", "?", "glass", *[""] * 4])}
-    answers["'=HYPERLINK(1)"] = iter([*["."] * 6, "glass", "glass", "glass"])
-    answers["<b>metal</b>"] = iter(["."] * 5)
-    summary = count(labels, fill(labels, lambda row: next(answers[row["class_name"]])))
+def test_a_filled_form_gives_counts_and_quality_by_class_and_over_all(labels):
+    drawn = audit(labels, sample=60).sample.list_round(1)
+    wrong = {"glass": ["=HYPERLINK(1)", "=HYPERLINK(1)", "?"], "=HYPERLINK(1)": ["glass"], "<b>metal</b>": []}
+    answers = {}
+    for row in drawn:
+        left = wrong[row.class_name]
+        answers[str(row.row_id)] = left.pop() if left else "."
+    summary = count(labels, fill(labels, lambda row: answers[row["row_id"]]))
     glass, link, metal = summary.by_class.values()
-    assert (glass.rows, glass.sampled, glass.reviewed, glass.right) == (240, 46, 42, 39)
-    assert (link.rows, link.sampled, link.reviewed, link.right) == (50, 9, 9, 6)
-    assert (metal.rows, metal.sampled, metal.reviewed, metal.right) == (7, 5, 5, 5)
-    assert glass.precision == pytest.approx(39 / 42)
-    assert (link.precision_low, link.precision_high) == pytest.approx(wilson(6, 9))
-    assert metal.precision_high == 1.0
-    assert (summary.reviewed, summary.right, summary.none_of_them) == (56, 50, 1)
-    assert summary.accuracy == pytest.approx((240 * 39 / 42 + 50 * 6 / 9 + 7) / 297)
+    for one, rows, errors in ((glass, 240, 3), (link, 50, 1), (metal, 7, 0)):
+        assert (one.rows, one.sampled - one.right) == (rows, errors)
+        assert one.reviewed == one.sampled
+        assert one.precision_low <= one.precision <= one.precision_high
+        assert one.recall_low <= one.recall <= one.recall_high
+        assert one.count_low <= one.count <= one.count_high
+    assert glass.precision < 1
+    assert link.count > 50  # more of them hide among the glass than are none
+    assert (summary.reviewed, summary.right, summary.none_of_them) == (60, 56, 1)
+    assert 0 < summary.no_class_low < summary.no_class < summary.no_class_high < 0.2
     assert summary.accuracy_low < summary.accuracy < summary.accuracy_high
     assert summary.covered == 1.0
     assert summary.most_confused == [
-        ConfusedPair("glass", "=HYPERLINK(1)", 3),
         ConfusedPair("=HYPERLINK(1)", "glass", 2),
+        ConfusedPair("glass", "=HYPERLINK(1)", 1),
     ]
     told = json.loads(Path(labels, "audit", "audit.json").read_text())
-    assert told["by_class"]["glass"]["right"] == 39
+    assert told["by_class"]["glass"]["count"] == glass.count
     assert told["accuracy"] == summary.accuracy
-    assert "folder" not in told
+    assert not {"folder", "verdict", "next_round"} & set(told)
+    page = Page(Path(labels, "audit", "report.html").read_text(encoding="utf-8"))
+    assert page.open == []
+    assert "script" not in page.tags
+    text = " ".join(" ".join(page.texts).split())
+    assert "of the labels are right" in text
+    assert "<b>metal</b>" in page.texts
+    assert "PPI++" in text
 
 
 def test_corrections_are_a_training_list(labels, images):

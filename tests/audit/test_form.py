@@ -4,7 +4,7 @@ import io
 import pytest
 
 from tests.audit.data import make_sample
-from tlray.audit.form import read_form, write_form
+from tlray.audit.form import read_forms, write_form
 from tlray.errors import DataError
 
 SAMPLE = make_sample(
@@ -18,7 +18,7 @@ SAMPLE = make_sample(
 
 
 def read(text, sample=SAMPLE):
-    return read_form(text if isinstance(text, bytes) else text.encode(), "mine.csv", sample)
+    return read_forms({"mine.csv": text if isinstance(text, bytes) else text.encode()}, sample)
 
 
 def read_rows(*rows, sample=SAMPLE):
@@ -125,3 +125,15 @@ def test_every_fault_is_in_one_message():
 def test_a_file_that_is_no_filled_form_is_an_error(data, expected):
     with pytest.raises(DataError, match=expected):
         read(data)
+
+
+def test_several_forms_are_one():
+    head = b"row_id,correct_label\n"
+    assert read_forms({"1.csv": head + b"3,.\n", "2.csv": head + b"7,?\n"}, SAMPLE) == {3: "glass", 7: None}
+    assert read_forms({"1.csv": head, "2.csv": head + b"7,?\n"}, SAMPLE) == {7: None}
+    with pytest.raises(DataError, match=r"1\.csv and 2\.csv has two answers for one row \(row 3\)"):
+        read_forms({"1.csv": head + b"3,.\n", "2.csv": head + b"3,?\n"}, SAMPLE)
+    with pytest.raises(DataError, match=r"no row of 1\.csv and 2\.csv has a correct_label"):
+        read_forms({"1.csv": head, "2.csv": head}, SAMPLE)
+    with pytest.raises(DataError, match=r"got 2\.csv without row_id"):
+        read_forms({"1.csv": head + b"3,.\n", "2.csv": b""}, SAMPLE)

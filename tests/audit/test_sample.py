@@ -3,11 +3,22 @@ import json
 import pytest
 
 from tests.audit.data import make_sample
-from tlray.audit.sample import NAME, read_sample, write_sample
+from tlray.audit.sample import NAME, name_round, read_sample, write_sample
 from tlray.errors import OutputError
 
 SAMPLE = make_sample([(3, '/\N{RIGHT-TO-LEFT OVERRIDE}\n"ü.jpg', "glass", False), (7, "/a.tar#b.jpg", "metal", True)])
-FIELDS = ["format", "run_id", "model_id", "finished", "asked", "seed", "classes", "rows_by_class", "rows"]
+FIELDS = [
+    "format",
+    "run_id",
+    "model_id",
+    "finished",
+    "rounds",
+    "seed",
+    "classes",
+    "rows_by_class",
+    "confidence_by_class",
+    "rows",
+]
 
 
 def test_a_sample_is_read_as_it_was_written(tmp_path):
@@ -20,13 +31,15 @@ def test_a_record_is_json_with_a_version(tmp_path):
     write_sample(str(tmp_path), SAMPLE)
     record = json.loads((tmp_path / NAME).read_text(encoding="utf-8"))
     assert list(record) == FIELDS
-    assert record["format"] == 1
+    assert record["format"] == 2
     assert record["rows"][1] == {
         "row_id": 7,
         "uri": "/a.tar#b.jpg",
         "class_name": "metal",
         "probability": 0.507,
         "inside": True,
+        "round": 1,
+        "inclusion": 0.1,
     }
 
 
@@ -59,3 +72,14 @@ def test_a_record_of_another_shape_is_none(tmp_path, change):
     (tmp_path / NAME).write_text(json.dumps(record | change))
     with pytest.raises(OutputError, match="is not the record"):
         read_sample(str(tmp_path))
+
+
+def test_each_round_has_its_own_files():
+    assert [name_round("sample.csv", number) for number in (1, 2, 10)] == [
+        "sample.csv",
+        "sample-2.csv",
+        "sample-10.csv",
+    ]
+    sample = make_sample([(1, "/a", "glass", False), (2, "/b", "glass", False)], rounds=[1, 2])
+    assert sample.rounds == [1, 2]
+    assert [row.row_id for row in sample.list_round(2)] == [2]

@@ -34,7 +34,7 @@ def plan(sample):
 
 
 def make(sample, limits=None):
-    page, pictures = make_sheet(sample, plan(sample), limits or Limits(), None)
+    page, pictures = make_sheet(sample, sample.rows, plan(sample), limits or Limits(), None)
     return page.decode(), pictures
 
 

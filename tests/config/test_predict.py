@@ -1,7 +1,7 @@
 import pytest
 
 from tlray.cluster.resources import EngineBounds
-from tlray.config import AuditConfig, PlanConfig, PredictConfig, VerifyConfig
+from tlray.config import PlanConfig, PredictConfig, VerifyConfig
 from tlray.errors import ConfigError
 
 
@@ -105,18 +105,6 @@ def test_a_plan_is_checked(options, sentence):
 def test_a_plan_needs_no_model_without_a_probe():
     make_plan().check()
     make_plan(probe=8, model="bundle", price_per_hour=0.0).check()
-
-
-def test_an_audit_either_draws_or_measures():
-    AuditConfig(labels="labels", sample=10_000).check()
-    AuditConfig(labels="labels", answers="s3://labels/audit/sample.csv").check()
-    with pytest.raises(ConfigError, match="--sample N, to draw rows, or --answers FILE, to measure them; got neither"):
-        AuditConfig(labels="labels").check()
-    with pytest.raises(ConfigError, match="got both"):
-        AuditConfig(labels="labels", sample=1, answers="sample.csv").check()
-    with pytest.raises(ConfigError) as caught:
-        AuditConfig(labels="", sample=0, seed=2**32, output="ftp://x").check()
-    assert [fault.split()[0] for fault in caught.value.faults] == ["--labels", "--output", "--sample", "--seed"]
 
 
 def test_an_output_to_verify_needs_an_address():

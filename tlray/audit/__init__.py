@@ -1,11 +1,13 @@
-"""Estimate the share of an archive's labels that is right, from a sample that a person reviews.
+"""Estimate an archive's classes and the quality of its labels from a sample that a person reviews.
 
     tlray audit labels/ --sample 300
     tlray audit labels/ --answers labels/audit/sample.csv
+    tlray audit labels/ --answers labels/audit/sample*.csv --until 0.01
 
-`draw`: draws the sample.
+`draw`: draws the sample, in one round or several; `sampling`: the probabilities with which rows are drawn.
 `sample`: the record of a sample.
 `sheet`: the page that shows its images.
 `form`: the CSV that the reviewer fills in.
-`measure`: the result of a filled-in form.
+`measure`: reads filled-in forms and writes the result; `estimate`: the result, after `metrics.census`.
+`page`: the page of the result.
 """

@@ -1,18 +1,17 @@
-"""`tlray audit OUTPUT --sample N`: draw labelled rows, simple random within each predicted class."""
+"""`tlray audit OUTPUT --sample N`: draw labelled rows for a person to review, in one round or several."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from tlray import storage
 from tlray.audit import form, sheet
 from tlray.audit import sample as samples
-from tlray.audit.sample import Drawn, Sample
+from tlray.audit.sample import Drawn, Sample, name_round
+from tlray.audit.sampling import DrawnRows, PrioritySample, Sizes, Totals
 from tlray.config import AuditConfig
 from tlray.errors import ConfigError, OutputError
 from tlray.images.limits import MAX_BYTES, MAX_PIXELS, Limits
@@ -24,10 +23,6 @@ from tlray.sources.candidates import SourceKind
 FOLDER = "audit"
 """Below the output, where no other folder is given."""
 
-MIN_ROWS = 5
-"""Rows that each predicted class gets, where it has them and enough are asked for."""
-
-_SHRINK_ROWS = 65_536
 _LISTABLE = {SourceKind.FILE, SourceKind.TAR, SourceKind.ZIP}
 """Kinds of rows that a list for training can name."""
 
@@ -39,8 +34,8 @@ class SampleSummary:
     Attributes:
         output: of the labelling run.
         folder: where sample.csv, sheet.html and sample.json lie.
-        sample: the sample.
-        pictures: how many of its rows the sheet shows.
+        sample: the sample, with all its rounds.
+        pictures: how many rows of the last round its sheet shows.
         already_drawn: whether it was there before; then `pictures` is 0.
     """
 
@@ -50,9 +45,30 @@ class SampleSummary:
     pictures: int
     already_drawn: bool
 
+    @property
+    def form(self) -> str:
+        """Return the address of the last round's CSV."""
+        return self.forms[-1]
+
+    @property
+    def forms(self) -> list[str]:
+        """List the addresses of the CSVs of all rounds."""
+        names = [name_round(form.NAME, number) for number in range(1, len(self.sample.rounds) + 1)]
+        return [storage.join(self.folder, name) for name in names]
+
+    @property
+    def elsewhere(self) -> str:
+        """Return the option that names the folder, where it is not the default."""
+        return "" if self.folder == storage.join(self.output, FOLDER) else f" --output {self.folder}"
+
+    @property
+    def sheet(self) -> str:
+        """Return the address of the last round's page."""
+        return storage.join(self.folder, name_round(sheet.NAME, len(self.sample.rounds)))
+
 
 def draw(config: AuditConfig) -> SampleSummary:
-    """Draw a sample and write what a reviewer needs; one that is there already is left as it is.
+    """Draw a sample, or add rows to one, and write what a reviewer needs; one that is large enough is left as it is.
 
     Raises:
         UsageError: the output is not a finished labelling run, or the folder holds something else.
@@ -61,24 +77,9 @@ def draw(config: AuditConfig) -> SampleSummary:
     if config.sample is None:
         raise ConfigError(["--sample takes how many rows to draw; got nothing"])
     storage.configure(config.s3_options)
-    output = storage.resolve(config.labels)
     folder = find_folder(config)
-    receipt, plan = read_receipt(output), open_plan(output)
-    if receipt is None or plan is None:
-        raise OutputError(f"tlray audit takes the output of a finished tlray predict; got {output}")
     earlier = samples.read_sample(folder)
-    if earlier is not None:
-        _check_same(folder, earlier, receipt, config.sample, config.seed)
-        return SampleSummary(output, folder, earlier, 0, already_drawn=True)
-    _check_folder(folder)
-    labels = LabelsReader.open(output, receipt)
-    drawn, sample = _draw(labels, plan, receipt, config.sample, config.seed)
-    limits = Limits(receipt.config.get("max_bytes", MAX_BYTES), receipt.config.get("max_pixels", MAX_PIXELS))
-    page, pictures = sheet.make_sheet(sample, plan.take(drawn), limits, plan.image_column)
-    storage.put(storage.join(folder, sheet.NAME), page)
-    storage.put(storage.join(folder, form.NAME), form.write_form(sample.rows))
-    samples.write_sample(folder, sample)  # last: from now on the CSV is the reviewer's
-    return SampleSummary(output, folder, sample, pictures, already_drawn=False)
+    return draw_round(storage.resolve(config.labels), folder, earlier, config.sample, config.seed)
 
 
 def find_folder(config: AuditConfig) -> str:
@@ -86,148 +87,102 @@ def find_folder(config: AuditConfig) -> str:
     return storage.resolve(config.output or storage.join(config.labels, FOLDER))
 
 
-def allocate(counts: Sequence[int], wanted: int) -> list[int]:
-    """Rows to draw from each class: proportional to its share, but at least `MIN_ROWS` or all it has.
-
-    Where `wanted` is too few for that, the least is as large as it can be for all classes alike.
+def draw_round(output: str, folder: str, earlier: Sample | None, wanted: int, seed: int) -> SampleSummary:
+    """Bring a sample to a number of rows.
 
     Args:
-        counts: rows of each class, above 0.
-        wanted: rows in all, at least one a class.
-
-    Returns:
-        As many as `wanted` in sum, or all rows where there are no more.
+        output: of the labelling run.
+        folder: of the audit.
+        earlier: the sample that the folder holds; its rows stay.
+        wanted: rows of all rounds together.
+        seed: of the draw.
     """
-    rows = np.array(counts, np.int64)
-    if wanted >= rows.sum():
-        return [int(count) for count in rows]
-    least = np.minimum(rows, min(MIN_ROWS, wanted // len(rows)))
-    fixed = np.zeros(len(rows), bool)
-    while True:
-        left, total = wanted - least[fixed].sum(), rows[~fixed].sum()
-        below = ~fixed & (left * rows < least * total)
-        if not below.any():
-            break
-        fixed |= below
-    given = np.where(fixed, least, left * rows // total)
-    remainders = np.where(fixed, -1, left * rows % total)
-    # the largest remainders first; of equal ones, the earlier class
-    given[np.argsort(-remainders, kind="stable")[: wanted - given.sum()]] += 1
-    return [int(count) for count in given]
+    receipt, plan = read_receipt(output), open_plan(output)
+    if receipt is None or plan is None:
+        raise OutputError(f"tlray audit takes the output of a finished tlray predict; got {output}")
+    if earlier is None:
+        _check_folder(folder)
+    else:
+        _check_same(folder, earlier, receipt, wanted, seed)
+        if wanted == earlier.rounds[-1] or len(earlier.rows) == sum(earlier.rows_by_class.values()):
+            return SampleSummary(output, folder, earlier, 0, already_drawn=True)
+    rounds = [*(earlier.rounds if earlier else []), wanted]
+    sample = _draw(LabelsReader.open(output, receipt), plan, receipt, rounds, seed)
+    fresh = sample.list_round(len(rounds))
+    if earlier is not None and {row.row_id for row in sample.rows} - {row.row_id for row in fresh} != {
+        row.row_id for row in earlier.rows
+    }:
+        raise OutputError(f"{folder} holds a sample of other labels; give --output a new folder or prefix")
+    limits = Limits(receipt.config.get("max_bytes", MAX_BYTES), receipt.config.get("max_pixels", MAX_PIXELS))
+    planned = plan.take(np.array(sorted(row.row_id for row in fresh), np.int64))
+    page, pictures = sheet.make_sheet(sample, fresh, planned, limits, plan.image_column)
+    summary = SampleSummary(output, folder, sample, pictures, already_drawn=False)
+    storage.put(summary.sheet, page)
+    storage.put(summary.form, form.write_form(fresh))
+    samples.write_sample(folder, sample)  # last: from now on the CSV is the reviewer's
+    return summary
 
 
-class Reservoirs:
-    """The rows with the smallest random keys of each class: a simple random sample of it, whatever its size.
-
-    Args:
-        num_classes: C.
-        size: most rows of a class.
-        seed: of the keys, together with the first row id of the part.
-
-    Attributes:
-        counts: int64 `[C]`, rows seen.
-    """
-
-    def __init__(self, num_classes: int, size: int, seed: int) -> None:
-        self.counts = np.zeros(num_classes, np.int64)
-        self._size = size
-        self._seed = seed
-        self._bounds = np.full(num_classes, np.inf)
-        self._kept = _join([])
-        self._fresh: list[_Keyed] = []
-
-    def add(self, row_ids: npt.NDArray[np.int64], labels: npt.NDArray[np.int64]) -> None:
-        """Take the rows of a part; a label below 0 is none."""
-        if not len(row_ids):
-            return
-        keys = np.random.default_rng([self._seed, int(row_ids[0])]).random(len(row_ids))
-        self.counts += np.bincount(labels[labels >= 0], minlength=len(self.counts))
-        near = (labels >= 0) & (keys < self._bounds[labels])
-        self._fresh.append((labels[near], keys[near], row_ids[near]))
-        if sum(len(fresh[0]) for fresh in self._fresh) > max(_SHRINK_ROWS, len(self._kept[0])):
-            self._shrink()
-
-    def take(self, sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Row ids of the sample, `sizes[c]` of each class, in order of class, then row id."""
-        self._shrink()
-        labels, _, row_ids = self._kept
-        chosen = _rank(labels) < sizes[labels]
-        order = np.lexsort((row_ids[chosen], labels[chosen]))
-        return row_ids[chosen][order]
-
-    def _shrink(self) -> None:
-        labels, keys, row_ids = _join([self._kept, *self._fresh])
-        order = np.lexsort((keys, labels))
-        order = order[_rank(labels[order]) < self._size]
-        self._kept = labels[order], keys[order], row_ids[order]
-        self._fresh = []
-        last = np.flatnonzero(_rank(self._kept[0]) == self._size - 1)
-        self._bounds[self._kept[0][last]] = self._kept[1][last]
-
-
-_Keyed = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.int64]]
-"""Labels, keys and row ids of rows."""
-
-
-def _join(pieces: Sequence[_Keyed]) -> _Keyed:
-    empty = np.zeros(0, np.int64)
-    labels, keys, row_ids = zip((empty, empty.astype(np.float64), empty), *pieces, strict=True)
-    return np.concatenate(labels), np.concatenate(keys), np.concatenate(row_ids)
-
-
-def _rank(labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The place of each row among those of its class, which stand together."""
-    starts = np.flatnonzero(np.diff(labels, prepend=-1))
-    lengths = np.diff(np.append(starts, len(labels)))
-    return np.arange(len(labels)) - np.repeat(starts, lengths)
-
-
-def _draw(
-    reader: LabelsReader, plan: Plan, receipt: Receipt, wanted: int, seed: int
-) -> tuple[npt.NDArray[np.int64], Sample]:
-    """The sample, and its row ids in ascending order."""
-    reservoirs = Reservoirs(len(reader.classes), wanted, seed)
-    for table in reader.read(["row_id", "predicted_index"]):
-        labels = table["predicted_index"].cast(pa.int64()).fill_null(-1).to_numpy()
-        reservoirs.add(table["row_id"].to_numpy(), labels)
-    present = np.flatnonzero(reservoirs.counts)
-    if not len(present):
+def _draw(reader: LabelsReader, plan: Plan, receipt: Receipt, rounds: list[int], seed: int) -> Sample:
+    totals = Totals(len(reader.classes))
+    for table in reader.read(["predicted_index", "probability"]):
+        kept = table.filter(table["predicted_index"].is_valid())
+        totals.add(kept["predicted_index"].to_numpy().astype(np.int64), kept["probability"].to_numpy().astype(float))
+    if not totals.counts.any():
         raise OutputError("tlray audit takes an output with labelled rows; all rows of this one failed")
-    if wanted < len(present):
-        raise ConfigError([f"--sample takes at least a row for each of the {len(present):,} classes; got {wanted:,}"])
-    sizes = np.zeros(len(reader.classes), np.int64)
-    sizes[present] = allocate(reservoirs.counts[present].tolist(), wanted)
-    row_ids = reservoirs.take(sizes)
-    labels = reader.take(row_ids, ["row_id", "uri", "class_name", "probability"])
-    sources = plan.take(row_ids)["source"]
-    rows = [
-        Drawn(row_id, uri, class_name, round(probability, 6), lies_inside)
-        for row_id, uri, class_name, probability, lies_inside in zip(
-            *labels.to_pydict().values(), [source not in _LISTABLE for source in sources.to_pylist()], strict=True
-        )
-    ]
-    return np.sort(row_ids), Sample(
+    sizes = Sizes(totals, rounds[0])
+    priority = PrioritySample(rounds[-1], seed)
+    for table in reader.read(["row_id", "predicted_index", "probability"]):
+        labelled = table["predicted_index"].is_valid().to_numpy()
+        kept = table.filter(pa.array(labelled))
+        labels = kept["predicted_index"].to_numpy().astype(np.int64)
+        measured = sizes.measure(labels, kept["probability"].to_numpy().astype(float))
+        priority.add(table["row_id"].to_numpy(), labelled, measured)
+    present = np.flatnonzero(totals.counts)
+    return Sample(
         format=samples.FORMAT,
         run_id=receipt.run_id,
         model_id=receipt.model_id,
         finished=receipt.finished,
-        asked=wanted,
+        rounds=rounds,
         seed=seed,
         classes=reader.classes,
-        rows_by_class={reader.classes[label]: int(reservoirs.counts[label]) for label in present},
-        rows=rows,
+        rows_by_class={reader.classes[label]: int(totals.counts[label]) for label in present},
+        confidence_by_class={reader.classes[label]: float(totals.confidence[label]) for label in present},
+        rows=_describe_rows(reader, plan, priority.take(), rounds),
     )
+
+
+def _describe_rows(reader: LabelsReader, plan: Plan, drawn: DrawnRows, rounds: list[int]) -> list[Drawn]:
+    """Return drawn rows in order of round, class, then row id."""
+    numbers = np.searchsorted(rounds, np.arange(len(drawn.row_ids)), side="right") + 1
+    labels = reader.take(drawn.row_ids, ["row_id", "uri", "predicted_index", "class_name", "probability"])
+    order = np.lexsort((drawn.row_ids, labels["predicted_index"].to_numpy(), numbers))
+    labels = labels.take(pa.array(order))
+    sources = plan.take(drawn.row_ids[order])["source"].to_pylist()
+    return [
+        Drawn(
+            row_id=row["row_id"],
+            uri=row["uri"],
+            class_name=row["class_name"],
+            probability=round(row["probability"], 6),
+            inside=source not in _LISTABLE,
+            round=int(numbers[place]),
+            inclusion=float(drawn.inclusion[place]),
+        )
+        for row, source, place in zip(labels.to_pylist(), sources, order.tolist(), strict=True)
+    ]
 
 
 def _check_same(folder: str, earlier: Sample, receipt: Receipt, wanted: int, seed: int) -> None:
     """Never draw over a sample that somebody may have filled."""
-    ours = {"--sample": wanted, "--seed": seed, "run": receipt.run_id, "labels of": receipt.finished}
-    theirs = {"--sample": earlier.asked, "--seed": earlier.seed, "run": earlier.run_id, "labels of": earlier.finished}
-    told = "; ".join(
-        f"{name} {theirs[name]} there, {value} asked" for name, value in ours.items() if theirs[name] != value
-    )
+    ours = {"--seed": seed, "run": receipt.run_id, "labels of": receipt.finished}
+    theirs = {"--seed": earlier.seed, "run": earlier.run_id, "labels of": earlier.finished}
+    told = [f"{name} {theirs[name]} there, {value} asked" for name, value in ours.items() if theirs[name] != value]
+    if wanted < earlier.rounds[-1]:
+        told.insert(0, f"--sample {earlier.rounds[-1]} there, {wanted} asked")
     if told:
-        raise OutputError(f"{folder} holds another sample ({told}); give --output a new folder or prefix")
+        raise OutputError(f"{folder} holds another sample ({'; '.join(told)}); give --output a new folder or prefix")
 
 
 def _check_folder(folder: str) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tlray.audit.sample import Drawn, ReviewedLabels, Sample
 from tlray.errors import DataError
@@ -40,20 +40,25 @@ def write_form(rows: Sequence[Drawn]) -> bytes:
     return text.getvalue().encode()
 
 
-def read_form(data: bytes, name: str, sample: Sample) -> ReviewedLabels:
-    """Return the right class of each reviewed row of a filled-in CSV.
+def read_forms(files: Mapping[str, bytes], sample: Sample) -> ReviewedLabels:
+    """Return the right class of each reviewed row of filled-in CSVs.
 
     Columns may be separated by commas, semicolons or tabs, as spreadsheets save them; only `row_id` and `correct_label`
     are read.
 
     Args:
-        data: content of the file.
-        name: its address, for errors.
+        files: contents by address.
         sample: the drawn sample.
 
     Raises:
         DataError: one message with every fault.
     """
+    cells = [row for name, data in files.items() for row in _read_cells(data, name)]
+    return _sort_answers(cells, " and ".join(files), sample)
+
+
+def _read_cells(data: bytes, name: str) -> list[tuple[str, ...]]:
+    """Return row id and answer of every line."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -69,10 +74,9 @@ def read_form(data: bytes, name: str, sample: Sample) -> ReviewedLabels:
                 f"{' and '.join(missing)} (its columns: {', '.join(columns)})"
             )
         places = columns.index(ROW_ID), columns.index(ANSWER)
-        cells = [tuple(line[at] if at < len(line) else "" for at in places) for line in lines if line]
+        return [tuple(line[at] if at < len(line) else "" for at in places) for line in lines if line]
     except csv.Error as error:
         raise DataError(f"--answers takes the CSV that --sample wrote; {name} cannot be read: {error}") from None
-    return _sort_answers(cells, name, sample)
 
 
 def _sort_answers(cells: list[tuple[str, ...]], name: str, sample: Sample) -> ReviewedLabels:

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from tlray.audit.form import ANSWER, NONE, RIGHT
 from tlray.audit.form import NAME as FORM
-from tlray.audit.sample import Drawn, Sample
+from tlray.audit.sample import Drawn, Sample, name_round
 from tlray.console import Stage
 from tlray.images.limits import Limits
 from tlray.report.page import format_moment, render
@@ -41,12 +41,15 @@ class Section:
     rows: list[Drawn]
 
 
-def make_sheet(sample: Sample, planned: pa.Table, limits: Limits, image_column: str | None) -> tuple[bytes, int]:
+def make_sheet(
+    sample: Sample, drawn: Sequence[Drawn], planned: pa.Table, limits: Limits, image_column: str | None
+) -> tuple[bytes, int]:
     """Return the page as UTF-8, and its number of pictures.
 
     Args:
-        sample: the drawn sample.
-        planned: its rows of the plan, ascending.
+        sample: the sample.
+        drawn: the rows of one of its rounds.
+        planned: these rows of the plan, ascending.
         limits: limits of the prediction run.
         image_column: of Parquet inputs.
     """
@@ -61,16 +64,17 @@ def make_sheet(sample: Sample, planned: pa.Table, limits: Limits, image_column: 
     pictures = make_thumbnails(planned["row_id"].to_pylist(), read, _MAX_PICTURE_BYTES, _SIDE_PX, limits)
     page = render(
         NAME,
-        title=f"tlray audit: {len(sample.rows):,} rows to look at",
+        title=f"tlray audit: {len(drawn):,} rows to look at",
         version=__version__,
         sample=sample,
+        rows=drawn,
         sections=[
             Section(name, sample.rows_by_class[name], list(rows))
-            for name, rows in groupby(sample.rows, key=lambda row: row.class_name)
+            for name, rows in groupby(drawn, key=lambda row: row.class_name)
         ],
         picture=pictures.get,
         thumbnails_full=pictures.full,
-        form=FORM,
+        form=name_round(FORM, drawn[0].round),
         answer=ANSWER,
         right=RIGHT,
         no_class=NONE,

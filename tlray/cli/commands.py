@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(name, rest)
 
 
-_REPEATABLE = ("--data", "--input")
+_REPEATABLE = ("--answers", "--data", "--input")
 """Options that take several values, and that people repeat instead."""
 
 
@@ -180,9 +180,9 @@ def _run_import(config: configs.ImportConfig) -> int:
 
 
 def _run_audit(config: configs.AuditConfig) -> int:
-    from tlray.cli.print_predict import print_audit, print_sample
+    from tlray.cli.print_audit import print_audit, print_sample
 
-    if config.answers is None:
+    if not config.list_answers():
         from tlray.audit.draw import draw
 
         print_sample(draw(config))
@@ -234,7 +234,11 @@ COMMANDS = {
     "predict": Command("PredictConfig", _run_predict, "label images: an archive into Parquet, or one file"),
     "plan": Command("PlanConfig", _run_plan, "list what predict would label, without labelling"),
     "verify": Command("VerifyConfig", _run_verify, "prove an output of predict whole"),
-    "audit": Command("AuditConfig", _run_audit, "tell how good an archive's labels are, by a sample you look at"),
+    "audit": Command(
+        "AuditConfig",
+        _run_audit,
+        "tell what an archive holds and how good its labels are, by a sample you look at",
+    ),
     "evaluate": Command("EvaluateConfig", _run_evaluate, "measure a bundle on labelled images"),
     "import": Command("ImportConfig", _run_import, "make a bundle of a Keras model trained elsewhere"),
     "show": Command("ShowConfig", _run_show, "print what a bundle is"),

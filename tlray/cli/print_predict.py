@@ -1,21 +1,18 @@
-"""Print the summaries of predict, plan, verify and audit."""
+"""Print the summaries of predict, plan and verify."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich import filesize
 from rich.text import Text
 
-from tlray.cli.tables import print_facts, print_rows_by_class
+from tlray.cli.tables import print_facts
 from tlray.console import console
 from tlray.sources.candidates import REFUSED, SourceKind
 
 if TYPE_CHECKING:
-    from tlray.audit.draw import SampleSummary
-    from tlray.audit.measure import AuditSummary
     from tlray.output.verify import VerifySummary
     from tlray.prediction.planning import PlanSummary
     from tlray.prediction.predict import PredictSummary
@@ -136,51 +133,3 @@ def print_prediction(path: str, ranked: Sequence[Prediction]) -> None:
     console.print(Text(path))
     for prediction in ranked:
         console.print(Text(f"  {prediction.class_name}  {prediction.probability:.4f}  (index {prediction.index})"))
-
-
-def print_sample(summary: SampleSummary) -> None:
-    """Print the sample's rows by class, and instructions for the reviewer."""
-    sample = summary.sample
-    drawn = Counter(row.class_name for row in sample.rows)
-    console.print()
-    if summary.already_drawn:
-        console.print("Already drawn; nothing was done.")
-    rows = {name: (f"{labelled:,}", f"{drawn[name]:,}") for name, labelled in sample.rows_by_class.items()}
-    print_rows_by_class(rows, "labelled>", "drawn>")
-    facts = [("rows", f"{len(sample.rows):,} of {sum(sample.rows_by_class.values()):,}")]
-    facts.append(("look at", f"{summary.folder}/sheet.html"))
-    if not summary.already_drawn and summary.pictures < len(sample.rows):
-        facts.append(("", f"{summary.pictures:,} of the rows have a picture there"))
-    facts.append(("fill", f"{summary.folder}/sample.csv: correct_label is . where the label is right, else the right"))
-    facts.append(("", "class, or ? for none of them; a row left empty doesn't count"))
-    elsewhere = "" if summary.folder == f"{summary.output}/audit" else f" --output {summary.folder}"
-    facts.append(("then", f"tlray audit {summary.output} --answers {summary.folder}/sample.csv{elsewhere}"))
-    print_facts(facts)
-
-
-def print_audit(summary: AuditSummary) -> None:
-    """Print the precision by class and overall, the confused classes, and the files."""
-    rows = {}
-    for name, one in summary.by_class.items():
-        precision = "-" if one.precision is None else f"{one.precision:.3f}"
-        interval = f"{one.precision_low:.3f} to {one.precision_high:.3f}"
-        rows[name] = (precision, interval, f"{one.right:,}", f"{one.reviewed:,}", f"{one.rows:,}")
-    console.print()
-    print_rows_by_class(rows, "precision>", "95% interval>", "right>", "reviewed>", "labelled>")
-    accuracy = f"{summary.accuracy:.4f} of the labels are right (95% interval {summary.accuracy_low:.4f} to "
-    facts = [("archive", f"{accuracy}{summary.accuracy_high:.4f})")]
-    if summary.covered < 1:
-        facts.append(("", f"of the classes that were reviewed, which have {summary.covered:.1%} of the labelled rows"))
-    facts.append(("reviewed", f"{summary.reviewed:,} of {summary.sampled:,} rows, {summary.right:,} of them right"))
-    if summary.none_of_them:
-        facts.append(("no class", f"{summary.none_of_them:,} of them"))
-    if summary.most_confused:
-        worst = summary.most_confused[:3]
-        text = "; ".join(f"{pair.true} taken for {pair.predicted} {pair.images:,}x" for pair in worst)
-        facts.append(("most confused", text))
-    left_out = f"; {summary.inside:,} more lie in tables or packed archives, which no list for training can name"
-    text = f"{summary.folder}/corrections.csv ({summary.corrections:,} rows, for tlray train --data)"
-    facts.append(("corrections", text + (left_out if summary.inside else "")))
-    facts.append(("written", f"{summary.folder}/audit.json"))
-    facts.append(("model id", summary.model_id))
-    print_facts(facts)

@@ -1,7 +1,8 @@
 """The options of each command: frozen dataclasses whose attribute docstrings are the command line's help.
 
 - `train`: `tlray train`; `recipes`: its defaults on learning.
-- `predict`: `tlray predict`, `plan`, `verify` and `audit`.
+- `predict`: `tlray predict`, `plan` and `verify`.
+- `audit`: `tlray audit`.
 - `evaluate`: `tlray evaluate`, `import`, `show` and `demo`.
 - `cluster`: `tlray submit` and `doctor`.
 - `shared`: options that several commands take, and checks.
@@ -10,9 +11,10 @@
 help, a line break inside an attribute docstring stays one.
 """
 
+from tlray.config.audit import AuditConfig
 from tlray.config.cluster import DoctorConfig, SubmitConfig
 from tlray.config.evaluate import DemoConfig, EvaluateConfig, ImportConfig, ShowConfig
-from tlray.config.predict import AuditConfig, InputsConfig, PlanConfig, PredictConfig, VerifyConfig
+from tlray.config.predict import InputsConfig, PlanConfig, PredictConfig, VerifyConfig
 from tlray.config.recipes import OptimizerName, Recipe, ScheduleName
 from tlray.config.shared import LimitsConfig, RunConfig, S3Config, count_allowed, describe, list_path_options
 from tlray.config.train import SelectName, TrainConfig, describe_run, resolve

@@ -1,4 +1,4 @@
-"""Options of `tlray predict`, `plan`, `verify` and `audit`."""
+"""Options of `tlray predict`, `plan` and `verify`."""
 
 from __future__ import annotations
 
@@ -250,52 +250,6 @@ def _is_probability(text: str) -> bool:
         return 0 <= float(text) <= 1
     except ValueError:
         return False
-
-
-@arrange_help
-@dataclass(frozen=True, kw_only=True)
-class AuditConfig(S3Config):
-    """Estimate the precision of an output's labels from a random sample that a person reviews.
-
-    First, --sample N draws N labelled rows, at random within each predicted class, into OUTPUT/audit: look at them in
-    sheet.html and fill in the column correct_label of sample.csv, with a full stop if the label is right, the name of
-    the right class if not, or ? if no class fits or nobody can tell. Empty rows don't count.
-
-    Then, --answers FILE reads the filled-in CSV and writes OUTPUT/audit/audit.json, the precision of each class and of
-    the archive, and corrections.csv, a manifest for train --data.
-    """
-
-    labels: Annotated[str, tyro.conf.Positional]
-    """OUTPUT of a finished `predict`."""
-
-    sample: int | None = None
-    """Rows to draw over all predicted classes."""
-
-    answers: str | None = None
-    """The filled-in sample.csv: a path or s3:// address."""
-
-    seed: int = 0
-    """Seed of the sample; the same seed draws the same rows."""
-
-    output: str | None = None
-    """Folder or s3:// prefix for the sample and the results; default OUTPUT/audit."""
-
-    verbose: bool = False
-    """Show tracebacks."""
-
-    def check(self) -> None:
-        """Raise one `ConfigError` naming every value that is not allowed."""
-        faults = Faults()
-        for name in ("labels", "answers", "output"):
-            faults.check_uri(name, getattr(self, name))
-        check_store(faults, self)
-        if (self.sample is None) == (self.answers is None):
-            came = "neither" if self.sample is None else "both"
-            faults.add(f"tlray audit takes --sample N, to draw rows, or --answers FILE, to measure them; got {came}")
-        if self.sample is not None:
-            faults.check_range("sample", self.sample, 1, 10_000)
-        faults.check_range("seed", self.seed, 0, 2**32 - 1)
-        faults.report()
 
 
 def check_inputs(faults: Faults, config: InputsConfig) -> None:

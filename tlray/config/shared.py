@@ -51,7 +51,9 @@ def arrange_help(cls: type[T]) -> type[T]:
     fields: dict[str, Any] = cls.__dataclass_fields__  # type: ignore[attr-defined]
     for name, kind in cls.__annotations__.items():
         if kind == _ONE_OR_MORE:
-            cls.__annotations__[name] = Annotated[tuple[str, ...], tyro.conf.arg(metavar="STR [STR ...]")]
+            hint = "" if fields[name].default == () else None
+            arg = tyro.conf.arg(metavar="STR [STR ...]", help_behavior_hint=hint)
+            cls.__annotations__[name] = Annotated[tuple[str, ...], arg]
         elif kind in _PLAIN and fields[name].default in (None, (), False):
             plain, metavar = _PLAIN[kind]
             cls.__annotations__[name] = Annotated[plain, tyro.conf.arg(metavar=metavar, help_behavior_hint="")]

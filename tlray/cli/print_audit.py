@@ -1,0 +1,77 @@
+"""Print the summaries of audit."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from tlray.cli.tables import print_facts, print_rows_by_class
+from tlray.console import console
+
+if TYPE_CHECKING:
+    from tlray.audit.draw import SampleSummary
+    from tlray.audit.estimate import AuditSummary
+
+
+def print_sample(summary: SampleSummary) -> None:
+    """Print the last round's rows by class, and instructions for the reviewer."""
+    sample = summary.sample
+    fresh = sample.list_round(len(sample.rounds))
+    drawn = Counter(row.class_name for row in fresh)
+    console.print()
+    if summary.already_drawn:
+        console.print("Already drawn; nothing was done.")
+    rows = {name: (f"{labelled:,}", f"{drawn[name]:,}") for name, labelled in sample.rows_by_class.items()}
+    print_rows_by_class(rows, "labelled>", "drawn>")
+    facts = [("rows", f"{len(fresh):,} of {sum(sample.rows_by_class.values()):,}")]
+    if len(sample.rounds) > 1:
+        facts.append(("round", f"{len(sample.rounds)}; {len(sample.rows):,} rows in all"))
+    facts.append(("look at", summary.sheet))
+    if not summary.already_drawn and summary.pictures < len(fresh):
+        facts.append(("", f"{summary.pictures:,} of the rows have a picture there"))
+    facts.append(("fill", f"{summary.form}: correct_label is . where the label is right, else the right"))
+    facts.append(("", "class, or ? for none of them; a row left empty doesn't count"))
+    facts.append(("then", f"tlray audit {summary.output} --answers {' '.join(summary.forms)}{summary.elsewhere}"))
+    print_facts(facts)
+
+
+def print_audit(summary: AuditSummary) -> None:
+    """Print each class's count and quality, the accuracy, the confused classes, the files, and the next round."""
+    rows = {}
+    for name, one in summary.by_class.items():
+        precision = "-" if one.precision is None else f"{one.precision:.3f}"
+        recall = "-" if one.recall is None else f"{one.recall:.3f}"
+        rows[name] = (
+            f"{one.rows:,}",
+            f"{one.count:,}",
+            f"{one.count_low:,} to {one.count_high:,}",
+            precision,
+            f"{one.precision_low:.3f} to {one.precision_high:.3f}",
+            recall,
+            f"{one.recall_low:.3f} to {one.recall_high:.3f}",
+        )
+    console.print()
+    print_rows_by_class(rows, "labelled>", "estimated>", "95%>", "precision>", "95%>", "recall>", "95%>")
+    accuracy = f"{summary.accuracy:.4f} of the labels are right (95% interval {summary.accuracy_low:.4f} to "
+    facts = [("archive", f"{accuracy}{summary.accuracy_high:.4f})")]
+    if summary.covered < 1:
+        facts.append(("", f"of the classes that were reviewed, which have {summary.covered:.1%} of the labelled rows"))
+    facts.append(("reviewed", f"{summary.reviewed:,} of {summary.sampled:,} rows, {summary.right:,} of them right"))
+    if summary.none_of_them:
+        share = f"{summary.no_class:.2%} of the archive (95% interval {summary.no_class_low:.2%} to "
+        facts.append(("no class", f"{summary.none_of_them:,} of them, {share}{summary.no_class_high:.2%})"))
+    if summary.most_confused:
+        worst = summary.most_confused[:3]
+        text = "; ".join(f"{pair.true} taken for {pair.predicted} {pair.images:,}x" for pair in worst)
+        facts.append(("most confused", text))
+    left_out = f"; {summary.inside:,} more lie in tables or packed archives, which no list for training can name"
+    text = f"{summary.folder}/corrections.csv ({summary.corrections:,} rows, for tlray train --data)"
+    facts.append(("corrections", text + (left_out if summary.inside else "")))
+    facts.append(("written", f"{summary.folder}/report.html and audit.json"))
+    facts.append(("model id", summary.model_id))
+    facts.append(("widest", f"the share of {summary.widest} is known to {summary.width:.4f} (width of its interval)"))
+    if summary.verdict is not None:
+        facts.append(("until", summary.verdict))
+    print_facts(facts)
+    if summary.next_round is not None:
+        print_sample(summary.next_round)
