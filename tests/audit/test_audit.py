@@ -26,6 +26,8 @@ from tlray.output.parts import PartWriter, make_schema
 from tlray.output.plan import write_plan
 from tlray.output.receipt import write_receipt
 from tlray.output.rowset import RowSet
+from tlray.output.shares import FORMAT as SHARES_FORMAT
+from tlray.output.shares import Shares, write_shares
 from tlray.report.thumbnails import make_thumbnail
 from tlray.sources.labelled import scan
 from tlray.sources.listing import Selection, find_candidates
@@ -292,6 +294,17 @@ def test_a_filled_form_gives_counts_and_quality_by_class_and_over_all(labels):
     assert "of the labels are right" in text
     assert "<b>metal</b>" in page.texts
     assert "PPI++" in text
+
+
+def test_shares_by_label_shift_stand_beside_the_audited_ones(labels):
+    audit(labels, sample=60)
+    path = fill(labels, lambda row: ".")
+    assert count(labels, path).by_class["glass"].shifted_share is None
+    assert "by label shift" not in Path(labels, "audit", "report.html").read_text()
+    shares = dict(zip(CLASSES, (0.6, 0.3, 0.1), strict=True))
+    write_shares(labels, Shares(SHARES_FORMAT, "run", "m" * 64, shares, shares))
+    assert [one.shifted_share for one in count(labels, path).by_class.values()] == [0.6, 0.3, 0.1]
+    assert "by label shift" in Path(labels, "audit", "report.html").read_text()
 
 
 def test_corrections_are_a_training_list(labels, images):

@@ -30,6 +30,7 @@ def make_facts(**values):
         most_ood=[],
         timeline=[],
         validation=None,
+        corrected=None,
     )
     return replace(usual, **values)
 
@@ -110,6 +111,18 @@ def test_a_comparison_with_validation_is_a_point_of_the_page():
     moved = replace(validation, shares={"metal": 1.0})
     assert "This archive differs from the validation images" in show(validation=moved)
     assert "archive differs" not in show()
+
+
+def test_shares_that_label_shift_explains_are_shown_where_they_differ():
+    both = {"class_counts": {"glass": 700, "metal": 300}}
+    both |= {name: {"glass": [], "metal": []} for name in ("surest", "least_sure")}
+    text = show(**both, corrected={"glass": 0.5, "metal": 0.5})
+    assert "corrected for label shift, 20.0% of the images would be counted in other classes" in text
+    assert "Shares corrected for label shift" in text
+    assert "glass70.0%50.0%" in text
+    assert "metal30.0%50.0%" in text
+    assert "label shift" not in show(**both, corrected={"glass": 0.69, "metal": 0.31})
+    assert "label shift" not in show()
 
 
 def test_an_update_names_the_earlier_output():

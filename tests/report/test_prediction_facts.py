@@ -22,6 +22,8 @@ def test_labels_are_read_back(tmp_path):
     assert facts.ood == sum(row["ood_score"] > 1 for row in good)
     assert facts.confidence == pytest.approx(np.mean([row["probability"] for row in good]))
     assert facts.confidences == np.histogram([row["probability"] for row in good], 20, (0, 1))[0].tolist()
+    assert sum(facts.corrected.values()) == pytest.approx(1)
+    assert list(facts.corrected) == list(facts.classes)
     ranked = sorted((row for row in good if row["class_name"] == "glass"), key=lambda row: row["probability"])
     assert [row.row_id for row in facts.least_sure["glass"]] == [row["row_id"] for row in ranked[:6]]
     assert [row.row_id for row in facts.surest["glass"]] == [row["row_id"] for row in ranked[:-7:-1]]
@@ -55,6 +57,7 @@ def test_a_run_without_labels_has_no_confidence(tmp_path):
     assert facts.confidence is None
     assert facts.verdict is None
     assert facts.shift is None
+    assert facts.corrected is None
     assert (facts.labelled_read, facts.class_counts, facts.most_ood) == (0, {}, [])
     assert [(failure.uri, failure.error) for failure in facts.failures["EMPTY"]] == [
         ("/a", "no bytes"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -30,6 +30,8 @@ class AuditedClass:
             if none of them was reviewed.
         recall, recall_low, recall_high: share of the class's rows that are predicted as it; None and (0, 1) if there
             seem to be none.
+        shifted_share: share of the rows that belong to the class by the model's probabilities alone, corrected for
+            label shift; None where the prediction run did not tell.
     """
 
     rows: int
@@ -48,6 +50,7 @@ class AuditedClass:
     recall: float | None
     recall_low: float
     recall_high: float
+    shifted_share: float | None
 
 
 @dataclass(frozen=True)
@@ -99,13 +102,16 @@ class AuditSummary:
     next_round: SampleSummary | None = None
 
 
-def summarize(folder: str, sample: Sample, answers: ReviewedLabels) -> AuditSummary:
+def summarize(
+    folder: str, sample: Sample, answers: ReviewedLabels, shifted: Mapping[str, float] | None = None
+) -> AuditSummary:
     """Estimate from answers.
 
     Args:
         folder: address of the folder for the result.
         sample: the drawn sample.
         answers: right class of each reviewed row; not empty.
+        shifted: shares of the classes corrected for label shift, where known.
     """
     census = _take_census(sample, answers)
     reviewed = [row for row in sample.rows if row.row_id in answers]
@@ -131,6 +137,7 @@ def summarize(folder: str, sample: Sample, answers: ReviewedLabels) -> AuditSumm
             recall=None if recall is None else recall.value,
             recall_low=(recall or _UNKNOWN).low,
             recall_high=(recall or _UNKNOWN).high,
+            shifted_share=None if shifted is None else shifted.get(name),
         )
     pairs = Counter((row.class_name, answers[row.row_id]) for row in reviewed)
     widths = [one.share.width for one in census.classes]

@@ -19,6 +19,7 @@ from tlray.config import AuditConfig
 from tlray.config.audit import MAX_SAMPLE
 from tlray.console import now
 from tlray.errors import ConfigError, DataError, FetchError, OutputError
+from tlray.output.shares import read_shares
 from tlray.sources.labelled import URI
 from tlray.sources.shards import LABEL
 
@@ -49,7 +50,8 @@ def measure(config: AuditConfig) -> AuditSummary:
     if sample is None:
         raise OutputError(f"{folder} holds no sample; tlray audit {config.labels} --sample N draws one")
     answers = form.read_forms({address: _read(address) for address in addresses}, sample)
-    summary = summarize(folder, sample, answers)
+    shares = read_shares(storage.resolve(config.labels), sample.run_id)
+    summary = summarize(folder, sample, answers, shares.corrected if shares else None)
     measured = now()
     result = {"format": FORMAT, "measured": measured, **asdict(summary)}
     for name in ("folder", "verdict", "next_round"):

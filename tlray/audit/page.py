@@ -56,6 +56,7 @@ def render_audit(summary: AuditSummary, sample: Sample, measured: str) -> bytes:
         rows=[_make_row(name, by_class[name]) for name in names],
         more=len(by_class) - len(names),
         confused=summary.most_confused[:MAX_CLASSES],
+        shifted=any(one.shifted_share is not None for one in by_class.values()),
         thumbnails_full=False,
         facts=[
             ("Reviewed", f"{summary.reviewed:,} of {summary.sampled:,} rows drawn, in {_count_rounds(sample)}"),

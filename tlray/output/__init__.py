@@ -7,5 +7,6 @@
 - `ledger`: what is known of each part, for a quick resume.
 - `receipt`: the receipt that proves a finished run.
 - `reader`: read labels back.
+- `shares`: the classes' shares, corrected for label shift.
 - `verify`: check an output against its plan and receipt.
 """

@@ -17,6 +17,8 @@ from tlray.model.bundle import Bundle, list_versions
 from tlray.output import receipt as receipts
 from tlray.output.plan import Plan
 from tlray.output.receipt import PartRecord, ProbeOutcome, Receipt, count_failed
+from tlray.output.shares import FORMAT as SHARES_FORMAT
+from tlray.output.shares import Shares, write_shares
 from tlray.output.waiting import FOLDER as WAITING
 from tlray.prediction.job import Job, asks_for_review
 from tlray.prediction.monitor import PROGRESS, RunClock
@@ -84,6 +86,10 @@ def write_report(
     try:
         facts = report.gather_prediction_facts(output, receipt, bundle.manifest, clock.timeline)
         storage.put(storage.join(output, report.NAME), report.render_prediction(facts, read))
+        if facts.corrected is not None:
+            labels = {name: facts.class_counts.get(name, 0) / facts.labelled_read for name in facts.corrected}
+            shares = Shares(SHARES_FORMAT, receipt.run_id, receipt.model_id, labels, facts.corrected)
+            write_shares(output, shares)
     except Exception as error:  # a report must never cost a run
         say(f"the report could not be written: {type(error).__name__}: {error}")
         return None

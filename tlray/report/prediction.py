@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
@@ -27,6 +28,7 @@ from tlray.report.thumbnails import Reader, make_thumbnails
 _USUAL_OOD_SHARE = 0.01  # of validation images, by construction
 _MANY_OOD = 0.05
 _MANY_FAILED = 0.01
+_LEAST_SHIFT = 0.03  # of the images; less is within the error of the correction
 
 
 def render_prediction(facts: PredictionFacts, read: Reader[int]) -> bytes:
@@ -58,6 +60,7 @@ def render_prediction(facts: PredictionFacts, read: Reader[int]) -> bytes:
         more_classes=max(0, len(counts) - MAX_CLASSES),
         confidences=charts.draw_confidences(facts.confidences, reference.confidences if reference else None),
         compared=reference is not None,
+        shifted=_list_shifted(facts),
         throughput=charts.draw_throughput(facts.timeline),
         failures=[
             {"code": code, "count": count, "examples": facts.failures.get(code, [])}
@@ -71,6 +74,34 @@ def render_prediction(facts: PredictionFacts, read: Reader[int]) -> bytes:
         picture=thumbnails.get,
         thumbnails_full=thumbnails.full,
         facts=_list_facts(facts),
+    )
+
+
+@dataclass(frozen=True)
+class ShiftedClass:
+    """A class with its share of the labels, and its share corrected for label shift."""
+
+    name: str
+    labels: float
+    corrected: float
+
+
+def _list_shifted(facts: PredictionFacts) -> list[ShiftedClass]:
+    """List the most frequent classes, where the corrected shares differ from those of the labels enough to matter."""
+    if facts.corrected is None or _measure_distance(facts) < _LEAST_SHIFT:
+        return []
+    shares = {name: count / facts.labelled_read for name, count in facts.class_counts.items()}
+    names = list(facts.corrected)
+    names = keep_frequent(names, [max(shares.get(name, 0.0), facts.corrected[name]) for name in names])
+    rows = [ShiftedClass(name, shares.get(name, 0.0), facts.corrected[name]) for name in names]
+    return sorted(rows, key=lambda row: -row.labels)
+
+
+def _measure_distance(facts: PredictionFacts) -> float:
+    """Return the share of the rows that would be in other classes after the correction."""
+    corrected = facts.corrected or {}
+    return 0.5 * sum(
+        abs(facts.class_counts.get(name, 0) / facts.labelled_read - share) for name, share in corrected.items()
     )
 
 
@@ -117,6 +148,12 @@ def _list_points(facts: PredictionFacts) -> list[Point]:
         points.append(Point("", text))
     if facts.shift is not None and facts.verdict is not None:
         points.append(Point("good" if facts.shift.fits else "bad", facts.verdict))
+    if facts.corrected is not None and (distance := _measure_distance(facts)) >= _LEAST_SHIFT:
+        text = (
+            f"Counts of labels may mislead: corrected for label shift, {format_percent(distance)} of the images would "
+            "be counted in other classes. tlray audit measures the counts."
+        )
+        points.append(Point("bad", text))
     if facts.ood is not None and facts.labelled_read:
         ood = facts.ood / facts.labelled_read
         text = (

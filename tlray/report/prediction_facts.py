@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tlray.errors import OK
+from tlray.metrics.label_shift import correct_shares
 from tlray.model.manifest import Manifest
 from tlray.output.reader import LabelsReader
 from tlray.output.receipt import Receipt
@@ -81,6 +82,7 @@ class PredictionFacts:
         most_ood: up to 12 rows, the highest ood_score first.
         timeline: throughput samples over the run.
         validation: predictions on the bundle's validation images, None without any.
+        corrected: shares of the labelled rows by class, corrected for label shift; None without validation images.
     """
 
     receipt: Receipt
@@ -98,6 +100,7 @@ class PredictionFacts:
     most_ood: list[Example]
     timeline: Sequence[Throughput]
     validation: Validation | None
+    corrected: dict[str, float] | None
 
     @property
     def labelled_read(self) -> int:
@@ -149,7 +152,21 @@ def gather_prediction_facts(
         most_ood=tally.most_ood,
         timeline=timeline,
         validation=read_validation(manifest),
+        corrected=_correct_shares(tally, manifest),
     )
+
+
+def _correct_shares(tally: _Tally, manifest: Manifest) -> dict[str, float] | None:
+    measured = manifest.metrics.validation
+    if measured is None or not measured.images or not tally.confidences.any():
+        return None
+    rows, confidence = (
+        np.array([sums.get(name, np.zeros(_BINS)) for name in manifest.classes])
+        for sums in (tally.rows_by_bin, tally.confidence_by_bin)
+    )
+    images = np.array([measured.by_class[name].images for name in manifest.classes], np.int64)
+    shares = correct_shares(rows.astype(np.int64), confidence, measured.confusion, images)
+    return dict(zip(manifest.classes, shares.tolist(), strict=True))
 
 
 def _spread(names: Sequence[str], most: int) -> list[str]:
@@ -167,6 +184,8 @@ class _Tally:
         self.counts: Counter[str] = Counter()
         self.confidences = np.zeros(_BINS, np.int64)
         self.confidence = 0.0
+        self.rows_by_bin: dict[str, npt.NDArray[np.float64]] = {}
+        self.confidence_by_bin: dict[str, npt.NDArray[np.float64]] = {}
         self.needs_review: int | None = None
         self.ood: int | None = None
         self.failures: dict[str, list[Failure]] = {}
@@ -194,7 +213,7 @@ class _Tally:
         bins = np.clip((probability * _BINS).astype(np.int64), 0, _BINS - 1)
         self.confidences += np.bincount(bins, minlength=_BINS)
         self.confidence += float(probability.sum())
-        self._add_classes(table, probability)
+        self._add_classes(table, probability, bins)
 
     def _add_failures(self, failed: pa.Table) -> None:
         codes = np.array(failed["status"].to_pylist(), dtype=object)
@@ -203,7 +222,7 @@ class _Tally:
             for row in np.flatnonzero(codes == code)[: MAX_FAILURES - len(kept)].tolist():
                 kept.append(Failure(failed["uri"][row].as_py(), failed["error"][row].as_py() or ""))
 
-    def _add_classes(self, table: pa.Table, probability: npt.NDArray[np.float64]) -> None:
+    def _add_classes(self, table: pa.Table, probability: npt.NDArray[np.float64], bins: npt.NDArray[np.int64]) -> None:
         encoded = table["class_name"].combine_chunks().dictionary_encode()
         codes = encoded.indices.to_numpy()
         order = np.lexsort((-probability, codes))  # by class, the most confident first
@@ -211,6 +230,9 @@ class _Tally:
         for code, name in enumerate(encoded.dictionary.to_pylist()):
             rows = order[starts[code] : starts[code + 1]]
             self.counts[name] += len(rows)
+            for sums, weights in ((self.rows_by_bin, None), (self.confidence_by_bin, probability[rows])):
+                added = np.bincount(bins[rows], weights, _BINS)
+                sums[name] = sums.get(name, np.zeros(_BINS)) + added
             for kept, best, sign in ((self.surest, rows, 1), (self.least_sure, rows[::-1], -1)):
                 have = kept.setdefault(name, [])
                 best = best[:_MAX_EXAMPLES]
