@@ -8,12 +8,11 @@ import sys
 import tarfile
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
-from tests.factories import make_receipt, make_table
+from tests.outputs import label, make_image
 from tlray.audit import draw as drawing
 from tlray.audit import sheet
 from tlray.audit.measure import measure
@@ -22,15 +21,10 @@ from tlray.config import AuditConfig
 from tlray.errors import DataError, OutputError
 from tlray.images.limits import Limits
 from tlray.metrics.classification import ConfusedPair
-from tlray.output.parts import PartWriter, make_schema
-from tlray.output.plan import write_plan
-from tlray.output.receipt import write_receipt
-from tlray.output.rowset import RowSet
 from tlray.output.shares import FORMAT as SHARES_FORMAT
 from tlray.output.shares import Shares, write_shares
 from tlray.report.thumbnails import make_thumbnail
 from tlray.sources.labelled import scan
-from tlray.sources.listing import Selection, find_candidates
 
 CLASSES = ["glass", "=HYPERLINK(1)", "<b>metal</b>"]
 HOSTILE = [
@@ -42,31 +36,6 @@ HOSTILE = [
     "'x.png",
     "\u202ea.png",
 ]
-
-
-def make_image(colour):
-    buffer = io.BytesIO()
-    Image.new("RGB", (60, 30), colour).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def label(folder, inputs, predict, classes=CLASSES, rows_per_part=64):
-    """A finished labelling run over inputs; `predict(row_id)` is a class index, or None for a failed row."""
-    output = str(folder)
-    plan = write_plan(output, find_candidates([str(uri) for uri in inputs], Selection()), {}, None)
-    bundle = SimpleNamespace(model_id="m" * 64, classes=classes, preprocessing_fingerprint="f")
-    indices = [predict(row) for row in range(plan.num_rows)]
-    columns = {
-        "row_id": range(plan.num_rows),
-        "status": ["CORRUPT" if index is None else "ok" for index in indices],
-        "predicted_index": indices,
-        "class_name": [None if index is None else classes[index] for index in indices],
-        "probability": [None if index is None else 0.25 + row / 1e4 for row, index in enumerate(indices)],
-    }
-    writer = PartWriter(output, plan, make_schema(bundle, "run", []), rows_per_part, RowSet(plan.num_rows))
-    receipt = make_receipt(list(writer.add(make_table(columns))), finished="2025-01-01T00:00:00Z")
-    write_receipt(output, receipt)
-    return output
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +52,9 @@ def images(tmp_path_factory):
 @pytest.fixture
 def labels(images, tmp_path):
     """Of 300 rows 240, 50 and 7 have a class each, and 3 failed."""
-    return label(tmp_path / "labels", [images], lambda row: None if row < 3 else 2 if row < 10 else int(row < 60))
+    return label(
+        tmp_path / "labels", [images], lambda row: None if row < 3 else 2 if row < 10 else int(row < 60), CLASSES
+    )
 
 
 def audit(labels, **options):
@@ -183,7 +154,7 @@ def test_what_cannot_be_sampled_is_said(labels, images, tmp_path):
     (tmp_path / "taken" / "mine.txt").write_text("x")
     with pytest.raises(OutputError, match=r"something else \(mine\.txt\)"):
         audit(labels, sample=5, output=str(tmp_path / "taken"))
-    failed = label(tmp_path / "failed", [images], lambda row: None)
+    failed = label(tmp_path / "failed", [images], lambda row: None, CLASSES)
     with pytest.raises(OutputError, match="all rows of this one failed"):
         audit(failed, sample=5)
     part = next((tmp_path / "labels" / "labels").iterdir())
@@ -336,7 +307,7 @@ def test_members_of_archives_are_trained_on_where_a_list_can_name_them(tmp_path,
     (tmp_path / "up").mkdir()
     inputs = [tmp_path / name, f"{tmp_path}/up/../one.png"]
     (tmp_path / "one.png").write_bytes(make_image("blue"))
-    labels = label(tmp_path / "labels", inputs, lambda row: row % 2)
+    labels = label(tmp_path / "labels", inputs, lambda row: row % 2, CLASSES)
     assert audit(labels, sample=11).pictures == 11
     summary = count(labels, fill(labels, lambda row: "."))
     assert (summary.reviewed, summary.inside, summary.corrections) == (11, 11 - listed, listed)

@@ -4,7 +4,7 @@ In each mode takes three steps of the product's own training step on its share o
 largest change of a weight and the weights as FOLDER/MODE.npz. MODE: frozen, live (BatchNorm), clipped, cached
 (activations enter), mixed (mixtures of activations, and dropout of the pooled features under a linear head), half
 (float16), overflow (float16, then one more step whose gradient overflows; the change is that of the last step) or
-drift (rank 1 changes a weight on its own, then checks).
+drift (rank 1 changes a weight on its own, then checks). Nothing is saved of a float16 that the CPU refuses.
 """
 
 import json
@@ -123,4 +123,8 @@ def run(mode: str) -> None:
 
 BASE_WEIGHTS = draw_base()
 for mode in modes:
-    run(mode)
+    try:
+        run(mode)
+    except tf.errors.AbortedError as error:  # oneDNN has no convolution of float16 for some CPUs
+        if mode not in ("half", "overflow") or "primitive" not in error.message:
+            raise

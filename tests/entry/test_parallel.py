@@ -42,10 +42,16 @@ def run_replicas(root, workers, modes):
         folder.mkdir()
         command = [sys.executable, str(REPLICA), str(rank), str(workers), addresses, str(folder), *modes]
         processes.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
-    for process in processes:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
-    return {mode: [split(dict(np.load(folder / f"{mode}.npz"))) for folder in folders] for mode in modes}
+    try:
+        for process in processes:
+            _, errors = process.communicate(timeout=300)
+            assert process.returncode == 0, errors
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    saved = [mode for mode in modes if (folders[0] / f"{mode}.npz").exists()]
+    return {mode: [split(dict(np.load(folder / f"{mode}.npz"))) for folder in folders] for mode in saved}
 
 
 def split(result):
@@ -69,9 +75,16 @@ def two(tmp_path_factory):
     return run_replicas(tmp_path_factory.mktemp("two"), 2, modes)
 
 
+def find(results, mode):
+    if mode not in results:
+        assert mode in ("half", "overflow")
+        pytest.skip("this CPU, or oneDNN's limit for it, has no convolution of float16")
+    return results[mode]
+
+
 @pytest.mark.parametrize("mode", ["frozen", "live", "half"])
 def test_two_workers_hold_identical_weights(two, mode):
-    a, b = two[mode]
+    a, b = find(two, mode)
     assert not a.drifted
     assert not b.drifted
     assert a.change > LEAST_CHANGE
@@ -81,7 +94,7 @@ def test_two_workers_hold_identical_weights(two, mode):
 
 
 def test_a_step_that_overflows_moves_neither_weights_nor_momentum(two):
-    for worker in two["overflow"]:
+    for worker in find(two, "overflow"):
         assert worker.change == 0
 
 

@@ -218,15 +218,18 @@ def test_datalab_takes_the_labels_as_they_are(labelled):
     probabilities = np.zeros((len(table), num_classes))
     for row, (indices, values) in enumerate(zip(table["top_indices"], table["top_probabilities"], strict=True)):
         probabilities[row, indices] = values
-    given = table["predicted_index"].to_numpy().copy()
+    # an image of each class more, since it cannot be known which classes the model says
+    probabilities = np.concatenate([probabilities, 0.1 / num_classes + 0.9 * np.eye(num_classes)])
+    given = np.concatenate([table["predicted_index"].to_numpy(), np.arange(num_classes)])
     given[0] = (given[0] + 1) % num_classes
     lab = Datalab(data={"label": given.tolist()}, label_name="label", verbosity=0)
     features = np.stack(table["embedding"].to_numpy())
+    features = np.concatenate([features, features.mean(axis=0) + np.eye(num_classes, features.shape[1])])
     in_this_process = {"find_label_issues_kwargs": {"n_jobs": 1}}  # a fork beside TensorFlow's threads may never end
     issue_types = {"label": {"clean_learning_kwargs": in_this_process}, "near_duplicate": {}}
     lab.find_issues(pred_probs=probabilities, features=features, issue_types=issue_types)
     issues = lab.get_issues()
-    assert len(issues) == len(table)
+    assert len(issues) == len(table) + num_classes
     assert issues["label_score"].idxmin() == 0
 
 

@@ -193,6 +193,15 @@ def _run_audit(config: configs.AuditConfig) -> int:
     return 0
 
 
+def _run_compare(config: configs.CompareConfig) -> int:
+    from tlray.cli.print_audit import print_comparison
+    from tlray.comparison.compare import compare
+
+    summary = compare(config)
+    print_comparison(summary)
+    return summary.exit_code
+
+
 def _run_show(config: configs.ShowConfig) -> int:
     from tlray.cli.print_bundle import print_bundle
     from tlray.model.bundle import load_bundle
@@ -239,6 +248,7 @@ COMMANDS = {
         _run_audit,
         "tell what an archive holds and how good its labels are, by a sample you look at",
     ),
+    "compare": Command("CompareConfig", _run_compare, "tell which labels change between two outputs"),
     "evaluate": Command("EvaluateConfig", _run_evaluate, "measure a bundle on labelled images"),
     "import": Command("ImportConfig", _run_import, "make a bundle of a Keras model trained elsewhere"),
     "show": Command("ShowConfig", _run_show, "print what a bundle is"),

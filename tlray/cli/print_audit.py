@@ -1,4 +1,4 @@
-"""Print the summaries of audit."""
+"""Print the summaries of audit and compare."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tlray.console import console
 if TYPE_CHECKING:
     from tlray.audit.draw import SampleSummary
     from tlray.audit.estimate import AuditSummary
+    from tlray.comparison.summary import CompareSummary
 
 
 def print_sample(summary: SampleSummary) -> None:
@@ -75,3 +76,35 @@ def print_audit(summary: AuditSummary) -> None:
     print_facts(facts)
     if summary.next_round is not None:
         print_sample(summary.next_round)
+
+
+def print_comparison(summary: CompareSummary) -> None:
+    """Print the changes by class, the most frequent transitions, agreement, and rows that one output has alone."""
+    rows = {
+        name: (f"{one.old:,}", f"{one.new:,}", f"{one.kept:,}", f"{one.old - one.kept:,}", f"{one.new - one.kept:,}")
+        for name, one in summary.by_class.items()
+    }
+    console.print()
+    print_rows_by_class(rows, "old>", "new>", "in both>", "leave>", "join>")
+    share = summary.changed / summary.compared
+    facts = [("changed", f"{summary.changed:,} of {summary.compared:,} rows ({share:.2%})")]
+    if summary.agreement is not None:
+        interval = f"95% interval {summary.agreement_low:.4f} to {summary.agreement_high:.4f}"
+        facts.append(("agreement", f"{summary.agreement:.4f} of {summary.labelled_by_both:,} rows ({interval})"))
+    if summary.transitions:
+        most = summary.transitions[:3]
+        facts.append(("transitions", "; ".join(f"{one.old} to {one.new} {one.rows:,}x" for one in most)))
+    for name, counts in (("lost", summary.lost), ("gained", summary.gained)):
+        if counts:
+            codes = ", ".join(f"{code} {count:,}" for code, count in counts.items())
+            facts.append((name, f"{sum(counts.values()):,} labels ({codes})"))
+    if summary.only_old or summary.only_new:
+        facts.append(("alone", f"{summary.only_old:,} rows in the old output, {summary.only_new:,} in the new"))
+    if summary.same:
+        moved = f"{summary.mean_difference:.4f} on average, at most {summary.largest_difference:.4f}"
+        facts.append(("probability", f"moves by {moved} where the label stays"))
+    if summary.output is not None:
+        facts.append(("written", f"{summary.output}/report.html, compare.json and changes.parquet"))
+    if summary.exceeds:
+        facts.append(("too many", f"more labels change than --max-changed {summary.max_changed:g} allows"))
+    print_facts(facts)

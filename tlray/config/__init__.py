@@ -2,7 +2,7 @@
 
 - `train`: `tlray train`; `recipes`: its defaults on learning.
 - `predict`: `tlray predict`, `plan` and `verify`.
-- `audit`: `tlray audit`.
+- `audit`: `tlray audit` and `compare`.
 - `evaluate`: `tlray evaluate`, `import`, `show` and `demo`.
 - `cluster`: `tlray submit` and `doctor`.
 - `shared`: options that several commands take, and checks.
@@ -11,7 +11,7 @@
 help, a line break inside an attribute docstring stays one.
 """
 
-from tlray.config.audit import AuditConfig
+from tlray.config.audit import AuditConfig, CompareConfig
 from tlray.config.cluster import DoctorConfig, SubmitConfig
 from tlray.config.evaluate import DemoConfig, EvaluateConfig, ImportConfig, ShowConfig
 from tlray.config.predict import InputsConfig, PlanConfig, PredictConfig, VerifyConfig
@@ -21,6 +21,7 @@ from tlray.config.train import SelectName, TrainConfig, describe_run, resolve
 
 __all__ = [
     "AuditConfig",
+    "CompareConfig",
     "DemoConfig",
     "DoctorConfig",
     "EvaluateConfig",

@@ -1,4 +1,4 @@
-"""Options of `tlray audit`."""
+"""Options of `tlray audit` and `compare`."""
 
 from __future__ import annotations
 
@@ -73,4 +73,39 @@ class AuditConfig(S3Config):
             if self.sample is not None:
                 faults.add("--until goes with --answers; got it with --sample")
         faults.check_range("seed", self.seed, 0, 2**32 - 1)
+        faults.report()
+
+
+@arrange_help
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(S3Config):
+    """Compare two outputs of `predict` over the same inputs: which labels change with a new model or another precision.
+
+    Rows are matched by their addresses. With --output, a folder gets report.html, with a table of the transitions and
+    pictures of the surest changes, compare.json, and changes.parquet, the changed rows.
+    """
+
+    old: Annotated[str, tyro.conf.Positional]
+    """OUTPUT of a finished `predict`."""
+
+    new: Annotated[str, tyro.conf.Positional]
+    """OUTPUT of another, over the same inputs."""
+
+    output: str | None = None
+    """New folder or s3:// prefix for the result; without it, it is only printed."""
+
+    max_changed: float = 1.0
+    """Most labels that may change, as a share (up to 1) or a count (above 1); more end the command with 1."""
+
+    verbose: bool = False
+    """Show tracebacks."""
+
+    def check(self) -> None:
+        """Raise one `ConfigError` naming every value that is not allowed."""
+        faults = Faults()
+        for name in ("old", "new", "output"):
+            faults.check_uri(name, getattr(self, name))
+        check_store(faults, self)
+        if self.max_changed < 0:
+            faults.add(f"--max-changed takes a share up to 1 or a count above 1; got {self.max_changed:g}")
         faults.report()

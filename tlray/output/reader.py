@@ -101,6 +101,11 @@ class LabelsReader:
         return table if metadata else table.replace_schema_metadata(None)
 
 
+def hash_addresses(table: pa.Table) -> npt.NDArray[np.int64]:
+    """Return a hash of each row's address, valid within this process."""
+    return np.fromiter((hash(uri) for uri in table["uri"].to_pylist()), np.int64, table.num_rows)
+
+
 def read_part(output: str, name: str, columns: Sequence[str] | None = None) -> tuple[bytes, pa.Table]:
     """Return a part's file and its table, with all columns or some.
 

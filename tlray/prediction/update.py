@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from tlray.console import say
 from tlray.errors import UNREACHABLE, OutputError
 from tlray.output.plan import Plan, open_plan
-from tlray.output.reader import LabelsReader
+from tlray.output.reader import LabelsReader, hash_addresses
 from tlray.output.receipt import Receipt, UpdateRecord, read_receipt
 from tlray.output.rowset import RowSet
 from tlray.output.schema import PREDICTED_COLUMNS, PREDICTION_FIELDS
@@ -50,7 +50,7 @@ class EarlierOutput:
         self.comparison = UpdateRecord(output)
         self._plan = plan
         self._labels = LabelsReader.open(output, receipt)
-        self._addresses = np.concatenate([_hash(rows) for rows in plan.iter_tables()])
+        self._addresses = np.concatenate([hash_addresses(rows) for rows in plan.iter_tables()])
         self._order = np.argsort(self._addresses, kind="stable")
         differing = [name for name in _MUST_AGREE if receipt.config.get(name) != asked.get(name)]
         self._usable = not differing
@@ -97,7 +97,7 @@ class EarlierOutput:
 
     def _find(self, table: pa.Table) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Return the positions of a new plan's rows that the earlier one may have, and their row ids in that."""
-        hashes = _hash(table)
+        hashes = hash_addresses(table)
         places = np.minimum(np.searchsorted(self._addresses, hashes, sorter=self._order), len(self._order) - 1)
         candidates = self._order[places]
         new = np.flatnonzero(self._addresses[candidates] == hashes)
@@ -109,8 +109,3 @@ def _compare(ours: pa.ChunkedArray, theirs: pa.ChunkedArray) -> npt.NDArray[np.b
     equal = pc.fill_null(pc.equal(ours, theirs), False).to_numpy(zero_copy_only=False)
     both_null = (~ours.is_valid().to_numpy()) & (~theirs.is_valid().to_numpy())
     return np.asarray(equal | both_null, np.bool_)
-
-
-def _hash(table: pa.Table) -> npt.NDArray[np.int64]:
-    """Return a hash of each row's address, valid within this process."""
-    return np.fromiter((hash(uri) for uri in table["uri"].to_pylist()), np.int64, table.num_rows)

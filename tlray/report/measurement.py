@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -239,6 +239,25 @@ def make_confusion(measurement: Measurement, classes: Sequence[str]) -> Confusio
     counts: dict[int, dict[int, int]] = {row: {} for row in range(len(classes))}
     for true, predicted, images in measurement.confusion:
         counts[true][predicted] = images
+    totals = {name: sum(counts[row].values()) for row, name in enumerate(classes)}
+    pairs = [
+        SharedPair(pair.true, pair.predicted, pair.images, pair.images / totals[pair.true])
+        for pair in list_confused(measurement.confusion, classes)
+    ]
+    return make_matrix(counts, classes, "predicted as", pairs)
+
+
+def make_matrix(
+    counts: Mapping[int, Mapping[int, int]], classes: Sequence[str], verb: str, pairs: Sequence[SharedPair] = ()
+) -> ConfusionTable:
+    """Return a table of counts by class; of more than `MAX_CLASSES`, without rows.
+
+    Args:
+        counts: by row and column.
+        classes: names by index.
+        verb: says how a row's class became a column's, in the titles of the cells.
+        pairs: the most frequent cells beside the diagonal.
+    """
     totals = [sum(counts[row].values()) for row in range(len(classes))]
     rows = []
     for row, name in enumerate(classes if len(classes) <= MAX_CLASSES else ()):
@@ -250,16 +269,11 @@ def make_confusion(measurement: Measurement, classes: Sequence[str]) -> Confusio
             opacity = share if row == column else math.sqrt(share)  # keeps rare mistakes visible
             kind = "same" if row == column else "other"
             kind += " zero" if not count else " strong" if opacity > _STRONG else ""
-            title = f"{_label(name)} predicted as {_label(classes[column])}: {count:,} of {total:,}"
+            title = f"{_label(name)} {verb} {_label(classes[column])}: {count:,} of {total:,}"
             cells.append(Cell(count, opacity, kind, title if count else ""))
         rows.append(MatrixRow(name, cells))
     wide = len(classes) <= _WIDE_CLASSES and all(len(name) <= _WIDE_COLUMNS for name in classes)
-    totals_by_name = dict(zip(classes, totals, strict=True))
-    pairs = [
-        SharedPair(pair.true, pair.predicted, pair.images, pair.images / totals_by_name[pair.true])
-        for pair in list_confused(measurement.confusion, classes)
-    ]
-    return ConfusionTable(rows, list(classes), not wide, pairs)
+    return ConfusionTable(rows, list(classes), not wide, list(pairs))
 
 
 def _label(name: str) -> str:

@@ -18,7 +18,7 @@ from tests.faults.conftest import (
 
 pytestmark = pytest.mark.usefixtures("notebook")
 
-GOLDEN_TOLERANCE = 1e-5
+GOLDEN_TOLERANCE = 1e-4  # 1e-5 with AVX-512; kernels for AVX2 add up in another order for another batch size
 
 
 @pytest.fixture

@@ -1,0 +1,155 @@
+"""`tlray compare OLD NEW`: which labels change between two outputs over the same inputs."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tlray import storage
+from tlray.comparison.changes import COLUMNS, Changes
+from tlray.comparison.page import NAME as PAGE
+from tlray.comparison.page import OneSided, list_shown, render_comparison
+from tlray.comparison.pairs import Pairs, list_examples, pair_rows, read_pairs
+from tlray.comparison.summary import ChangedClass, CompareSummary, Transition
+from tlray.config import CompareConfig
+from tlray.console import Stage, now
+from tlray.errors import OutputError
+from tlray.images.limits import MAX_BYTES, MAX_PIXELS, Limits
+from tlray.metrics.intervals import wilson
+from tlray.output.plan import Plan, open_plan
+from tlray.output.reader import LabelsReader
+from tlray.output.receipt import Receipt, read_receipt
+from tlray.report.thumbnails import Thumbnails, make_thumbnails
+from tlray.sources.reading import read_rows
+
+RESULT = "compare.json"
+CHANGES = "changes.parquet"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class FinishedOutput:
+    """A finished output of predict."""
+
+    address: str
+    receipt: Receipt
+    plan: Plan
+    labels: LabelsReader
+
+
+def compare(config: CompareConfig) -> CompareSummary:
+    """Compare two outputs; write the result where `output` asks for it.
+
+    Raises:
+        UsageError: one of them is not a finished output, they have no input in common, or the folder is not empty.
+    """
+    config.check()
+    storage.configure(config.s3_options)
+    old, new = (_open(uri) for uri in (config.old, config.new))
+    output = None if config.output is None else storage.resolve(config.output)
+    if output is not None:
+        storage.check_writable(output)
+        if storage.has_content(output):
+            raise OutputError(f"--output takes a new folder or prefix; {output} holds something else")
+    pairs = pair_rows(old.labels, new.labels)
+    if not len(pairs.new):
+        raise OutputError(f"{old.address} and {new.address} have no input in common; compare outputs of one archive")
+    changes = Changes()
+    with Stage("compare", len(pairs.new)) as stage:
+        for theirs, ours in read_pairs(old.labels, new.labels, pairs, COLUMNS):
+            changes.add(theirs, ours)
+            stage.advance(ours.num_rows)
+    summary = summarize(old, new, output, config.max_changed, pairs, changes)
+    if output is not None:
+        _write(output, old, new, pairs, changes, summary)
+    return summary
+
+
+def _open(uri: str) -> FinishedOutput:
+    address = storage.resolve(uri)
+    receipt, plan = read_receipt(address), open_plan(address)
+    if receipt is None or plan is None:
+        raise OutputError(f"tlray compare takes the outputs of two finished tlray predict runs; got {address}")
+    return FinishedOutput(address, receipt, plan, LabelsReader.open(address, receipt))
+
+
+def summarize(
+    old: FinishedOutput, new: FinishedOutput, output: str | None, max_changed: float, pairs: Pairs, changes: Changes
+) -> CompareSummary:
+    """Return the result of a comparison."""
+    before, after, kept = Counter[str](), Counter[str](), Counter[str]()
+    for (was, now_is), rows in changes.transitions.items():
+        before[was] += rows
+        after[now_is] += rows
+        if was == now_is:
+            kept[was] = rows
+    names = dict.fromkeys([*old.labels.classes, *new.labels.classes])
+    both, same = changes.labelled_by_both, changes.same
+    low, high = wilson(same, both)
+    return CompareSummary(
+        old=old.address,
+        new=new.address,
+        old_model_id=old.receipt.model_id,
+        new_model_id=new.receipt.model_id,
+        output=output,
+        compared=len(pairs.new),
+        changed=changes.changed,
+        labelled_by_both=both,
+        same=same,
+        agreement=same / both if both else None,
+        agreement_low=low,
+        agreement_high=high,
+        unlabelled=changes.unlabelled,
+        lost=dict(changes.lost.most_common()),
+        gained=dict(changes.gained.most_common()),
+        only_old=len(pairs.only_old),
+        only_new=len(pairs.only_new),
+        transitions=[
+            Transition(was, now_is, rows) for (was, now_is), rows in changes.transitions.most_common() if was != now_is
+        ],
+        by_class={name: ChangedClass(before[name], after[name], kept[name]) for name in names},
+        mean_difference=changes.differences / same if same else 0.0,
+        largest_difference=changes.largest_difference,
+        max_changed=max_changed,
+    )
+
+
+def _write(
+    output: str, old: FinishedOutput, new: FinishedOutput, pairs: Pairs, changes: Changes, summary: CompareSummary
+) -> None:
+    listed = changes.list_changes()
+    buffer = io.BytesIO()
+    pq.write_table(listed, buffer)
+    storage.put(storage.join(output, CHANGES), buffer.getvalue())
+    shown = list_shown(listed, summary)
+    alone = [
+        OneSided("old", summary.only_old, list_examples(old.labels, pairs.only_old)),
+        OneSided("new", summary.only_new, list_examples(new.labels, pairs.only_new)),
+    ]
+    pictures = _make_pictures(new, sorted({change.row_id for change in shown.list_all()}))
+    compared = now()
+    storage.put(storage.join(output, PAGE), render_comparison(summary, shown, alone, pictures, compared))
+    result = {"format": FORMAT, "compared_at": compared, **asdict(summary)}
+    del result["output"]
+    text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    storage.put(storage.join(output, RESULT), text.encode())
+
+
+def _make_pictures(new: FinishedOutput, row_ids: list[int]) -> Thumbnails[int]:
+    config = new.receipt.config
+    limits = Limits(config.get("max_bytes", MAX_BYTES), config.get("max_pixels", MAX_PIXELS))
+    planned = new.plan.take(np.array(row_ids, np.int64))
+
+    def read(keys: Sequence[int]) -> Iterator[bytes | None]:
+        kept = planned.filter(pa.array(np.isin(planned["row_id"].to_numpy(), keys)))
+        for fetched in read_rows(kept, limits.max_bytes, new.plan.image_column):
+            yield fetched.data if isinstance(fetched.data, bytes) else None
+
+    return make_thumbnails(row_ids, read, limits=limits)
