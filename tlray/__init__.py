@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from tlray.version import __version__
 
 if TYPE_CHECKING:
-    from tlray.config import EvaluateConfig, PredictConfig, TrainConfig
+    from tlray.comparison.compare import compare
+    from tlray.comparison.summary import CompareSummary
+    from tlray.config import CompareConfig, EvaluateConfig, PredictConfig, TrainConfig
     from tlray.evaluation import EvaluateSummary, evaluate
     from tlray.model.bundle import Bundle, load_bundle
     from tlray.prediction.predict import PredictSummary, predict
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Bundle": "tlray.model.bundle",
+    "CompareConfig": "tlray.config",
+    "CompareSummary": "tlray.comparison.summary",
     "EvaluateConfig": "tlray.config",
     "EvaluateSummary": "tlray.evaluation",
     "PredictConfig": "tlray.config",
@@ -28,6 +32,7 @@ _HOMES = {
     "Prediction": "tlray.prediction.single_image",
     "TrainConfig": "tlray.config",
     "TrainSummary": "tlray.training.results",
+    "compare": "tlray.comparison.compare",
     "evaluate": "tlray.evaluation",
     "load_bundle": "tlray.model.bundle",
     "predict": "tlray.prediction.predict",
@@ -37,6 +42,8 @@ _HOMES = {
 
 __all__ = [
     "Bundle",
+    "CompareConfig",
+    "CompareSummary",
     "EvaluateConfig",
     "EvaluateSummary",
     "PredictConfig",
@@ -45,6 +52,7 @@ __all__ = [
     "TrainConfig",
     "TrainSummary",
     "__version__",
+    "compare",
     "evaluate",
     "load_bundle",
     "predict",
