@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from tlray.config import CompareConfig, EvaluateConfig, PredictConfig, TrainConfig
     from tlray.evaluation import EvaluateSummary, evaluate
     from tlray.model.bundle import Bundle, load_bundle
-    from tlray.prediction.predict import PredictSummary, predict
+    from tlray.prediction.predict import predict
     from tlray.prediction.single_image import Prediction, predict_image
+    from tlray.prediction.summary import PredictSummary
     from tlray.training.results import TrainSummary
     from tlray.training.train import train
 
@@ -28,7 +29,7 @@ _HOMES = {
     "EvaluateConfig": "tlray.config",
     "EvaluateSummary": "tlray.evaluation",
     "PredictConfig": "tlray.config",
-    "PredictSummary": "tlray.prediction.predict",
+    "PredictSummary": "tlray.prediction.summary",
     "Prediction": "tlray.prediction.single_image",
     "TrainConfig": "tlray.config",
     "TrainSummary": "tlray.training.results",

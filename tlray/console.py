@@ -1,4 +1,6 @@
-"""Print messages and progress: a bar with rate and time left on a terminal, else a line every 15 s."""
+"""Print messages and progress: a bar with rate and time left on a terminal, one line that moves in a notebook, else a
+line every 15 s.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +15,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-_LINE_INTERVAL_S = 15.0
+_LINE_INTERVAL_S, _MOVE_INTERVAL_S = 15.0, 0.5
 
-console = Console(highlight=False, soft_wrap=True)
-"""Console of all commands; prints no styles unless stdout is a terminal."""
+console = Console(highlight=False, soft_wrap=True, force_jupyter=False)
+"""Console of all commands; prints no styles unless stdout is a terminal, and plain lines in a notebook."""
 
 
 def now() -> str:
@@ -24,10 +26,38 @@ def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
+def is_notebook() -> bool:
+    """Return whether this process runs the cells of a notebook."""
+    module = sys.modules.get("IPython")
+    shell = None if module is None else module.get_ipython()
+    return type(shell).__name__ == "ZMQInteractiveShell"
+
+
 def say(text: str) -> None:
     """Print one line, after the time of day unless on a terminal."""
+    _MovingLine.end()
     stamp = "" if console.is_terminal else f"{time.strftime('%H:%M:%S')}  "
     console.print(f"{stamp}{text}", markup=False)
+
+
+class _MovingLine:
+    """The line of a notebook's output that progress writes again and again."""
+
+    length = 0
+
+    @classmethod
+    def write(cls, text: str) -> None:
+        """Replace the line."""
+        sys.stdout.write(f"\r{text:<{cls.length}}")
+        sys.stdout.flush()
+        cls.length = len(text)
+
+    @classmethod
+    def end(cls) -> None:
+        """Leave the line as it is, and go on below."""
+        if cls.length:
+            sys.stdout.write("\n")
+            cls.length = 0
 
 
 class Stage:
@@ -41,9 +71,12 @@ class Stage:
         self._note = ""
         self._started = self._last_line = time.monotonic()
         self._bar: Progress | None = None
+        self._moves = is_notebook()
 
     def __enter__(self) -> Stage:
-        if console.is_terminal:
+        if self._moves:
+            self._print_line(time.monotonic())
+        elif console.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description:<12}"),
                 BarColumn(bar_width=32),
@@ -66,6 +99,7 @@ class Stage:
             self._bar.stop()
         elif error is None:
             self._print_line(time.monotonic())
+        _MovingLine.end()
 
     def advance(self, count: int) -> None:
         """Add to the number of finished units."""
@@ -73,7 +107,7 @@ class Stage:
         now = time.monotonic()
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=self._done)
-        elif now - self._last_line >= _LINE_INTERVAL_S and self._done < self._total:
+        elif now - self._last_line >= self._interval_s and self._done < self._total:
             self._print_line(now)
 
     def set_total(self, total: int) -> None:
@@ -97,13 +131,21 @@ class Stage:
         """Print a line above the bar."""
         say(text)
 
+    @property
+    def _interval_s(self) -> float:
+        return _MOVE_INTERVAL_S if self._moves else _LINE_INTERVAL_S
+
     def _print_line(self, now: float) -> None:
         self._last_line = now
         elapsed = now - self._started
         rate = self._done / elapsed if elapsed > 0 else 0.0
         left = f", {(self._total - self._done) / rate:,.0f} s left" if 0 < self._done < self._total and rate else ""
         note = f", {self._note}" if self._note else ""
-        say(f"{self._name}: {self._done:,}/{self._total:,} {self._unit}, {rate:,.1f}/s{left}{note}")
+        text = f"{self._name}: {self._done:,}/{self._total:,} {self._unit}, {rate:,.1f}/s{left}{note}"
+        if self._moves:
+            _MovingLine.write(text)
+        else:
+            say(text)
 
 
 class _RateColumn(ProgressColumn):

@@ -31,6 +31,7 @@ from tlray.metrics.label_errors import (
 )
 from tlray.metrics.thresholds import describe_thresholds
 from tlray.model.bundle import Bundle, load_bundle
+from tlray.notebook import Card, Shown, name_classes
 from tlray.output.schema import EMBEDDING, RequestedColumns
 from tlray.report.evaluation import EvaluationRecord, Mistake, OodShares
 from tlray.sources.labelled import LabelledImages, scan
@@ -43,14 +44,32 @@ _LOOKED_AT = 16
 _MAX_WORST = 60
 
 
-@dataclass(frozen=True)
-class EvaluateSummary:
+@dataclass(frozen=True, repr=False)
+class EvaluateSummary(Shown):
     """The result of an evaluation; `output` is None if nothing was written."""
 
     model_id: str
     classes: tuple[str, ...]
     output: str | None
     result: EvaluationRecord
+
+    def describe(self) -> Card:
+        """Return what a notebook shows: accuracy, calibration and the classes."""
+        result = self.result
+        interval = f"95% interval {result.accuracy_low:.3f} to {result.accuracy_high:.3f}"
+        figures = [
+            ("accuracy", f"{result.accuracy:.3f} of {result.images:,} images ({interval})"),
+            ("log-loss", f"{result.log_loss:.3f}"),
+            ("calibration error", f"{result.ece:.3f}"),
+            ("classes", name_classes(self.classes)),
+        ]
+        if result.most_confused:
+            worst = result.most_confused[0]
+            figures.append(("most confused", f"{worst.true} taken for {worst.predicted}, {worst.images:,} images"))
+        if self.output is not None:
+            figures.append(("report", f"{self.output}/report.html"))
+        shares = {name: one.images / max(result.images, 1) for name, one in result.by_class.items()}
+        return Card("Evaluated", figures, shares)
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from tests.factories import make_receipt
 from tlray.cli.print_predict import print_predict, print_prediction, print_verify
 from tlray.output.receipt import ProbeOutcome, UpdateRecord
 from tlray.output.verify import VerifySummary
-from tlray.prediction.predict import PredictSummary
 from tlray.prediction.single_image import Prediction
+from tlray.prediction.summary import PredictSummary
 
 
 def test_a_plain_run_prints_counts_and_speed(lines):

@@ -9,7 +9,8 @@ from tlray.errors import ConfigError, OutputError
 from tlray.output.parts import Part
 from tlray.output.receipt import write_receipt
 from tlray.prediction import predict as predictions
-from tlray.prediction.predict import PredictSummary, _load_finished, _save_regularly, predict
+from tlray.prediction.predict import _load_finished, _save_regularly, predict
+from tlray.prediction.summary import PredictSummary
 
 PART = Part("part-000000000000-000000000009.parquet", 10, "a" * 64, {"EMPTY": 1, "TIMEOUT": 1})
 

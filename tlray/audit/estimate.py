@@ -15,6 +15,7 @@ from tlray.audit.draw import SampleSummary
 from tlray.audit.sample import Drawn, ReviewedLabels, Sample
 from tlray.metrics.census import NO_CLASS, Census, Estimate, Reviewed, take_census
 from tlray.metrics.classification import ConfusedPair
+from tlray.notebook import Card, Shown
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ class AuditedClass:
     shifted_share: float | None
 
 
-@dataclass(frozen=True)
-class AuditSummary:
+@dataclass(frozen=True, repr=False)
+class AuditSummary(Shown):
     """Estimated classes and quality of an archive's labels. Intervals are of 95%.
 
     Attributes:
@@ -100,6 +101,17 @@ class AuditSummary:
     width: float
     verdict: str | None = None
     next_round: SampleSummary | None = None
+
+    def describe(self) -> Card:
+        """Return what a notebook shows: the accuracy, and the estimated classes."""
+        interval = f"95% interval {self.accuracy_low:.3f} to {self.accuracy_high:.3f}"
+        figures = [
+            ("right", f"{self.accuracy:.3f} of {self.labelled:,} labels ({interval})"),
+            ("reviewed", f"{self.reviewed:,} of {self.sampled:,} rows"),
+            ("widest interval", f"{self.widest}, {self.width:.4f}"),
+            ("report", f"{self.folder}/report.html"),
+        ]
+        return Card("Audited", figures, {name: one.share for name, one in self.by_class.items()})
 
 
 def summarize(

@@ -15,9 +15,9 @@ from tlray.sources.candidates import REFUSED, SourceKind
 if TYPE_CHECKING:
     from tlray.output.verify import VerifySummary
     from tlray.prediction.planning import PlanSummary
-    from tlray.prediction.predict import PredictSummary
     from tlray.prediction.probe import Probe
     from tlray.prediction.single_image import Prediction
+    from tlray.prediction.summary import PredictSummary
 
 _MAX_REASONS = 20
 

@@ -84,6 +84,7 @@ def connect(address: str | None, max_cpus: int | None, *, verbose: bool, check: 
         StoppedError: the cluster does not answer, or cannot be used.
     """
     _set_environment(verbose)
+    _silence_widgets()
     import ray
 
     target = address or os.environ.get("RAY_ADDRESS")
@@ -182,6 +183,12 @@ def _silence() -> None:
     warnings.filterwarnings("ignore", module=r"ray\..*")
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     logging.getLogger("ray").propagate = False
+
+
+def _silence_widgets() -> None:
+    """Silence what importing Ray says in a notebook without ipywidgets, which tlray does not use."""
+    warnings.filterwarnings("ignore", message="IProgress not found")
+    logging.getLogger("ray.widgets").setLevel(logging.CRITICAL)
 
 
 def explain_failure(error: BaseException, doing: str) -> TlrayError:

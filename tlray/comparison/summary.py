@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tlray.config import count_allowed
+from tlray.notebook import Card, Shown
+
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,8 @@ class ChangedClass:
     kept: int
 
 
-@dataclass(frozen=True)
-class CompareSummary:
+@dataclass(frozen=True, repr=False)
+class CompareSummary(Shown):
     """Changes from an old output to a new one.
 
     Attributes:
@@ -79,6 +82,17 @@ class CompareSummary:
     def exceeds(self) -> bool:
         """Return whether more rows changed than `max_changed` allows."""
         return self.changed > count_allowed(self.max_changed, self.compared)
+
+    def describe(self) -> Card:
+        """Return what a notebook shows: how many labels change, and which."""
+        figures = [("changed", f"{self.changed:,} of {self.compared:,} rows ({self.changed / self.compared:.2%})")]
+        if self.agreement is not None:
+            interval = f"95% interval {self.agreement_low:.4f} to {self.agreement_high:.4f}"
+            figures.append(("agreement", f"{self.agreement:.4f} ({interval})"))
+        figures += [(f"{one.old} to {one.new}", f"{one.rows:,} rows") for one in self.transitions[:_SHOWN]]
+        if self.output is not None:
+            figures.append(("report", f"{self.output}/report.html"))
+        return Card("Compared", figures)
 
     @property
     def exit_code(self) -> int:

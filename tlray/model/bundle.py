@@ -28,6 +28,7 @@ import numpy.typing as npt
 
 from tlray import storage
 from tlray.errors import UNREACHABLE, BundleError, Code, FetchError, OutageError, TlrayError
+from tlray.images.thumbnail import make_thumbnail
 from tlray.metrics.calibration import CalibrationRecord
 from tlray.metrics.thresholds import Thresholds
 from tlray.model.card import write_card
@@ -47,11 +48,13 @@ from tlray.model.manifest import (
     sign,
 )
 from tlray.model.safety import find_threats
+from tlray.notebook import Card, Picture, Shown, name_classes
 from tlray.storage.records import RecordError, dump_record, parse_record, parse_records
 
 MANIFEST = "bundle.json"
 HISTORY = "training/history.json"
 GOLDEN = "golden/golden.json"
+_SHOWN = 8
 CARD = "README.md"
 
 _MODEL_FILES = re.compile(r"model\.keras|(saved_model|golden|metrics)(/[^/]+)+")
@@ -68,8 +71,8 @@ class Golden:
     probabilities: npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class Bundle:
+@dataclass(frozen=True, repr=False)
+class Bundle(Shown):
     """A verified bundle: its local directory, a copy if it came from object storage, and its address."""
 
     path: Path
@@ -100,6 +103,32 @@ class Bundle:
     def preprocessing_fingerprint(self) -> str:
         """sha256 of the preprocessing."""
         return hash_preprocessing(self.manifest.preprocessing)
+
+    def describe(self) -> Card:
+        """Return what a notebook shows: the classes, how good the model is, and its golden images."""
+        manifest = self.manifest
+        figures = [
+            ("classes", name_classes(self.classes)),
+            ("network", f"{manifest.architecture.backbone}, {self.image_size_px} px"),
+        ]
+        for role, measured in manifest.metrics.list_measured():
+            name = manifest.metrics.name(role)
+            figures.append((f"{name} accuracy", f"{measured.accuracy:.3f} of {measured.images:,} images"))
+        if manifest.thresholds is not None:
+            kept = f"{manifest.thresholds.kept:.1%} of the labels"
+            figures.append((f"promised {manifest.thresholds.target_precision:g} right", kept))
+        figures += [("model id", self.model_id[:12]), ("address", self.uri)]
+        return Card("Bundle", figures)
+
+    def list_pictures(self) -> list[Picture]:
+        """List the golden images with their labels."""
+        pictures = []
+        for image in self.load_golden()[:_SHOWN]:
+            uri = make_thumbnail(image.data)
+            if uri is not None:
+                label = int(image.probabilities.argmax())
+                pictures.append(Picture(uri, f"{self.classes[label]} {image.probabilities[label]:.0%}"))
+        return pictures
 
     def load_golden(self) -> list[Golden]:
         """Load the golden images with their probabilities."""

@@ -1,6 +1,6 @@
 """Predict the classes of many images on Ray.
 
-- `predict`: the driver, `tlray predict`.
+- `predict`: the driver, `tlray predict`; `summary`: its result.
 - `job`, `resume`, `update`: identify a job, find its finished rows, copy unchanged rows of an earlier output.
 - `pipeline`, `batches`, `dispatcher`, `engine_actor`: the Ray Data pipeline, and what its processes run.
 - `monitor`, `reach`, `finish`: watch a run, wait for its inputs, and close it with report and receipt.

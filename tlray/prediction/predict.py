@@ -31,6 +31,7 @@ from tlray.prediction.job import Job
 from tlray.prediction.monitor import Failures, ProgressFile, RunClock
 from tlray.prediction.reach import Reach
 from tlray.prediction.resume import RunState, resume
+from tlray.prediction.summary import PredictSummary
 from tlray.prediction.update import find_finished
 from tlray.sources.reading import list_files
 from tlray.storage.lock import Lock
@@ -44,28 +45,6 @@ _SAVE_INTERVAL_S = 10.0
 _SAVE_SHARE = 1 / 64
 _MAX_SAVE_TIME = 0.05
 _CHECKED_FILES = 16
-
-
-@dataclass(frozen=True)
-class PredictSummary:
-    """The result of a prediction run.
-
-    Attributes:
-        resumed_rows: number of rows that earlier runs had finished.
-        already_done: whether the receipt existed before, so that nothing was predicted.
-        verdict: sentence that compares the labels with the bundle's validation images; None if unknown.
-    """
-
-    output: str
-    receipt: receipts.Receipt
-    resumed_rows: int
-    already_done: bool
-    verdict: str | None = None
-
-    @property
-    def exit_code(self) -> int:
-        """1 if no row could be predicted, else 0."""
-        return 1 if self.receipt.labelled == 0 else 0
 
 
 def predict(config: PredictConfig) -> PredictSummary:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from PIL import Image
-
-from tlray.errors import FetchError, ImageError
-from tlray.images.decode import decode
+from tlray.errors import FetchError
 from tlray.images.limits import Limits
+from tlray.images.thumbnail import SIDE_PX, make_thumbnail
 from tlray.sources.places import Places
 
 Key = TypeVar("Key", bound=Hashable)
@@ -20,13 +16,9 @@ Key = TypeVar("Key", bound=Hashable)
 Reader = Callable[[Sequence[Key]], Iterator[bytes | None]]
 """A function that yields the encoded image of each key (a uri or a row id) in order; None where it cannot be read."""
 
-SIDE_PX = 96
 MAX_BYTES = 4 * 2**20
 
 DEFAULT_LIMITS = Limits()
-
-_QUALITY = 80
-_HEAD = "data:image/jpeg;base64,"
 
 
 @dataclass(frozen=True)
@@ -77,17 +69,3 @@ def make_thumbnails(
             return Thumbnails(uris, full=True)
         uris[key] = uri
     return Thumbnails(uris, full=False)
-
-
-def make_thumbnail(data: bytes, side_px: int = SIDE_PX, limits: Limits = DEFAULT_LIMITS) -> str | None:
-    """Return an encoded image as a data URI, its longer side `side_px`; None if it cannot be decoded."""
-    try:
-        decoded = decode(data, 2 * side_px, limits)  # decoded to a square at twice the size, to stay sharp
-    except ImageError:
-        return None
-    scale = side_px / max(decoded.width, decoded.height)
-    size = (max(1, round(decoded.width * scale)), max(1, round(decoded.height * scale)))
-    buffer = io.BytesIO()
-    small = Image.fromarray(decoded.pixels).resize(size, Image.Resampling.LANCZOS)
-    small.save(buffer, "JPEG", quality=_QUALITY, optimize=True)
-    return _HEAD + base64.b64encode(buffer.getvalue()).decode()

@@ -24,6 +24,7 @@ from tlray.metrics.label_errors import (
 )
 from tlray.metrics.thresholds import Thresholds, describe_thresholds
 from tlray.model.manifest import EpochRecord, KeptEpoch, Metrics, OodPercentiles, PhaseBest, RoleCounts, find_kept
+from tlray.notebook import Card, Shown, name_classes
 from tlray.storage.records import Json
 from tlray.training.dataset import Images, Roles
 from tlray.training.predictions import RowPredictions
@@ -184,8 +185,8 @@ def advise(
     return sentences
 
 
-@dataclass(frozen=True)
-class TrainSummary:
+@dataclass(frozen=True, repr=False)
+class TrainSummary(Shown):
     """The result of a training.
 
     Attributes:
@@ -208,6 +209,20 @@ class TrainSummary:
     advice: list[str] = field(default_factory=list)
     already_done: bool = False
     options: dict[str, Json] = field(default_factory=dict)
+
+    def describe(self) -> Card:
+        """Return what a notebook shows: how good the model is, and where it lies."""
+        figures = [
+            (f"{self.metrics.name(role)} accuracy", f"{measured.accuracy:.3f} of {measured.images:,} images")
+            for role, measured in self.metrics.list_measured()
+        ]
+        figures += [("classes", name_classes(self.classes)), ("images", str(self.images))]
+        if self.left_out:
+            figures.append(("left out", f"{len(self.left_out):,} images that cannot be used"))
+        figures += [("bundle", self.output), ("report", f"{self.output}/report.html")]
+        if self.seconds:
+            figures.append(("seconds", f"{sum(self.seconds.values()):,.0f}"))
+        return Card("Already trained" if self.already_done else "Trained", figures)
 
 
 def log_run(config: TrainConfig, summary: TrainSummary) -> None:
