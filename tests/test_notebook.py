@@ -75,7 +75,9 @@ def test_a_prediction_without_its_folder_still_shows_its_counts(tmp_path):
 
 def test_a_comparison_shows_its_transitions(output):
     summary = compare(CompareConfig(old=output, new=output))
-    assert repr(summary) == "<Compared: changed 0 of 30 rows (0.00%), agreement 1.0000 (95% interval 0.8754 to 1.0000)>"
+    assert (
+        repr(summary) == "<Compared: changed 0 of 27 labels (0.00%), agreement 1.0000 (95% interval 0.8754 to 1.0000)>"
+    )
     assert "Compared" in summary._repr_html_()
 
 

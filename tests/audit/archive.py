@@ -49,5 +49,8 @@ class Archive:
 
     def review(self, drawn):
         rows = drawn.row_ids
-        reviewed = Reviewed(self.predicted[rows], self.probabilities[rows], self.true[rows], drawn.inclusion)
+        drawn_by_class = np.bincount(self.predicted[rows], minlength=self.num_classes)
+        reviewed = Reviewed(
+            self.predicted[rows], self.probabilities[rows], self.true[rows], drawn.inclusion, drawn_by_class
+        )
         return take_census(self.totals.counts, self.totals.confidence, reviewed)

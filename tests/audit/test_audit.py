@@ -134,10 +134,10 @@ def test_rounds_go_on_until_the_intervals_are_narrow(labels):
             break
         assert summary.next_round.form == f"{labels}/audit/sample-{number}.csv"
         # without an answer to the new rows, nothing more is drawn
-        assert "review the last round first" in count(labels, tuple(forms), until=0.02).verdict
+        assert f"review sample-{number}.csv first" in count(labels, tuple(forms), until=0.02).verdict
         forms.append(fill(labels, lambda row: ".", name=f"sample-{number}.csv"))
         summary = count(labels, tuple(forms), until=0.02)
-    assert summary.verdict == "reached: no interval is wider than 0.02"
+    assert summary.verdict == "reached: no class's share has an interval wider than 0.02"
     assert summary.width <= 0.02
     assert len(forms) > 1
     assert summary.reviewed == len(summary_rows(labels))
@@ -318,12 +318,40 @@ def test_members_of_archives_are_trained_on_where_a_list_can_name_them(tmp_path,
         assert scan(f"{labels}/audit/corrections.csv", CLASSES).table.num_rows == 11
 
 
-def test_a_class_nobody_looked_at_is_told_apart(labels):
-    audit(labels, sample=60)
+def test_a_class_nobody_looked_at_is_told_apart(labels, capsys):
+    audit(labels, sample=120)
     summary = count(labels, fill(labels, lambda row: "." if row["class_name"] == "glass" else " "))
-    assert summary.by_class["<b>metal</b>"].precision is None
-    assert (summary.by_class["<b>metal</b>"].precision_low, summary.by_class["<b>metal</b>"].precision_high) == (0, 1)
-    assert summary.covered == pytest.approx(240 / 297)
+    link = summary.by_class["=HYPERLINK(1)"]
+    assert (link.count, link.precision, link.recall) == (None, None, None)
+    assert (link.precision_low, link.precision_high) == (0, 1)
+    assert summary.covered < 0.9
+    text = Path(labels, "audit", "report.html").read_text()
+    assert "misleads" not in text
+    assert "not reviewed" in text
+    assert "some predicted classes were not reviewed" in " ".join(text.lower().split())
+
+
+def test_what_may_hold_answers_is_never_written_over(labels, tmp_path):
+    audit(labels, sample=60)
+    taken = Path(labels, "audit", "sample-2.csv")
+    taken.write_text("row_id,correct_label\n5,.\n")
+    with pytest.raises(OutputError, match=r"sample-2\.csv may hold somebody's answers"):
+        audit(labels, sample=100)
+    assert taken.read_text() == "row_id,correct_label\n5,.\n"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "sample.csv").write_text("mine")
+    with pytest.raises(OutputError, match=r"sample\.csv may hold somebody's answers"):
+        audit(labels, sample=60, output=str(tmp_path / "other"))
+    taken.unlink()
+    assert audit(labels, sample=100).sample.rounds == [60, 100]
+
+
+def test_the_next_command_names_the_forms_that_were_given(labels, tmp_path):
+    audit(labels, sample=60)
+    path = fill(labels, lambda row: ".", str(tmp_path / "mine.csv"))
+    summary = count(labels, path, until=0.001)
+    expected = f"tlray audit {labels} --answers {path} {labels}/audit/sample-2.csv --until 0.001"
+    assert summary.next_round.command == expected
 
 
 @pytest.mark.parametrize("dialect", [{"delimiter": ";"}, {"delimiter": "\t"}, {"quoting": csv.QUOTE_ALL}])

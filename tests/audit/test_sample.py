@@ -83,3 +83,9 @@ def test_each_round_has_its_own_files():
     sample = make_sample([(1, "/a", "glass", False), (2, "/b", "glass", False)], rounds=[1, 2])
     assert sample.rounds == [1, 2]
     assert [row.row_id for row in sample.list_round(2)] == [2]
+
+
+def test_a_sample_of_an_earlier_version_is_told_apart(tmp_path):
+    (tmp_path / NAME).write_text('{\n  "format": 1,\n  "run_id": "run"\n}')
+    with pytest.raises(OutputError, match="drawn by an earlier version of tlray"):
+        read_sample(str(tmp_path))

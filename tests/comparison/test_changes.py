@@ -41,3 +41,7 @@ def test_of_many_changes_the_surest_are_listed(monkeypatch):
         changes.add(make_rows((row, "a", 0.5 + row / 128)), make_rows((row, "b", 0.95)))
     assert [change.row_id for change in read_changes(changes.list_changes())] == [49, 48, 47]
     assert changes.changed == 50
+    # labels that are lost or gained have room of their own
+    for row in range(50, 60):
+        changes.add(make_rows((row, None, None)), make_rows((row, "b", row / 100)))
+    assert [change.row_id for change in read_changes(changes.list_changes())] == [49, 48, 47, 59, 58, 57]

@@ -1,4 +1,6 @@
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -7,6 +9,7 @@ import pytest
 from tests.outputs import label, make_image
 from tests.report.pages import parse
 from tlray.cli.commands import main
+from tlray.comparison import compare as module
 from tlray.comparison.compare import compare
 from tlray.comparison.summary import ChangedClass, Transition
 from tlray.config import CompareConfig
@@ -79,8 +82,8 @@ def test_an_output_is_like_itself(outputs):
 
 
 @pytest.mark.parametrize(
-    ("most", "code"), [(1.0, 0), (0.36, 0), (0.34, 1), (35, 0), (34, 1), (0.0, 1)]
-)  # 35 of 100 rows change
+    ("most", "code"), [(1.0, 0), (0.37, 0), (0.36, 1), (35, 0), (34, 1), (0.0, 1)]
+)  # 35 of 95 labels change
 def test_too_many_changes_end_with_one(outputs, most, code):
     assert run(outputs, max_changed=most).exit_code == code
 
@@ -101,25 +104,56 @@ def test_the_result_is_a_page_a_record_and_a_list(outputs, tmp_path):
     assert changes[0]["uri"].endswith("039.png")
     assert {(row["old_status"], row["new_status"]) for row in changes[20:]} == {("ok", "CORRUPT"), ("CORRUPT", "ok")}
     parser, text = parse((folder / "report.html").read_bytes())
-    assert "35.0% of the labels change 35 of the 100 rows" in " ".join(text.split())
+    assert "36.8% of the labels change 35 of the 95 rows" in " ".join(text.split())
     assert "75.00% of the 80 rows that both label the same label" in text
     assert "10 rows lose their label (CORRUPT 10)" in text
     assert parser.tags.count("img") == 20 + 6
+    assert told["listed"] == 35
     with pytest.raises(OutputError, match="--output takes a new folder"):
         run(outputs, output=str(tmp_path / "result"))
+    with pytest.raises(OutputError, match="lies in labels, which readers take whole"):
+        run(outputs, output=f"{outputs[1]}/labels/result")
+
+
+def test_an_interrupted_comparison_leaves_nothing_and_can_be_repeated(outputs, tmp_path, monkeypatch):
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "_make_pictures", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(outputs, output=str(tmp_path / "result"))
+    assert not (tmp_path / "result").exists()
+    assert run(outputs, output=str(tmp_path / "result")).changed == 35
+    assert len(list((tmp_path / "result").iterdir())) == 3
+
+
+def test_members_of_packed_archives_are_not_unpacked_for_their_pictures(tmp_path):
+    with tarfile.open(tmp_path / "set.tar.gz", "w:gz") as tar:
+        for index in range(4):
+            data = make_image((index, 0, 0))
+            info = tarfile.TarInfo(f"{index}.png")
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    old = label(tmp_path / "old", [tmp_path / "set.tar.gz"], lambda row: 0, CLASSES)
+    new = label(tmp_path / "new", [tmp_path / "set.tar.gz"], lambda row: 1, CLASSES)
+    run((old, new), output=str(tmp_path / "result"))
+    parser, text = parse((tmp_path / "result" / "report.html").read_bytes())
+    assert parser.tags.count("img") == 0
+    assert "no image" in text
 
 
 def test_rows_are_matched_by_their_addresses_in_any_order(images, tmp_path):
     names = [str(images / f"{index:03d}.png") for index in range(60)]
     old = label(tmp_path / "old", names[:50], lambda row: row % 3, CLASSES, rows_per_part=7)
-    later = list(reversed(names[10:]))
+    later = list(reversed(names[12:]))
     new = label(tmp_path / "new", later, lambda row: (59 - row) % 3, CLASSES, rows_per_part=9)
     summary = run((old, new), output=str(tmp_path / "result"))
-    assert summary.compared == 40
+    assert summary.compared == 38
     assert summary.changed == 0
-    assert (summary.only_old, summary.only_new) == (10, 10)
+    assert (summary.only_old, summary.only_new) == (12, 10)
     text = parse(Path(summary.output, "report.html").read_bytes())[1]
-    assert "Only old 10" in " ".join(text.split())
+    assert "Only old 12" in " ".join(text.split())
     assert "000.png" in text
     assert "059.png" in text
 
@@ -139,14 +173,15 @@ def test_what_cannot_be_compared_is_said(outputs, images, tmp_path):
     other = label(tmp_path / "other", [tmp_path / "other.png"], lambda row: 0, CLASSES)
     with pytest.raises(OutputError, match="have no input in common"):
         run((outputs[0], other))
-    with pytest.raises(ConfigError, match="--max-changed takes a share up to 1 or a count above 1; got -1"):
-        run(outputs, max_changed=-1)
+    for most in (-1, float("inf"), float("nan")):
+        with pytest.raises(ConfigError, match=f"--max-changed takes a share up to 1 or a count above 1; got {most:g}"):
+            run(outputs, max_changed=most)
 
 
 def test_the_command_prints_and_returns_its_code(outputs, capsys):
     assert main(["compare", *outputs, "--max-changed", "0.5"]) == 0
     out = capsys.readouterr().out
-    assert "35 of 100 rows (35.00%)" in out
+    assert "35 of 95 labels (36.84%)" in out
     assert "glass to <b>metal</b> 20x" in out
     assert main(["compare", *outputs, "--max-changed", "0.1"]) == 1
     assert "more labels change than --max-changed 0.1 allows" in capsys.readouterr().out

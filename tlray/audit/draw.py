@@ -37,6 +37,8 @@ class SampleSummary:
         sample: the sample, with all its rounds.
         pictures: how many rows of the last round its sheet shows.
         already_drawn: whether it was there before; then `pictures` is 0.
+        answers: addresses of the forms of earlier rounds, as they were given; None for those in the folder.
+        until: width of the intervals to reach, if one was given.
     """
 
     output: str
@@ -44,6 +46,8 @@ class SampleSummary:
     sample: Sample
     pictures: int
     already_drawn: bool
+    answers: list[str] | None = None
+    until: float | None = None
 
     @property
     def form(self) -> str:
@@ -57,9 +61,12 @@ class SampleSummary:
         return [storage.join(self.folder, name) for name in names]
 
     @property
-    def elsewhere(self) -> str:
-        """Return the option that names the folder, where it is not the default."""
-        return "" if self.folder == storage.join(self.output, FOLDER) else f" --output {self.folder}"
+    def command(self) -> str:
+        """Return the command that measures the filled-in forms."""
+        forms = self.forms if self.answers is None else [*self.answers, self.form]
+        elsewhere = "" if self.folder == storage.join(self.output, FOLDER) else f" --output {self.folder}"
+        until = "" if self.until is None else f" --until {self.until:g}"
+        return f"tlray audit {self.output} --answers {' '.join(forms)}{elsewhere}{until}"
 
     @property
     def sheet(self) -> str:
@@ -117,8 +124,11 @@ def draw_round(output: str, folder: str, earlier: Sample | None, wanted: int, se
     planned = plan.take(np.array(sorted(row.row_id for row in fresh), np.int64))
     page, pictures = sheet.make_sheet(sample, fresh, planned, limits, plan.image_column)
     summary = SampleSummary(output, folder, sample, pictures, already_drawn=False)
+    empty = form.write_form(fresh)
+    if storage.exists(summary.form) and storage.get(summary.form) != empty:
+        raise OutputError(f"{summary.form} may hold somebody's answers; move it, then give the same command again")
     storage.put(summary.sheet, page)
-    storage.put(summary.form, form.write_form(fresh))
+    storage.put(summary.form, empty)
     samples.write_sample(folder, sample)  # last: from now on the CSV is the reviewer's
     return summary
 

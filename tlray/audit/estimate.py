@@ -25,12 +25,13 @@ class AuditedClass:
     Attributes:
         rows: labelled rows of the archive that are predicted as the class.
         sampled, reviewed, right: rows of them that were drawn, reviewed, and found right.
-        count, count_low, count_high: estimated rows of the archive that belong to the class.
+        count, count_low, count_high: estimated rows of the archive that belong to the class; None and the widest bounds
+            if the class was predicted and not reviewed.
         share, share_low, share_high: the same as a share of the rows.
         precision, precision_low, precision_high: share of the predicted rows that belong to the class; None and (0, 1)
             if none of them was reviewed.
         recall, recall_low, recall_high: share of the class's rows that are predicted as it; None and (0, 1) if there
-            seem to be none.
+            seem to be none, or some predicted class was not reviewed.
         shifted_share: share of the rows that belong to the class by the model's probabilities alone, corrected for
             label shift; None where the prediction run did not tell.
     """
@@ -39,10 +40,10 @@ class AuditedClass:
     sampled: int
     reviewed: int
     right: int
-    count: int
+    count: int | None
     count_low: int
     count_high: int
-    share: float
+    share: float | None
     share_low: float
     share_high: float
     precision: float | None
@@ -111,7 +112,7 @@ class AuditSummary(Shown):
             ("widest interval", f"{self.widest}, {self.width:.4f}"),
             ("report", f"{self.folder}/report.html"),
         ]
-        return Card("Audited", figures, {name: one.share for name, one in self.by_class.items()})
+        return Card("Audited", figures, {name: one.share for name, one in self.by_class.items() if one.share})
 
 
 def summarize(
@@ -129,20 +130,22 @@ def summarize(
     reviewed = [row for row in sample.rows if row.row_id in answers]
     names = [Counter(row.class_name for row in rows) for rows in (sample.rows, reviewed)]
     right = Counter(row.class_name for row in reviewed if answers[row.row_id] == row.class_name)
+    found = Counter(answers[row.row_id] for row in reviewed)
     by_class = {}
     for name, one in zip(sample.classes, census.classes, strict=True):
-        precision, recall = one.precision, one.recall
+        share, precision, recall = one.share, one.precision, one.recall
+        bounds = share or _UNKNOWN
         by_class[name] = AuditedClass(
             rows=sample.rows_by_class.get(name, 0),
             sampled=names[0][name],
             reviewed=names[1][name],
             right=right[name],
-            count=round(one.share.value * census.rows),
-            count_low=math.floor(one.share.low * census.rows),
-            count_high=math.ceil(one.share.high * census.rows),
-            share=one.share.value,
-            share_low=one.share.low,
-            share_high=one.share.high,
+            count=None if share is None else round(share.value * census.rows),
+            count_low=max(found[name], math.floor(bounds.low * census.rows)),
+            count_high=min(census.rows - len(reviewed) + found[name], math.ceil(bounds.high * census.rows)),
+            share=None if share is None else share.value,
+            share_low=bounds.low,
+            share_high=bounds.high,
             precision=None if precision is None else precision.value,
             precision_low=(precision or _UNKNOWN).low,
             precision_high=(precision or _UNKNOWN).high,
@@ -152,8 +155,8 @@ def summarize(
             shifted_share=None if shifted is None else shifted.get(name),
         )
     pairs = Counter((row.class_name, answers[row.row_id]) for row in reviewed)
-    widths = [one.share.width for one in census.classes]
-    widest = int(np.argmax(widths))
+    widths = {name: one.share.width for name, one in zip(sample.classes, census.classes, strict=True) if one.share}
+    widest = max(widths, key=lambda name: widths[name])
     return AuditSummary(
         folder=folder,
         model_id=sample.model_id,
@@ -179,7 +182,7 @@ def summarize(
         ],
         corrections=len(find_corrections(sample.rows, answers)),
         inside=sum(row.inside and answers[row.row_id] is not None for row in reviewed),
-        widest=sample.classes[widest],
+        widest=widest,
         width=widths[widest],
     )
 
@@ -199,6 +202,7 @@ def _take_census(sample: Sample, answers: ReviewedLabels) -> Census:
             probabilities=np.array([row.probability for row in rows]),
             true=np.array([NO_CLASS if name is None else places[name] for name in true], np.int64),
             inclusion=np.array([row.inclusion for row in rows]),
+            drawn=np.bincount([places[row.class_name] for row in sample.rows], minlength=len(places)),
         ),
     )
 

@@ -14,13 +14,13 @@ from tlray.audit.draw import draw_round, find_folder
 from tlray.audit.estimate import AuditSummary, find_corrections, summarize
 from tlray.audit.page import NAME as PAGE
 from tlray.audit.page import render_audit
-from tlray.audit.sample import ReviewedLabels, Sample, read_sample
+from tlray.audit.sample import ReviewedLabels, Sample, name_round, read_sample
 from tlray.config import AuditConfig
 from tlray.config.audit import MAX_SAMPLE
 from tlray.console import now
 from tlray.errors import ConfigError, DataError, FetchError, OutputError
 from tlray.output.shares import read_shares
-from tlray.sources.labelled import URI
+from tlray.sources.labelled import URI, name_some
 from tlray.sources.shards import LABEL
 
 RESULT = "audit.json"
@@ -31,7 +31,7 @@ _LEAST_ROUND = 20
 """Rows that a further round adds at least; it adds at most as many as there are."""
 
 _REVIEWED = 0.5
-"""Share of the last round that must be reviewed before another is drawn."""
+"""Share of each round that must be reviewed before another is drawn."""
 
 
 def measure(config: AuditConfig) -> AuditSummary:
@@ -66,7 +66,7 @@ def measure(config: AuditConfig) -> AuditSummary:
     if wanted is None:
         return replace(summary, verdict=verdict)
     drawn = draw_round(storage.resolve(config.labels), folder, sample, wanted, sample.seed)
-    return replace(summary, verdict=verdict, next_round=drawn)
+    return replace(summary, verdict=verdict, next_round=replace(drawn, answers=addresses, until=config.until))
 
 
 def _read(address: str) -> bytes:
@@ -81,18 +81,23 @@ def plan_round(summary: AuditSummary, sample: Sample, answers: ReviewedLabels, u
 
     Widths shrink with the square root of the reviewed rows. None if no further round is drawn.
     """
-    last = sample.list_round(len(sample.rounds))
-    seen = sum(row.row_id in answers for row in last)
+    for number in range(1, len(sample.rounds) + 1):
+        rows = sample.list_round(number)
+        seen = sum(row.row_id in answers for row in rows)
+        if seen < _REVIEWED * len(rows):
+            name = name_round(form.NAME, number)
+            return None, f"not reached; review {name} first, and give all forms ({seen:,} of its {len(rows):,} rows)"
+    if summary.covered < 1:
+        missing = [name for name, one in summary.by_class.items() if one.count is None]
+        return None, f"not reached; no row with these labels was reviewed: {name_some(missing)}"
     if summary.width <= until:
-        return None, f"reached: no interval is wider than {until:g}"
-    if seen < _REVIEWED * len(last):
-        return None, f"not reached; review the last round first ({seen:,} of its {len(last):,} rows were reviewed)"
+        return None, f"reached: no class's share has an interval wider than {until:g}"
     drawn = len(sample.rows)
     wanted = plan_size(summary.reviewed, drawn, summary.width, until, summary.labelled)
     if wanted <= drawn:
         why = "all rows were drawn" if drawn == summary.labelled else f"a sample has at most {MAX_SAMPLE:,} rows"
         return None, f"not reached; {why}"
-    needed = _count_needed(summary.reviewed, summary.width, until)
+    needed = min(_count_needed(summary.reviewed, summary.width, until), summary.labelled)
     return wanted, f"not reached; about {needed:,} reviewed rows would do, and {wanted - drawn:,} more were drawn"
 
 

@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from tlray.audit.estimate import AuditedClass, AuditSummary
 from tlray.audit.sample import Sample
+from tlray.metrics.intervals import Z_95, compute_quantile
 from tlray.report.measurement import Bound, Point
 from tlray.report.page import (
     MAX_CLASSES,
@@ -24,6 +25,8 @@ from tlray.version import __version__
 
 __all__ = ["NAME", "render_audit"]
 
+_LEAST_DIFFERENCE = 0.1
+
 
 @dataclass(frozen=True)
 class CensusRow:
@@ -33,7 +36,7 @@ class CensusRow:
     one: AuditedClass
     precision: Bound | None
     recall: Bound | None
-    share: Bound
+    share: Bound | None
 
 
 def render_audit(summary: AuditSummary, sample: Sample, measured: str) -> bytes:
@@ -45,7 +48,7 @@ def render_audit(summary: AuditSummary, sample: Sample, measured: str) -> bytes:
         measured: time of the estimates, UTC, ISO 8601.
     """
     by_class = summary.by_class
-    names = keep_frequent(list(by_class), [one.share for one in by_class.values()])
+    names = keep_frequent(list(by_class), [one.share or one.rows / summary.labelled for one in by_class.values()])
     return render(
         "audit.html",
         title=f"tlray audit: {format_percent(summary.accuracy)} of the labels are right",
@@ -82,28 +85,15 @@ def _make_row(name: str, one: AuditedClass) -> CensusRow:
         one,
         bound(one.precision, one.precision_low, one.precision_high),
         bound(one.recall, one.recall_low, one.recall_high),
-        Bound(one.share, one.share_low, one.share_high),
+        bound(one.share, one.share_low, one.share_high),
     )
 
 
 def _list_points(summary: AuditSummary) -> list[Point]:
     """List sentences on what the estimates say."""
     points = []
-    off = {
-        name: one
-        for name, one in summary.by_class.items()
-        if not one.share_low * summary.covered <= one.rows / summary.labelled <= one.share_high
-    }
-    if off:
-        worst = max(off, key=lambda name: abs(off[name].rows - off[name].count))
-        one = off[worst]
-        text = (
-            f"Counting labels misleads: {_quote(worst)} is the label of {format_count(one.rows)} rows, but between "
-            f"{format_count(one.count_low)} and {format_count(one.count_high)} rows belong to it."
-        )
-        points.append(Point("bad", text))
-    else:
-        points.append(Point("good", "Counts of labels agree with the estimated counts, within their intervals."))
+    if summary.covered == 1:
+        points.append(_compare_counts(summary))
     if summary.none_of_them:
         text = (
             f"Between {format_percent(summary.no_class_low)} and {format_percent(summary.no_class_high)} of the rows "
@@ -117,6 +107,32 @@ def _list_points(summary: AuditSummary) -> list[Point]:
         )
         points.append(Point("bad", text))
     return points
+
+
+def _compare_counts(summary: AuditSummary) -> Point:
+    """Say whether counts of labels mislead.
+
+    Intervals are widened so that all of them hold together in 95% of audits (Bonferroni), and small differences do not
+    count.
+    """
+    widening = compute_quantile(1 - 0.025 / len(summary.by_class)) / Z_95
+    off = {}
+    for name, one in summary.by_class.items():
+        if one.count is None:
+            continue
+        low = one.count - widening * (one.count - one.count_low)
+        high = one.count + widening * (one.count_high - one.count)
+        if not low <= one.rows <= high and abs(one.rows - one.count) > _LEAST_DIFFERENCE * max(one.rows, one.count):
+            off[name] = one
+    if not off:
+        return Point("good", "Counts of labels agree with the estimated counts, within their intervals.")
+    worst = max(off, key=lambda name: abs(off[name].rows - (off[name].count or 0)))
+    one = off[worst]
+    text = (
+        f"Counting labels misleads: {_quote(worst)} is the label of {format_count(one.rows)} rows, but between "
+        f"{format_count(one.count_low)} and {format_count(one.count_high)} rows belong to it."
+    )
+    return Point("bad", text)
 
 
 def _quote(name: str) -> str:

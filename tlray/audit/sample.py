@@ -89,7 +89,12 @@ def read_sample(folder: str) -> Sample | None:
     address = storage.join(folder, NAME)
     if not storage.exists(address):
         return None
+    data = storage.get(address)
     try:
-        return parse_record(Sample, storage.get(address))
+        return parse_record(Sample, data)
     except RecordError:
+        if b'"format": 1,' in data[:40]:
+            raise OutputError(
+                f"{address} was drawn by an earlier version of tlray; give --output a new folder"
+            ) from None
         raise OutputError(f"{address} is not the record of a tlray audit; give --output another folder") from None

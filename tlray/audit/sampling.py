@@ -2,8 +2,8 @@
 
 A row's size is proportional to its probability of being drawn. Its key is a uniform random number divided by its size;
 the rows with the smallest keys are the sample, and the next key tells the probability with which each of them was
-drawn: priority sampling (Duffield, Lund and Thorup 2007, Journal of the ACM 54). A larger sample of the same seed holds
-the smaller one, and one pass over the labels, in bounded memory, draws it.
+drawn: priority sampling (Duffield, Lund and Thorup 2007, Journal of the ACM 54). A further round
+adds rows to a sample, and one pass over the labels, in bounded memory, draws it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 
 MIN_ROWS = 5
-"""Rows expected of each predicted class, where it has them; for all classes together at most half of the sample."""
+"""Rows of each predicted class that are about expected, where it has them; at most half of the sample for all."""
 
 UNIFORM = 0.4
 """Share of a sample that is drawn whatever the labels' probabilities, which may be wrong."""

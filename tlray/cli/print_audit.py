@@ -32,27 +32,24 @@ def print_sample(summary: SampleSummary) -> None:
         facts.append(("", f"{summary.pictures:,} of the rows have a picture there"))
     facts.append(("fill", f"{summary.form}: correct_label is . where the label is right, else the right"))
     facts.append(("", "class, or ? for none of them; a row left empty doesn't count"))
-    facts.append(("then", f"tlray audit {summary.output} --answers {' '.join(summary.forms)}{summary.elsewhere}"))
+    facts.append(("then", summary.command))
     print_facts(facts)
 
 
 def print_audit(summary: AuditSummary) -> None:
     """Print each class's count and quality, the accuracy, the confused classes, the files, and the next round."""
-    rows = {}
-    for name, one in summary.by_class.items():
-        precision = "-" if one.precision is None else f"{one.precision:.3f}"
-        recall = "-" if one.recall is None else f"{one.recall:.3f}"
-        rows[name] = (
+    rows = {
+        name: (
             f"{one.rows:,}",
-            f"{one.count:,}",
-            f"{one.count_low:,} to {one.count_high:,}",
-            precision,
-            f"{one.precision_low:.3f} to {one.precision_high:.3f}",
-            recall,
-            f"{one.recall_low:.3f} to {one.recall_high:.3f}",
+            "?" if one.count is None else f"{one.count:,}",
+            "" if one.count is None else f"{one.count_low:,}-{one.count_high:,}",
+            _format_share(one.precision, one.precision_low, one.precision_high),
+            _format_share(one.recall, one.recall_low, one.recall_high),
         )
+        for name, one in summary.by_class.items()
+    }
     console.print()
-    print_rows_by_class(rows, "labelled>", "estimated>", "95%>", "precision>", "95%>", "recall>", "95%>")
+    print_rows_by_class(rows, "labels>", "rows>", "95%>", "precision>", "recall>")
     accuracy = f"{summary.accuracy:.4f} of the labels are right (95% interval {summary.accuracy_low:.4f} to "
     facts = [("archive", f"{accuracy}{summary.accuracy_high:.4f})")]
     if summary.covered < 1:
@@ -78,6 +75,10 @@ def print_audit(summary: AuditSummary) -> None:
         print_sample(summary.next_round)
 
 
+def _format_share(value: float | None, low: float, high: float) -> str:
+    return "-" if value is None else f"{value:.3f} ({low:.2f}-{high:.2f})"
+
+
 def print_comparison(summary: CompareSummary) -> None:
     """Print the changes by class, the most frequent transitions, agreement, and rows that one output has alone."""
     rows = {
@@ -86,8 +87,10 @@ def print_comparison(summary: CompareSummary) -> None:
     }
     console.print()
     print_rows_by_class(rows, "old>", "new>", "in both>", "leave>", "join>")
-    share = summary.changed / summary.compared
-    facts = [("changed", f"{summary.changed:,} of {summary.compared:,} rows ({share:.2%})")]
+    share = f"{summary.changed_share:.2%}"
+    neither = f"{summary.unlabelled:,} of them without a label in either output"
+    facts = [("compared", f"{summary.compared:,} rows, {neither}")]
+    facts.append(("changed", f"{summary.changed:,} of {summary.labelled:,} labels ({share})"))
     if summary.agreement is not None:
         interval = f"95% interval {summary.agreement_low:.4f} to {summary.agreement_high:.4f}"
         facts.append(("agreement", f"{summary.agreement:.4f} of {summary.labelled_by_both:,} rows ({interval})"))

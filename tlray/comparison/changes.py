@@ -11,10 +11,11 @@ import pyarrow as pa
 
 from tlray.errors import OK
 
-COLUMNS = ["uri", "status", "class_name", "probability"]
+COLUMNS = ["status", "class_name", "probability"]
+"""Columns that are compared."""
 
 MAX_LISTED = 100_000
-"""Changes kept for the list, the surest."""
+"""Changes kept for the list: of other labels the surest, and as many labels that are lost or gained."""
 
 _SHRINK = 2
 
@@ -57,9 +58,11 @@ class Changes:
     differences: float = 0.0
     largest_difference: float = 0.0
     _listed: list[pa.Table] = field(default_factory=list)
+    _one_sided: list[pa.Table] = field(default_factory=list)
 
     def add(self, old: pa.Table, new: pa.Table) -> None:
-        """Add paired rows with `row_id` and `COLUMNS`."""
+        """Add paired rows with `row_id` and `COLUMNS`, and `uri` of the new ones."""
+        old, new = (_decode(table) for table in (old, new))
         was, now = (table["status"].to_numpy(zero_copy_only=False) == OK for table in (old, new))
         theirs, ours = (table["class_name"].to_numpy(zero_copy_only=False) for table in (old, new))
         before, after = (table["probability"].to_numpy(zero_copy_only=False).astype(float) for table in (old, new))
@@ -72,10 +75,16 @@ class Changes:
         moved = np.abs(before[same] - after[same])
         self.differences += float(moved.sum())
         self.largest_difference = max(self.largest_difference, float(moved.max(initial=0.0)))
-        self._list(old, new, (was | now) & ~same, np.fmin(np.where(was, before, 0.0), np.where(now, after, 0.0)))
+        self._list(self._listed, old, new, both & ~same, np.fmin(before, after))
+        self._list(self._one_sided, old, new, was != now, np.where(was, before, after))
 
     def _list(
-        self, old: pa.Table, new: pa.Table, changed: npt.NDArray[np.bool_], sureness: npt.NDArray[np.float64]
+        self,
+        listed: list[pa.Table],
+        old: pa.Table,
+        new: pa.Table,
+        changed: npt.NDArray[np.bool_],
+        sureness: npt.NDArray[np.float64],
     ) -> None:
         if not changed.any():
             return
@@ -87,14 +96,9 @@ class Changes:
             columns[f"{name}_class_name"] = kept["class_name"]
             columns[f"{name}_probability"] = kept["probability"]
         columns["sureness"] = pa.array(sureness[changed])
-        self._listed.append(pa.table(columns))
-        if sum(table.num_rows for table in self._listed) > _SHRINK * MAX_LISTED:
-            self._listed = [self._find_surest()]
-
-    def _find_surest(self) -> pa.Table:
-        table = pa.concat_tables(self._listed)
-        order = np.lexsort((table["row_id"].to_numpy(), -table["sureness"].to_numpy()))
-        return table.take(pa.array(order[:MAX_LISTED]))
+        listed.append(pa.table(columns))
+        if sum(table.num_rows for table in listed) > _SHRINK * MAX_LISTED:
+            listed[:] = [_find_surest(listed)]
 
     @property
     def labelled_by_both(self) -> int:
@@ -112,10 +116,23 @@ class Changes:
         return self.labelled_by_both - self.same + self.lost.total() + self.gained.total()
 
     def list_changes(self) -> pa.Table:
-        """Return the changed rows, at most `MAX_LISTED`, those of which both outputs were surest first."""
-        if not self._listed:
-            return make_empty_list()
-        return self._find_surest().drop_columns("sureness")
+        """Return changed rows: those of which both outputs were surest first, then labels that are lost or gained."""
+        lists = [_find_surest(listed).drop_columns("sureness") for listed in (self._listed, self._one_sided) if listed]
+        return pa.concat_tables(lists) if lists else make_empty_list()
+
+
+def _decode(table: pa.Table) -> pa.Table:
+    """Return a table with texts in place of dictionaries."""
+    for place, name in enumerate(table.column_names):
+        if pa.types.is_dictionary(table.schema.field(name).type):
+            table = table.set_column(place, name, table[name].cast(pa.string()))
+    return table
+
+
+def _find_surest(listed: list[pa.Table]) -> pa.Table:
+    table = pa.concat_tables(listed)
+    order = np.lexsort((table["row_id"].to_numpy(), -table["sureness"].to_numpy()))
+    return table.take(pa.array(order[:MAX_LISTED]))
 
 
 def make_empty_list() -> pa.Table:

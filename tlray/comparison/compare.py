@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tlray import storage
@@ -23,10 +24,12 @@ from tlray.console import Stage, now
 from tlray.errors import OutputError
 from tlray.images.limits import MAX_BYTES, MAX_PIXELS, Limits
 from tlray.metrics.intervals import wilson
+from tlray.output.parts import FOLDER as LABELS
 from tlray.output.plan import Plan, open_plan
 from tlray.output.reader import LabelsReader
 from tlray.output.receipt import Receipt, read_receipt
 from tlray.report.thumbnails import Thumbnails, make_thumbnails
+from tlray.sources.candidates import PACKED
 from tlray.sources.reading import read_rows
 
 RESULT = "compare.json"
@@ -55,21 +58,33 @@ def compare(config: CompareConfig) -> CompareSummary:
     old, new = (_open(uri) for uri in (config.old, config.new))
     output = None if config.output is None else storage.resolve(config.output)
     if output is not None:
-        storage.check_writable(output)
-        if storage.has_content(output):
-            raise OutputError(f"--output takes a new folder or prefix; {output} holds something else")
+        _check_output(output, [old, new])
     pairs = pair_rows(old.labels, new.labels)
     if not len(pairs.new):
         raise OutputError(f"{old.address} and {new.address} have no input in common; compare outputs of one archive")
     changes = Changes()
     with Stage("compare", len(pairs.new)) as stage:
-        for theirs, ours in read_pairs(old.labels, new.labels, pairs, COLUMNS):
+        for theirs, ours in read_pairs(old.labels, new.labels, pairs, COLUMNS, ["uri"]):
             changes.add(theirs, ours)
             stage.advance(ours.num_rows)
-    summary = summarize(old, new, output, config.max_changed, pairs, changes)
+    listed = changes.list_changes()
+    summary = summarize(old, new, output, config.max_changed, pairs, changes, listed.num_rows)
     if output is not None:
-        _write(output, old, new, pairs, changes, summary)
+        _write(output, old, new, pairs, listed, summary)
     return summary
+
+
+def _check_output(output: str, compared: Sequence[FinishedOutput]) -> None:
+    """Allow a new folder, or a prefix with what an interrupted comparison left, outside of the labels."""
+    for one in compared:
+        labels = storage.join(one.address, LABELS)
+        if output == labels or output.startswith(f"{labels}/"):
+            raise OutputError(f"--output takes a folder of its own; {output} lies in labels, which readers take whole")
+    storage.check_writable(output)
+    names = [entry.name for entry in storage.iter_files(output)] if storage.has_content(output) else []
+    left = storage.is_s3(output) and RESULT not in names and set(names) <= {CHANGES, PAGE}
+    if names and not left:
+        raise OutputError(f"--output takes a new folder or prefix; {output} holds something already")
 
 
 def _open(uri: str) -> FinishedOutput:
@@ -81,7 +96,13 @@ def _open(uri: str) -> FinishedOutput:
 
 
 def summarize(
-    old: FinishedOutput, new: FinishedOutput, output: str | None, max_changed: float, pairs: Pairs, changes: Changes
+    old: FinishedOutput,
+    new: FinishedOutput,
+    output: str | None,
+    max_changed: float,
+    pairs: Pairs,
+    changes: Changes,
+    listed: int,
 ) -> CompareSummary:
     """Return the result of a comparison."""
     before, after, kept = Counter[str](), Counter[str](), Counter[str]()
@@ -111,6 +132,7 @@ def summarize(
         gained=dict(changes.gained.most_common()),
         only_old=len(pairs.only_old),
         only_new=len(pairs.only_new),
+        listed=listed,
         transitions=[
             Transition(was, now_is, rows) for (was, now_is), rows in changes.transitions.most_common() if was != now_is
         ],
@@ -122,12 +144,11 @@ def summarize(
 
 
 def _write(
-    output: str, old: FinishedOutput, new: FinishedOutput, pairs: Pairs, changes: Changes, summary: CompareSummary
+    output: str, old: FinishedOutput, new: FinishedOutput, pairs: Pairs, listed: pa.Table, summary: CompareSummary
 ) -> None:
-    listed = changes.list_changes()
+    """Write the folder, whole or, where it cannot be renamed, with its record last."""
     buffer = io.BytesIO()
     pq.write_table(listed, buffer)
-    storage.put(storage.join(output, CHANGES), buffer.getvalue())
     shown = list_shown(listed, summary)
     alone = [
         OneSided("old", summary.only_old, list_examples(old.labels, pairs.only_old)),
@@ -135,21 +156,29 @@ def _write(
     ]
     pictures = _make_pictures(new, sorted({change.row_id for change in shown.list_all()}))
     compared = now()
-    storage.put(storage.join(output, PAGE), render_comparison(summary, shown, alone, pictures, compared))
     result = {"format": FORMAT, "compared_at": compared, **asdict(summary)}
     del result["output"]
-    text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    storage.put(storage.join(output, RESULT), text.encode())
+    files = {
+        CHANGES: buffer.getvalue(),
+        PAGE: render_comparison(summary, shown, alone, pictures, compared),
+        RESULT: (json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode(),
+    }
+    storage.put_folder(output, files, last=RESULT)
 
 
 def _make_pictures(new: FinishedOutput, row_ids: list[int]) -> Thumbnails[int]:
     config = new.receipt.config
     limits = Limits(config.get("max_bytes", MAX_BYTES), config.get("max_pixels", MAX_PIXELS))
     planned = new.plan.take(np.array(row_ids, np.int64))
+    planned = planned.filter(
+        pc.invert(pc.is_in(planned["source"], pa.array(PACKED)))
+    )  # each needs a pass over its archive
 
     def read(keys: Sequence[int]) -> Iterator[bytes | None]:
-        kept = planned.filter(pa.array(np.isin(planned["row_id"].to_numpy(), keys)))
-        for fetched in read_rows(kept, limits.max_bytes, new.plan.image_column):
-            yield fetched.data if isinstance(fetched.data, bytes) else None
+        readable = set(planned["row_id"].to_pylist())
+        fetched = read_rows(planned, limits.max_bytes, new.plan.image_column)
+        for key in keys:
+            data = next(fetched).data if key in readable else None
+            yield data if isinstance(data, bytes) else None
 
     return make_thumbnails(row_ids, read, limits=limits)

@@ -93,7 +93,7 @@ def render_comparison(
     names = keep_frequent(list(by_class), [max(one.old, one.new) for one in by_class.values()])
     return render(
         "comparison.html",
-        title=f"tlray compare: {format_percent(summary.changed / summary.compared)} of the labels change",
+        title=f"tlray compare: {format_percent(summary.changed_share)} of the labels change",
         version=__version__,
         summary=summary,
         points=_list_points(summary),
@@ -102,7 +102,6 @@ def render_comparison(
         matrix=_make_transitions(summary),
         transitions=summary.transitions[:MAX_CLASSES],
         more_transitions=max(0, len(summary.transitions) - MAX_CLASSES),
-        one_label=[("old", summary.lost), ("new", summary.gained)],
         shown=shown,
         alone=[one for one in alone if one.rows],
         picture=pictures.get,
@@ -138,8 +137,8 @@ def _list_points(summary: CompareSummary) -> list[Point]:
         low, high = format_percent(summary.agreement_low, 2), format_percent(summary.agreement_high, 2)
         text = (
             f"Both outputs give {format_percent(summary.agreement, 2)} of the {format_count(summary.labelled_by_both)} "
-            f"rows that both label the same label; for more images like these, between {low} and {high} (Wilson's "
-            "95% interval)."
+            f"rows that both label the same label; of more images, {low} to {high}, if these are a random sample of "
+            "them (Wilson's 95% interval)."
         )
         points.append(Point("", text))
     if summary.exceeds:
@@ -156,8 +155,14 @@ def _list_points(summary: CompareSummary) -> list[Point]:
         old, new = format_count(summary.only_old), format_count(summary.only_new)
         text = f"{old} rows are only in the old output, {new} only in the new one; they are not compared."
         points.append(Point("", text))
-    if summary.old_model_id == summary.new_model_id:
-        points.append(Point("", "Both outputs are of one model: changes come from options, precision or machines."))
+    if summary.unlabelled:
+        points.append(Point("", f"{format_count(summary.unlabelled)} rows have a label in neither output."))
+    if summary.changed and summary.old_model_id == summary.new_model_id:
+        text = (
+            "Both outputs are of one model: changes come from options, precision, machines, or images that changed "
+            "under their addresses."
+        )
+        points.append(Point("", text))
     return points
 
 

@@ -49,10 +49,11 @@ class CompareSummary(Shown):
         unlabelled: compared rows that neither labels.
         lost, gained: compared rows that only the old, or only the new output labels, by the status in the other.
         only_old, only_new: rows that one output has alone.
+        listed: changed rows in changes.parquet.
         transitions: by the labels in both, where these differ, the most frequent first.
         by_class: by class name.
         mean_difference, largest_difference: of the probabilities, over rows with the same label.
-        max_changed: the limit that was given: a share up to 1, a count above.
+        max_changed: the limit that was given: a share of the rows with a label up to 1, a count above.
     """
 
     old: str
@@ -72,6 +73,7 @@ class CompareSummary(Shown):
     gained: dict[str, int]
     only_old: int
     only_new: int
+    listed: int
     transitions: list[Transition]
     by_class: dict[str, ChangedClass]
     mean_difference: float
@@ -79,13 +81,23 @@ class CompareSummary(Shown):
     max_changed: float
 
     @property
+    def labelled(self) -> int:
+        """Return the number of compared rows that at least one output labels."""
+        return self.compared - self.unlabelled
+
+    @property
+    def changed_share(self) -> float:
+        """Return the share of them that changed."""
+        return self.changed / max(self.labelled, 1)
+
+    @property
     def exceeds(self) -> bool:
         """Return whether more rows changed than `max_changed` allows."""
-        return self.changed > count_allowed(self.max_changed, self.compared)
+        return self.changed > count_allowed(self.max_changed, self.labelled)
 
     def describe(self) -> Card:
         """Return what a notebook shows: how many labels change, and which."""
-        figures = [("changed", f"{self.changed:,} of {self.compared:,} rows ({self.changed / self.compared:.2%})")]
+        figures = [("changed", f"{self.changed:,} of {self.labelled:,} labels ({self.changed_share:.2%})")]
         if self.agreement is not None:
             interval = f"95% interval {self.agreement_low:.4f} to {self.agreement_high:.4f}"
             figures.append(("agreement", f"{self.agreement:.4f} ({interval})"))

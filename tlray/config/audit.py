@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -43,7 +44,7 @@ class AuditConfig(S3Config):
     """With --answers: draw another round unless the 95% interval of every class's share is at most this wide."""
 
     seed: int = 0
-    """Seed of the sample; the same seed draws the same rows."""
+    """Seed of the sample; the same seed and rounds draw the same rows."""
 
     output: str | None = None
     """Folder or s3:// prefix for the sample and the results; default OUTPUT/audit."""
@@ -95,7 +96,7 @@ class CompareConfig(S3Config):
     """New folder or s3:// prefix for the result; without it, it is only printed."""
 
     max_changed: float = 1.0
-    """Most labels that may change, as a share (up to 1) or a count (above 1); more end the command with 1."""
+    """Most labels that may change, as a share (up to 1) or a count (above 1); with more, the command ends with 1."""
 
     verbose: bool = False
     """Show tracebacks."""
@@ -106,6 +107,6 @@ class CompareConfig(S3Config):
         for name in ("old", "new", "output"):
             faults.check_uri(name, getattr(self, name))
         check_store(faults, self)
-        if self.max_changed < 0:
+        if not 0 <= self.max_changed < math.inf:
             faults.add(f"--max-changed takes a share up to 1 or a count above 1; got {self.max_changed:g}")
         faults.report()

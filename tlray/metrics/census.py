@@ -4,11 +4,12 @@ Prediction-powered inference (PPI++: Angelopoulos, Duchi and Zrnic 2023) with ro
 probabilities (Zrnic and Candes 2024): the mean of the model's probabilities over the whole archive, corrected by the
 weighted mean of what a reviewer found to be different. Weights are the inverse probabilities of being drawn, scaled
 within each predicted class to its known number of rows (post-stratification; Cochran 1977, Sampling Techniques,
-chapter 5A).
+chapter 5A); classes with few reviewed rows share one group.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +35,14 @@ _LEAST_VARIANCE = 5e-4
 _PRIOR_ROWS = 10.0
 """Rows for which calibrated probabilities count beside the observed errors."""
 
+_MIN_REVIEWED = 5
+"""Reviewed rows from which on a predicted class is a group of its own."""
+
+_BLOCK = 256
+"""Classes that are worked on at a time: memory is proportional to it."""
+
+_TINY = 1e-300
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -51,15 +60,16 @@ class Estimate:
 
 @dataclass(frozen=True)
 class ClassCensus:
-    """One class of an archive.
+    """One class of an archive; None where nothing is known.
 
     Attributes:
-        share: share of the rows that truly belong to the class.
+        share: share of the rows that truly belong to the class; None if it is predicted and was not reviewed.
         precision: share of the rows predicted as the class that belong to it; None if none of them was reviewed.
-        recall: share of the rows of the class that are predicted as it; None if there seem to be no such rows.
+        recall: share of the rows of the class that are predicted as it; None if there seem to be no such rows, or some
+            predicted class was not reviewed.
     """
 
-    share: Estimate
+    share: Estimate | None
     precision: Estimate | None
     recall: Estimate | None
 
@@ -92,12 +102,14 @@ class Reviewed:
         probabilities: float64 `[n]`, of that class.
         true: int64 `[n]`, class that the reviewer found, or `NO_CLASS`.
         inclusion: float64 `[n]`, probability of the row to be in the sample, above 0.
+        drawn: int64 `[C]`, rows of the sample by predicted class, reviewed or not.
     """
 
     predicted: Indices
     probabilities: Floats
     true: Indices
     inclusion: Floats
+    drawn: Indices
 
 
 def take_census(rows: Indices, confidence: Floats, reviewed: Reviewed) -> Census:
@@ -108,87 +120,192 @@ def take_census(rows: Indices, confidence: Floats, reviewed: Reviewed) -> Census
         confidence: float64 `[C]`, sum of their probabilities of that class.
         reviewed: rows that were reviewed; each class's are taken for a random sample of those drawn. Not empty.
     """
-    num_classes, predicted, probabilities = len(rows), reviewed.predicted, reviewed.probabilities
-    counts = np.bincount(predicted, minlength=num_classes)
-    covered = np.where(counts > 0, rows, 0)
+    groups = _Groups(rows, reviewed)
+    model = _Model(rows, reviewed.predicted, reviewed.probabilities)
+    right = (reviewed.true == reviewed.predicted).astype(np.float64)
+    trust = _fit_trust(groups, model, reviewed.true)
+    surprise = _measure_surprise(right, reviewed.probabilities, groups.spread)
+    covered = np.where(groups.covered, rows, 0)
+    confidence = np.where(groups.covered, confidence, 0.0)
     total = int(covered.sum())
-    weights = 1 / reviewed.inclusion
-    weights = weights * (rows / np.maximum(np.bincount(predicted, weights, num_classes), _TINY))[predicted]
-    # the variance that a row adds to a total is spread x (its residual)^2
-    spread = np.maximum(weights * (weights - 1), 0.0) * (counts / np.maximum(counts - 1, 1))[predicted]
-
-    others = _share_out(rows)
-    own = predicted[:, None] == np.arange(num_classes)
-    expected = np.where(own, probabilities[:, None], (1 - probabilities)[:, None] * others[predicted])
-    found = (reviewed.true[:, None] == np.arange(num_classes)).astype(np.float64)
-    right = (reviewed.true == predicted).astype(np.float64)
-    trust = _fit_trust(_centre(found, weights, predicted), _centre(expected, weights, predicted), spread)
-    errors = found - trust * expected
-    surprise = _measure_surprise(right, probabilities, weights)
-    variances = _Variances(
-        spread,
-        _centre(errors, weights, predicted),
-        np.maximum(expected * (1 - expected), _LEAST_VARIANCE) * surprise,
-    )
-
-    confidence = np.where(counts > 0, confidence, 0.0)
-    corrections = weights[:, None] * errors
-    hits = np.clip(trust * confidence + (corrections * own).sum(axis=0), 0, covered)
-    misses = np.maximum(trust * (covered - confidence) @ others + (corrections * ~own).sum(axis=0), 0.0)
-    size = hits + misses
-    shares = variances.bound_shares(size / total, np.full((1, num_classes), 1 / total))
-    precision = hits / np.maximum(covered, 1)
-    precisions = variances.bound_quality(precision, own / np.maximum(covered, 1), confidence / np.maximum(covered, 1))
-    recall = hits / np.maximum(size, _TINY)
-    slopes = np.where(own, 1 - recall, -recall) / np.maximum(size, 1e-9)
-    usual = confidence / np.maximum(confidence + (covered - confidence) @ others, _TINY)
-    recalls = variances.bound_quality(recall, slopes, usual, cautious=True)
-    correct = _Variances(
-        spread,
-        _centre((right - trust * probabilities)[:, None], weights, predicted),
-        np.maximum(probabilities * (1 - probabilities), _LEAST_VARIANCE)[:, None] * surprise,
-    )
-    accuracy = correct.bound_quality(
-        np.array([hits.sum() / total]), np.full((1, 1), 1 / total), np.array([confidence.sum() / total])
-    )[0]
+    classes: list[ClassCensus] = []
+    for block in model.list_blocks():
+        expected, own = model.expect(block), reviewed.predicted[:, None] == block
+        errors = (reviewed.true[:, None] == block) - trust * expected
+        usual = np.maximum(expected * (1 - expected), _LEAST_VARIANCE) * surprise
+        corrections = groups.weights[:, None] * errors
+        hits = trust * confidence[block] + (corrections * own).sum(axis=0)
+        misses = trust * model.expect_elsewhere(covered - confidence, block) + (corrections * ~own).sum(axis=0)
+        share = np.clip((hits + misses) / total, 0, 1)
+        hits, misses = np.clip(hits, 0, covered[block]), np.maximum(misses, 0.0)
+        size = hits + misses
+        variances = _Variances(groups.spread, groups.centre(errors), usual)
+        shares = variances.bound_shares(share, np.full((1, len(block)), 1 / total))
+        recall = hits / np.maximum(size, _TINY)
+        slopes = np.where(own, 1 - recall, -recall) / np.maximum(size, 1e-9)
+        likely = confidence[block] + model.expect_elsewhere(covered - confidence, block)
+        priors = confidence[block] / np.maximum(likely, _TINY)
+        recalls = variances.bound_quality(recall, slopes, priors, cautious=True)
+        precisions = _bound_precisions(groups, rows, confidence, block, right, reviewed, trust, surprise)
+        known = groups.covered[block] | (rows[block] == 0)
+        whole = bool(groups.covered[rows > 0].all())
+        classes += [
+            ClassCensus(one if known[place] else None, precision, recalled if whole and size[place] > 0 else None)
+            for place, (one, precision, recalled) in enumerate(zip(shares, precisions, recalls, strict=True))
+        ]
+    none = groups.weights[reviewed.true == NO_CLASS].sum() / total
     return Census(
         rows=total,
-        classes=[
-            ClassCensus(
-                shares[label],
-                precisions[label] if counts[label] else None,
-                recalls[label] if size[label] > 0 else None,
-            )
-            for label in range(num_classes)
-        ],
-        no_class=_bound_exactly(weights[reviewed.true == NO_CLASS].sum() / total, weights, spread),
-        accuracy=accuracy,
+        classes=classes,
+        no_class=_bound_exactly(float(none), groups.weights, groups.spread),
+        accuracy=_bound_accuracy(
+            groups, float(confidence.sum()), total, right, reviewed.probabilities, trust, surprise
+        ),
         trust=trust,
     )
 
 
-_TINY = 1e-300
+class _Groups:
+    """Predicted classes as groups of rows whose number is known, and the weights of their reviewed rows.
+
+    Attributes:
+        covered: bool `[C]`, classes whose rows are represented by reviewed ones.
+        counts: int64 `[C]`, reviewed rows of each class.
+        weights: float64 `[n]`, rows that each reviewed row stands for; their sum over a group is the group's rows.
+        spread: float64 `[n]`, the variance that a row adds to a total is spread x (its residual)^2.
+    """
+
+    def __init__(self, rows: Indices, reviewed: Reviewed) -> None:
+        predicted, num_classes = reviewed.predicted, len(rows)
+        self.counts = np.bincount(predicted, minlength=num_classes)
+        skipped = (self.counts == 0) & (reviewed.drawn >= _MIN_REVIEWED)
+        pooled = (self.counts < _MIN_REVIEWED) & ~skipped & (rows > 0)
+        if (
+            pooled.any() and not self.counts[pooled].any()
+        ):  # they stand with the class that has the fewest reviewed rows
+            pooled[np.where(self.counts > 0, self.counts, np.iinfo(np.int64).max).argmin()] = True
+        self.covered = (rows > 0) & ~skipped
+        names = np.where(pooled, num_classes, np.arange(num_classes))
+        self._groups = names[predicted]
+        in_archive = np.bincount(names[self.covered], rows[self.covered], num_classes + 1)
+        weights = 1 / reviewed.inclusion
+        self.weights = weights * (in_archive / np.maximum(self._sum(weights), _TINY))[self._groups]
+        self.spread = _measure_spread(self.weights, self._sum(np.ones(len(predicted)))[self._groups])
+
+    def _sum(self, values: Floats) -> Floats:
+        return np.bincount(self._groups, values, len(self.counts) + 1).astype(np.float64)
+
+    def centre(self, values: Floats) -> Floats:
+        """Return `[n, B]` values less their weighted mean over the rows of the same group."""
+        order = np.argsort(self._groups, kind="stable")
+        ordered = self._groups[order]
+        starts = np.flatnonzero(np.diff(ordered, prepend=-1))
+        sums = np.add.reduceat((self.weights[:, None] * values)[order], starts, axis=0)
+        means = sums / np.add.reduceat(self.weights[order], starts)[:, None]
+        centred: Floats = values - means[np.searchsorted(ordered[starts], self._groups)]
+        return centred
+
+
+class _Model:
+    """The probabilities of all classes that follow from those of the predicted ones.
+
+    What a predicted class leaves is divided over the others by their rows in the archive, and one.
+    """
+
+    def __init__(self, rows: Indices, predicted: Indices, probabilities: Floats) -> None:
+        self._parts = rows + 1.0
+        self._others = np.maximum(self._parts.sum() - self._parts, 1.0)
+        self._predicted, self._probabilities = predicted, probabilities
+
+    def list_blocks(self) -> Iterator[Indices]:
+        """Yield the class indices in blocks."""
+        for start in range(0, len(self._parts), _BLOCK):
+            yield np.arange(start, min(start + _BLOCK, len(self._parts)))
+
+    def expect(self, block: Indices) -> Floats:
+        """Return float64 `[n, B]`: each reviewed row's probability of the classes of a block."""
+        left = (1 - self._probabilities) / self._others[self._predicted]
+        own = self._predicted[:, None] == block
+        return np.where(own, self._probabilities[:, None], left[:, None] * self._parts[block])
+
+    def expect_elsewhere(self, left: Floats, block: Indices) -> Floats:
+        """Return float64 `[B]`: rows of the classes of a block that are expected below other labels.
+
+        Args:
+            left: float64 `[C]`, probability that each predicted class leaves, summed over its rows.
+            block: class indices.
+        """
+        ratios = left / self._others
+        expected: Floats = self._parts[block] * (ratios.sum() - ratios[block])
+        return expected
+
+
+def _bound_precisions(
+    groups: _Groups,
+    rows: Indices,
+    confidence: Floats,
+    block: Indices,
+    right: Floats,
+    reviewed: Reviewed,
+    trust: float,
+    surprise: float,
+) -> list[Estimate | None]:
+    """Return the precision of a block's classes, by weights that are scaled to each class alone."""
+    own = reviewed.predicted[:, None] == block
+    sums = (groups.weights[:, None] * own).sum(axis=0)
+    weights = groups.weights[:, None] * own * (rows[block] / np.maximum(sums, _TINY))
+    errors = right - trust * reviewed.probabilities
+    values = (trust * confidence[block] + (weights * errors[:, None]).sum(axis=0)) / np.maximum(rows[block], 1)
+    usual = np.maximum(reviewed.probabilities * (1 - reviewed.probabilities), _LEAST_VARIANCE) * surprise
+    residuals = groups.centre(errors[:, None])
+    variances = _Variances(
+        _measure_spread(weights, groups.counts[block]), np.broadcast_to(residuals, own.shape), usual[:, None]
+    )
+    size = np.maximum(rows[block], 1)
+    estimates = variances.bound_quality(np.clip(values, 0, 1), own / size, confidence[block] / size)
+    return [one if groups.counts[label] else None for one, label in zip(estimates, block.tolist(), strict=True)]
+
+
+def _bound_accuracy(
+    groups: _Groups,
+    confidence: float,
+    total: int,
+    right: Floats,
+    probabilities: Floats,
+    trust: float,
+    surprise: float,
+) -> Estimate:
+    errors = right - trust * probabilities
+    usual = np.maximum(probabilities * (1 - probabilities), _LEAST_VARIANCE) * surprise
+    value = np.clip((trust * confidence + (groups.weights * errors).sum()) / total, 0, 1)
+    variances = _Variances(groups.spread, groups.centre(errors[:, None]), usual[:, None])
+    return variances.bound_quality(np.array([value]), np.full((1, 1), 1 / total), np.array([confidence / total]))[0]
+
+
+def _measure_spread(weights: Floats, counts: Floats | Indices) -> Floats:
+    """Return weight^2 x the probability of being left out, of rows in groups with so many reviewed rows."""
+    spread: Floats = np.maximum(weights * (weights - 1), 0.0) * counts / np.maximum(counts - 1, 1)
+    return spread
 
 
 class _Variances:
-    """Variances of totals over an archive, and intervals from them.
+    """Variances of sums over an archive, and intervals from them.
 
     Args:
-        spread: float64 `[n]`, variance that a row adds per squared residual.
-        residuals: float64 `[n, C]`, of each row's classes.
-        usual: float64 `[n, C]`, expected squares of them.
+        spread: float64 `[n]` or `[n, B]`, variance that a row adds per squared residual.
+        residuals: float64 `[n, B]`, of each row's classes.
+        usual: float64 `[n, B]` or `[n, 1]`, expected squares of them.
     """
 
     def __init__(self, spread: Floats, residuals: Floats, usual: Floats) -> None:
-        self._spread = spread[:, None]
+        self._spread = spread if spread.ndim == 2 else spread[:, None]
         self._squares = residuals * residuals
         self._usual = usual
 
     def bound_shares(self, values: Floats, slopes: Floats) -> list[Estimate]:
-        """Return shares with symmetric intervals; `slopes` of the shares by the rows' residuals, `[n or 1, C]`."""
-        observed, usual, events = self._sum(slopes)
-        blend = (events * observed + _PRIOR_EVENTS * usual) / (events + _PRIOR_EVENTS)
-        errors = _find_quantile(events + _DEGREES_OF_SHARES) * np.sqrt(np.maximum(blend, observed))
+        """Return shares with symmetric intervals; `slopes` of the shares by the rows' residuals, `[n or 1, B]`."""
+        variance, events = self._sum(slopes, cautious=True)
+        errors = _find_quantile(events + _DEGREES_OF_SHARES) * np.sqrt(variance)
         low, high = np.clip(values - errors, 0, 1), np.clip(values + errors, 0, 1)
         return [Estimate(*bounds) for bounds in zip(values.tolist(), low.tolist(), high.tolist(), strict=True)]
 
@@ -198,66 +315,57 @@ class _Variances:
         """Return shares near 1 with Wilson's interval on the effective number of rows; see `bound_shares`.
 
         Args:
-            values: float64 `[C]`.
-            slopes: float64 `[n or 1, C]`.
-            priors: float64 `[C]`, shares that the probabilities let expect.
-            cautious: never take less than the observed variance.
+            values: float64 `[B]`.
+            slopes: float64 `[n or 1, B]`.
+            priors: float64 `[B]`, shares that the probabilities let expect.
+            cautious: as for shares.
         """
-        observed, usual, events = self._sum(slopes)
-        variance = (events * observed + _PRIOR_EVENTS * usual) / (events + _PRIOR_EVENTS)
-        if cautious:
-            variance = np.maximum(variance, observed)
-        degrees = events + (_DEGREES_OF_SHARES if cautious else _DEGREES_OF_QUALITY)
+        variance, events = self._sum(slopes, cautious=cautious)
         smooth = (events * values + _PRIOR_EVENTS * priors) / (events + _PRIOR_EVENTS)
         smooth = np.clip(smooth, 1e-6, 1 - 1e-6)
         sizes = smooth * (1 - smooth) / np.maximum(variance, 1e-30)
         estimates = []
-        for value, size, z in zip(values.tolist(), sizes.tolist(), _find_quantile(degrees).tolist(), strict=True):
+        quantiles = _find_quantile(events + (_DEGREES_OF_SHARES if cautious else _DEGREES_OF_QUALITY))
+        for value, size, z in zip(values.tolist(), sizes.tolist(), quantiles.tolist(), strict=True):
             low, high = wilson(value * size, size, z)
             estimates.append(Estimate(value, min(low, value), max(high, value)))
         return estimates
 
-    def _sum(self, slopes: Floats) -> tuple[Floats, Floats, Floats]:
-        """Return the observed and the expected variance, `[C]`, and the number of surprises that tell the former.
+    def _sum(self, slopes: Floats, *, cautious: bool) -> tuple[Floats, Floats]:
+        """Return the variance, `[B]`, and the number of surprises that tell it.
 
-        For a sum of rare events with weights, (sum of their variances)^2 / sum of their fourth moments.
+        The observed and the expected variance are averaged by that number; `cautious` takes no less than the observed
+        one. The number is that of a sum of rare events with weights: (sum of their variances)^2 / sum of their fourth
+        moments.
         """
         scale = self._spread * slopes * slopes
         usual = scale * self._usual
-        expected, fourth = usual.sum(axis=0), (scale * usual).sum(axis=0)
+        observed, expected, fourth = (scale * self._squares).sum(axis=0), usual.sum(axis=0), (scale * usual).sum(axis=0)
         events = np.where(fourth > 0, expected**2 / np.maximum(fourth, _TINY), np.inf)
-        return (scale * self._squares).sum(axis=0), expected, np.minimum(events, 1e9)
+        events = np.minimum(events, 1e9)
+        blend = (events * observed + _PRIOR_EVENTS * expected) / (events + _PRIOR_EVENTS)
+        return np.maximum(blend, observed) if cautious else blend, events
 
 
-def _share_out(rows: Indices) -> Floats:
-    """Return `[C, C]`: how the probability that a class leaves is divided over the others, by their rows (and one)."""
-    others = np.where(np.eye(len(rows), dtype=bool), 0.0, rows + 1.0)
-    shares: Floats = others / np.maximum(others.sum(axis=1, keepdims=True), 1.0)
-    return shares
+def _fit_trust(groups: _Groups, model: _Model, true: Indices) -> float:
+    """Return PPI++'s lambda: the slope of what was found on what was expected, over all classes."""
+    slope = length = 0.0
+    for block in model.list_blocks():
+        found = groups.centre((true[:, None] == block).astype(np.float64))
+        expected = groups.centre(model.expect(block))
+        slope += float((groups.spread[:, None] * found * expected).sum())
+        length += float((groups.spread[:, None] * expected * expected).sum())
+    return min(max(slope / length, 0.0), 1.0) if length > 0 else 1.0
 
 
-def _centre(values: Floats, weights: Floats, predicted: Indices) -> Floats:
-    """Return `[n, C]` values less their weighted mean over the rows of the same predicted class."""
-    order = np.argsort(predicted, kind="stable")
-    starts = np.flatnonzero(np.diff(predicted[order], prepend=-1))
-    sums = np.add.reduceat((weights[:, None] * values)[order], starts, axis=0)
-    means = sums / np.add.reduceat(weights[order], starts)[:, None]
-    places = np.searchsorted(predicted[order][starts], predicted)
-    centred: Floats = values - means[places]
-    return centred
+def _measure_surprise(right: Floats, probabilities: Floats, spread: Floats) -> float:
+    """Return by how much the errors exceed what the probabilities let expect, at least 1.
 
-
-def _fit_trust(found: Floats, expected: Floats, spread: Floats) -> float:
-    """Return PPI++'s lambda: the slope of what was found on what was expected, both `[n, C]` and centred."""
-    slope = (spread[:, None] * found * expected).sum()
-    length = (spread[:, None] * expected * expected).sum()
-    return float(np.clip(slope / length, 0, 1)) if length > 0 else 1.0
-
-
-def _measure_surprise(right: Floats, probabilities: Floats, weights: Floats) -> float:
-    """Return by how much the errors exceed what the probabilities let expect; at least 1."""
+    Rows count by what their likes that were not drawn add to the variance.
+    """
     usual = np.maximum(probabilities * (1 - probabilities), _LEAST_VARIANCE)
-    ratio = (weights * (right - probabilities) ** 2).sum() / (weights * usual).sum()
+    expected = (spread * usual).sum()
+    ratio = (spread * (right - probabilities) ** 2).sum() / expected if expected > 0 else 1.0
     rows = len(right)
     return max(1.0, float((ratio * rows + _PRIOR_ROWS) / (rows + _PRIOR_ROWS)))
 

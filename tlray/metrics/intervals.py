@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 Z_95 = 1.959963984540054
 """The 97.5% quantile of the standard normal, for two-sided 95% intervals."""
+
+
+def compute_quantile(level: float) -> float:
+    """Return a quantile of the standard normal."""
+    return NormalDist().inv_cdf(level)
 
 
 @dataclass(frozen=True)
