@@ -273,7 +273,7 @@ def test_shares_by_label_shift_stand_beside_the_audited_ones(labels):
     assert count(labels, path).by_class["glass"].shifted_share is None
     assert "by label shift" not in Path(labels, "audit", "report.html").read_text()
     shares = dict(zip(CLASSES, (0.6, 0.3, 0.1), strict=True))
-    write_shares(labels, Shares(SHARES_FORMAT, "run", "m" * 64, shares, shares))
+    write_shares(labels, Shares(SHARES_FORMAT, "run", "m" * 64, 297, shares, shares))
     assert [one.shifted_share for one in count(labels, path).by_class.values()] == [0.6, 0.3, 0.1]
     assert "by label shift" in Path(labels, "audit", "report.html").read_text()
 

@@ -36,7 +36,7 @@ def test_shares_that_changed_are_found_where_counts_of_labels_are_not(shares):
     corrected = correct_shares(
         *count(archive, rows),
         list_pairs(archive, validation),
-        np.bincount(archive.true[validation], minlength=6),
+        archive.share,
     )
     true = np.bincount(archive.true[rows], minlength=6) / len(rows)
     labels = np.bincount(archive.predicted[rows], minlength=6) / len(rows)
@@ -45,23 +45,26 @@ def test_shares_that_changed_are_found_where_counts_of_labels_are_not(shares):
     assert measure_distance(corrected, true) < 0.4 * measure_distance(labels, true)
 
 
-def test_shares_that_stayed_are_left():
-    archive = Archive([3, 2, 1], DOUBTFUL)
-    rows = np.arange(archive.num_rows)
-    corrected = correct_shares(*count(archive, rows), list_pairs(archive, rows), np.bincount(archive.true))
-    assert measure_distance(corrected, archive.share) < 0.015
+def test_shares_that_stayed_are_left_within_noise():
+    rng = np.random.default_rng(0)
+    archive = Archive([3, 2, 1, 1, 1, 1, 1, 1], DOUBTFUL)
+    rows, validation = rng.choice(archive.num_rows, 5000), rng.choice(archive.num_rows, 1000)
+    corrected = correct_shares(*count(archive, rows), list_pairs(archive, validation), archive.share)
+    true = np.bincount(archive.true[rows], minlength=8) / len(rows)
+    labels = np.bincount(archive.predicted[rows], minlength=8) / len(rows)
+    assert measure_distance(corrected, true) < measure_distance(labels, true) + 0.03
 
 
 def test_a_class_that_nothing_speaks_for_has_no_share():
     counts, sums = np.zeros((3, 20), np.int64), np.zeros((3, 20))
     counts[0, 19], sums[0, 19] = 100, 100.0
-    corrected = correct_shares(counts, sums, [[0, 0, 10], [1, 1, 10]], np.array([10, 10, 0]))
+    corrected = correct_shares(counts, sums, [[0, 0, 10], [1, 1, 10]], np.array([0.48, 0.48, 0.04]))
     assert corrected == pytest.approx([1, 0, 0], abs=1e-3)
 
 
 def test_the_rest_of_a_probability_follows_the_validation_images():
     counts, sums = np.zeros((3, 20), np.int64), np.zeros((3, 20))
     counts[0, 12], sums[0, 12] = 100, 60.0
-    one, other = (correct_shares(counts, sums, [[true, 0, 1000]], np.array([1000, 1000, 1000])) for true in (1, 2))
+    one, other = (correct_shares(counts, sums, [[true, 0, 1000]], np.full(3, 1 / 3)) for true in (1, 2))
     assert one[1] > one[2]
     assert one[[0, 2, 1]] == pytest.approx(other)

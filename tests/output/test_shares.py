@@ -1,6 +1,6 @@
 from tlray.output.shares import FORMAT, NAME, Shares, read_shares, write_shares
 
-SHARES = Shares(FORMAT, "run", "m" * 64, {"a": 0.4, "b": 0.6}, {"a": 0.3, "b": 0.7})
+SHARES = Shares(FORMAT, "run", "m" * 64, 100, {"a": 0.4, "b": 0.6}, {"a": 0.3, "b": 0.7})
 
 
 def test_shares_are_read_as_they_were_written(tmp_path):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -22,8 +24,6 @@ def test_labels_are_read_back(tmp_path):
     assert facts.ood == sum(row["ood_score"] > 1 for row in good)
     assert facts.confidence == pytest.approx(np.mean([row["probability"] for row in good]))
     assert facts.confidences == np.histogram([row["probability"] for row in good], 20, (0, 1))[0].tolist()
-    assert sum(facts.corrected.values()) == pytest.approx(1)
-    assert list(facts.corrected) == list(facts.classes)
     ranked = sorted((row for row in good if row["class_name"] == "glass"), key=lambda row: row["probability"])
     assert [row.row_id for row in facts.least_sure["glass"]] == [row["row_id"] for row in ranked[:6]]
     assert [row.row_id for row in facts.surest["glass"]] == [row["row_id"] for row in ranked[:-7:-1]]
@@ -83,3 +83,47 @@ def test_a_probability_of_one_is_in_the_last_bin_and_a_missing_score_is_not_an_e
     assert facts.ood == 1  # a score of exactly 1 is not above 1
     assert [row.row_id for row in facts.most_ood] == [2, 1]
     assert [row.row_id for row in facts.surest["glass"]] == [0, 2, 1]
+
+
+def make_shifted(rows=4000):
+    """Labels of an archive in which nearly everything is glass."""
+    rng = np.random.default_rng(0)
+    shares = [0.9 if name == "glass" else 0.1 / (len(data.CLASSES) - 1) for name in data.CLASSES]
+    names = rng.choice(data.CLASSES, rows, p=shares)
+    columns = {
+        "row_id": range(rows),
+        "uri": [f"/{row}.jpg" for row in range(rows)],
+        "status": ["ok"] * rows,
+        "class_name": names.tolist(),
+        "predicted_index": [data.CLASSES.index(name) for name in names],
+        "probability": rng.uniform(0.6, 1, rows).tolist(),
+        "model_id": [data.MODEL_ID] * rows,
+    }
+    return make_table(columns, LABEL_FIELDS)
+
+
+def test_shares_are_corrected_only_where_classes_are_distributed_otherwise(tmp_path):
+    _, usual = data.gather(tmp_path / "usual", [data.make_labels(0, 1000, np.random.default_rng(0))])
+    assert usual.corrected is None
+    _, moved = data.gather(tmp_path / "moved", [make_shifted()])
+    assert list(moved.corrected) == list(data.CLASSES)
+    assert sum(moved.corrected.values()) == pytest.approx(1)
+    assert moved.corrected["glass"] > 0.9  # what is not sure to be another class is more glass
+    _, text = parse(render_prediction(moved, read_nothing))
+    assert "Shares corrected for label shift" in text
+
+
+def test_shares_are_not_corrected_where_the_probabilities_tell_no_prior(tmp_path):
+    manifest = data.make_manifest()
+    _, imported = data.gather(tmp_path / "imported", [make_shifted()], replace(manifest, training=None))
+    assert imported.corrected is None
+    _, usual = data.gather(tmp_path / "usual", [make_shifted()], manifest)
+    training = replace(manifest.training, config={**manifest.training.config, "class_weights": "balanced"})
+    _, balanced = data.gather(tmp_path / "balanced", [make_shifted()], replace(manifest, training=training))
+    assert balanced.corrected != usual.corrected
+
+
+def test_with_thousands_of_classes_shares_are_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(prediction_facts, "MAX_CORRECTED", 3)
+    _, facts = data.gather(tmp_path, [make_shifted()])
+    assert facts.corrected is None

@@ -15,13 +15,11 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 
-_STEPS = 2000
-_PRECISION = 1e-7
-_PRIOR_IMAGES = 0.5
-"""Images that are counted for each class in training, so that none is impossible."""
+_STEPS = 1000
+_PRECISION = 1e-6
 
 
-def correct_shares(rows: Indices, confidence: Floats, confusion: Sequence[Sequence[int]], images: Indices) -> Floats:
+def correct_shares(rows: Indices, confidence: Floats, confusion: Sequence[Sequence[int]], prior: Floats) -> Floats:
     """Return float64 `[C]`: each class's share of an archive, corrected for label shift.
 
     Of an image's probabilities only the largest is known. The rest is divided over the other classes as the validation
@@ -31,10 +29,9 @@ def correct_shares(rows: Indices, confidence: Floats, confusion: Sequence[Sequen
         rows: int64 `[C, B]`, rows of the archive by predicted class and bin of their probability.
         confidence: float64 `[C, B]`, sum of these probabilities.
         confusion: `[true class, predicted class, images]` of the validation images.
-        images: int64 `[C]`, validation images of each true class.
+        prior: float64 `[C]`, shares of the classes that the probabilities take for granted, all above 0.
     """
     num_classes = len(rows)
-    prior = (images + _PRIOR_IMAGES) / (images + _PRIOR_IMAGES).sum()
     rest = np.tile(prior, (num_classes, 1))  # by predicted class
     for true, predicted, count in confusion:
         rest[predicted, true] += count

@@ -19,15 +19,18 @@ class Shares:
     Attributes:
         format: version of this record.
         run_id, model_id: of the labels.
+        rows: labelled rows that were counted; of a large output a sample, in parts spread evenly over it.
         labels: shares of the rows that carry each label.
-        corrected: estimated shares of the rows that belong to each class; see `tlray.metrics.label_shift`.
+        corrected: estimated shares of the rows that belong to each class, see `tlray.metrics.label_shift`; None where
+            the classes are distributed as among the validation images, or it cannot be told.
     """
 
     format: Literal[1]
     run_id: str
     model_id: str
+    rows: int
     labels: dict[str, float]
-    corrected: dict[str, float]
+    corrected: dict[str, float] | None
 
 
 def write_shares(output: str, shares: Shares) -> None:

@@ -18,6 +18,7 @@ from tlray.output import receipt as receipts
 from tlray.output.plan import Plan
 from tlray.output.receipt import PartRecord, ProbeOutcome, Receipt, count_failed
 from tlray.output.shares import FORMAT as SHARES_FORMAT
+from tlray.output.shares import NAME as SHARES
 from tlray.output.shares import Shares, write_shares
 from tlray.output.waiting import FOLDER as WAITING
 from tlray.prediction.job import Job, asks_for_review
@@ -83,16 +84,17 @@ def write_report(
             data = None if skip else next(fetched).data
             yield data if isinstance(data, bytes) else None
 
+    storage.delete(storage.join(output, SHARES))  # of the run before a retry of failed rows
     try:
         facts = report.gather_prediction_facts(output, receipt, bundle.manifest, clock.timeline)
         storage.put(storage.join(output, report.NAME), report.render_prediction(facts, read))
-        if facts.corrected is not None:
-            labels = {name: facts.class_counts.get(name, 0) / facts.labelled_read for name in facts.corrected}
-            shares = Shares(SHARES_FORMAT, receipt.run_id, receipt.model_id, labels, facts.corrected)
-            write_shares(output, shares)
     except Exception as error:  # a report must never cost a run
         say(f"the report could not be written: {type(error).__name__}: {error}")
         return None
+    if facts.labelled_read:
+        labels = {name: facts.class_counts.get(name, 0) / facts.labelled_read for name in facts.classes}
+        ids = receipt.run_id, receipt.model_id
+        write_shares(output, Shares(SHARES_FORMAT, *ids, facts.labelled_read, labels, facts.corrected))
     return facts.verdict
 
 

@@ -28,7 +28,7 @@ from tlray.report.thumbnails import Reader, make_thumbnails
 _USUAL_OOD_SHARE = 0.01  # of validation images, by construction
 _MANY_OOD = 0.05
 _MANY_FAILED = 0.01
-_LEAST_SHIFT = 0.03  # of the images; less is within the error of the correction
+_LEAST_SHIFT = 0.03  # of the images; less is not worth a table
 
 
 def render_prediction(facts: PredictionFacts, read: Reader[int]) -> bytes:
@@ -61,6 +61,7 @@ def render_prediction(facts: PredictionFacts, read: Reader[int]) -> bytes:
         confidences=charts.draw_confidences(facts.confidences, reference.confidences if reference else None),
         compared=reference is not None,
         shifted=_list_shifted(facts),
+        more_shifted=max(0, len(facts.corrected or ()) - MAX_CLASSES),
         throughput=charts.draw_throughput(facts.timeline),
         failures=[
             {"code": code, "count": count, "examples": facts.failures.get(code, [])}
@@ -87,12 +88,12 @@ class ShiftedClass:
 
 
 def _list_shifted(facts: PredictionFacts) -> list[ShiftedClass]:
-    """List the most frequent classes, where the corrected shares differ from those of the labels enough to matter."""
+    """List the classes whose shares change most, where they change enough to matter."""
     if facts.corrected is None or _measure_distance(facts) < _LEAST_SHIFT:
         return []
     shares = {name: count / facts.labelled_read for name, count in facts.class_counts.items()}
     names = list(facts.corrected)
-    names = keep_frequent(names, [max(shares.get(name, 0.0), facts.corrected[name]) for name in names])
+    names = keep_frequent(names, [abs(shares.get(name, 0.0) - facts.corrected[name]) for name in names])
     rows = [ShiftedClass(name, shares.get(name, 0.0), facts.corrected[name]) for name in names]
     return sorted(rows, key=lambda row: -row.labels)
 
@@ -153,7 +154,7 @@ def _list_points(facts: PredictionFacts) -> list[Point]:
             f"Counts of labels may mislead: corrected for label shift, {format_percent(distance)} of the images would "
             "be counted in other classes. tlray audit measures the counts."
         )
-        points.append(Point("bad", text))
+        points.append(Point("", text))
     if facts.ood is not None and facts.labelled_read:
         ood = facts.ood / facts.labelled_read
         text = (

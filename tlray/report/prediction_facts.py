@@ -28,6 +28,9 @@ MAX_PARTS = 512
 MAX_FAILURES = 8
 """Maximum number of rows kept per error code."""
 
+MAX_CORRECTED = 200
+"""Maximum number of classes whose shares are corrected: the time grows with their square."""
+
 _COLUMNS = ["row_id", "uri", "status", "error", "class_name", "probability", "needs_review", "ood_score"]
 _BINS = 20
 _MAX_EXAMPLES = 6
@@ -82,7 +85,8 @@ class PredictionFacts:
         most_ood: up to 12 rows, the highest ood_score first.
         timeline: throughput samples over the run.
         validation: predictions on the bundle's validation images, None without any.
-        corrected: shares of the labelled rows by class, corrected for label shift; None without validation images.
+        corrected: shares of the labelled rows by class, corrected for label shift; None where the classes are
+            distributed as among the validation images, or it cannot be told.
     """
 
     receipt: Receipt
@@ -136,12 +140,16 @@ def gather_prediction_facts(
     tally = _Tally()
     for table in LabelsReader(output, names).read(_COLUMNS):
         tally.add(table)
+    counts = {name: tally.counts[name] for name in manifest.classes if tally.counts[name]}
+    confidence = tally.confidence / int(tally.confidences.sum()) if tally.confidences.any() else None
+    validation = read_validation(manifest)
+    shift = measure_shift(counts, tally.confidences.tolist(), confidence, validation)
     return PredictionFacts(
         receipt=receipt,
         classes=manifest.classes,
-        class_counts={name: tally.counts[name] for name in manifest.classes if tally.counts[name]},
+        class_counts=counts,
         confidences=tally.confidences.tolist(),
-        confidence=tally.confidence / int(tally.confidences.sum()) if tally.confidences.any() else None,
+        confidence=confidence,
         rows_read=tally.rows,
         is_sample=len(names) < len(receipt.parts),
         needs_review=tally.needs_review,
@@ -151,21 +159,30 @@ def gather_prediction_facts(
         least_sure=tally.least_sure,
         most_ood=tally.most_ood,
         timeline=timeline,
-        validation=read_validation(manifest),
-        corrected=_correct_shares(tally, manifest),
+        validation=validation,
+        corrected=_correct_shares(tally, manifest, shift),
     )
 
 
-def _correct_shares(tally: _Tally, manifest: Manifest) -> dict[str, float] | None:
-    measured = manifest.metrics.validation
-    if measured is None or not measured.images or not tally.confidences.any():
+def _correct_shares(tally: _Tally, manifest: Manifest, shift: Shift | None) -> dict[str, float] | None:
+    """Correct the classes' shares where they differ from those of the validation images by more than noise.
+
+    Without that, counting labels is the better estimate. The model's probabilities follow the training images: with
+    balanced class weights, as if all classes occurred alike; nothing is known of an imported model.
+    """
+    measured, training = manifest.metrics.validation, manifest.training
+    if shift is None or shift.distance <= shift.distance_limit or measured is None or training is None:
+        return None
+    if len(manifest.classes) > MAX_CORRECTED:
         return None
     rows, confidence = (
         np.array([sums.get(name, np.zeros(_BINS)) for name in manifest.classes])
         for sums in (tally.rows_by_bin, tally.confidence_by_bin)
     )
     images = np.array([measured.by_class[name].images for name in manifest.classes], np.int64)
-    shares = correct_shares(rows.astype(np.int64), confidence, measured.confusion, images)
+    balanced = training.options.get("class_weights") == "balanced"
+    prior = np.full(len(images), 1 / len(images)) if balanced else (images + 0.5) / (images + 0.5).sum()
+    shares = correct_shares(rows.astype(np.int64), confidence, measured.confusion, prior)
     return dict(zip(manifest.classes, shares.tolist(), strict=True))
 
 
