@@ -31,6 +31,7 @@ def make_facts(**values):
         timeline=[],
         validation=None,
         corrected=None,
+        duplicates=None,
     )
     return replace(usual, **values)
 

@@ -6,6 +6,7 @@ import pytest
 
 from tests.factories import make_table
 from tests.report import data
+from tests.report.data import make_run
 from tests.report.pages import parse, read_nothing
 from tlray.output.schema import LABEL_FIELDS
 from tlray.report import prediction_facts
@@ -127,3 +128,32 @@ def test_with_thousands_of_classes_shares_are_left(tmp_path, monkeypatch):
     monkeypatch.setattr(prediction_facts, "MAX_CORRECTED", 3)
     _, facts = data.gather(tmp_path, [make_shifted()])
     assert facts.corrected is None
+
+
+def test_near_duplicates_are_found_by_embeddings(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    tables = [data.make_labels(start, 50, rng) for start in (0, 50)]
+    embeddings = np.abs(rng.normal(size=(100, 16))).astype(np.float32)
+    bad = [row for row, status in enumerate(pa.concat_tables(tables)["status"].to_pylist()) if status != "ok"]
+    copies = [row for row in (7, 30, 80, 90) if row not in bad]
+    embeddings[copies] = embeddings[copies[0]]
+    kind = pa.list_(pa.float32(), 16)
+    values = [None if row in bad else embedding for row, embedding in enumerate(embeddings)]
+    tables = [
+        table.append_column("embedding", pa.array(values[start : start + 50], kind))
+        for start, table in zip((0, 50), tables, strict=True)
+    ]
+    _, without = data.gather(tmp_path / "without", tables)
+    assert without.duplicates is None
+    monkeypatch.setattr(data, "make_run", lambda *run: replace(make_run(*run), config={"embeddings": True}))
+    _, facts = data.gather(tmp_path / "with", tables)
+    assert (facts.duplicates.compared, facts.duplicates.groups) == (100 - len(bad), 1)
+    assert facts.duplicates.surplus == len(copies) - 1
+    assert [row.row_id for row in facts.duplicates.shown[0].examples] == copies
+    _, text = parse(render_prediction(facts, read_nothing))
+    assert f"{len(copies) - 1} of {100 - len(bad)} compared images are nearly the same as another one" in text
+    assert f"{len(copies)} images" in text
+    # of many rows the first of each part are compared
+    monkeypatch.setattr(prediction_facts, "MAX_IMAGES", 40)
+    _, facts = data.gather(tmp_path / "few", tables)
+    assert facts.duplicates.compared == 40

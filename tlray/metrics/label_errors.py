@@ -15,6 +15,7 @@ from dataclasses import astuple, dataclass, fields, replace
 import numpy as np
 import numpy.typing as npt
 
+from tlray.metrics.near_duplicates import SAME, choose_least_cosine
 from tlray.metrics.ood import Features, normalize
 from tlray.storage.cells import disarm
 
@@ -23,14 +24,9 @@ MAX_IMAGES = 20_000
 
 _NEIGHBOURS = 20
 _SHARPNESS = 10.0
-_SAME = 0.98
-_SAME_SHARE = 0.1
-"""Duplicates have a cosine of at least `_SAME`, and at most this share of the median nearest-neighbour distance."""
-
 LIKELY_ERROR = 0.7
 """Score from which on most of the similar images have another class."""
 
-_ROUNDING = 1e-5
 _BLOCK_ROWS = 1024
 _MAX_LISTED = 200
 
@@ -120,13 +116,13 @@ def find_label_errors(features: Features, labels: npt.NDArray[np.integer], num_c
             for column in range(neighbours):
                 votes[rows, labels[nearest[:, column]]] += weights[:, column]
             closest[rows] = alike.max(axis=1)
-            firsts, places = np.nonzero(np.take_along_axis(alike, nearest, axis=1) >= _SAME)
+            firsts, places = np.nonzero(np.take_along_axis(alike, nearest, axis=1) >= SAME)
             pairs += [
                 (int(rows[first]), int(second), float(min(alike[first, second], 1.0)))
                 for first, second in zip(firsts, nearest[firsts, places], strict=True)
                 if rows[first] < second
             ]
-        least = min(1 - _SAME_SHARE * float(np.median(1 - closest)), 1 - _ROUNDING)
+        least = choose_least_cosine(closest)
         pairs = [pair for pair in pairs if pair[2] >= least]
         votes /= votes.sum(axis=1, keepdims=True)
     own = votes[np.arange(count), labels]

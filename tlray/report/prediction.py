@@ -43,6 +43,8 @@ def render_prediction(facts: PredictionFacts, read: Reader[int]) -> bytes:
     examples = [(name, facts.surest[name], facts.least_sure[name]) for name in shown]
     row_ids = {row.row_id for row in facts.most_ood}
     row_ids |= {row.row_id for _, surest, least_sure in examples for row in [*surest, *least_sure]}
+    groups = facts.duplicates.shown if facts.duplicates else []
+    row_ids |= {row.row_id for group in groups for row in group.examples}
     thumbnails = make_thumbnails(sorted(row_ids), read)
     reference = facts.validation
     counts = {name: facts.class_counts.get(name, 0) for name in facts.classes}
@@ -69,6 +71,7 @@ def render_prediction(facts: PredictionFacts, read: Reader[int]) -> bytes:
         ],
         max_failures=MAX_FAILURES,
         most_ood=facts.most_ood,
+        duplicates=facts.duplicates,
         examples=examples,
         more_examples=len(names) - len(shown),
         class_counts=facts.class_counts,
@@ -154,6 +157,10 @@ def _list_points(facts: PredictionFacts) -> list[Point]:
             f"Counts of labels may mislead: corrected for label shift, {format_percent(distance)} of the images would "
             "be counted in other classes. tlray audit measures the counts."
         )
+        points.append(Point("", text))
+    if facts.duplicates is not None and facts.duplicates.surplus:
+        surplus, compared = format_count(facts.duplicates.surplus), format_count(facts.duplicates.compared)
+        text = f"{surplus} of {compared} compared images are nearly the same as another one; counts include them."
         points.append(Point("", text))
     if facts.ood is not None and facts.labelled_read:
         ood = facts.ood / facts.labelled_read

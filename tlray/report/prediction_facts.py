@@ -16,9 +16,11 @@ import pyarrow.compute as pc
 
 from tlray.errors import OK
 from tlray.metrics.label_shift import correct_shares
+from tlray.metrics.near_duplicates import MAX_IMAGES, group_near_duplicates
 from tlray.model.manifest import Manifest
 from tlray.output.reader import LabelsReader
 from tlray.output.receipt import Receipt
+from tlray.output.schema import EMBEDDING
 from tlray.report.charts import Throughput
 from tlray.report.shift import Shift, Validation, compare_with_validation, measure_shift, read_validation
 
@@ -33,6 +35,8 @@ MAX_CORRECTED = 200
 
 _COLUMNS = ["row_id", "uri", "status", "error", "class_name", "probability", "needs_review", "ood_score"]
 _BINS = 20
+_SHOWN_GROUPS = 12
+_SHOWN_OF_GROUP = 8
 _MAX_EXAMPLES = 6
 _MAX_OOD = 12
 _OOD = 1.0
@@ -56,6 +60,31 @@ class Example:
     class_name: str
     probability: float
     ood_score: float | None
+
+
+@dataclass(frozen=True)
+class DuplicateGroup:
+    """Images that are nearly the same: their number, and some of them."""
+
+    images: int
+    examples: list[Example]
+
+
+@dataclass(frozen=True)
+class DuplicateFacts:
+    """Near-duplicates among the rows that were compared by their features.
+
+    Attributes:
+        compared: number of rows compared.
+        surplus: rows that would be left out if one of each group were kept.
+        groups: number of groups.
+        shown: the largest groups.
+    """
+
+    compared: int
+    surplus: int
+    groups: int
+    shown: list[DuplicateGroup]
 
 
 @dataclass(frozen=True)
@@ -87,6 +116,7 @@ class PredictionFacts:
         validation: predictions on the bundle's validation images, None without any.
         corrected: shares of the labelled rows by class, corrected for label shift; None where the classes are
             distributed as among the validation images, or it cannot be told.
+        duplicates: near-duplicates; None without `--embeddings`.
     """
 
     receipt: Receipt
@@ -105,6 +135,7 @@ class PredictionFacts:
     timeline: Sequence[Throughput]
     validation: Validation | None
     corrected: dict[str, float] | None
+    duplicates: DuplicateFacts | None
 
     @property
     def labelled_read(self) -> int:
@@ -137,8 +168,9 @@ def gather_prediction_facts(
         OutputError: a part cannot be read.
     """
     names = _spread([part.name for part in receipt.parts], MAX_PARTS)
-    tally = _Tally()
-    for table in LabelsReader(output, names).read(_COLUMNS):
+    embedded = bool(receipt.config.get("embeddings"))
+    tally = _Tally(-(-MAX_IMAGES // len(names)) if names else 0)
+    for table in LabelsReader(output, names).read([*_COLUMNS, *([EMBEDDING] if embedded else [])]):
         tally.add(table)
     counts = {name: tally.counts[name] for name in manifest.classes if tally.counts[name]}
     confidence = tally.confidence / int(tally.confidences.sum()) if tally.confidences.any() else None
@@ -161,7 +193,19 @@ def gather_prediction_facts(
         timeline=timeline,
         validation=validation,
         corrected=_correct_shares(tally, manifest, shift),
+        duplicates=_find_duplicates(tally) if embedded else None,
     )
+
+
+def _find_duplicates(tally: _Tally) -> DuplicateFacts | None:
+    if not tally.features:
+        return None
+    found = group_near_duplicates(np.concatenate(tally.features))
+    shown = [
+        DuplicateGroup(len(group), [tally.compared[row] for row in group[:_SHOWN_OF_GROUP].tolist()])
+        for group in found.groups[:_SHOWN_GROUPS]
+    ]
+    return DuplicateFacts(found.compared, found.surplus, len(found.groups), shown)
 
 
 def _correct_shares(tally: _Tally, manifest: Manifest, shift: Shift | None) -> dict[str, float] | None:
@@ -194,9 +238,16 @@ def _spread(names: Sequence[str], most: int) -> list[str]:
 
 
 class _Tally:
-    """Counts over tables of labels, and the few rows to show."""
+    """Counts over tables of labels, and the few rows to show.
 
-    def __init__(self) -> None:
+    Args:
+        max_compared: rows of each table whose features are kept.
+    """
+
+    def __init__(self, max_compared: int) -> None:
+        self._max_compared = max_compared
+        self.features: list[npt.NDArray[np.float32]] = []
+        self.compared: list[Example] = []
         self.rows = 0
         self.counts: Counter[str] = Counter()
         self.confidences = np.zeros(_BINS, np.int64)
@@ -231,6 +282,11 @@ class _Tally:
         self.confidences += np.bincount(bins, minlength=_BINS)
         self.confidence += float(probability.sum())
         self._add_classes(table, probability, bins)
+        if EMBEDDING in table.column_names:
+            first = table.slice(0, min(self._max_compared, MAX_IMAGES - len(self.compared)))
+            values = first[EMBEDDING].combine_chunks().flatten().to_numpy()
+            self.features.append(values.reshape(first.num_rows, -1) if first.num_rows else np.zeros((0, 1), np.float32))
+            self.compared += _make_examples(first, range(first.num_rows))
 
     def _add_failures(self, failed: pa.Table) -> None:
         codes = np.array(failed["status"].to_pylist(), dtype=object)
