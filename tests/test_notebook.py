@@ -1,4 +1,6 @@
 import io
+import shutil
+import tarfile
 
 import pytest
 
@@ -68,9 +70,31 @@ def test_a_finished_prediction_shows_counts_and_pictures(output):
     assert "a 25%" in html or "b 25%" in html
 
 
-def test_a_prediction_without_its_folder_still_shows_its_counts(tmp_path):
+def test_a_prediction_without_its_folder_still_shows_its_counts(output, tmp_path):
     summary = PredictSummary(str(tmp_path / "none"), make_receipt(planned=5, labelled=5), 0, already_done=True)
     assert "Already labelled" in summary._repr_html_()
+    gone = PredictSummary(output, read_receipt(output), 0, already_done=True)
+    shutil.rmtree(f"{output}/labels")
+    assert "27 of 30 images" in gone._repr_html_()
+
+
+def test_text_is_never_read_from_the_store(monkeypatch):
+    def refuse(*arguments):
+        raise AssertionError("read")
+
+    monkeypatch.setattr("tlray.prediction.summary.read_shares", refuse)
+    assert "Labelled" in repr(
+        PredictSummary("s3://b/labels", make_receipt(planned=5, labelled=5), 0, already_done=False)
+    )
+
+
+def test_archives_are_not_unpacked_for_a_card(tmp_path):
+    with tarfile.open(tmp_path / "set.tar.gz", "w:gz") as tar:
+        info = tarfile.TarInfo("a.png")
+        info.size = len(make_image("red"))
+        tar.addfile(info, io.BytesIO(make_image("red")))
+    folder = label(tmp_path / "labels", [tmp_path / "set.tar.gz"], lambda row: 0, ["a"])
+    assert "<img" not in PredictSummary(folder, read_receipt(folder), 0, already_done=False)._repr_html_()
 
 
 def test_a_comparison_shows_its_transitions(output):
@@ -89,7 +113,13 @@ class ZMQInteractiveShell(Shell):
     pass
 
 
-@pytest.mark.parametrize(("shell", "expected"), [(Shell(), False), (ZMQInteractiveShell(), True), (None, False)])
+class ColabShell(ZMQInteractiveShell):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("shell", "expected"), [(Shell(), False), (ZMQInteractiveShell(), True), (ColabShell(), True), (None, False)]
+)
 def test_a_notebook_is_told_by_its_shell(monkeypatch, shell, expected):
     module = type("IPython", (), {"get_ipython": staticmethod(lambda: shell)})
     monkeypatch.setitem(console.sys.modules, "IPython", module)
@@ -108,8 +138,7 @@ def test_progress_in_a_notebook_is_one_line_that_moves(monkeypatch):
     with console.Stage("write", 5) as stage:
         stage.advance(5)
     lines = [line.split("\r")[-1].rstrip() for line in written.getvalue().split("\n")]
-    assert lines[0].startswith("predict: 90/100 images")
-    assert lines[1].endswith("a message")
-    assert lines[2].startswith("predict: 100/100 images")
-    assert lines[3].startswith("write: 5/5 images")
-    assert lines[4:] == [""]
+    assert lines[0] == "a message"
+    assert lines[1].startswith("predict: 100/100 images")
+    assert lines[2].startswith("write: 5/5 images")
+    assert lines[3:] == [""]

@@ -18,7 +18,7 @@ from rich.text import Text
 _LINE_INTERVAL_S, _MOVE_INTERVAL_S = 15.0, 0.5
 
 console = Console(highlight=False, soft_wrap=True, force_jupyter=False)
-"""Console of all commands; prints no styles unless stdout is a terminal, and plain lines in a notebook."""
+"""Console of all commands; without styles unless stdout is a terminal, or a notebook that takes them."""
 
 
 def now() -> str:
@@ -30,13 +30,13 @@ def is_notebook() -> bool:
     """Return whether this process runs the cells of a notebook."""
     module = sys.modules.get("IPython")
     shell = None if module is None else module.get_ipython()
-    return type(shell).__name__ == "ZMQInteractiveShell"
+    return any(kind.__name__ == "ZMQInteractiveShell" for kind in type(shell).__mro__)  # Colab has a class of its own
 
 
 def say(text: str) -> None:
-    """Print one line, after the time of day unless on a terminal."""
-    _MovingLine.end()
-    stamp = "" if console.is_terminal else f"{time.strftime('%H:%M:%S')}  "
+    """Print one line, after the time of day unless a person sees it at once."""
+    _MovingLine.clear()
+    stamp = "" if console.is_terminal or is_notebook() else f"{time.strftime('%H:%M:%S')}  "
     console.print(f"{stamp}{text}", markup=False)
 
 
@@ -57,6 +57,13 @@ class _MovingLine:
         """Leave the line as it is, and go on below."""
         if cls.length:
             sys.stdout.write("\n")
+            cls.length = 0
+
+    @classmethod
+    def clear(cls) -> None:
+        """Make room for another line; progress goes on below that."""
+        if cls.length:
+            sys.stdout.write(f"\r{'':<{cls.length}}\r")
             cls.length = 0
 
 

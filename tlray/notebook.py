@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from markupsafe import Markup
+
+from tlray.errors import TlrayError
 
 _MAX_CLASSES = 12
 _MAX_LINE = 200
@@ -85,15 +88,23 @@ class Shown:
         """Return what the object shows."""
         raise NotImplementedError
 
-    def list_pictures(self) -> list[Picture]:
-        """List a few images to show below the card."""
+    def read_shares(self) -> dict[str, float]:
+        """Read shares by class to show below the card; may raise a `TlrayError` or `OSError`."""
+        return {}
+
+    def read_pictures(self) -> list[Picture]:
+        """Read a few images to show below the card; may raise a `TlrayError` or `OSError`."""
         return []
 
     def __repr__(self) -> str:
         return self.describe().format_line()
 
     def _repr_html_(self) -> str:
-        return self.describe().draw(self.list_pictures())
+        card, pictures = self.describe(), []
+        with contextlib.suppress(TlrayError, OSError):  # what cannot be reached any more is left out
+            card = replace(card, shares={**card.shares, **self.read_shares()})
+            pictures = self.read_pictures()
+        return card.draw(pictures)
 
 
 def name_classes(classes: Sequence[str]) -> str:

@@ -418,3 +418,11 @@ def test_neither_ray_nor_tensorflow_is_needed(labels):
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
     assert "imported: []" in result.stdout, result.stdout
+
+
+def test_an_archive_that_is_reviewed_whole_is_known(labels):
+    audit(labels, sample=297)
+    summary = count(labels, fill(labels, lambda row: "."))
+    assert (summary.accuracy, summary.accuracy_low) == (1.0, 1.0)
+    assert [one.count for one in summary.by_class.values()] == [240, 50, 7]
+    assert ">100.0%<" in Path(labels, "audit", "report.html").read_text()

@@ -120,3 +120,21 @@ def test_the_verdict_on_a_width_says_what_to_do():
     assert plan_round(summarize("/audit", whole, ANSWERS), whole, ANSWERS, 0.0001)[1].startswith(
         "not reached; all rows"
     )
+
+
+def test_an_estimate_lies_within_its_interval():
+    rows = [(number, f"/{number}.jpg", f"class {number % 20}", False) for number in range(60)]
+    sample = make_sample(
+        rows,
+        [f"class {number}" for number in range(20)],
+        dict.fromkeys([f"class {number}" for number in range(20)], 50),
+    )
+    answers = {number: f"class {(number * number) % 20}" for number in range(60)}
+    for one in summarize("/audit", sample, answers).by_class.values():
+        assert one.count_low <= one.count <= one.count_high
+
+
+def test_a_width_that_is_reached_asks_for_no_more():
+    two = make_sample(ROWS, rounds=[1] * 5 + [2] * 2)
+    summary = summarize("/audit", two, ANSWERS)
+    assert plan_round(replace(summary, width=0.01), two, ANSWERS, 0.05)[1].startswith("reached: ")

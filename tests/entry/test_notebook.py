@@ -1,5 +1,7 @@
 """A notebook, executed cell by cell: what stands below each cell."""
 
+import os
+
 import nbformat
 import pytest
 from nbclient import NotebookClient
@@ -16,8 +18,10 @@ def cells(bundle, digits, tmp_path_factory):
         "tlray.compare(tlray.CompareConfig(old=labelled.output, new=labelled.output))",
         "print(repr(bundle), repr(labelled), sep='\\n')",
     ]
+    # under pytest, ipykernel does not show what native code writes to stderr
+    environment = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code) for code in codes])
-    NotebookClient(notebook, timeout=300, kernel_name="python3", coalesce_streams=True).execute()
+    NotebookClient(notebook, timeout=300, kernel_name="python3", coalesce_streams=True).execute(env=environment)
     return notebook.cells
 
 

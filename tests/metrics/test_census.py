@@ -58,7 +58,7 @@ def test_rows_count_by_the_inverse_of_their_chance_within_each_predicted_class()
 
 def test_classes_with_few_reviewed_rows_represent_each_other():
     predicted, true = [0] * 10 + [1, 1, 2], [0] * 10 + [1, 0, 0]
-    reviewed = review(predicted, 0.5, true, [0.1] * 10 + [0.2] * 3, drawn=[10, 2, 2])
+    reviewed = review(predicted, 0.5, true, [0.1] * 10 + [0.2] * 3, drawn=[10, 2, 1])
     census = take_census(np.array([100, 10, 5]), np.array([50.0, 5.0, 2.5]), reviewed)
     assert census.rows == 115
     # two of the three rows for 15 are wrong
@@ -119,3 +119,19 @@ def test_ten_thousand_classes_fit_in_memory():
     assert len(census.classes) == 10_000
     assert census.accuracy.value > 0.9
     assert sum(one.share.value for one in census.classes) == pytest.approx(1, abs=0.15)
+
+
+def test_rows_without_an_answer_are_like_the_others_of_their_class():
+    # 90 and 60 rows were drawn of which 4 each were reviewed: those of class 0 are right, the others wrong
+    inclusion = [90 / 900_000] * 4 + [60 / 100_000] * 4
+    reviewed = review([0] * 4 + [1] * 4, 0.9, [0] * 8, inclusion, drawn=[90, 60, 0])
+    census = take_census(np.array([900_000, 100_000, 0]), np.array([810_000.0, 90_000.0, 0.0]), reviewed)
+    assert census.accuracy.value == pytest.approx(0.9, abs=0.001)
+
+
+def test_a_class_that_nobody_is_found_to_belong_to_has_no_recall():
+    reviewed = review([0] * 6 + [1] * 6, 0.9, [0] * 12, 1.0)
+    census = take_census(np.array([6, 6, 0]), np.array([5.4, 5.4, 0.0]), reviewed)
+    assert census.classes[1].recall is None
+    assert census.classes[2].recall is None
+    assert census.classes[0].recall.value == pytest.approx(0.5)

@@ -175,7 +175,7 @@ def _describe_rows(reader: LabelsReader, plan: Plan, drawn: DrawnRows, rounds: l
             row_id=row["row_id"],
             uri=row["uri"],
             class_name=row["class_name"],
-            probability=round(row["probability"], 6),
+            probability=row["probability"],
             inside=source not in _LISTABLE,
             round=int(numbers[place]),
             inclusion=float(drawn.inclusion[place]),

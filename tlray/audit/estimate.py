@@ -26,12 +26,12 @@ class AuditedClass:
         rows: labelled rows of the archive that are predicted as the class.
         sampled, reviewed, right: rows of them that were drawn, reviewed, and found right.
         count, count_low, count_high: estimated rows of the archive that belong to the class; None and the widest bounds
-            if the class was predicted and not reviewed.
+            if several rows predicted as it were drawn and none of them was reviewed.
         share, share_low, share_high: the same as a share of the rows.
         precision, precision_low, precision_high: share of the predicted rows that belong to the class; None and (0, 1)
             if none of them was reviewed.
         recall, recall_low, recall_high: share of the class's rows that are predicted as it; None and (0, 1) if there
-            seem to be none, or some predicted class was not reviewed.
+            seem to be none, or the count of some class is None.
         shifted_share: share of the rows that belong to the class by the model's probabilities alone, corrected for
             label shift; None where the prediction run did not tell.
     """
@@ -67,7 +67,7 @@ class AuditSummary(Shown):
         none_of_them: reviewed rows of none of the classes, or of one that nobody could tell.
         no_class, no_class_low, no_class_high: estimated share of such rows.
         accuracy, accuracy_low, accuracy_high: estimated share of the archive's labels that is right.
-        covered: share of the labelled rows whose class was reviewed; the estimates are for these.
+        covered: share of the labelled rows that the reviewed ones stand for; the estimates are for these.
         trust: weight of the model's probabilities in the estimates, from 0 to 1.
         by_class: by class name, in the model's order.
         most_confused: reviewed rows by right (true) and predicted class where these differ, the most frequent first.
@@ -131,18 +131,21 @@ def summarize(
     names = [Counter(row.class_name for row in rows) for rows in (sample.rows, reviewed)]
     right = Counter(row.class_name for row in reviewed if answers[row.row_id] == row.class_name)
     found = Counter(answers[row.row_id] for row in reviewed)
+    labelled = sum(sample.rows_by_class.values())
     by_class = {}
     for name, one in zip(sample.classes, census.classes, strict=True):
         share, precision, recall = one.share, one.precision, one.recall
-        bounds = share or _UNKNOWN
+        bounds, in_all = share or _UNKNOWN, census.rows if share else labelled
+        low = max(found[name], math.floor(bounds.low * in_all))
+        high = min(in_all - len(reviewed) + found[name], math.ceil(bounds.high * in_all))
         by_class[name] = AuditedClass(
             rows=sample.rows_by_class.get(name, 0),
             sampled=names[0][name],
             reviewed=names[1][name],
             right=right[name],
-            count=None if share is None else round(share.value * census.rows),
-            count_low=max(found[name], math.floor(bounds.low * census.rows)),
-            count_high=min(census.rows - len(reviewed) + found[name], math.ceil(bounds.high * census.rows)),
+            count=None if share is None else min(max(round(share.value * census.rows), low), high),
+            count_low=low,
+            count_high=high,
             share=None if share is None else share.value,
             share_low=bounds.low,
             share_high=bounds.high,
@@ -161,7 +164,7 @@ def summarize(
         folder=folder,
         model_id=sample.model_id,
         run_id=sample.run_id,
-        labelled=sum(sample.rows_by_class.values()),
+        labelled=labelled,
         sampled=len(sample.rows),
         reviewed=len(reviewed),
         right=sum(right.values()),
@@ -172,7 +175,7 @@ def summarize(
         accuracy=census.accuracy.value,
         accuracy_low=census.accuracy.low,
         accuracy_high=census.accuracy.high,
-        covered=census.rows / sum(sample.rows_by_class.values()),
+        covered=census.rows / labelled,
         trust=census.trust,
         by_class=by_class,
         most_confused=[

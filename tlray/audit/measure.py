@@ -81,6 +81,8 @@ def plan_round(summary: AuditSummary, sample: Sample, answers: ReviewedLabels, u
 
     Widths shrink with the square root of the reviewed rows. None if no further round is drawn.
     """
+    if summary.covered == 1 and summary.width <= until:
+        return None, f"reached: no class's share has an interval wider than {until:g}"
     for number in range(1, len(sample.rounds) + 1):
         rows = sample.list_round(number)
         seen = sum(row.row_id in answers for row in rows)
@@ -90,8 +92,6 @@ def plan_round(summary: AuditSummary, sample: Sample, answers: ReviewedLabels, u
     if summary.covered < 1:
         missing = [name for name, one in summary.by_class.items() if one.count is None]
         return None, f"not reached; no row with these labels was reviewed: {name_some(missing)}"
-    if summary.width <= until:
-        return None, f"reached: no class's share has an interval wider than {until:g}"
     drawn = len(sample.rows)
     wanted = plan_size(summary.reviewed, drawn, summary.width, until, summary.labelled)
     if wanted <= drawn:

@@ -43,6 +43,7 @@ _QUIET_ENV = {
 def import_ahead(*, verbose: bool) -> None:
     """Start importing Ray on another thread: it takes a second, which the caller can use."""
     _set_environment(verbose)
+    _silence_widgets()
     threading.Thread(target=importlib.import_module, args=("ray.data",), name="import ray").start()
 
 

@@ -35,6 +35,9 @@ _LEAST_VARIANCE = 5e-4
 _PRIOR_ROWS = 10.0
 """Rows for which calibrated probabilities count beside the observed errors."""
 
+_LEAST_SHARE = 1e-6
+"""Share of the rows below which a class seems to have none: the rest of rounding."""
+
 _MIN_REVIEWED = 5
 """Reviewed rows from which on a predicted class is a group of its own."""
 
@@ -63,10 +66,11 @@ class ClassCensus:
     """One class of an archive; None where nothing is known.
 
     Attributes:
-        share: share of the rows that truly belong to the class; None if it is predicted and was not reviewed.
+        share: share of the rows that truly belong to the class; None if several rows predicted as it were drawn and
+            none of them was reviewed.
         precision: share of the rows predicted as the class that belong to it; None if none of them was reviewed.
-        recall: share of the rows of the class that are predicted as it; None if there seem to be no such rows, or some
-            predicted class was not reviewed.
+        recall: share of the rows of the class that are predicted as it; None if there seem to be no such rows, or the
+            share of some class is None.
     """
 
     share: Estimate | None
@@ -79,7 +83,7 @@ class Census:
     """What an archive holds, as far as its predicted classes were reviewed.
 
     Attributes:
-        rows: labelled rows of the classes that were reviewed; the estimates are for these.
+        rows: labelled rows that the reviewed ones stand for; the estimates are for these.
         classes: by class index.
         no_class: share of the rows to which no class applies.
         accuracy: share of the rows whose label is right.
@@ -148,9 +152,13 @@ def take_census(rows: Indices, confidence: Floats, reviewed: Reviewed) -> Census
         recalls = variances.bound_quality(recall, slopes, priors, cautious=True)
         precisions = _bound_precisions(groups, rows, confidence, block, right, reviewed, trust, surprise)
         known = groups.covered[block] | (rows[block] == 0)
-        whole = bool(groups.covered[rows > 0].all())
+        there = (size > _LEAST_SHARE * total) & groups.covered[rows > 0].all()
         classes += [
-            ClassCensus(one if known[place] else None, precision, recalled if whole and size[place] > 0 else None)
+            ClassCensus(
+                one if known[place] else None,
+                precision,
+                recalled if there[place] else None,
+            )
             for place, (one, precision, recalled) in enumerate(zip(shares, precisions, recalls, strict=True))
         ]
     none = groups.weights[reviewed.true == NO_CLASS].sum() / total
@@ -188,7 +196,7 @@ class _Groups:
         names = np.where(pooled, num_classes, np.arange(num_classes))
         self._groups = names[predicted]
         in_archive = np.bincount(names[self.covered], rows[self.covered], num_classes + 1)
-        weights = 1 / reviewed.inclusion
+        weights = (reviewed.drawn / np.maximum(self.counts, 1))[predicted] / reviewed.inclusion
         self.weights = weights * (in_archive / np.maximum(self._sum(weights), _TINY))[self._groups]
         self.spread = _measure_spread(self.weights, self._sum(np.ones(len(predicted)))[self._groups])
 

@@ -120,8 +120,8 @@ class Bundle(Shown):
         figures += [("model id", self.model_id[:12]), ("address", self.uri)]
         return Card("Bundle", figures)
 
-    def list_pictures(self) -> list[Picture]:
-        """List the golden images with their labels."""
+    def read_pictures(self) -> list[Picture]:
+        """Read the golden images with their labels."""
         pictures = []
         for image in self.load_golden()[:_SHOWN]:
             uri = make_thumbnail(image.data)

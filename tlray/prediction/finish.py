@@ -84,18 +84,22 @@ def write_report(
             data = None if skip else next(fetched).data
             yield data if isinstance(data, bytes) else None
 
-    storage.delete(storage.join(output, SHARES))  # of the run before a retry of failed rows
     try:
         facts = report.gather_prediction_facts(output, receipt, bundle.manifest, clock.timeline)
         storage.put(storage.join(output, report.NAME), report.render_prediction(facts, read))
+        write_shares(output, _count_shares(receipt, facts))
     except Exception as error:  # a report must never cost a run
         say(f"the report could not be written: {type(error).__name__}: {error}")
+        with contextlib.suppress(DataError, OutputError, OutageError, OSError):
+            storage.delete(storage.join(output, SHARES))  # of the labels before a retry
         return None
-    if facts.labelled_read:
-        labels = {name: facts.class_counts.get(name, 0) / facts.labelled_read for name in facts.classes}
-        ids = receipt.run_id, receipt.model_id
-        write_shares(output, Shares(SHARES_FORMAT, *ids, facts.labelled_read, labels, facts.corrected))
     return facts.verdict
+
+
+def _count_shares(receipt: Receipt, facts: report.PredictionFacts) -> Shares:
+    counted = max(facts.labelled_read, 1)
+    labels = {name: facts.class_counts.get(name, 0) / counted for name in facts.classes}
+    return Shares(SHARES_FORMAT, receipt.run_id, receipt.model_id, facts.labelled_read, labels, facts.corrected)
 
 
 def close_run(output: str, receipt: Receipt) -> None:

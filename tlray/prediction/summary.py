@@ -5,15 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from tlray.errors import OK
-from tlray.images.limits import MAX_BYTES
-from tlray.images.thumbnail import make_thumbnail
+from tlray.images.limits import MAX_BYTES, MAX_PIXELS, Limits
+from tlray.images.thumbnail import SIDE_PX, make_thumbnail
 from tlray.notebook import Card, Picture, Shown
 from tlray.output.plan import open_plan
 from tlray.output.reader import LabelsReader
 from tlray.output.receipt import Receipt
 from tlray.output.shares import read_shares
+from tlray.sources.candidates import PACKED
 from tlray.sources.reading import read_rows
 
 _SHOWN = 8
@@ -41,7 +44,7 @@ class PredictSummary(Shown):
         return 1 if self.receipt.labelled == 0 else 0
 
     def describe(self) -> Card:
-        """Return what a notebook shows: the counts, the labels by class, and where they lie."""
+        """Return what a notebook shows: the counts, and where the labels lie."""
         receipt = self.receipt
         figures = [("labelled", f"{receipt.labelled:,} of {receipt.planned:,} images")]
         if receipt.failed:
@@ -52,23 +55,30 @@ class PredictSummary(Shown):
         figures += [("labels", f"{self.output}/labels"), ("report", f"{self.output}/report.html")]
         if self.verdict is not None:
             figures.append(("beside training", self.verdict))
-        shares = read_shares(self.output, receipt.run_id)
-        title = "Already labelled" if self.already_done else "Labelled"
-        return Card(title, figures, {} if shares is None else shares.labels)
+        return Card("Already labelled" if self.already_done else "Labelled", figures)
 
-    def list_pictures(self) -> list[Picture]:
-        """List some images with their labels, spread over the first part."""
+    def read_shares(self) -> dict[str, float]:
+        """Read the labels' shares by class, as the report counted them."""
+        shares = read_shares(self.output, self.receipt.run_id)
+        return {} if shares is None else shares.labels
+
+    def read_pictures(self) -> list[Picture]:
+        """Read some images with their labels, spread over the first part, without unpacking archives."""
         plan = open_plan(self.output)
         if plan is None or not self.receipt.parts:
             return []
-        reader = LabelsReader.open(self.output, self.receipt)
-        labels = next(reader.read(["row_id", "status", "class_name", "probability"])).to_pylist()
-        rows = [row for row in labels if row["status"] == OK]
-        rows = rows[:: max(1, len(rows) // _SHOWN)][:_SHOWN]
-        planned = plan.take(np.array([row["row_id"] for row in rows], np.int64))
+        reader = LabelsReader(self.output, [self.receipt.parts[0].name])
+        (labels,) = reader.read(["row_id", "status", "class_name", "probability"])
+        labels = labels.filter(pc.equal(labels["status"], OK))
+        planned = plan.take(labels["row_id"].to_numpy())
+        readable = np.flatnonzero(~pc.is_in(planned["source"], pa.array(PACKED)).to_numpy())
+        chosen = pa.array(readable[:: max(1, len(readable) // _SHOWN)][:_SHOWN])
+        config = self.receipt.config
+        limits = Limits(config.get("max_bytes", MAX_BYTES), config.get("max_pixels", MAX_PIXELS))
         pictures = []
-        for row, fetched in zip(rows, read_rows(planned, MAX_BYTES, plan.image_column), strict=True):
-            uri = make_thumbnail(fetched.data) if isinstance(fetched.data, bytes) else None
+        fetched = read_rows(planned.take(chosen), limits.max_bytes, plan.image_column)
+        for row, image in zip(labels.take(chosen).to_pylist(), fetched, strict=True):
+            uri = make_thumbnail(image.data, SIDE_PX, limits) if isinstance(image.data, bytes) else None
             if uri is not None:
                 pictures.append(Picture(uri, f"{row['class_name']} {row['probability']:.0%}"))
         return pictures
