@@ -40,7 +40,7 @@ class Parser(HTMLParser):
 
 
 def parse(page: bytes) -> tuple[Parser, str]:
-    """Check that a page is small, well-formed, and free of scripts and addresses; return its parts and its words."""
+    """Check that a page is small, well-formed, without scripts, addresses or dead links; return parts and words."""
     text = page.decode()
     assert len(page) < 5_000_000
     parser = Parser()
@@ -58,6 +58,9 @@ def parse(page: bytes) -> tuple[Parser, str]:
             assert value.startswith(("data:image/jpeg;base64,", "#"))
         if name in ("title", "aria-label", "alt"):
             assert len(value or "") < 1000
+    ids = {value for name, value in parser.attributes if name == "id"}
+    links = {value[1:] for name, value in parser.attributes if name == "href" and value is not None}
+    assert links <= ids, f"links that lead nowhere: {links - ids}"
     words = " ".join("".join(parser.text).split())
     assert not set(words) & {"\N{RIGHT-TO-LEFT OVERRIDE}", "\x00", "\x07", "\x1b"}
     return parser, words

@@ -32,17 +32,15 @@ def make_measurement(**values):
 @pytest.mark.parametrize(("ece", "tone", "word"), [(0.05, "good", "are reliable"), (0.051, "bad", "are not reliable")])
 def test_an_ece_above_five_points_is_a_warning(ece, tone, word):
     point = list_points(make_measurement(ece=ece), None)[0]
-    assert point == Point(
-        tone, f"Probabilities {word}: on average they differ from the accuracy by {ece * 100:.1f} percentage points."
-    )
+    text = f"Probabilities {word}: on average they differ from the accuracy by {ece * 100:.1f} percentage points."
+    assert point == Point(tone, text, "reliability")
 
 
 @pytest.mark.parametrize(("recall", "tone"), [(0.5, ""), (0.49, "bad")])
 def test_the_class_with_the_lowest_recall_is_named(recall, tone):
     measured = make_measurement(by_class={"a": make_class(0.9, 20), "b": make_class(recall, 1234)})
-    assert list_points(measured, None)[1] == Point(
-        tone, f"The class with the lowest recall is “b”: {recall:.1%} of its 1,234 images are recognised."
-    )
+    text = f"The class with the lowest recall is “b”: {recall:.1%} of its 1,234 images are recognised."
+    assert list_points(measured, None)[1] == Point(tone, text, "classes")
 
 
 def test_a_class_without_images_is_not_the_worst_but_counted():
@@ -56,9 +54,13 @@ def test_a_class_without_images_is_not_the_worst_but_counted():
 @pytest.mark.parametrize(
     ("contradicted", "duplicates", "point"),
     [
-        (0, 0, Point("good", "None of 539 checked labels is contradicted by the most similar images.")),
-        (1, 0, Point("bad", "1 label is contradicted by the most similar images; they are shown below.")),
-        (0, 1, Point("", "1 pair of images is nearly identical; they are shown below.")),
+        (0, 0, Point("good", "None of 539 checked labels is contradicted by the most similar images.", "label_errors")),
+        (
+            1,
+            0,
+            Point("bad", "1 label is contradicted by the most similar images; they are shown below.", "label_errors"),
+        ),
+        (0, 1, Point("", "1 pair of images is nearly identical; they are shown below.", "label_errors")),
         (
             2,
             2,
@@ -66,6 +68,7 @@ def test_a_class_without_images_is_not_the_worst_but_counted():
                 "bad",
                 "2 labels are contradicted by the most similar images and 2 pairs of images are nearly identical; "
                 "they are shown below.",
+                "label_errors",
             ),
         ),
     ],
@@ -89,7 +92,7 @@ def test_the_threshold_is_a_point():
     assert [point.tone for point in missed] == ["good"]  # classes have thresholds of their own
     nothing = replace(thresholds, overall=None, kept=0.0, needed=Needed(12, 87))
     text = "No probability threshold promises a precision of 95%: review all labels; about 12 more images would do "
-    assert point_at_threshold(nothing) == [Point("bad", f"{text}if at most one in 87 is wrong.")]
+    assert point_at_threshold(nothing) == [Point("bad", f"{text}if at most one in 87 is wrong.", "thresholds")]
     shared = replace(thresholds, by_class={"a": None}, pooled=["a"])
     assert point_at_threshold(shared)[0].text == (
         "Keep labels with a probability of at least 0.812, 78.0% of them: with 90% confidence, at least 95% are "

@@ -32,6 +32,7 @@ def make_facts(**values):
         validation=None,
         corrected=None,
         duplicates=None,
+        promise=None,
     )
     return replace(usual, **values)
 
@@ -112,6 +113,22 @@ def test_a_comparison_with_validation_is_a_point_of_the_page():
     moved = replace(validation, shares={"metal": 1.0})
     assert "This archive differs from the validation images" in show(validation=moved)
     assert "archive differs" not in show()
+
+
+def test_a_promise_says_what_it_assumes_and_how_that_was_tested():
+    thresholds = data.make_manifest().thresholds
+    validation = Validation(1000, {"glass": 1.0}, 0.97, [0] * 19 + [1000])
+    page = render_prediction(make_facts(promise=thresholds, validation=validation), read_nothing)
+    parser, text = parse(page)
+    assert ("href", "#promise") in parser.attributes
+    assert ("id", "promise") in parser.attributes
+    assert "if this archive resembles the validation images" in text
+    assert "chosen on its 1,000 validation images by exact binomial tests" in text
+    assert (
+        "Classes and confidence look like those of the validation images."
+        in text.partition("The promised precision")[2]
+    )
+    assert "promise" not in show()
 
 
 def test_shares_that_label_shift_explains_are_shown_where_they_differ():

@@ -157,3 +157,13 @@ def test_near_duplicates_are_found_by_embeddings(tmp_path, monkeypatch):
     monkeypatch.setattr(prediction_facts, "MAX_IMAGES", 40)
     _, facts = data.gather(tmp_path / "few", tables)
     assert facts.duplicates.compared == 40
+
+
+def test_a_promise_is_one_where_the_thresholds_were_applied(tmp_path, monkeypatch):
+    tables = [data.make_labels(0, 50, np.random.default_rng(0))]
+    assert data.gather(tmp_path / "without", tables)[1].promise is None
+    monkeypatch.setattr(data, "make_run", lambda *run: replace(make_run(*run), config={"min_probability": "auto 1234"}))
+    assert data.gather(tmp_path / "with", tables)[1].promise == data.make_manifest().thresholds
+    nothing = replace(data.make_manifest().thresholds, kept=0.0)
+    manifest = replace(data.make_manifest(), thresholds=nothing)
+    assert data.gather(tmp_path / "nothing", tables, manifest)[1].promise is None

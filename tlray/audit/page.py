@@ -100,7 +100,7 @@ def _list_points(summary: AuditSummary) -> list[Point]:
             f"Between {format_percent(summary.no_class_low)} and {format_percent(summary.no_class_high)} of the rows "
             "belong to none of the classes, or nobody can tell."
         )
-        points.append(Point("bad" if summary.no_class_low > 0.01 else "", text))
+        points.append(Point("bad" if summary.no_class_low > 0.01 else "", text, "method"))
     if summary.covered < 1:
         text = (
             f"Some predicted classes were not reviewed at all: the estimates are for the others, "
@@ -127,14 +127,14 @@ def _compare_counts(summary: AuditSummary) -> Point:
             off[name] = one
     if not off:
         text = "No count of labels is off by more than a tenth beyond what the interval of its estimate allows."
-        return Point("good" if summary.width <= _NARROW else "", text)
+        return Point("good" if summary.width <= _NARROW else "", text, "method")
     worst = max(off, key=lambda name: abs(off[name].rows - (off[name].count or 0)))
     one = off[worst]
     text = (
         f"Counting labels misleads: {_quote(worst)} is the label of {format_count(one.rows)} rows, but between "
         f"{format_count(one.count_low)} and {format_count(one.count_high)} rows belong to it."
     )
-    return Point("bad", text)
+    return Point("bad", text, "method")
 
 
 def _quote(name: str) -> str:

@@ -23,10 +23,18 @@ _WIDE_COLUMNS = 11
 
 @dataclass(frozen=True)
 class Point:
-    """A sentence on how far to trust something, and its tone: "good", "bad" or ""."""
+    """A sentence on how far to trust something.
+
+    Attributes:
+        tone: "good", "bad" or "".
+        text: the sentence.
+        section: id of the section of the page that says how it was computed and what it assumes; empty where the
+            sentence says so itself.
+    """
 
     tone: Literal["good", "bad", ""]
     text: str
+    section: str = ""
 
 
 @dataclass(frozen=True)
@@ -159,10 +167,10 @@ def list_points(measurement: Measurement, label_errors: LabelErrorSummary | None
     error = f"{ece * 100:.1f} percentage points"
     if ece <= _GOOD_ECE:
         text = f"Probabilities are reliable: on average they differ from the accuracy by {error}."
-        points.append(Point("good", text))
+        points.append(Point("good", text, "reliability"))
     else:
         text = f"Probabilities are not reliable: on average they differ from the accuracy by {error}."
-        points.append(Point("bad", text))
+        points.append(Point("bad", text, "reliability"))
     seen = {name: values for name, values in measurement.by_class.items() if values.images}
     if len(seen) > 1:
         name = min(seen, key=lambda name: seen[name].recall)
@@ -172,7 +180,7 @@ def list_points(measurement: Measurement, label_errors: LabelErrorSummary | None
             f"The class with the lowest recall is {quoted}: "
             f"{format_percent(worst.recall)} of its {worst.images:,} images are recognised."
         )
-        points.append(Point("bad" if worst.recall < 0.5 else "", text))
+        points.append(Point("bad" if worst.recall < 0.5 else "", text, "classes"))
     missing = len(measurement.by_class) - len(seen)
     if missing:
         text = f"{_count(missing, 'class has', 'classes have')} no images here and could not be measured."
@@ -188,10 +196,10 @@ def list_points(measurement: Measurement, label_errors: LabelErrorSummary | None
                     _count(duplicates, "pair of images is nearly identical", "pairs of images are nearly identical")
                 )
             text = f"{' and '.join(found)}; they are shown below."
-            points.append(Point("bad" if listed else "", text))
+            points.append(Point("bad" if listed else "", text, "label_errors"))
         elif label_errors.checked:
             text = f"None of {label_errors.checked:,} checked labels is contradicted by the most similar images."
-            points.append(Point("good", text))
+            points.append(Point("good", text, "label_errors"))
     return points
 
 
@@ -203,7 +211,7 @@ def point_at_threshold(thresholds: Thresholds | None) -> list[Point]:
     if not thresholds.kept:
         needed = explain_needed(thresholds.needed)
         text = f"No probability threshold promises a precision of {target}: review all labels; {needed}."
-        return [Point("bad", text)]
+        return [Point("bad", text, "thresholds")]
     shared = len(thresholds.pooled) == len(thresholds.by_class)
     above = (
         f"with a probability of at least {format_decimal(overall.probability)}"
@@ -214,7 +222,7 @@ def point_at_threshold(thresholds: Thresholds | None) -> list[Point]:
         f"Keep labels {above}, {format_percent(thresholds.kept)} of them: with "
         f"{100 * thresholds.confidence:g}% confidence, at least {target} are correct."
     )
-    return [Point("good", text)]
+    return [Point("good", text, "thresholds")]
 
 
 def _count(number: int, one: str, many: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from tlray.metrics.thresholds import Thresholds
 from tlray.output.receipt import Receipt
 from tlray.report import charts
 from tlray.report.measurement import Point
@@ -72,6 +73,9 @@ def render_prediction(facts: PredictionFacts, read: Reader[int]) -> bytes:
         max_failures=MAX_FAILURES,
         most_ood=facts.most_ood,
         duplicates=facts.duplicates,
+        promise=facts.promise,
+        verdict=facts.verdict,
+        validated=reference.images if reference else 0,
         examples=examples,
         more_examples=len(names) - len(shown),
         class_counts=facts.class_counts,
@@ -150,26 +154,36 @@ def _list_points(facts: PredictionFacts) -> list[Point]:
         review = format_percent(facts.needs_review / facts.labelled_read)
         text = f"{review} of the labels need a review, as --min-probability or --max-ood asked."
         points.append(Point("", text))
+    if facts.promise is not None:
+        points.append(Point("", _describe_promise(facts.promise), "promise"))
     if facts.shift is not None and facts.verdict is not None:
-        points.append(Point("good" if facts.shift.fits else "bad", facts.verdict))
+        points.append(Point("good" if facts.shift.fits else "bad", facts.verdict, "classes"))
     if facts.corrected is not None and (distance := _measure_distance(facts)) >= _LEAST_SHIFT:
         text = (
             f"Counts of labels may mislead: corrected for label shift, {format_percent(distance)} of the images would "
             "be counted in other classes. tlray audit measures the counts."
         )
-        points.append(Point("", text))
+        points.append(Point("", text, "shift"))
     if facts.duplicates is not None and facts.duplicates.surplus:
         surplus, compared = format_count(facts.duplicates.surplus), format_count(facts.duplicates.compared)
         text = f"{surplus} of {compared} compared images are nearly the same as another one; counts include them."
-        points.append(Point("", text))
+        points.append(Point("", text, "duplicates"))
     if facts.ood is not None and facts.labelled_read:
         ood = facts.ood / facts.labelled_read
         text = (
             f"{format_percent(ood)} of the images are less like the training images than 99% of the validation images; "
             f"{format_percent(_USUAL_OOD_SHARE, 0)} is expected."
         )
-        points.append(Point("bad" if ood > _MANY_OOD else "good", text))
+        points.append(Point("bad" if ood > _MANY_OOD else "good", text, "ood" if facts.most_ood else ""))
     return points
+
+
+def _describe_promise(thresholds: Thresholds) -> str:
+    target, confidence = f"{100 * thresholds.target_precision:g}%", f"{100 * thresholds.confidence:g}%"
+    return (
+        f"Of the labels that no probability marks for review, at least {target} are right with {confidence} "
+        "confidence, if this archive resembles the validation images."
+    )
 
 
 def _list_facts(facts: PredictionFacts) -> list[tuple[str, Any]]:

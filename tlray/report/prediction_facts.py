@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from tlray.errors import OK
 from tlray.metrics.label_shift import correct_shares
 from tlray.metrics.near_duplicates import MAX_IMAGES, group_near_duplicates
+from tlray.metrics.thresholds import Thresholds
 from tlray.model.manifest import Manifest
 from tlray.output.reader import LabelsReader
 from tlray.output.receipt import Receipt
@@ -117,6 +118,7 @@ class PredictionFacts:
         corrected: shares of the labelled rows by class, corrected for label shift; None where the classes are
             distributed as among the validation images, or it cannot be told.
         duplicates: near-duplicates; None without `--embeddings`.
+        promise: the bundle's thresholds, if `--min-probability auto` applied them and they promise something.
     """
 
     receipt: Receipt
@@ -136,6 +138,7 @@ class PredictionFacts:
     validation: Validation | None
     corrected: dict[str, float] | None
     duplicates: DuplicateFacts | None
+    promise: Thresholds | None
 
     @property
     def labelled_read(self) -> int:
@@ -194,7 +197,13 @@ def gather_prediction_facts(
         validation=validation,
         corrected=_correct_shares(tally, manifest, shift),
         duplicates=_find_duplicates(tally) if embedded else None,
+        promise=_find_promise(receipt, manifest),
     )
+
+
+def _find_promise(receipt: Receipt, manifest: Manifest) -> Thresholds | None:
+    applied = str(receipt.config.get("min_probability", "")).startswith("auto")
+    return manifest.thresholds if applied and manifest.thresholds is not None and manifest.thresholds.kept else None
 
 
 def _find_duplicates(tally: _Tally) -> DuplicateFacts | None:
