@@ -154,11 +154,7 @@ def take_census(rows: Indices, confidence: Floats, reviewed: Reviewed) -> Census
         known = groups.covered[block] | (rows[block] == 0)
         there = (size > _LEAST_SHARE * total) & groups.covered[rows > 0].all()
         classes += [
-            ClassCensus(
-                one if known[place] else None,
-                precision,
-                recalled if there[place] else None,
-            )
+            ClassCensus(one if known[place] else None, precision, recalled if there[place] else None)
             for place, (one, precision, recalled) in enumerate(zip(shares, precisions, recalls, strict=True))
         ]
     none = groups.weights[reviewed.true == NO_CLASS].sum() / total
@@ -188,9 +184,8 @@ class _Groups:
         self.counts = np.bincount(predicted, minlength=num_classes)
         skipped = (self.counts == 0) & (reviewed.drawn >= _MIN_REVIEWED)
         pooled = (self.counts < _MIN_REVIEWED) & ~skipped & (rows > 0)
-        if (
-            pooled.any() and not self.counts[pooled].any()
-        ):  # they stand with the class that has the fewest reviewed rows
+        if pooled.any() and not self.counts[pooled].any():
+            # the class with the fewest reviewed rows stands for them too
             pooled[np.where(self.counts > 0, self.counts, np.iinfo(np.int64).max).argmin()] = True
         self.covered = (rows > 0) & ~skipped
         names = np.where(pooled, num_classes, np.arange(num_classes))
