@@ -1,4 +1,4 @@
-"""How returned objects show themselves: in one line as text, and as a small card in a notebook."""
+"""Returned objects as text in one line, and in a notebook as a small card."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Card:
-    """What an object shows.
+    """The title, figures and shares that an object shows.
 
     Attributes:
         title: what it is.

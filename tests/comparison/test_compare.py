@@ -167,7 +167,7 @@ def test_models_may_have_other_classes(images, tmp_path):
 
 
 def test_what_cannot_be_compared_is_said(outputs, images, tmp_path):
-    with pytest.raises(OutputError, match="two finished tlray predict runs; got"):
+    with pytest.raises(OutputError, match="tlray compare takes the output of a finished tlray predict; got"):
         run((outputs[0], str(tmp_path / "none")))
     (tmp_path / "other.png").write_bytes(make_image("red"))
     other = label(tmp_path / "other", [tmp_path / "other.png"], lambda row: 0, CLASSES)

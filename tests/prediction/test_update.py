@@ -1,13 +1,10 @@
-import pytest
-
 from tests.factories import make_receipt
 from tests.output.data import BUNDLE, SCHEMA, make_predictions, plan_images, write_run
-from tlray.errors import OutputError
 from tlray.output.parts import PartWriter
 from tlray.output.plan import write_plan
 from tlray.output.receipt import UpdateRecord, write_receipt
 from tlray.output.rowset import RowSet
-from tlray.prediction.update import EarlierOutput, find_finished
+from tlray.prediction.update import EarlierOutput
 from tlray.sources.listing import Selection, find_candidates
 
 
@@ -41,15 +38,6 @@ def test_an_update_keeps_what_is_unchanged(tmp_path):
     other = EarlierOutput(old, {**asked, "model_id": "n"})
     assert len(other.compare(plan)) == 0
     assert other.comparison.changed == 9
-
-
-def test_only_a_finished_output_can_be_copied_from(tmp_path):
-    plan, receipt = write_run(tmp_path / "old", tmp_path / "in")
-    assert find_finished(str(tmp_path / "old")) == (receipt, plan)
-    (tmp_path / "old" / "_receipt.json").unlink()
-    for output in ("old", "none"):
-        with pytest.raises(OutputError, match="--update-from takes the output of a finished tlray predict"):
-            find_finished(str(tmp_path / output))
 
 
 def test_a_part_of_other_options_is_said_once_and_nothing_is_copied(tmp_path, capsys):

@@ -14,10 +14,10 @@ from tlray.audit.sample import Drawn, Sample, name_round
 from tlray.audit.sampling import DrawnRows, PrioritySample, Sizes, Totals
 from tlray.config import AuditConfig
 from tlray.errors import ConfigError, OutputError
-from tlray.images.limits import MAX_BYTES, MAX_PIXELS, Limits
-from tlray.output.plan import Plan, open_plan
+from tlray.output.finished import get_limits, open_finished
+from tlray.output.plan import Plan
 from tlray.output.reader import LabelsReader
-from tlray.output.receipt import Receipt, read_receipt
+from tlray.output.receipt import Receipt
 from tlray.sources.candidates import SourceKind
 
 FOLDER = "audit"
@@ -104,9 +104,7 @@ def draw_round(output: str, folder: str, earlier: Sample | None, wanted: int, se
         wanted: rows of all rounds together.
         seed: of the draw.
     """
-    receipt, plan = read_receipt(output), open_plan(output)
-    if receipt is None or plan is None:
-        raise OutputError(f"tlray audit takes the output of a finished tlray predict; got {output}")
+    receipt, plan = open_finished(output, "tlray audit")
     if earlier is None:
         _check_folder(folder)
     else:
@@ -120,9 +118,8 @@ def draw_round(output: str, folder: str, earlier: Sample | None, wanted: int, se
         row.row_id for row in earlier.rows
     }:
         raise OutputError(f"{folder} holds a sample of other labels; give --output a new folder or prefix")
-    limits = Limits(receipt.config.get("max_bytes", MAX_BYTES), receipt.config.get("max_pixels", MAX_PIXELS))
     planned = plan.take(np.array(sorted(row.row_id for row in fresh), np.int64))
-    page, pictures = sheet.make_sheet(sample, fresh, planned, limits, plan.image_column)
+    page, pictures = sheet.make_sheet(sample, fresh, planned, get_limits(receipt), plan.image_column)
     summary = SampleSummary(output, folder, sample, pictures, already_drawn=False)
     empty = form.write_form(fresh)
     if storage.exists(summary.form) and storage.get(summary.form) != empty:

@@ -1,4 +1,4 @@
-"""Which labels change between two outputs."""
+"""Count and list the labels that change between two outputs."""
 
 from __future__ import annotations
 

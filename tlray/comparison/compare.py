@@ -5,12 +5,10 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tlray import storage
@@ -22,15 +20,13 @@ from tlray.comparison.summary import ChangedClass, CompareSummary, Transition
 from tlray.config import CompareConfig
 from tlray.console import Stage, now
 from tlray.errors import OutputError
-from tlray.images.limits import MAX_BYTES, MAX_PIXELS, Limits
 from tlray.metrics.intervals import wilson
+from tlray.output.finished import get_limits, open_finished, read_images
 from tlray.output.parts import FOLDER as LABELS
-from tlray.output.plan import Plan, open_plan
+from tlray.output.plan import Plan
 from tlray.output.reader import LabelsReader
-from tlray.output.receipt import Receipt, read_receipt
+from tlray.output.receipt import Receipt
 from tlray.report.thumbnails import Thumbnails, make_thumbnails
-from tlray.sources.candidates import PACKED
-from tlray.sources.reading import read_rows
 
 RESULT = "compare.json"
 CHANGES = "changes.parquet"
@@ -89,9 +85,7 @@ def _check_output(output: str, compared: Sequence[FinishedOutput]) -> None:
 
 def _open(uri: str) -> FinishedOutput:
     address = storage.resolve(uri)
-    receipt, plan = read_receipt(address), open_plan(address)
-    if receipt is None or plan is None:
-        raise OutputError(f"tlray compare takes the outputs of two finished tlray predict runs; got {address}")
+    receipt, plan = open_finished(address, "tlray compare")
     return FinishedOutput(address, receipt, plan, LabelsReader.open(address, receipt))
 
 
@@ -167,18 +161,5 @@ def _write(
 
 
 def _make_pictures(new: FinishedOutput, row_ids: list[int]) -> Thumbnails[int]:
-    config = new.receipt.config
-    limits = Limits(config.get("max_bytes", MAX_BYTES), config.get("max_pixels", MAX_PIXELS))
-    planned = new.plan.take(np.array(row_ids, np.int64))
-    planned = planned.filter(
-        pc.invert(pc.is_in(planned["source"], pa.array(PACKED)))
-    )  # each needs a pass over its archive
-
-    def read(keys: Sequence[int]) -> Iterator[bytes | None]:
-        readable = set(planned["row_id"].to_pylist())
-        fetched = read_rows(planned, limits.max_bytes, new.plan.image_column)
-        for key in keys:
-            data = next(fetched).data if key in readable else None
-            yield data if isinstance(data, bytes) else None
-
-    return make_thumbnails(row_ids, read, limits=limits)
+    limits = get_limits(new.receipt)
+    return make_thumbnails(row_ids, lambda keys: read_images(new.plan, keys, limits), limits=limits)

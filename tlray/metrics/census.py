@@ -80,7 +80,7 @@ class ClassCensus:
 
 @dataclass(frozen=True)
 class Census:
-    """What an archive holds, as far as its predicted classes were reviewed.
+    """Estimates of an archive, as far as its predicted classes were reviewed.
 
     Attributes:
         rows: labelled rows that the reviewed ones stand for; the estimates are for these.

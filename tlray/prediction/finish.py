@@ -5,16 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from tlray import report, storage
 from tlray.console import now, say
 from tlray.errors import DataError, OutageError, OutputError, StoppedError
 from tlray.images.limits import Limits
 from tlray.model.bundle import Bundle, list_versions
 from tlray.output import receipt as receipts
+from tlray.output.finished import read_images
 from tlray.output.plan import Plan
 from tlray.output.receipt import PartRecord, ProbeOutcome, Receipt, count_failed
 from tlray.output.shares import FORMAT as SHARES_FORMAT
@@ -25,8 +22,6 @@ from tlray.prediction.job import Job, asks_for_review
 from tlray.prediction.monitor import PROGRESS, RunClock
 from tlray.prediction.probe import read_probe
 from tlray.prediction.resume import RunState
-from tlray.sources.candidates import PACKED
-from tlray.sources.reading import read_rows
 
 
 def make_receipt(output: str, plan: Plan, job: Job, model_id: str, state: RunState, clock: RunClock) -> Receipt:
@@ -77,12 +72,7 @@ def write_report(
     """
 
     def read(row_ids: Sequence[int]) -> Iterator[bytes | None]:
-        rows = plan.take(np.array(row_ids))
-        packed = pc.is_in(rows["source"], pa.array(PACKED))  # skipped: each needs a pass over its archive
-        fetched = read_rows(rows.filter(pc.invert(packed)), limits.max_bytes, plan.image_column)
-        for skip in packed.to_pylist():
-            data = None if skip else next(fetched).data
-            yield data if isinstance(data, bytes) else None
+        return read_images(plan, row_ids, limits)
 
     try:
         facts = report.gather_prediction_facts(output, receipt, bundle.manifest, clock.timeline)

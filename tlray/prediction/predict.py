@@ -20,6 +20,7 @@ from tlray.console import Stage, say
 from tlray.errors import ConfigError, OutageError, OutputError, StoppedError
 from tlray.model.bundle import Bundle, load_bundle
 from tlray.output import receipt as receipts
+from tlray.output.finished import open_finished
 from tlray.output.ledger import name_precisions
 from tlray.output.parts import PartWriter, make_schema
 from tlray.output.plan import Plan
@@ -32,7 +33,6 @@ from tlray.prediction.monitor import Failures, ProgressFile, RunClock
 from tlray.prediction.reach import Reach
 from tlray.prediction.resume import RunState, resume
 from tlray.prediction.summary import PredictSummary
-from tlray.prediction.update import find_finished
 from tlray.sources.reading import list_files
 from tlray.storage.lock import Lock
 from tlray.storage.records import Json
@@ -66,7 +66,7 @@ def predict(config: PredictConfig) -> PredictSummary:
         return finished
     update_from = None if config.update_from is None else storage.resolve(config.update_from)
     if update_from is not None:
-        find_finished(update_from)  # fails early
+        open_finished(update_from, "--update-from")  # fails early
     jobs.check_output(output)
     with Lock(output, unsafe=config.unsafe_lock) as lock:
         if (finished := _load_finished(output, config, asked)) is not None:

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from tlray.errors import OK
-from tlray.images.limits import MAX_BYTES, MAX_PIXELS, Limits
 from tlray.images.thumbnail import SIDE_PX, make_thumbnail
 from tlray.notebook import Card, Picture, Shown
+from tlray.output.finished import get_limits, read_images
 from tlray.output.plan import open_plan
 from tlray.output.reader import LabelsReader
 from tlray.output.receipt import Receipt
 from tlray.output.shares import read_shares
-from tlray.sources.candidates import PACKED
-from tlray.sources.reading import read_rows
 
 _SHOWN = 8
 
@@ -69,16 +65,12 @@ class PredictSummary(Shown):
             return []
         reader = LabelsReader(self.output, [self.receipt.parts[0].name])
         (labels,) = reader.read(["row_id", "status", "class_name", "probability"])
-        labels = labels.filter(pc.equal(labels["status"], OK))
-        planned = plan.take(labels["row_id"].to_numpy())
-        readable = np.flatnonzero(~pc.is_in(planned["source"], pa.array(PACKED)).to_numpy())
-        chosen = pa.array(readable[:: max(1, len(readable) // _SHOWN)][:_SHOWN])
-        config = self.receipt.config
-        limits = Limits(config.get("max_bytes", MAX_BYTES), config.get("max_pixels", MAX_PIXELS))
+        rows = labels.filter(pc.equal(labels["status"], OK)).to_pylist()
+        rows = rows[:: max(1, len(rows) // _SHOWN)][:_SHOWN]
+        limits = get_limits(self.receipt)
         pictures = []
-        fetched = read_rows(planned.take(chosen), limits.max_bytes, plan.image_column)
-        for row, image in zip(labels.take(chosen).to_pylist(), fetched, strict=True):
-            uri = make_thumbnail(image.data, SIDE_PX, limits) if isinstance(image.data, bytes) else None
+        for row, data in zip(rows, read_images(plan, [row["row_id"] for row in rows], limits), strict=True):
+            uri = None if data is None else make_thumbnail(data, SIDE_PX, limits)
             if uri is not None:
                 pictures.append(Picture(uri, f"{row['class_name']} {row['probability']:.0%}"))
         return pictures

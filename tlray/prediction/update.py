@@ -10,10 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tlray.console import say
-from tlray.errors import UNREACHABLE, OutputError
-from tlray.output.plan import Plan, open_plan
+from tlray.errors import UNREACHABLE
+from tlray.output.finished import open_finished
+from tlray.output.plan import Plan
 from tlray.output.reader import LabelsReader, hash_addresses
-from tlray.output.receipt import Receipt, UpdateRecord, read_receipt
+from tlray.output.receipt import UpdateRecord
 from tlray.output.rowset import RowSet
 from tlray.output.schema import PREDICTED_COLUMNS, PREDICTION_FIELDS
 from tlray.storage.records import Json
@@ -25,18 +26,6 @@ _MUST_AGREE = (
 )  # fmt: skip
 
 
-def find_finished(output: str) -> tuple[Receipt, Plan]:
-    """Return the receipt and the plan of a finished output.
-
-    Raises:
-        OutputError: the output is not finished.
-    """
-    receipt, plan = read_receipt(output), open_plan(output)
-    if receipt is None or plan is None:
-        raise OutputError(f"--update-from takes the output of a finished tlray predict; got {output}")
-    return receipt, plan
-
-
 class EarlierOutput:
     """A finished output from which a job with the options `asked` can copy.
 
@@ -45,7 +34,7 @@ class EarlierOutput:
     """
 
     def __init__(self, output: str, asked: dict[str, Json]) -> None:
-        receipt, plan = find_finished(output)
+        receipt, plan = open_finished(output, "--update-from")
         self.output = output
         self.comparison = UpdateRecord(output)
         self._plan = plan
