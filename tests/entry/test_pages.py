@@ -1,70 +1,40 @@
 """The report pages in a real browser: what it lays out, and that it complains of nothing."""
 
-import json
 import re
-import shutil
-import subprocess
-from html import escape, unescape
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.browser import PHONE, start_browser, visit
 from tests.report import data
 from tests.report.pages import read_jpegs
 from tlray.prediction.monitor import ThroughputSample
 from tlray.report import render_evaluation, render_prediction, render_training
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+MEASURE = """() => ({
+  page: document.documentElement.scrollWidth,
+  pictures: [...document.images].filter(image => image.complete && image.naturalWidth > 0).length,
+  tallest: Math.max(0, ...[...document.images].map(image => Math.max(image.naturalWidth, image.naturalHeight))),
+  charts: document.querySelectorAll("svg.chart").length,
+  outside: [...document.querySelectorAll("svg.chart text")].filter(text => {
+    const [own, frame] = [text.getBoundingClientRect(), text.ownerSVGElement.getBoundingClientRect()];
+    return own.left < frame.left - 2 || own.right > frame.right + 2 || own.bottom > frame.bottom + 2;
+  }).map(text => text.textContent),
+  small: [...document.querySelectorAll("svg.chart text")].filter(text => {
+    return parseFloat(getComputedStyle(text).fontSize) * text.getScreenCTM().a < 9;
+  }).length,
+  background: getComputedStyle(document.body).backgroundColor,
+  ink: getComputedStyle(document.body).color,
+  big: document.querySelector(".big").textContent,
+})"""
 
-MEASURE = """<script>
-const found = {};
-found.width = innerWidth;
-found.page = document.documentElement.scrollWidth;
-found.pictures = [...document.images].filter(image => image.complete && image.naturalWidth > 0).length;
-found.tallest = Math.max(0, ...[...document.images].map(image => Math.max(image.naturalWidth, image.naturalHeight)));
-found.charts = document.querySelectorAll("svg.chart").length;
-found.outside = [...document.querySelectorAll("svg.chart text")].filter(text => {
-  const [own, frame] = [text.getBoundingClientRect(), text.ownerSVGElement.getBoundingClientRect()];
-  return own.left < frame.left - 2 || own.right > frame.right + 2 || own.bottom > frame.bottom + 2;
-}).map(text => text.textContent);
-found.small = [...document.querySelectorAll("svg.chart text")].filter(text => {
-  return parseFloat(getComputedStyle(text).fontSize) * text.getScreenCTM().a < 9;
-}).length;
-found.background = getComputedStyle(document.body).backgroundColor;
-found.ink = getComputedStyle(document.body).color;
-found.big = document.querySelector(".big").textContent;
-const pre = document.createElement("pre");
-pre.id = "found";
-pre.textContent = JSON.stringify(found);
-top.document.body.append(pre);
-</script>"""
-
-PHONE = '<!doctype html><body><iframe style="width: 390px; height: 800px; border: 0" srcdoc="{}"></iframe></body>'
-"""A browser's window is 500 pixels wide at least; a frame may be as narrow as a phone."""
+SIZES = ((1000, 900), PHONE)
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    if path is None:
-        pytest.skip(f"none of {', '.join(BROWSERS)} is on the PATH")
-    profile = tmp_path_factory.mktemp("profile")
-
-    def load(page: Path, *options: str) -> tuple[str, list[str]]:
-        """The document as the browser has it after loading, and what it wrote to its console."""
-        result = subprocess.run(
-            [
-                path, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-                "--no-first-run", f"--user-data-dir={profile}", "--window-size=1000,900",
-                "--virtual-time-budget=3000", "--enable-logging=stderr", *options, "--dump-dom", page.as_uri(),
-            ],
-            capture_output=True, timeout=120, check=True,
-        )  # fmt: skip
-        said = [line for line in result.stderr.decode(errors="replace").splitlines() if ":CONSOLE" in line]
-        return result.stdout.decode(), said
-
-    return load
+def browser():
+    with start_browser() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="module")
@@ -86,63 +56,66 @@ def pages(tmp_path_factory):
     }
     for name, page in pages.items():
         (folder / f"{name}.html").write_bytes(page)
-        own = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.decode())
-        own = own.replace("</body>", f"{MEASURE}</body>")
-        (folder / f"{name}-measured.html").write_text(own)
-        (folder / f"{name}-phone.html").write_text(PHONE.format(escape(own)))
     (folder / "broken.html").write_bytes(
         pages["training"].replace(b"</body>", b"<script>alert(1)</script><img src='https://example.com/x.png'></body>")
     )
     return folder
 
 
-def measure(browser, page, *options):
-    document, said = browser(page, *options)
-    assert said == []
-    return json.loads(unescape(re.search(r'<pre id="found">(.*?)</pre>', document)[1]))
-
-
 @pytest.mark.parametrize(
-    ("name", "pictures", "charts"), [("training", 12 + 24, 5), ("evaluation", 24 + 8 + 16, 3), ("prediction", 84, 3)]
+    ("name", "pictures", "charts"),
+    [("training", 12 + 24, 5), ("evaluation", 24 + 8 + 16, 3), ("prediction", 84 + 360, 3)],
 )
 def test_a_page_is_laid_out(browser, pages, name, pictures, charts):
-    document, said = browser(pages / f"{name}.html")
-    assert said == []
-    assert "This page loads nothing from elsewhere." in document
-    wide = measure(browser, pages / f"{name}-measured.html")
-    narrow = measure(browser, pages / f"{name}-phone.html")
-    for found in (wide, narrow):
-        assert found["page"] <= found["width"]
+    trained = data.make_manifest().metrics.test.accuracy
+    evaluated = data.make_evaluation(data.CLASSES, []).accuracy
+    big = {"training": f"{trained:.1%}", "evaluation": f"{evaluated:.1%}", "prediction": "600"}
+    for size in SIZES:
+        with visit(browser, pages / f"{name}.html", size) as (page, said):
+            found = page.evaluate(MEASURE)
+            assert "This page loads nothing from elsewhere." in page.content()
+            assert said == []
+        assert found["page"] <= size[0]
         assert found["pictures"] == pictures
         assert found["tallest"] == 96
         assert found["charts"] == charts
         assert found["outside"] == []
         assert found["small"] == 0
-    trained = data.make_manifest().metrics.test.accuracy
-    evaluated = data.make_evaluation(data.CLASSES, []).accuracy
-    big = {"training": f"{trained:.1%}", "evaluation": f"{evaluated:.1%}", "prediction": "600"}
-    assert wide["big"] == big[name]
-    assert (wide["width"], narrow["width"]) == (1000, 390)
-    assert wide["background"] == "rgb(255, 255, 255)"
+        assert found["big"] == big[name]
+        assert found["background"] == "rgb(255, 255, 255)"
+
+
+def test_rows_of_a_class_are_browsed_a_page_at_a_time(browser, pages):
+    with visit(browser, pages / "prediction.html", PHONE) as (page, _):
+        details = page.locator("details").first
+        details.locator("summary").click()
+        lists = details.locator("ul")
+        for number in range(5):
+            details.locator("label").nth(number).click()
+            assert [lists.nth(other).is_visible() for other in range(5)] == [other == number for other in range(5)]
+        page.keyboard.press("ArrowLeft")
+        assert lists.nth(3).is_visible()
+        assert page.evaluate(MEASURE)["page"] <= PHONE[0]
 
 
 def test_a_dark_screen_gets_a_dark_page(browser, pages):
-    found = measure(browser, pages / "training-measured.html", "--blink-settings=preferredColorScheme=0")
+    with visit(browser, pages / "training.html", color_scheme="dark") as (page, _):
+        found = page.evaluate(MEASURE)
     background, ink = (sum(map(int, re.findall(r"\d+", found[key]))) for key in ("background", "ink"))
     assert background < 150
     assert ink > 600
 
 
 def test_hostile_names_break_nothing(browser, pages):
-    document, said = browser(pages / "hostile.html")
-    assert said == []
-    assert "<script" not in document
-    found = measure(browser, pages / "hostile-phone.html")
-    assert found["page"] <= found["width"]
+    with visit(browser, pages / "hostile.html", PHONE) as (page, said):
+        found = page.evaluate(MEASURE)
+        assert "<script" not in page.content()
+        assert said == []
+    assert found["page"] <= PHONE[0]
     assert found["outside"] == []
 
 
 def test_what_a_page_must_not_do_would_be_told(browser, pages):
     """The page's own policy stops scripts and requests, and the console would say so."""
-    _, said = browser(pages / "broken.html")
-    assert len(said) >= 2
+    with visit(browser, pages / "broken.html") as (_, said):
+        assert len(said) >= 2

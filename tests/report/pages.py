@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-VOID = {"meta", "img", "br"}
+VOID = {"meta", "img", "br", "input"}
 
 
 class Parser(HTMLParser):

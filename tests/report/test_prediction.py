@@ -27,6 +27,7 @@ def make_facts(**values):
         failures={},
         surest={"glass": []},
         least_sure={"glass": []},
+        browsed={"glass": []},
         most_ood=[],
         timeline=[],
         validation=None,
@@ -53,7 +54,9 @@ def test_the_page_shows_the_labels_of_the_run(tmp_path):
 
     parser, text = parse(render_prediction(facts, read))
     assert asked == sorted(asked)
-    assert parser.tags.count("img") == 6 * 12 + 12
+    assert parser.tags.count("img") == 6 * 12 + 12 + 6 * 60
+    assert parser.tags.count("input") == 6 * 5
+    assert text.count("Browse 60 drawn at random") == 6
     assert parser.tags.count("svg") == 3
     good = sum(row["status"] == "ok" for row in rows)
     assert f"labelled{good:,}" in text
@@ -133,7 +136,7 @@ def test_a_promise_says_what_it_assumes_and_how_that_was_tested():
 
 def test_shares_that_label_shift_explains_are_shown_where_they_differ():
     both = {"class_counts": {"glass": 700, "metal": 300}}
-    both |= {name: {"glass": [], "metal": []} for name in ("surest", "least_sure")}
+    both |= {name: {"glass": [], "metal": []} for name in ("surest", "least_sure", "browsed")}
     text = show(**both, corrected={"glass": 0.5, "metal": 0.5})
     assert "corrected for label shift, 20.0% of the images would be counted in other classes" in text
     assert "Shares corrected for label shift" in text

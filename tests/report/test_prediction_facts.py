@@ -28,10 +28,27 @@ def test_labels_are_read_back(tmp_path):
     ranked = sorted((row for row in good if row["class_name"] == "glass"), key=lambda row: row["probability"])
     assert [row.row_id for row in facts.least_sure["glass"]] == [row["row_id"] for row in ranked[:6]]
     assert [row.row_id for row in facts.surest["glass"]] == [row["row_id"] for row in ranked[:-7:-1]]
+    for name, browsed in facts.browsed.items():
+        ids = {row["row_id"] for row in good if row["class_name"] == name}
+        assert {row.row_id for row in browsed} < ids
+        assert len({row.row_id for row in browsed}) == 60
+        assert [row.probability for row in browsed] == sorted((row.probability for row in browsed), reverse=True)
+        assert {row.row_id // 1000 for row in browsed} == {0, 1, 2}
     most_ood = sorted(good, key=lambda row: -row["ood_score"])[:12]
     assert [row.row_id for row in facts.most_ood] == [row["row_id"] for row in most_ood]
     bad = [row["uri"] for row in rows if row["status"] == "CORRUPT"]
     assert [failure.uri for failure in facts.failures["CORRUPT"]] == bad[:8]
+
+
+def test_with_many_classes_few_rows_of_each_are_browsed(tmp_path, monkeypatch):
+    monkeypatch.setattr(prediction_facts, "_MAX_BROWSED_IN_ALL", 30)
+    _, facts = data.gather(tmp_path, [data.make_labels(0, 1000, np.random.default_rng(0))])
+    assert {len(browsed) for browsed in facts.browsed.values()} == {5}
+    monkeypatch.setattr(prediction_facts, "_MAX_BROWSED_IN_ALL", 3)
+    _, facts = data.gather(tmp_path / "none", [data.make_labels(0, 1000, np.random.default_rng(0))])
+    assert not any(facts.browsed.values())
+    _, text = parse(render_prediction(facts, read_nothing))
+    assert "Browse" not in text
 
 
 def test_of_many_parts_a_sample_is_read(tmp_path, monkeypatch):

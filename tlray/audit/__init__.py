@@ -6,8 +6,8 @@
 
 `draw`: draws the sample, in one round or several; `sampling`: the probabilities with which rows are drawn.
 `sample`: the record of a sample.
-`sheet`: the page that shows its images.
-`form`: the CSV that the reviewer fills in.
+`review`: the page on which a person reviews them.
+`form`: the CSV of the answers.
 `measure`: reads filled-in forms and writes the result; `estimate`: the result, after `metrics.census`.
 `page`: the page of the result.
 """

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 
 from tlray import storage
-from tlray.audit import form, sheet
+from tlray.audit import form, review
 from tlray.audit import sample as samples
 from tlray.audit.sample import Drawn, Sample, name_round
 from tlray.audit.sampling import DrawnRows, PrioritySample, Sizes, Totals
@@ -33,9 +33,9 @@ class SampleSummary:
 
     Attributes:
         output: of the labelling run.
-        folder: where sample.csv, sheet.html and sample.json lie.
+        folder: where review.html, sample.csv and sample.json lie.
         sample: the sample, with all its rounds.
-        pictures: how many rows of the last round its sheet shows.
+        pictures: how many rows of the last round its page shows.
         already_drawn: whether it was there before; then `pictures` is 0.
         answers: addresses of the forms of earlier rounds, as they were given; None for those in the folder.
         until: width of the intervals to reach, if one was given.
@@ -57,7 +57,7 @@ class SampleSummary:
     @property
     def forms(self) -> list[str]:
         """List the addresses of the CSVs of all rounds."""
-        names = [name_round(form.NAME, number) for number in range(1, len(self.sample.rounds) + 1)]
+        names = [form.name_form(number) for number in range(1, len(self.sample.rounds) + 1)]
         return [storage.join(self.folder, name) for name in names]
 
     @property
@@ -69,9 +69,9 @@ class SampleSummary:
         return f"tlray audit {self.output} --answers {' '.join(forms)}{elsewhere}{until}"
 
     @property
-    def sheet(self) -> str:
-        """Return the address of the last round's page."""
-        return storage.join(self.folder, name_round(sheet.NAME, len(self.sample.rounds)))
+    def page(self) -> str:
+        """Return the address of the page on which the last round is reviewed."""
+        return storage.join(self.folder, name_round(review.NAME, len(self.sample.rounds)))
 
 
 def draw(config: AuditConfig) -> SampleSummary:
@@ -119,15 +119,17 @@ def draw_round(output: str, folder: str, earlier: Sample | None, wanted: int, se
     }:
         raise OutputError(f"{folder} holds a sample of other labels; give --output a new folder or prefix")
     planned = plan.take(np.array(sorted(row.row_id for row in fresh), np.int64))
-    page, pictures = sheet.make_sheet(sample, fresh, planned, get_limits(receipt), plan.image_column)
-    summary = SampleSummary(output, folder, sample, pictures, already_drawn=False)
+    summary = SampleSummary(output, folder, sample, 0, already_drawn=False)
     empty = form.write_form(fresh)
     if storage.exists(summary.form) and storage.get(summary.form) != empty:
         raise OutputError(f"{summary.form} may hold somebody's answers; move it, then give the same command again")
-    storage.put(summary.sheet, page)
+    page, pictures = review.make_review_page(
+        sample, fresh, planned, get_limits(receipt), plan.image_column, summary.form, summary.command
+    )
+    storage.put(summary.page, page)
     storage.put(summary.form, empty)
     samples.write_sample(folder, sample)  # last: from now on the CSV is the reviewer's
-    return summary
+    return replace(summary, pictures=pictures)
 
 
 def _draw(reader: LabelsReader, plan: Plan, receipt: Receipt, rounds: list[int], seed: int) -> Sample:
@@ -197,5 +199,5 @@ def _check_folder(folder: str) -> None:
     storage.check_writable(folder)
     if storage.has_content(folder):
         for entry in storage.iter_files(folder):
-            if entry.name not in (form.NAME, sheet.NAME) and not entry.name.startswith("."):
+            if entry.name not in (form.NAME, review.NAME) and not entry.name.startswith("."):
                 raise OutputError(f"{folder} already holds something else ({entry.name}); give --output a new folder")

@@ -1,4 +1,4 @@
-"""The CSV that a reviewer fills in with a spreadsheet.
+"""The CSV of answers, which the review page saves, or a reviewer fills in with a spreadsheet.
 
     row_id,uri,class_name,probability,correct_label
     17,s3://photos/a.jpg,glass,0.97,.
@@ -17,7 +17,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 
-from tlray.audit.sample import Drawn, ReviewedLabels, Sample
+from tlray.audit.sample import Drawn, ReviewedLabels, Sample, name_round
 from tlray.errors import DataError
 from tlray.sources.labelled import name_some
 from tlray.storage.cells import disarm, rearm
@@ -30,13 +30,22 @@ COLUMNS = (ROW_ID, "uri", "class_name", "probability", ANSWER)
 _WHOLE = re.compile(r"(\d+)(?:\.0+)?")
 
 
+def name_form(number: int) -> str:
+    """Return the file name of a round's CSV."""
+    return name_round(NAME, number)
+
+
+def list_cells(row: Drawn) -> list[str]:
+    """Return the cells of a row before its answer."""
+    return [str(row.row_id), disarm(row.uri), disarm(row.class_name), f"{row.probability:.6f}"]
+
+
 def write_form(rows: Sequence[Drawn]) -> bytes:
     """Return the CSV to fill in, as UTF-8."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    for row in rows:
-        writer.writerow([row.row_id, disarm(row.uri), disarm(row.class_name), f"{row.probability:.6f}", ""])
+    writer.writerows([*list_cells(row), ""] for row in rows)
     return text.getvalue().encode()
 
 

@@ -14,7 +14,7 @@ from tlray.audit.draw import draw_round, find_folder
 from tlray.audit.estimate import AuditSummary, find_corrections, summarize
 from tlray.audit.page import NAME as PAGE
 from tlray.audit.page import render_audit
-from tlray.audit.sample import ReviewedLabels, Sample, name_round, read_sample
+from tlray.audit.sample import ReviewedLabels, Sample, read_sample
 from tlray.config import AuditConfig
 from tlray.config.audit import MAX_SAMPLE
 from tlray.console import now
@@ -87,7 +87,7 @@ def plan_round(summary: AuditSummary, sample: Sample, answers: ReviewedLabels, u
         rows = sample.list_round(number)
         seen = sum(row.row_id in answers for row in rows)
         if seen < _REVIEWED * len(rows):
-            name = name_round(form.NAME, number)
+            name = form.name_form(number)
             return None, f"not reached; review {name} first, and give all forms ({seen:,} of its {len(rows):,} rows)"
     if summary.covered < 1:
         missing = [name for name, one in summary.by_class.items() if one.count is None]

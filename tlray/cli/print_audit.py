@@ -27,11 +27,13 @@ def print_sample(summary: SampleSummary) -> None:
     facts = [("rows", f"{len(fresh):,} of {sum(sample.rows_by_class.values()):,}")]
     if len(sample.rounds) > 1:
         facts.append(("round", f"{len(sample.rounds)}; {len(sample.rows):,} rows in all"))
-    facts.append(("look at", summary.sheet))
+    facts.append(("review", summary.page))
     if not summary.already_drawn and summary.pictures < len(fresh):
         facts.append(("", f"{summary.pictures:,} of the rows have a picture there"))
-    facts.append(("fill", f"{summary.form}: correct_label is . where the label is right, else the right"))
-    facts.append(("", "class, or ? for none of them; a row left empty doesn't count"))
+    facts.append(("", "open it in a browser, answer by keys, and save its CSV over the empty one:"))
+    facts.append(("answers", summary.form))
+    facts.append(("", "or fill in correct_label in a spreadsheet: . if the label is right, the right class if not,"))
+    facts.append(("", "? if no class fits; a row left empty doesn't count"))
     facts.append(("then", summary.command))
     print_facts(facts)
 

@@ -20,9 +20,10 @@ class AuditConfig(S3Config):
     """Estimate how many images of each class an output holds, and how good its labels are, from rows that a person
     reviews.
 
-    First, --sample N draws N labelled rows into OUTPUT/audit, uncertain labels and rare classes more often: look at
-    them in sheet.html and fill in the column correct_label of sample.csv, with a full stop if the label is right, the
-    name of the right class if not, or ? if no class fits or nobody can tell. Empty rows don't count.
+    First, --sample N draws N labelled rows into OUTPUT/audit, uncertain labels and rare classes more often: review them
+    in review.html, which saves sample.csv, or fill in its column correct_label in a spreadsheet, with a full stop if
+    the label is right, the name of the right class if not, or ? if no class fits or nobody can tell. Rows without an
+    answer don't count.
 
     Then, --answers FILE reads the filled-in CSV and writes to OUTPUT/audit: audit.json and report.html, the count,
     precision and recall of each class with 95% intervals, and corrections.csv, a manifest for train --data.

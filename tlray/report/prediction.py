@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,12 +24,14 @@ from tlray.report.page import (
     render,
     shorten,
 )
-from tlray.report.prediction_facts import MAX_FAILURES, PredictionFacts
+from tlray.report.prediction_facts import MAX_FAILURES, Example, PredictionFacts
 from tlray.report.thumbnails import Reader, make_thumbnails
 
 _USUAL_OOD_SHARE = 0.01  # of validation images, by construction
 _MANY_OOD = 0.05
 _MANY_FAILED = 0.01
+_PER_PAGE = 12
+_MAX_PICTURE_BYTES = 6 * 2**20
 _LEAST_SHIFT = 0.03  # of the images; less is not worth a table
 
 
@@ -41,12 +44,13 @@ def render_prediction(facts: PredictionFacts, read: Reader[int]) -> bytes:
     """
     names = sorted(facts.class_counts, key=lambda name: -facts.class_counts[name])
     shown = keep_frequent(names, [facts.class_counts[name] for name in names])
-    examples = [(name, facts.surest[name], facts.least_sure[name]) for name in shown]
+    examples = [ClassExamples(name, facts.surest[name], facts.least_sure[name], _browse(facts, name)) for name in shown]
     row_ids = {row.row_id for row in facts.most_ood}
-    row_ids |= {row.row_id for _, surest, least_sure in examples for row in [*surest, *least_sure]}
+    for one in examples:
+        row_ids |= {row.row_id for row in [*one.surest, *one.least_sure, *itertools.chain(*one.pages)]}
     groups = facts.duplicates.shown if facts.duplicates else []
     row_ids |= {row.row_id for group in groups for row in group.examples}
-    thumbnails = make_thumbnails(sorted(row_ids), read)
+    thumbnails = make_thumbnails(sorted(row_ids), read, _MAX_PICTURE_BYTES)
     reference = facts.validation
     counts = {name: facts.class_counts.get(name, 0) for name in facts.classes}
     return render(
@@ -83,6 +87,24 @@ def render_prediction(facts: PredictionFacts, read: Reader[int]) -> bytes:
         thumbnails_full=thumbnails.full,
         facts=_list_facts(facts),
     )
+
+
+@dataclass(frozen=True)
+class ClassExamples:
+    """Rows of a class: the most and the least confident ones, and pages of rows drawn at random."""
+
+    name: str
+    surest: list[Example]
+    least_sure: list[Example]
+    pages: list[list[Example]]
+
+
+def _browse(facts: PredictionFacts, name: str) -> list[list[Example]]:
+    """Return pages of rows; none where the others show nearly all of the class."""
+    rows = facts.browsed[name]
+    if facts.class_counts[name] <= _PER_PAGE:
+        return []
+    return [rows[start : start + _PER_PAGE] for start in range(0, len(rows), _PER_PAGE)]
 
 
 @dataclass(frozen=True)
@@ -191,7 +213,7 @@ def _list_facts(facts: PredictionFacts) -> list[tuple[str, Any]]:
     receipt = facts.receipt
     listed: list[tuple[str, Any]] = [
         ("Input", format_name(_name_input(receipt), 90)),
-        ("Rows", f"{receipt.planned:,} in {len(receipt.parts):,} parts"),
+        ("Rows", f"{receipt.planned:,} in {len(receipt.parts):,} part{'' if len(receipt.parts) == 1 else 's'}"),
     ]
     if receipt.excluded:
         listed.append(("Excluded", f"{receipt.excluded:,} files that are not images or were not selected"))

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,8 @@ _BINS = 20
 _SHOWN_GROUPS = 12
 _SHOWN_OF_GROUP = 8
 _MAX_EXAMPLES = 6
+_MAX_BROWSED = 60  # of a class
+_MAX_BROWSED_IN_ALL = 360
 _MAX_OOD = 12
 _OOD = 1.0
 
@@ -112,6 +114,7 @@ class PredictionFacts:
         ood: rows with an ood_score above 1, None where unknown.
         failures: up to 8 rows of each code.
         surest, least_sure: up to 6 rows of each class, the most and the least confident first.
+        browsed: up to 60 rows of each class, drawn at random, the most confident first; fewer with many classes.
         most_ood: up to 12 rows, the highest ood_score first.
         timeline: throughput samples over the run.
         validation: predictions on the bundle's validation images, None without any.
@@ -133,6 +136,7 @@ class PredictionFacts:
     failures: dict[str, list[Failure]]
     surest: dict[str, list[Example]]
     least_sure: dict[str, list[Example]]
+    browsed: dict[str, list[Example]]
     most_ood: list[Example]
     timeline: Sequence[Throughput]
     validation: Validation | None
@@ -172,7 +176,8 @@ def gather_prediction_facts(
     """
     names = _spread([part.name for part in receipt.parts], MAX_PARTS)
     embedded = bool(receipt.config.get("embeddings"))
-    tally = _Tally(-(-MAX_IMAGES // len(names)) if names else 0)
+    max_browsed = min(_MAX_BROWSED, _MAX_BROWSED_IN_ALL // len(manifest.classes))
+    tally = _Tally(-(-MAX_IMAGES // len(names)) if names else 0, max_browsed)
     for table in LabelsReader(output, names).read([*_COLUMNS, *([EMBEDDING] if embedded else [])]):
         tally.add(table)
     counts = {name: tally.counts[name] for name in manifest.classes if tally.counts[name]}
@@ -192,6 +197,7 @@ def gather_prediction_facts(
         failures=dict(sorted(tally.failures.items())),
         surest=tally.surest,
         least_sure=tally.least_sure,
+        browsed=tally.list_browsed(),
         most_ood=tally.most_ood,
         timeline=timeline,
         validation=validation,
@@ -251,10 +257,14 @@ class _Tally:
 
     Args:
         max_compared: rows of each table whose features are kept.
+        max_browsed: rows of each class to draw at random.
     """
 
-    def __init__(self, max_compared: int) -> None:
+    def __init__(self, max_compared: int, max_browsed: int) -> None:
         self._max_compared = max_compared
+        self._max_browsed = max_browsed
+        self._random = np.random.default_rng(0)
+        self._browsed: dict[str, list[tuple[float, Example]]] = {}
         self.features: list[npt.NDArray[np.float32]] = []
         self.compared: list[Example] = []
         self.rows = 0
@@ -323,6 +333,25 @@ class _Tally:
                 have += _make_examples(table, best)
                 have.sort(key=attrgetter("probability"), reverse=sign > 0)
                 del have[_MAX_EXAMPLES:]
+            self._draw_browsed(table, name, rows)
+
+    def _draw_browsed(self, table: pa.Table, name: str, rows: npt.NDArray[np.intp]) -> None:
+        """Keep the rows with the smallest random keys."""
+        keys = self._random.random(len(rows))
+        have = self._browsed.setdefault(name, [])
+        best = np.argsort(keys)[: self._max_browsed]
+        if have and len(have) == self._max_browsed:
+            best = best[keys[best] < have[-1][0]]
+        have += zip(keys[best].tolist(), _make_examples(table, rows[best]), strict=True)
+        have.sort(key=itemgetter(0))
+        del have[self._max_browsed :]
+
+    def list_browsed(self) -> dict[str, list[Example]]:
+        """List the rows drawn of each class, the most confident first."""
+        return {
+            name: sorted((row for _, row in have), key=lambda row: -row.probability)
+            for name, have in self._browsed.items()
+        }
 
     def _merge_most_ood(self, more: Sequence[Example]) -> None:
         self.most_ood = sorted([*self.most_ood, *more], key=lambda row: -(row.ood_score or 0.0))[:_MAX_OOD]
