@@ -55,8 +55,8 @@ class Options:
 def measure(config: dict[str, Any]) -> None:
     """On every worker: both phases; rank 0 writes `phase` -> seconds a step, seconds a sum, bytes."""
     import_keras()
-    from tlray.model.engine import limit_threads
     from tlray.model.network import Network, build_base, build_head, build_tail, cut_tail
+    from tlray.model.tf_runtime import limit_threads
     from tlray.training import steps
 
     limit_threads(1)

@@ -42,9 +42,6 @@ def list_images(options: Options) -> list[Path]:
 
 def infer(options: Options, num_threads: int, barrier: Any, results: Any) -> None:
     """Images/s of one engine on decoded images."""
-    from tlray.model.tf_imports import import_tensorflow
-
-    import_tensorflow()
     import numpy as np
 
     from tlray import load_bundle

@@ -22,8 +22,8 @@ import tensorflow as tf
 import tyro
 
 from tlray.model.backbones import BACKBONES
-from tlray.model.engine import limit_threads
 from tlray.model.network import Network, build_base, build_head, build_tail, cut_tail, make_optimizer
+from tlray.model.tf_runtime import limit_threads
 from tlray.training.steps import TrainStep
 
 NUM_CLASSES = 6

@@ -21,7 +21,6 @@ import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
 from tlray.errors import StoppedError  # noqa: E402
-from tlray.model.engine import limit_threads  # noqa: E402
 from tlray.model.network import (  # noqa: E402
     Network,
     build_base,
@@ -32,6 +31,7 @@ from tlray.model.network import (  # noqa: E402
     list_batchnorm,
     make_optimizer,
 )
+from tlray.model.tf_runtime import limit_threads  # noqa: E402
 from tlray.training.schedule import draw_dropout, draw_mixing, pair_neighbours  # noqa: E402
 from tlray.training.steps import TrainStep, average_statistics, check_replicas, make_strategy  # noqa: E402
 

@@ -207,7 +207,7 @@ def test_a_builder_leaves_the_process_as_it_was(tmp_path):
 def test_a_frozen_graph_answers_like_the_model():
     import tensorflow as tf
 
-    from tlray.model.engine import freeze
+    from tlray.model.serving import freeze
 
     network = make_network("pixels")
     spec = tf.TensorSpec((None, 64, 64, 3), tf.float32)
@@ -288,16 +288,15 @@ def test_an_engine_that_moves_a_golden_answer_is_not_used(bundle, monkeypatch):
     """The answers are set here: what a bundle trained on another CPU would answer in bfloat16, nobody knows."""
     import tlray
     from tlray.model import engine
+    from tlray.model.engines.openvino_engine import OpenVinoEngine
+    from tlray.model.engines.tensorflow_engine import TensorFlowEngine
 
     opened = tlray.load_bundle(str(bundle))
     expected = np.stack([image.probabilities for image in opened.load_golden()])
     moves = {"float32": 0.0, "bfloat16": 0.05}
 
-    class MovedEngine(engine.Engine):
-        def predict_golden(self, pixels):
-            return expected + moves[self.form.precision]
-
-    monkeypatch.setattr(engine, "Engine", MovedEngine)
+    for kind in (OpenVinoEngine, TensorFlowEngine):
+        monkeypatch.setattr(kind, "predict_golden", lambda self, pixels: expected + moves[self.form.precision])
     monkeypatch.setattr(engine, "detect_fastest", lambda *, gpus: "bfloat16")
     chosen = engine.open_engine(opened, 4, num_threads=1)
     assert chosen.form.precision == "float32"
@@ -307,7 +306,7 @@ def test_an_engine_that_moves_a_golden_answer_is_not_used(bundle, monkeypatch):
     with pytest.raises(StoppedError, match="takes auto or bfloat16 or float32 on this CPU; got float16"):
         engine.open_engine(opened, 4, precision="float16")
     moves["bfloat16"] = 0.01
-    assert str(engine.open_engine(opened, 4, num_threads=1).form) == "bfloat16 on 1 thread"
+    assert str(engine.open_engine(opened, 4, num_threads=1).form) == "bfloat16, OpenVINO on 1 thread"
     moves["float32"] = 0.003
     with pytest.raises(StoppedError, match="float32: a golden probability moves by"):
         engine.open_engine(opened, 4, precision="float32")
@@ -344,12 +343,12 @@ class StandInGpus:
     """What TensorFlow's configuration would be told on a machine with `count` GPUs."""
 
     def __init__(self, monkeypatch, count):
-        from tlray.model import engine
+        from tlray.model import tf_runtime
 
         self.told = {}
-        config = engine.tf.config
+        config = tf_runtime.tf.config
         gpus = [f"GPU:{index}" for index in range(count)]
-        monkeypatch.setattr(engine, "read_gpu_memory", lambda: 16384)
+        monkeypatch.setattr(tf_runtime, "read_gpu_memory", lambda: 16384)
         monkeypatch.setattr(config, "list_physical_devices", lambda kind: gpus if kind == "GPU" else ["CPU:0"])
         monkeypatch.setattr(
             config, "set_logical_device_configuration", lambda gpu, limits: self._tell(gpu, limits[0].memory_limit)
@@ -373,7 +372,7 @@ class StandInGpus:
     ],
 )
 def test_memory_of_a_gpu_is_taken_as_needed_or_by_the_booked_share(monkeypatch, seen, booked, told):
-    from tlray.model.engine import prepare_gpus
+    from tlray.model.tf_runtime import prepare_gpus
 
     gpus = StandInGpus(monkeypatch, seen)
     prepare_gpus(booked, allow_cpu=False)
@@ -381,7 +380,7 @@ def test_memory_of_a_gpu_is_taken_as_needed_or_by_the_booked_share(monkeypatch, 
 
 
 def test_a_booked_gpu_that_tensorflow_does_not_see_ends_the_run(monkeypatch):
-    from tlray.model.engine import prepare_gpus
+    from tlray.model.tf_runtime import prepare_gpus
 
     StandInGpus(monkeypatch, 0)
     with pytest.raises(StoppedError, match=r"Ray booked a GPU of .+, and TensorFlow sees none there; .+ --allow-cpu"):
@@ -406,11 +405,11 @@ def test_a_frozen_part_that_a_cpu_refuses_in_bfloat16_is_computed_in_float32(pre
     from tlray.features import build
     from tlray.features.cache import FrozenBase
     from tlray.images.limits import Limits
-    from tlray.model import engine
+    from tlray.model import tf_runtime
     from tlray.model.precision import Precision
 
     allowed = [precision == "bfloat16"]
-    monkeypatch.setattr(engine, "allow_bfloat16", lambda *, allowed: told.append(allowed))
+    monkeypatch.setattr(tf_runtime, "allow_bfloat16", lambda *, allowed: told.append(allowed))
     told = []
 
     def freeze(*_, mixed):

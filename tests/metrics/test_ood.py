@@ -162,3 +162,26 @@ def test_a_record_identifies_the_references():
     score = fit_ood_score(clouds.features, clouds.labels, 3, EMPTY)
     digest = hashlib.sha256(score.references.astype("<f4").tobytes()).hexdigest()
     assert score.describe() == OodRecord("class_knn", 3, 150, float(np.median(score.scales)), digest)
+
+
+def test_what_measuring_needs_is_saved(tmp_path):
+    random = np.random.default_rng(0)
+    features, labels = random.normal(size=(60, 8)).astype(np.float32), np.repeat([0, 1, 3], 20)
+    score = fit_ood_score(features, labels, 4, features[:0])
+    path = tmp_path / "score.npz"
+    score.save(path)
+    np.testing.assert_array_equal(OodScore.load(path).measure(features), score.measure(features))
+    again = tmp_path / "again.npz"
+    score.save(again)
+    assert again.read_bytes() == path.read_bytes()
+
+
+def test_a_damaged_file_of_references_is_told(tmp_path):
+    path = tmp_path / "score.npz"
+    for data in (b"", b"PK", b"cos\nsystem\n."):
+        path.write_bytes(data)
+        with pytest.raises(RuntimeError, match="is damaged"):
+            OodScore.load(path)
+    np.savez(path, references=np.array([{}], object), counts=np.zeros(1), scales=np.zeros(1))
+    with pytest.raises(RuntimeError, match="is damaged"):
+        OodScore.load(path)

@@ -1,13 +1,15 @@
 """A small bundle without TensorFlow: its model files have the right names, and contents that pass every check."""
 
+import hashlib
 import io
 import json
 import zipfile
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from tests.factories import make_epoch
 from tlray.metrics.calibration import CalibrationRecord
-from tlray.model.bundle import GOLDEN, save_bundle
+from tlray.model.bundle import GOLDEN, NETWORK, save_bundle
 from tlray.model.manifest import (
     Architecture,
     GoldenImage,
@@ -73,11 +75,29 @@ def make_graph(
     return b"\x08\x01" + encode_field(2, graph, encode_field(7, objects) if objects else b"")
 
 
+def make_network(layers: Iterable[str | tuple[str, str]]) -> bytes:
+    """Return a `model.xml` with layers of these types, each of opset1 or of the set given with it."""
+    pairs = [(layer, "opset1") if isinstance(layer, str) else layer for layer in layers]
+    lines = [
+        f'<layer id="{index}" type="{kind}" version="{opset}"><data/></layer>'
+        for index, (kind, opset) in enumerate(pairs)
+    ]
+    return f"<net><layers>{''.join(lines)}</layers></net>".encode()
+
+
+def fit_checksums(bundle: Path) -> None:
+    """Make the checksums of a bundle's manifest those of its files."""
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    manifest["files"] = {name: hashlib.sha256((bundle / name).read_bytes()).hexdigest() for name in manifest["files"]}
+    (bundle / "bundle.json").write_text(json.dumps(manifest))
+
+
 def make_model_files(keras_file: bytes | None = None, graph: bytes | None = None) -> dict[str, bytes]:
     """Return the model files of two classes with one golden image."""
     golden = GoldenRecord([GoldenImage("golden/0.png", "owl", [0.25, 0.75])])
     return {
         "model.keras": keras_file or make_keras_file(),
+        NETWORK: make_network(["Parameter", "Result"]),
         "saved_model/saved_model.pb": graph or make_graph(),
         "golden/0.png": b"png",
         GOLDEN: dump_record(golden),

@@ -9,7 +9,7 @@ from tests.factories import make_epoch
 from tests.model.data import CONFIG, make_graph, make_keras_file, make_model_files, write_bundle
 from tlray import storage
 from tlray.errors import BundleError, Code, FetchError, OutageError
-from tlray.model.bundle import GOLDEN, HISTORY, MANIFEST, load_bundle, read_manifest, unpack
+from tlray.model.bundle import GOLDEN, HISTORY, MANIFEST, NETWORK, load_bundle, read_manifest, unpack
 from tlray.model.manifest import FORMAT
 
 
@@ -53,8 +53,10 @@ def test_a_bundle_is_read_as_it_was_written(tmp_path):
 
 
 def test_an_engine_gets_the_files_of_inference_alone(path):
-    files = load_bundle(str(path)).read_inference_files()
-    assert set(files) == {MANIFEST, "saved_model/saved_model.pb", "golden/0.png", GOLDEN}
+    bundle = load_bundle(str(path))
+    files = bundle.read_inference_files()
+    assert set(files) == {MANIFEST, NETWORK, "golden/0.png", GOLDEN}
+    assert set(bundle.read_saved_model()) == {"saved_model/saved_model.pb"}
     assert files["golden/0.png"] == b"png"
 
 

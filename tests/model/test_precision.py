@@ -93,3 +93,12 @@ def test_an_engine_tries_the_fastest_type_first():
     assert precision.list_precisions("float32", "bfloat16", gpus=False) == ["float32"]
     with pytest.raises(StoppedError, match="takes auto or float32 on this CPU; got bfloat16"):
         precision.list_precisions("bfloat16", "float32", gpus=False)
+
+
+@pytest.mark.parametrize(("visible", "count"), [(None, 2), ("", 0), ("-1", 0), ("1", 1), ("0,1", 2), ("0,1,2", 2)])
+def test_gpus_that_a_process_sees_are_counted(monkeypatch, visible, count):
+    monkeypatch.setattr(precision, "_query_gpus", lambda field: [1.0, 1.0])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert precision.count_gpus() == count

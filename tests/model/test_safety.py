@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from tests.model.data import CONFIG, make_graph, make_keras_file
+from tests.model.data import CONFIG, make_graph, make_keras_file, make_network
 from tlray.model.safety import find_threats
 
 
@@ -126,6 +126,35 @@ def test_operations_that_do_more_than_compute_are_named(tmp_path):
     assert find(tmp_path, graph=graph) == [
         "saved_model holds ReadFile, WriteFile, which no layer of Keras for images needs"
     ]
+
+
+def test_the_files_of_a_network_are_safe_and_no_others(tmp_path):
+    folder = tmp_path / "openvino"
+    folder.mkdir()
+    for name in ("model.bin", "ood_score.npz"):
+        (folder / name).write_bytes(b"1234")
+    (folder / "model.xml").write_bytes(make_network(["Convolution"]))
+    assert list(find_threats(tmp_path)) == []
+    (folder / "model.so").write_bytes(b"")
+    assert list(find_threats(tmp_path)) == ["openvino holds 'model.so', which is no part of a network"]
+
+
+@pytest.mark.parametrize(
+    ("network", "told"),
+    [
+        (make_network(["Assign"]), "openvino holds Assign, which no layer of Keras for images needs"),
+        (b"<net>", "openvino holds no network (it is cut short or damaged)"),
+        (
+            make_network(["Const"]).replace(b"<data/>", b'<data offset="0" size="5"/>'),
+            "openvino holds no network (a constant lies outside of its weights)",
+        ),
+    ],
+)
+def test_a_network_that_does_more_than_compute_is_a_threat(tmp_path, network, told):
+    (tmp_path / "openvino").mkdir()
+    (tmp_path / "openvino" / "model.bin").write_bytes(b"1234")
+    (tmp_path / "openvino" / "model.xml").write_bytes(network)
+    assert list(find_threats(tmp_path)) == [told]
 
 
 def test_a_damaged_graph_is_a_threat(tmp_path):

@@ -6,11 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from tlray.model.tf_imports import _without, enable_onednn, show_booked_gpus
+from tlray.model.tf_imports import enable_onednn, hide_packages, show_booked_gpus
 
 
 def test_packages_are_missing_only_inside():
-    with _without("colorsys", "this_is_not_installed"):
+    with hide_packages("colorsys", "this_is_not_installed"):
         for name in ("colorsys", "this_is_not_installed"):
             with pytest.raises(ModuleNotFoundError):
                 importlib.import_module(name)
@@ -20,7 +20,7 @@ def test_packages_are_missing_only_inside():
 
 def test_packages_come_back_after_an_error():
     def fail():
-        with _without("colorsys", "this_is_not_installed"):
+        with hide_packages("colorsys", "this_is_not_installed"):
             raise ValueError
 
     with pytest.raises(ValueError):

@@ -13,7 +13,7 @@ NAN = float("nan")
 
 
 class Predictions(NamedTuple):
-    """As `tlray.model.engine.Predictions`, which takes TensorFlow to import."""
+    """As `tlray.model.engines.interface.Predictions`."""
 
     probabilities: Any
     ood_score: Any

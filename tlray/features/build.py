@@ -172,7 +172,7 @@ class _RunWork:
         storage.adopt(options)
         booked = show_booked_gpus()
         import_keras()
-        from tlray.model.engine import limit_threads, prepare_gpus
+        from tlray.model.tf_runtime import limit_threads, prepare_gpus
 
         prepare_gpus(booked, allow_cpu=allow_cpu)
         if num_threads is not None:
@@ -191,7 +191,7 @@ class ShardBuilder:
         """Build the frozen base, and store its own files."""
         import ray
 
-        from tlray.model.engine import allow_bfloat16
+        from tlray.model.tf_runtime import allow_bfloat16
 
         self._cache, self._works, self._places, self._on_gpu = cache, works, places, on_gpu
         frozen = cache.frozen
@@ -205,7 +205,7 @@ class ShardBuilder:
         """Leave Keras and TensorFlow as they were in this process."""
         import keras
 
-        from tlray.model.engine import allow_bfloat16
+        from tlray.model.tf_runtime import allow_bfloat16
 
         del self._run
         allow_bfloat16(allowed=False)
@@ -279,7 +279,7 @@ def _open_frozen_base(frozen: FrozenBase, weights: bytes | None, uri: str, *, mi
     """Return the frozen base after one run; in float32 if a CPU refuses the bfloat16 that its flags promise."""
     import tensorflow as tf
 
-    from tlray.model.engine import allow_bfloat16
+    from tlray.model.tf_runtime import allow_bfloat16
 
     run = _freeze_base(frozen, weights, uri, mixed=mixed)
     side = frozen.image_size_px
@@ -300,8 +300,8 @@ def _freeze_base(frozen: FrozenBase, weights: bytes | None, uri: str, *, mixed: 
     import keras
     import tensorflow as tf
 
-    from tlray.model.engine import freeze
     from tlray.model.network import build_base, cut_tail
+    from tlray.model.serving import freeze
 
     entry = BACKBONES[frozen.backbone]
     side = frozen.image_size_px

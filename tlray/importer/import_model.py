@@ -83,6 +83,8 @@ def import_model(config: ImportConfig) -> ImportSummary:
     with tempfile.TemporaryDirectory(prefix="tlray-") as folder:
         final.save(Path(folder, "model.keras"))
         serving.save_for_serving(frozen, Path(folder, "saved_model"))
+        if fault := serving.save_for_openvino(Path(folder), calibration.ood_score):
+            say(f"OpenVINO cannot convert {config.model} ({fault}): CPUs will run it on TensorFlow, at half the speed")
         if threats := [*find_threats(Path(folder))]:
             raise WeightsError(f"{config.model} cannot be made a bundle: {'; '.join(threats)}; use plain Keras layers")
         files = {

@@ -13,8 +13,10 @@ bounded.
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -95,6 +97,23 @@ class OodScore:
         taken = np.arange(self.neighbours) < used
         shares: npt.NDArray[np.float32] = (taken / np.maximum(used, 1)).astype(np.float32)
         return shares
+
+    def save(self, path: Path) -> None:
+        """Write what measuring needs."""
+        np.savez(path, references=self.references, counts=self.counts, scales=self.scales)
+
+    @classmethod
+    def load(cls, path: Path) -> OodScore:
+        """Read what `save` wrote; without the percentiles.
+
+        Raises:
+            RuntimeError: the file is damaged.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return cls(arrays["references"], arrays["counts"], arrays["scales"], {})
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise RuntimeError(f"{path.name} is damaged") from error
 
     def describe(self) -> OodRecord:
         """Return what identifies the references."""

@@ -2,6 +2,7 @@
 
 bundle.json      model id, classes, preprocessing, metrics, checksums
 model.keras      the Keras model: float32 pixels in [0, 255] in, probabilities out
+openvino/        the same in OpenVINO's format, uint8 [N, S, S, 3] in, with the references of the ood_score
 saved_model/     the same for plain `tf.saved_model.load`: uint8 [N, S, S, 3] in, float32 [N, C] out
 golden/          encoded images and the float32 probabilities that a CPU gave for them
 metrics/         what is told by class, see class_tables
@@ -54,12 +55,15 @@ from tlray.storage.records import RecordError, dump_record, parse_record, parse_
 MANIFEST = "bundle.json"
 HISTORY = "training/history.json"
 GOLDEN = "golden/golden.json"
+NETWORK = "openvino/model.xml"
+"""The network in OpenVINO's format; a bundle has none if OpenVINO cannot convert it."""
+
 _SHOWN = 8
 CARD = "README.md"
 
-_MODEL_FILES = re.compile(r"model\.keras|(saved_model|golden|metrics)(/[^/]+)+")
+_MODEL_FILES = re.compile(r"model\.keras|(openvino|saved_model|golden|metrics)(/[^/]+)+")
 _NEEDED = ("model.keras", "saved_model/saved_model.pb", GOLDEN)
-_PACKAGES = ("tlray", "tensorflow", "keras", "ray", "numpy", "pyarrow", "pillow")
+_PACKAGES = ("tlray", "tensorflow", "keras", "openvino", "ray", "numpy", "pyarrow", "pillow")
 
 
 @dataclass(frozen=True)
@@ -149,9 +153,14 @@ class Bundle(Shown):
             return parse_records(EpochRecord, path.read_bytes()) if path.is_file() else []
 
     def read_inference_files(self) -> dict[str, bytes]:
-        """Read the files that an engine needs, by name: the manifest, the SavedModel and the golden images."""
-        names = [name for name in self.manifest.files if name.startswith(("saved_model/", "golden/"))]
+        """Read the files that an engine needs, by name, but for the SavedModel of `read_saved_model`."""
+        names = [name for name in self.manifest.files if name.startswith(("openvino/", "golden/"))]
         return {name: (self.path / name).read_bytes() for name in [MANIFEST, *names]}
+
+    def read_saved_model(self) -> dict[str, bytes]:
+        """Read the files that TensorFlow needs besides, by name."""
+        names = [name for name in self.manifest.files if name.startswith("saved_model/")]
+        return {name: (self.path / name).read_bytes() for name in names}
 
 
 def save_bundle(
@@ -172,7 +181,7 @@ def save_bundle(
 
     Args:
         uri: a new folder or s3:// prefix.
-        model_files: `model.keras`, `saved_model/...` and `golden/...` by name.
+        model_files: `model.keras`, `openvino/...`, `saved_model/...` and `golden/...` by name.
         make_reports: makes files for people, by name, from the manifest; no checksum covers them.
 
     Raises:
@@ -245,7 +254,7 @@ def load_bundle(uri: str) -> Bundle:
     if strange:
         raise BundleError(
             f"{uri} is refused: its {MANIFEST} names {strange[0]!r}, and a bundle's files are model.keras and what "
-            "lies below saved_model/, golden/ and metrics/; use bundles that tlray train wrote"
+            "lies below openvino/, saved_model/, golden/ and metrics/; use bundles that tlray train wrote"
         )
     path = _download(uri, manifest) if storage.is_s3(uri) else Path(uri)
     faults = [fault for name, expected in manifest.files.items() if (fault := _check_file(path, name, expected))]

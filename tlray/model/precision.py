@@ -103,6 +103,14 @@ def read_gpu_memory() -> int | None:
     return int(min(_query_gpus("memory.total"), default=0)) or None
 
 
+def count_gpus() -> int:
+    """Return the number of GPUs that NVIDIA's driver shows this process, without TensorFlow."""
+    found, visible = len(_query_gpus("memory.total")), os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return found
+    return min(found, sum(name.strip() not in ("", "-1") for name in visible.split(",")))
+
+
 def _query_gpus(field: str) -> list[float]:
     """Return a number of each GPU of this machine, by NVIDIA's driver."""
     program = shutil.which("nvidia-smi")

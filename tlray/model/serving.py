@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -18,7 +19,6 @@ from tlray.images.formats import EXTENSIONS
 from tlray.images.limits import Limits
 from tlray.metrics.ood import OodScore
 from tlray.model.bundle import GOLDEN
-from tlray.model.engine import freeze
 from tlray.model.manifest import GoldenImage, GoldenRecord
 from tlray.storage.records import dump_record
 
@@ -29,6 +29,24 @@ _GOLDEN_MAX_BYTES = 4 * 2**20
 
 GoldenCandidate: TypeAlias = tuple[str, bytes, npt.NDArray[np.uint8]]
 """Address, file and pixels `[S, S, 3]` of an image."""
+
+
+def freeze(
+    call: Callable[..., tf.Tensor], variables: Iterable[keras.Variable], *specs: tf.TensorSpec
+) -> tf.types.experimental.ConcreteFunction:
+    """Trace `call` on tensors of these specs, with the variables as constants of the graph.
+
+    Freezing a traced graph afterwards would do the same, but takes longer than tracing it.
+    """
+    values = [(variable, variable.numpy()) for variable in variables]
+
+    @tf.function(input_signature=specs, autograph=False)
+    def traced(*inputs: tf.Tensor) -> tf.Tensor:
+        constants = [(variable, tf.constant(value)) for variable, value in values]
+        with keras.StatelessScope(state_mapping=constants):
+            return call(*inputs)
+
+    return traced.get_concrete_function()
 
 
 def freeze_classifier(
@@ -87,6 +105,22 @@ def save_for_serving(frozen: tf.types.experimental.ConcreteFunction, path: Path)
 
     module.serve = serve
     tf.saved_model.save(module, str(path), signatures={"serving_default": serving_default})
+
+
+def save_for_openvino(folder: Path, ood_score: OodScore | None) -> str | None:
+    """Write the `openvino/` of a bundle's folder from its `saved_model/`.
+
+    Returns:
+        the reason why there is none, if OpenVINO cannot convert the network.
+    """
+    from tlray.model.engines.openvino_engine import convert
+
+    try:
+        convert(folder / "saved_model", folder / "openvino", ood_score)
+    except RuntimeError as error:
+        shutil.rmtree(folder / "openvino", ignore_errors=True)
+        return " ".join(str(error).split())[:300]
+    return None
 
 
 def read_images(

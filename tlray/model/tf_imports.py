@@ -43,19 +43,19 @@ def show_booked_gpus() -> float:
 def import_keras() -> None:
     """Import Keras and TensorFlow; Keras's wrappers, plots and adapters do not work in this process."""
     enable_onednn()
-    with _without("sklearn", "matplotlib", "scipy", "pandas"):
+    with hide_packages("sklearn", "matplotlib", "scipy", "pandas"):
         import keras  # noqa: F401
 
 
 def import_tensorflow() -> None:
     """Import TensorFlow without Keras, for a process that only runs a SavedModel."""
     enable_onednn()
-    with _without("keras"):
+    with hide_packages("keras"):
         import tensorflow  # noqa: F401
 
 
 @contextlib.contextmanager
-def _without(*names: str) -> Iterator[None]:
+def hide_packages(*names: str) -> Iterator[None]:
     """Make imports of these packages fail, as if they were not installed; and import without pauses for garbage."""
     collects = gc.isenabled()
     gc.disable()  # an eighth of the import's time: hardly anything that it allocates is garbage

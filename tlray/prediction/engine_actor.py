@@ -23,7 +23,7 @@ from tlray.images.limits import Limits
 from tlray.model.bundle import MANIFEST, Bundle, unpack
 from tlray.model.manifest import Manifest
 from tlray.model.precision import PrecisionName
-from tlray.model.tf_imports import import_tensorflow, show_booked_gpus
+from tlray.model.tf_imports import show_booked_gpus
 from tlray.output.schema import EMBEDDING, TOP_FIELDS, RequestedColumns
 from tlray.prediction import batches
 from tlray.prediction.batches import Columns, open_images
@@ -31,7 +31,7 @@ from tlray.prediction.dispatcher import MAX_TRIES, Handle, Key, Order
 from tlray.storage.records import parse_record
 
 if TYPE_CHECKING:
-    from tlray.model.engine import Predictions
+    from tlray.model.engines.interface import Predictions
 
 
 _LOOK_INTERVAL_S = 3.0
@@ -62,8 +62,9 @@ class EngineActor:
     """One engine in one process.
 
     Args:
-        files: the bundle's files for inference, by name; in a list, so that Ray's restarts do not depend on it.
-        num_threads: threads of TensorFlow; None on GPUs.
+        files: the bundle's files for inference, by name, and those that TensorFlow needs besides; in a list, so that
+            Ray's restarts do not depend on them.
+        num_threads: threads of the engine; None on GPUs.
         allow_cpu: compute on cores where TensorFlow does not see a booked GPU.
         num_engines: number of engines of the run.
         dispatcher: the run's `Dispatcher`, in a list for the same reason.
@@ -85,17 +86,23 @@ class EngineActor:
         self._node = ray.get_runtime_context().get_node_id()
         ray.get(self._dispatcher.start_engine.remote(num_engines))
         booked = show_booked_gpus()
-        import_tensorflow()
-        from tlray.model.engine import open_engine, prepare_gpus
+        from tlray.model.engine import open_engine
 
-        prepare_gpus(booked, allow_cpu=allow_cpu)
         self._limits = limits
         self._columns = columns
         with tempfile.TemporaryDirectory(prefix="tlray-") as folder:
             contents: dict[str, bytes] = ray.get(files[0])
             unpack(contents, Path(folder))
             bundle = Bundle(Path(folder), "", parse_record(Manifest, contents[MANIFEST]))
-            self._engine = open_engine(bundle, batch_size, num_threads=num_threads, precision=precision)
+            self._engine = open_engine(
+                bundle,
+                batch_size,
+                num_threads=num_threads,
+                precision=precision,
+                booked_gpus=booked,
+                allow_cpu=allow_cpu,
+                fetch_saved_model=lambda: unpack(ray.get(files[1]), bundle.path),
+            )
         self._classes = np.array(bundle.classes, object)
         self._image_size_px = bundle.image_size_px
         self._dispatcher.note_engine.remote(str(self._engine.form))

@@ -198,7 +198,7 @@ class PredictionPipeline:
             batches,
             EngineActor,
             fn_constructor_kwargs={
-                "files": [ray.put(bundle.read_inference_files())],
+                "files": [ray.put(bundle.read_inference_files()), ray.put(bundle.read_saved_model())],
                 "limits": task.limits,
                 "batch_size": batch_size,
                 "num_threads": resources.num_threads,

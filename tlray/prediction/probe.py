@@ -26,8 +26,8 @@ from tlray.errors import OK, FetchError, OutageError, OutputError, StoppedError
 from tlray.images.batch import decode_images
 from tlray.images.limits import Limits
 from tlray.model.bundle import Bundle, load_bundle
-from tlray.model.precision import PrecisionName
-from tlray.model.tf_imports import import_tensorflow
+from tlray.model.engine import open_engine
+from tlray.model.precision import PrecisionName, count_gpus
 from tlray.output.plan import FOLDER, Plan
 from tlray.sources.reading import read_rows
 from tlray.storage.records import RecordError, dump_record, parse_record
@@ -176,12 +176,8 @@ def _measure(
     """Measure each stage on rows, in step with the other processes."""
     bundle = load_bundle(bundle_path)
     with silence_stderr():
-        import_tensorflow()
-        from tlray.model.engine import count_gpus, open_engine, prepare_gpus
-
-        prepare_gpus()
-        engine = open_engine(bundle, batch_size, num_threads=1, precision=precision)
         num_gpus = count_gpus()
+        engine = open_engine(bundle, batch_size, num_threads=1, precision=precision, booked_gpus=num_gpus)
     _BARRIERS[-1].wait(_WAIT_S)
     began, cpu = time.perf_counter(), time.process_time()
     fetched = [one.data for one in read_rows(rows, limits.max_bytes, image_column)]

@@ -6,16 +6,13 @@ import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tlray import storage
 from tlray.console import silence_stderr
 from tlray.images.decode import decode
 from tlray.model.bundle import Bundle, load_bundle
-from tlray.model.tf_imports import enable_onednn
-
-if TYPE_CHECKING:
-    from tlray.model.engine import Engine
+from tlray.model.engine import open_engine
+from tlray.model.engines.interface import Engine
 
 
 @dataclass(frozen=True)
@@ -66,9 +63,6 @@ def _open_engine(bundle: Bundle) -> Engine:
     key = bundle.path, bundle.model_id
     if key not in _ENGINES:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-        enable_onednn()
         with silence_stderr():
-            from tlray.model.engine import open_plain_engine
-
-            _ENGINES[key] = open_plain_engine(bundle)
+            _ENGINES[key] = open_engine(bundle, 1, precision="float32")
     return _ENGINES[key]

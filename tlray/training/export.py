@@ -27,7 +27,7 @@ from tlray.model.network import (
     find_positions,
     hash_weights,
 )
-from tlray.model.serving import freeze_classifier, make_golden, read_images, save_for_serving
+from tlray.model.serving import freeze_classifier, make_golden, read_images, save_for_openvino, save_for_serving
 
 if TYPE_CHECKING:
     from tlray.sources.places import Places
@@ -49,8 +49,8 @@ def export_model(
         calibration: its temperature is folded into the last layer, its out-of-distribution score into the SavedModel.
 
     Returns:
-        `model.keras`, `saved_model/...`, `golden/...` and `training/tensorboard/...` by name, as arrays that Ray
-        shares without a copy; and the bundle's `architecture`.
+        `model.keras`, `openvino/...`, `saved_model/...`, `golden/...` and `training/tensorboard/...` by name, as arrays
+        that Ray shares without a copy; and the bundle's `architecture`.
     """
     keras.config.set_dtype_policy("float32")
     with tf.device("/CPU:0"):
@@ -61,6 +61,7 @@ def export_model(
             golden = pool.submit(_make_golden, frozen, task)
             model.save(Path(folder, "model.keras"))
             save_for_serving(frozen, Path(folder, "saved_model"))
+            save_for_openvino(Path(folder), calibration.ood_score)
             _write_tensorboard(history, Path(folder, "training", "tensorboard"))
             files = {
                 path.relative_to(folder).as_posix(): np.fromfile(path, np.uint8)

@@ -79,7 +79,7 @@ def run_worker(config: dict[str, WorkerSettings]) -> None:
         return  # the driver has given up, which Ray Train does not know
     booked = show_booked_gpus()
     import_keras()
-    from tlray.model.engine import prepare_gpus
+    from tlray.model.tf_runtime import prepare_gpus
     from tlray.training.worker import Worker  # imports TensorFlow
 
     try:

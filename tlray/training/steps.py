@@ -20,8 +20,8 @@ import tensorflow as tf
 
 from tlray.errors import StoppedError
 from tlray.images.augment import warp
-from tlray.model.engine import count_gpus
 from tlray.model.network import Network
+from tlray.model.tf_runtime import count_gpus
 
 Batch: TypeAlias = dict[str, npt.NDArray[np.generic]]
 Tensors: TypeAlias = dict[str, tf.Tensor]

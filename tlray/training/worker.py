@@ -13,8 +13,8 @@ import ray.train.collective
 from tlray import storage
 from tlray.cluster.resources import count_cores
 from tlray.features.cache import OpenCache
-from tlray.model.engine import limit_threads
 from tlray.model.manifest import EpochRecord
+from tlray.model.tf_runtime import limit_threads
 from tlray.training import steps
 from tlray.training.channel import ModelReady, StageBegan, TrialEnded, WorkerReporter
 from tlray.training.checkpoint import TRIAL, Decision, load_decision, save_decision

@@ -11,7 +11,7 @@ import numpy as np
 
 
 class Predictions(NamedTuple):
-    """As `tlray.model.engine.Predictions`."""
+    """As `tlray.model.engines.interface.Predictions`."""
 
     probabilities: np.ndarray
     ood_score: np.ndarray | None
@@ -33,9 +33,5 @@ class Engine:
         return Predictions(chances.astype(np.float32), None, None)
 
 
-def open_engine(bundle, batch_size, *, num_threads=None, precision="auto"):
+def open_engine(bundle, batch_size, **options):
     return Engine(len(bundle.classes))
-
-
-def prepare_gpus(booked=0.0, *, allow_cpu=True):
-    """A stand-in uses none."""

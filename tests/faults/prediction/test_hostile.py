@@ -17,6 +17,8 @@ from tests.faults.labels import (
     make_picture,
     read_receipt,
 )
+from tests.model.data import fit_checksums
+from tlray.model.bundle import NETWORK
 
 
 def spoil(bundle, folder, change):
@@ -72,6 +74,12 @@ def add_python_op(copy):
     fit_checksums(copy)
 
 
+def keep_a_state(copy):
+    path = copy / NETWORK
+    path.write_bytes(path.read_bytes().replace(b'type="Convert"', b'type="Assign"'))
+    fit_checksums(copy)
+
+
 def replace_by_pickle(copy):
     (copy / "model.keras").write_bytes(b"\x80\x04cos\nsystem\n.")
     fit_checksums(copy)
@@ -89,13 +97,7 @@ def rewrite_keras(copy, change):
     fit_checksums(copy)
 
 
-def fit_checksums(copy):
-    manifest = json.loads((copy / "bundle.json").read_text())
-    manifest["files"] = {name: hashlib.sha256((copy / name).read_bytes()).hexdigest() for name in manifest["files"]}
-    (copy / "bundle.json").write_text(json.dumps(manifest))
-
-
-@pytest.mark.parametrize("change", [add_lambda, add_own_class, add_python_op, replace_by_pickle])
+@pytest.mark.parametrize("change", [add_lambda, add_own_class, add_python_op, keep_a_state, replace_by_pickle])
 def test_30_malicious_model(undisturbed, tmp_path, change):
     copy = spoil(undisturbed, tmp_path, change)
     (tmp_path / "a.png").write_bytes(encode(make_picture(0)))

@@ -133,7 +133,7 @@ def test_48_train_equals_serve(undisturbed):
 
     import tlray
     from tlray.images.decode import decode
-    from tlray.model.engine import Engine
+    from tlray.model.engine import open_engine
 
     bundle = tlray.load_bundle(str(undisturbed))
     golden = bundle.load_golden()
@@ -142,7 +142,7 @@ def test_48_train_equals_serve(undisturbed):
     answers = {
         "keras": keras.saving.load_model(undisturbed / "model.keras").predict(pixels.astype(np.float32), verbose=0),
         "saved model": tf.saved_model.load(str(undisturbed / "saved_model")).serve(tf.constant(pixels)).numpy(),
-        "engine": Engine(undisturbed / "saved_model", bundle.image_size_px, 4).predict(pixels).probabilities,
+        "engine": open_engine(bundle, 4, precision="float32").predict(pixels).probabilities,
     }
     for name, answer in answers.items():
         np.testing.assert_allclose(answer, expected, atol=GOLDEN_TOLERANCE, err_msg=name)
