@@ -172,17 +172,22 @@ def silence_messages() -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def spare_data_helpers() -> Iterator[None]:
-    """Let Ray Data in this context, on this machine alone, do without two processes that its runs wait for.
+    """Let Ray Data in this context, on this machine alone, do without three processes that its runs wait for.
 
-    One allots machines to runs: here each may use the whole machine. One keeps figures for the dashboard. Each takes
-    4 s of a core to start.
+    One allots machines to runs: here each may use the whole machine. One keeps figures for the dashboard. One tells on
+    which machine an actor is. Each takes 1 to 4 s of a core to start.
     """
     from ray.data._internal import stats
     from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator as coordinators
+    from ray.data._internal.execution.operators import actor_pool_map_operator
+    from ray.data._internal.utils import cached_ray_internals
 
     # this machine does not change, and a put may wait where the object store is full
     coordinator = _LocalActor(get_reserved_resources=functools.cache(_put_resources))
+    tracker = _LocalActor(get_actor_locations=_put_no_locations)  # Ray Data falls back to what Ray knows
     with (
+        _replace(actor_pool_map_operator, "get_or_create_actor_location_tracker", lambda: tracker),
+        _replace(cached_ray_internals, "get_or_create_actor_location_tracker", lambda: tracker),
         _replace(coordinators, "get_or_create_autoscaling_coordinator", lambda: coordinator),
         _replace(stats, "get_or_create_stats_actor", lambda: _LocalActor(gen_dataset_id=_put_id)),
     ):
@@ -234,6 +239,12 @@ def _put_id() -> Any:
     import ray
 
     return ray.put(uuid.uuid4().hex)
+
+
+def _put_no_locations() -> Any:
+    import ray
+
+    return ray.put({})
 
 
 def spare_train_helpers(trainer: Any) -> None:

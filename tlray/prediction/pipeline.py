@@ -142,7 +142,7 @@ class PredictionPipeline:
         self.resources = plan_engines(cluster, num_rows, self._batch_rows, task.bounds)
         self._done = ray.put(task.done)
         self._dispatcher = dispatchers.start(task.rows, self._done)
-        self._dataset = self._make_dataset(task)
+        self._dataset = self._make_dataset(task, cluster)
         self.engines: dict[str, int] = {}
         self.sight = Sight(0, frozenset(), frozenset())
 
@@ -169,7 +169,7 @@ class PredictionPipeline:
     def _count_engines(self) -> dict[str, int]:
         return dict(Counter(ray.get(self._dispatcher.get_engines.remote())))
 
-    def _make_dataset(self, task: PredictionTask) -> ray.data.Dataset:
+    def _make_dataset(self, task: PredictionTask, cluster: Cluster) -> ray.data.Dataset:
         bundle, resources = task.bundle, self.resources
         batch_size = task.batch_size or choose_batch_size(gpus=resources.num_gpus > 0)
         # a batch of the reading stage becomes a block at once, and a batch of predictions is not split
@@ -192,6 +192,8 @@ class PredictionPipeline:
             },
             batch_size=None,
             num_cpus=DATA_TASK_CPUS,
+            # a process takes 3 s of a core to start, and reads faster than two cores predict
+            concurrency=max(1, int(cluster.cpus) // 2) if cluster.local else None,
             **({"scheduling_strategy": read_there(task.reading_node)} if task.reading_node else {}),
         )
         dataset: ray.data.Dataset = map_blocks(
