@@ -39,6 +39,8 @@ def visit(
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("request", lambda request: said.append(request.url) if request.url.startswith("http") else None)
-    page.goto(path.as_uri())
-    yield page, said
-    context.close()
+    try:
+        page.goto(path.as_uri())
+        yield page, said
+    finally:
+        context.close()

@@ -4,7 +4,7 @@ import io
 import pytest
 
 from tests.audit.data import make_sample
-from tlray.audit.form import read_forms, write_form
+from tlray.audit.form import check_classes, read_forms, write_form
 from tlray.errors import DataError
 
 SAMPLE = make_sample(
@@ -137,3 +137,13 @@ def test_several_forms_are_one():
         read_forms({"1.csv": head, "2.csv": head}, SAMPLE)
     with pytest.raises(DataError, match=r"got 2\.csv without row_id"):
         read_forms({"1.csv": head + b"3,.\n", "2.csv": b""}, SAMPLE)
+
+
+@pytest.mark.parametrize("names", [["a", "?"], ["a", " "], ["a", "a "], ["=x", "'=x"]])
+def test_classes_that_an_answer_cannot_name_are_refused(names):
+    with pytest.raises(DataError, match="takes class names that are not empty"):
+        check_classes(names)
+
+
+def test_other_classes_can_be_named():
+    check_classes(["a", "A", ".", "=x", "b c"])

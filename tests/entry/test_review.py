@@ -124,11 +124,15 @@ def test_a_grid_is_walked_and_marked(browser, page_path):
         page.locator(".card").nth(2).click()
         assert page.locator("#place").inner_text() == "3 of 60"
         page.click("#rest")
-        assert len(read_answers(page)) == 48
-        assert page.locator(".card").count() == 12
+        unseen = page.evaluate("listPage().filter((number) => findPicture(number) === null)")
+        assert len(read_answers(page)) == 48 - len(unseen)
+        assert not {page.evaluate(f"rows[{number}].id") for number in unseen} & {int(row) for row in read_answers(page)}
+        assert f"{len(unseen)} row" in page.locator("#message").inner_text()
         press(page, "Backspace")
         assert len(read_answers(page)) == 1
-        press(page, "PageDown Enter")
+        press(page, "PageDown")
+        assert page.locator(".card").count() == 12
+        press(page, "Enter")
         assert page.locator("#picture").is_visible()
         assert said == []
 
@@ -167,11 +171,11 @@ def test_a_half_filled_csv_is_read(browser, page_path, tmp_path):
         assert read_answers(page) == {}  # another browser
         press(page, ".")
         page.set_input_files("#csv", tmp_path / "other.csv")
-        expect(page.locator("#message")).to_contain_text("Read 6")
+        expect(page.locator("#message")).to_contain_text("6 answers")
         expected = {**given, rows[0]["row_id"]: -1, rows[5]["row_id"]: 0}
         assert read_answers(page) == expected
         told = page.locator("#message").inner_text()
-        assert "1 replaced other answers; 1 lines have another row or no class" in told
+        assert "1 replaced others; 1 line skipped: no row of this sample, or no class" in told
         press(page, "Backspace")
         assert len(read_answers(page)) == 1
         (tmp_path / "wrong.csv").write_text("a,b\n1,2\n")
@@ -200,8 +204,12 @@ def test_a_picture_is_enlarged_and_answered(browser, page_path):
         press(page, "Space")
         assert page.locator("#zoom").is_visible()
         first = page.locator("#zoom img").get_attribute("src")
-        press(page, ".")
+        assert page.locator("#zoomed").inner_text() == "glass?"
+        press(page, "1")
         assert page.locator("#zoom img").get_attribute("src") != first
+        press(page, "ArrowLeft")
+        assert page.locator("#zoomed").inner_text() == "glass? right"
+        press(page, "ArrowRight")
         assert len(read_answers(page)) == 1
         press(page, "Escape")
         assert not page.locator("#zoom").is_visible()
@@ -239,10 +247,17 @@ def test_with_many_classes_names_are_typed(browser, tmp_path):
         assert page.locator("#classes button").count() == 36
         assert page.locator("#classes button").last.inner_text().endswith("class 59")
         press(page, ",")
-        page.keyboard.type("class 33")
+        page.keyboard.type("class 3")  # the start of other names, and of none
+        press(page, "Enter")
+        assert page.locator("#message").inner_text() == "No class has this name."
+        page.keyboard.type("3")
+        assert read_answers(page) == {}
+        press(page, "Enter")
         assert list(read_answers(page).values()) == [33]
         press(page, "z")
         assert list(read_answers(page).values()) == [33, 59]
+        press(page, ", Escape z")
+        assert list(read_answers(page).values()) == [33, 59, 59]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -271,3 +286,125 @@ def test_pictures_out_of_sight_are_not_decoded(browser, tmp_path):
     with visit(browser, make_page(output, tmp_path / "audit", 200)) as (page, _):
         assert page.locator("#picture img").is_visible()
         assert page.evaluate("[blocks.length, parsed.size]") == [5, 1]
+
+
+def test_samples_of_one_run_keep_their_answers_apart_and_tabs_of_one_share_them(browser, labels, tmp_path):
+    large, small = make_page(labels, tmp_path / "large", 60), make_page(labels, tmp_path / "small", 30)
+    with visit(browser, large) as (page, _):
+        press(page, ". . .")
+        other = page.context.new_page()
+        other.goto(small.as_uri())
+        press(other, "2")
+        assert len(read_answers(other)) == 1
+        twin = page.context.new_page()
+        twin.goto(large.as_uri())
+        assert len(read_answers(twin)) == 3
+        press(twin, "Home 3")
+        expect(page.locator("#count")).to_contain_text("1 wrong")
+        press(page, "Backspace Backspace Backspace")  # what another tab answered since stays
+        assert list(read_answers(page).values()) == [2]
+
+
+def test_a_held_key_answers_once(browser, page_path):
+    with visit(browser, page_path) as (page, _):
+        page.keyboard.down(".")
+        for _ in range(5):
+            page.keyboard.down(".")  # as a key that is held
+        page.keyboard.up(".")
+        assert len(read_answers(page)) == 1
+
+
+def test_the_end_of_a_view_is_not_answered_twice(browser, page_path):
+    with visit(browser, page_path) as (page, _):
+        page.select_option("#label", "2")
+        count = page.evaluate("shown.length")
+        press(page, "End .")
+        assert page.locator("#place").inner_text().startswith("1 of")  # the first without an answer
+        press(page, " ".join("." * (count - 1)))
+        assert "This view ends here; " in page.locator("#message").inner_text()
+        given = read_answers(page)
+        press(page, "1")
+        assert read_answers(page) == given
+        press(page, "Backspace")
+        assert len(read_answers(page)) == count - 1
+
+
+def test_undo_shows_the_row_that_it_changes(browser, page_path):
+    with visit(browser, page_path) as (page, _):
+        press(page, "2")
+        page.select_option("#state", "none")
+        page.click("#undo")
+        assert read_answers(page) == {}
+        assert page.locator("#place").inner_text() == "1 of 60"
+        assert page.locator("#message").inner_text() == f"Undone: row {page.evaluate('rows[0].id')}."
+
+
+def test_a_focused_card_is_the_one_that_is_answered(browser, page_path):
+    with visit(browser, page_path) as (page, _):
+        press(page, "Enter")
+        page.locator(".card").nth(5).focus()
+        press(page, "?")
+        assert read_answers(page) == {str(page.evaluate("rows[5].id")): -1}
+        assert page.evaluate("document.activeElement.classList.contains('current')")
+
+
+def test_keys_of_other_layouts_answer(browser, page_path):
+    with visit(browser, page_path) as (page, _):
+        for key, code in (("&", "Digit1"), ("\u044e", "Period"), ("2", "Numpad2")):
+            page.evaluate(
+                "init => document.body.dispatchEvent(new KeyboardEvent('keydown', {...init, bubbles: true}))",
+                {"key": key, "code": code},
+            )
+        assert list(read_answers(page).values()) == [0, 0, 1]
+
+
+def test_classes_named_by_a_digit_have_its_key(browser, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for index in range(12):
+        (images / f"{index}.png").write_bytes(make_image((index, 0, 0)))
+    output = label(tmp_path / "labels", [images], lambda row: row % 4, ["0", "1", "2", "none of these"])
+    with visit(browser, make_page(output, tmp_path / "audit", 12)) as (page, _):
+        texts = page.locator("#classes button").all_inner_texts()
+        assert [text.replace("\n", "") for text in texts] == ["00", "11", "22", "3none of these"]
+        press(page, "0 1 2 3")
+        assert page.evaluate("shown.slice(0, 4).map((number) => answers.get(number))") == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("row_id,correct_label\n0x1,.\n,.\n1e1,.\n", "3 lines skipped"),
+        ('row_id,correct_label\n1,".\n', "its quotation marks do not close"),
+        ("row_id,label\n", "it has no column correct_label"),
+        ("row_id;correct_label\r{row};.\r", "1 answer."),
+        ("row_id\tcorrect_label\n{row}.0\t =HYPERLINK(1) \n", "1 answer."),
+    ],
+)
+def test_files_are_read_as_the_audit_reads_them(browser, page_path, tmp_path, text, told):
+    with visit(browser, page_path) as (page, _):
+        first = page.evaluate("rows[0].id")
+        (tmp_path / "some.csv").write_text(text.replace("{row}", str(first)))
+        page.set_input_files("#csv", tmp_path / "some.csv")
+        expect(page.locator("#message")).to_contain_text(told)
+        assert set(read_answers(page)) == ({str(first)} if "1 answer" in told else set())
+
+
+def test_what_to_do_next_is_said_after_saving(browser, page_path, tmp_path):
+    with visit(browser, page_path) as (page, _):
+        assert page.locator("#next").is_hidden()
+        press(page, ".")
+        save(page, tmp_path / "some.csv")
+        assert "tlray audit" in page.locator("#next").inner_text()
+
+
+@pytest.mark.parametrize("width", [390, 800, 1000, 1280])
+def test_the_question_is_below_the_header(browser, page_path, width):
+    with visit(browser, page_path, (width, 800)) as (page, _):
+        press(page, "Enter End")
+        page.wait_for_timeout(100)
+        header, question = page.locator(".top").bounding_box(), page.locator("#predicted").bounding_box()
+        assert question["y"] >= header["y"] + header["height"] or header["y"] + header["height"] < 0
+        card, panel = page.locator(".card.current").bounding_box(), page.locator("#panel").bounding_box()
+        if width == 390:
+            assert card["y"] + card["height"] <= panel["y"] + 1

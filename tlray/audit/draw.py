@@ -94,7 +94,15 @@ def find_folder(config: AuditConfig) -> str:
     return storage.resolve(config.output or storage.join(config.labels, FOLDER))
 
 
-def draw_round(output: str, folder: str, earlier: Sample | None, wanted: int, seed: int) -> SampleSummary:
+def draw_round(
+    output: str,
+    folder: str,
+    earlier: Sample | None,
+    wanted: int,
+    seed: int,
+    answers: list[str] | None = None,
+    until: float | None = None,
+) -> SampleSummary:
     """Bring a sample to a number of rows.
 
     Args:
@@ -103,6 +111,8 @@ def draw_round(output: str, folder: str, earlier: Sample | None, wanted: int, se
         earlier: the sample that the folder holds; its rows stay.
         wanted: rows of all rounds together.
         seed: of the draw.
+        answers: addresses of the forms of earlier rounds, if they were given.
+        until: width of the intervals to reach.
     """
     receipt, plan = open_finished(output, "tlray audit")
     if earlier is None:
@@ -110,16 +120,18 @@ def draw_round(output: str, folder: str, earlier: Sample | None, wanted: int, se
     else:
         _check_same(folder, earlier, receipt, wanted, seed)
         if wanted == earlier.rounds[-1] or len(earlier.rows) == sum(earlier.rows_by_class.values()):
-            return SampleSummary(output, folder, earlier, 0, already_drawn=True)
+            return SampleSummary(output, folder, earlier, 0, already_drawn=True, answers=answers, until=until)
     rounds = [*(earlier.rounds if earlier else []), wanted]
-    sample = _draw(LabelsReader.open(output, receipt), plan, receipt, rounds, seed)
+    reader = LabelsReader.open(output, receipt)
+    form.check_classes(reader.classes)
+    sample = _draw(reader, plan, receipt, rounds, seed)
     fresh = sample.list_round(len(rounds))
     if earlier is not None and {row.row_id for row in sample.rows} - {row.row_id for row in fresh} != {
         row.row_id for row in earlier.rows
     }:
         raise OutputError(f"{folder} holds a sample of other labels; give --output a new folder or prefix")
     planned = plan.take(np.array(sorted(row.row_id for row in fresh), np.int64))
-    summary = SampleSummary(output, folder, sample, 0, already_drawn=False)
+    summary = SampleSummary(output, folder, sample, 0, already_drawn=False, answers=answers, until=until)
     empty = form.write_form(fresh)
     if storage.exists(summary.form) and storage.get(summary.form) != empty:
         raise OutputError(f"{summary.form} may hold somebody's answers; move it, then give the same command again")

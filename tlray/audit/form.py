@@ -30,6 +30,21 @@ COLUMNS = (ROW_ID, "uri", "class_name", "probability", ANSWER)
 _WHOLE = re.compile(r"(\d+)(?:\.0+)?")
 
 
+def check_classes(classes: Sequence[str]) -> None:
+    """Check that an answer names one class, whatever a spreadsheet does to spaces and apostrophes.
+
+    Raises:
+        DataError: it does not.
+    """
+    plain = [rearm(name.strip()) for name in classes]
+    wrong = [name for name, text in zip(classes, plain, strict=True) if text in ("", NONE) or plain.count(text) > 1]
+    if wrong:
+        raise DataError(
+            f"tlray audit takes class names that are not empty, not {NONE!r}, and differ by more than spaces around "
+            f"them; got {name_some([repr(name) for name in wrong])}; rename them and train again"
+        )
+
+
 def name_form(number: int) -> str:
     """Return the file name of a round's CSV."""
     return name_round(NAME, number)

@@ -65,8 +65,9 @@ def measure(config: AuditConfig) -> AuditSummary:
     wanted, verdict = plan_round(summary, sample, answers, config.until)
     if wanted is None:
         return replace(summary, verdict=verdict)
-    drawn = draw_round(storage.resolve(config.labels), folder, sample, wanted, sample.seed)
-    return replace(summary, verdict=verdict, next_round=replace(drawn, answers=addresses, until=config.until))
+    output = storage.resolve(config.labels)
+    drawn = draw_round(output, folder, sample, wanted, sample.seed, addresses, config.until)
+    return replace(summary, verdict=verdict, next_round=drawn)
 
 
 def _read(address: str) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from typing import Any
@@ -23,6 +24,8 @@ from tlray.storage.cells import disarm
 from tlray.version import __version__
 
 NAME = "review.html"
+SCRIPTS = ("review_answers.js", "review.js")
+"""Parts of the page's script, below the templates: the answers and their CSV, then the view."""
 
 _SIDES_PX = ((1_000, 480), (4_000, 384))
 """Longer side of the pictures, for up to so many of them."""
@@ -65,7 +68,7 @@ def make_review_page(
     side_px = next((side for most, side in _SIDES_PX if len(drawn) <= most), _SMALLEST_SIDE_PX)
     pictures = make_thumbnails(planned["row_id"].to_pylist(), read, _MAX_PICTURE_BYTES, side_px, limits)
     uris = [pictures.get(row.row_id) for row in drawn]
-    script = (files("tlray.report") / "templates" / "review.js").read_text(encoding="utf-8")
+    script = "\n".join((files("tlray.report") / "templates" / name).read_text(encoding="utf-8") for name in SCRIPTS)
     page = render(
         NAME,
         title=f"tlray audit: {len(drawn):,} labels to review",
@@ -77,7 +80,7 @@ def make_review_page(
         command=clean(command),
         data=_embed(_describe(sample, drawn)),
         pictures=[_embed(uris[start : start + _PER_BLOCK]) for start in range(0, len(uris), _PER_BLOCK)],
-        thumbnails_full=pictures.full,
+        missing=uris.count(None),
         script=Markup(script),
         script_hash=_hash_script(script),
     )
@@ -90,7 +93,7 @@ def _describe(sample: Sample, drawn: Sequence[Drawn]) -> dict[str, Any]:
     indices = {name: index for index, name in enumerate(sample.classes)}
     by_rows = sorted(indices.values(), key=lambda index: -sample.rows_by_class.get(sample.classes[index], 0))
     return {
-        "key": f"tlray audit {sample.run_id} {sample.finished} {sample.seed} {number}",
+        "key": f"tlray audit {sample.run_id} {number} {_hash_rows(drawn)}",
         "form": form.name_form(number),
         "columns": form.COLUMNS,
         "right": form.RIGHT,
@@ -98,7 +101,10 @@ def _describe(sample: Sample, drawn: Sequence[Drawn]) -> dict[str, Any]:
         "named_right": form.RIGHT in indices,
         "per_block": _PER_BLOCK,
         "buttons": sorted(by_rows[:_MAX_BUTTONS]),
-        "classes": [{"name": name, "cell": disarm(name), "shown": clean(name)} for name in sample.classes],
+        "classes": [
+            {"name": name, "cell": disarm(name), "shown": shown}
+            for name, shown in zip(sample.classes, _list_shown(sample.classes), strict=True)
+        ],
         "rows": [
             {
                 "id": row.row_id,
@@ -111,6 +117,17 @@ def _describe(sample: Sample, drawn: Sequence[Drawn]) -> dict[str, Any]:
             for row in drawn
         ],
     }
+
+
+def _list_shown(names: Sequence[str]) -> list[str]:
+    """List class names as the page shows them; names that look the same get their index."""
+    shown = [clean(name) for name in names]
+    times = Counter(shown)
+    return [f"{name} ({index})" if times[name] > 1 else name for index, name in enumerate(shown)]
+
+
+def _hash_rows(drawn: Sequence[Drawn]) -> str:
+    return hashlib.sha256(",".join(str(row.row_id) for row in drawn).encode()).hexdigest()[:16]
 
 
 def _embed(value: Any) -> Markup:

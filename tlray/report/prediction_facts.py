@@ -23,6 +23,7 @@ from tlray.output.reader import LabelsReader
 from tlray.output.receipt import Receipt
 from tlray.output.schema import EMBEDDING
 from tlray.report.charts import Throughput
+from tlray.report.page import MAX_CLASSES
 from tlray.report.shift import Shift, Validation, compare_with_validation, measure_shift, read_validation
 
 MAX_PARTS = 512
@@ -41,6 +42,7 @@ _SHOWN_OF_GROUP = 8
 _MAX_EXAMPLES = 6
 _MAX_BROWSED = 60  # of a class
 _MAX_BROWSED_IN_ALL = 360
+_MAX_BROWSED_CLASSES = 1_000  # of more, too many rows would be in memory
 _MAX_OOD = 12
 _OOD = 1.0
 
@@ -176,7 +178,9 @@ def gather_prediction_facts(
     """
     names = _spread([part.name for part in receipt.parts], MAX_PARTS)
     embedded = bool(receipt.config.get("embeddings"))
-    max_browsed = min(_MAX_BROWSED, _MAX_BROWSED_IN_ALL // len(manifest.classes))
+    max_browsed = min(_MAX_BROWSED, _MAX_BROWSED_IN_ALL // min(len(manifest.classes), MAX_CLASSES))
+    if len(manifest.classes) > _MAX_BROWSED_CLASSES:
+        max_browsed = 0
     tally = _Tally(-(-MAX_IMAGES // len(names)) if names else 0, max_browsed)
     for table in LabelsReader(output, names).read([*_COLUMNS, *([EMBEDDING] if embedded else [])]):
         tally.add(table)

@@ -1,77 +1,12 @@
-"use strict";
-
-// Rows are numbered as drawn. An answer is the index of a class, or NONE; rows without an answer have no entry.
-const NONE = -1;
 const CLASS_KEYS = "1234567890abcdefghijklmnopqrstuvwxyz";
 const PER_PAGE = 48;
-
-const data = JSON.parse(document.getElementById("data").textContent);
-const { rows, classes } = data;
-const find = (id) => document.getElementById(id);
-const numberOf = new Map(rows.map((row, number) => [row.id, number]));
-
-// answers, kept in the browser from the first one on
-
-const answers = new Map();
-const steps = []; // to undo: the earlier answers of each step
-let kept = true; // whether the browser stores answers
-let unsaved = false; // whether answers were given after the last CSV
-
-function readKept() {
-  try {
-    const stored = JSON.parse(localStorage.getItem(data.key) || "{}");
-    answers.clear();
-    for (const [id, answer] of Object.entries(stored)) {
-      const number = numberOf.get(Number(id));
-      if (number !== undefined && Number.isInteger(answer) && answer >= NONE && answer < classes.length) {
-        answers.set(number, answer);
-      }
-    }
-  } catch {
-    kept = false;
-  }
-}
-
-function keep() {
-  try {
-    localStorage.setItem(data.key, JSON.stringify(Object.fromEntries(answered())));
-  } catch {
-    kept = false;
-  }
-  unsaved = true;
-}
-
-function answered() {
-  return [...answers].map(([number, answer]) => [rows[number].id, answer]);
-}
-
-function setAnswers(changes) {
-  steps.push({ number: shown[at], before: changes.map(([number]) => [number, answers.get(number)]) });
-  write(changes);
-}
-
-function write(changes) {
-  for (const [number, answer] of changes) {
-    if (answer === undefined) answers.delete(number);
-    else answers.set(number, answer);
-  }
-  keep();
-}
-
-function undo() {
-  const step = steps.pop();
-  if (!step) return tell("There is nothing to undo.");
-  write(step.before);
-  at = Math.max(shown.indexOf(step.number), 0);
-  tell("Undone.");
-  draw();
-}
 
 // the rows in view
 
 let grid = false;
 let shown = [];
 let at = 0; // place in `shown`
+let ended = false; // whether the last row in view was answered
 
 const STATES = {
   all: () => true,
@@ -81,38 +16,80 @@ const STATES = {
   none: (number) => answers.get(number) === NONE,
 };
 
-function filter() {
+function list() {
   const state = STATES[find("state").value];
   const label = find("label").value;
   shown = rows.map((_, number) => number).filter((number) => state(number) && (label === "" || rows[number].label === Number(label)));
   if (find("order").value === "doubt") shown.sort((one, other) => rows[one].probability - rows[other].probability);
+}
+
+function filter() {
+  list();
   at = 0;
+  ended = false;
   draw();
+}
+
+function go(place) {
+  at = Math.min(Math.max(place, 0), shown.length - 1);
+  ended = false;
+  draw();
+}
+
+function undo() {
+  const step = steps.pop();
+  if (!step) return tell("There is nothing to undo.");
+  // what another tab has answered since stays
+  write(step.before.filter(([number]) => answers.get(number) === step.after.get(number)));
+  if (!shown.includes(step.number)) {
+    find("state").value = "all";
+    find("label").value = "";
+    list();
+  }
+  at = Math.max(shown.indexOf(step.number), 0);
+  ended = false;
+  tell(step.before.length === 1 ? `Undone: row ${rows[step.before[0][0]].id}.` : `Undone: ${plural(step.before.length, "row")}.`);
+  return draw();
 }
 
 function move(by) {
-  if (!shown.length) return;
-  at = Math.min(Math.max(at + by, 0), shown.length - 1);
-  draw();
+  if (shown.length) go(at + by);
 }
 
 function answer(value) {
-  if (!shown.length) return;
+  if (!shown.length) return undefined;
+  if (ended) return tell("This view ends here; go to a row to change its answer.");
+  const again = answers.has(shown[at]);
   setAnswers([[shown[at], value]]);
-  if (answers.size === rows.length) tell("All rows are reviewed: save the CSV.");
-  else tell("");
-  if (at < shown.length - 1) at += 1;
-  draw();
+  tell("");
+  const later = shown.findIndex((number, place) => place > at && !answers.has(number));
+  const open = later >= 0 ? later : shown.findIndex((number) => !answers.has(number));
+  if (open >= 0) return go(open);
+  if (again && at < shown.length - 1) return go(at + 1);
+  ended = true;
+  const left = rows.length - answers.size;
+  tell(left ? `This view ends here; ${plural(left, "row")} outside of it ${left === 1 ? "is" : "are"} not reviewed.` : "All rows are reviewed: save the CSV.");
+  return draw();
 }
 
 function answerRest() {
   const open = listPage().filter((number) => !answers.has(number));
-  if (!open.length) return tell("Every row of this page is reviewed.");
-  setAnswers(open.map((number) => [number, rows[number].label]));
-  tell(`${open.length} rows are marked right; undo takes it back.`);
+  const seen = open.filter((number) => findPicture(number) !== null);
+  if (!seen.length) return tell(open.length ? "The rows that are left have no picture." : "Every row of this page is reviewed.");
+  setAnswers(seen.map((number) => [number, rows[number].label]));
+  const unseen = open.length - seen.length;
+  const left = unseen ? `; ${plural(unseen, "row")} without a picture ${unseen === 1 ? "was" : "were"} left` : "";
+  tell(`Marked ${plural(seen.length, "row")} right${left}.`);
   const next = firstOfPage() + PER_PAGE;
-  if (next < shown.length) at = next;
-  draw();
+  return next < shown.length && !unseen ? go(next) : draw();
+}
+
+function turnPage(by) {
+  if (shown.length) go(firstOfPage() + by * PER_PAGE);
+}
+
+function plural(count, what) {
+  return `${count.toLocaleString("en")} ${what}${count === 1 ? "" : "s"}`;
 }
 
 function firstOfPage() {
@@ -151,14 +128,14 @@ function draw() {
   find("nothing").hidden = !none;
   find("picture").hidden = none || grid;
   find("cards").hidden = none || !grid;
-  find("panel").inert = none;
-  find("rest").hidden = !grid;
+  for (const id of ["first", "classes", "find", "rest"]) find(id).inert = none;
+  for (const id of ["rest", "earlier", "later"]) find(id).hidden = !grid;
   find("view").textContent = grid ? "One" : "Grid";
   drawProgress();
   if (none) return closeZoom();
   if (grid) drawCards();
   else showPicture(find("picture"), shown[at]);
-  if (find("zoom").open) showPicture(find("zoom"), shown[at]);
+  if (find("zoom").open) drawZoom();
   drawPanel();
 }
 
@@ -168,12 +145,13 @@ function drawProgress() {
   find("bar").value = answers.size;
   find("count").textContent = `${answers.size.toLocaleString("en")} of ${rows.length.toLocaleString("en")} reviewed, ${wrong.toLocaleString("en")} wrong`;
   find("kept").hidden = kept;
-  find("finished").hidden = answers.size < rows.length;
+  find("next").hidden = answers.size < rows.length && !everSaved;
 }
 
 function drawCards() {
   const page = listPage();
   const cards = find("cards");
+  const focused = cards.contains(document.activeElement);
   while (cards.children.length > page.length) cards.lastChild.remove();
   while (cards.children.length < page.length) cards.append(find("card").content.cloneNode(true));
   page.forEach((number, place) => {
@@ -181,7 +159,9 @@ function drawCards() {
     const current = firstOfPage() + place === at;
     showPicture(card, number);
     card.classList.toggle("current", current);
-    card.setAttribute("aria-pressed", current);
+    card.setAttribute("aria-current", current);
+    card.tabIndex = current ? 0 : -1;
+    if (current && focused) card.focus({ preventScroll: true });
     card.setAttribute("aria-label", `row ${rows[number].id}, labelled ${classes[rows[number].label].shown}, ${describe(number)}`);
     markAnswer(card, number);
     const said = card.querySelector(".said");
@@ -209,7 +189,7 @@ function drawPanel() {
   const given = answers.get(number);
   find("place").textContent = `${(at + 1).toLocaleString("en")} of ${shown.length.toLocaleString("en")}`;
   find("predicted").textContent = classes[row.label].shown;
-  find("probability").textContent = `${(100 * row.probability).toFixed(1)}%`;
+  find("probability").textContent = formatShare(row.probability);
   find("row").textContent = row.id;
   find("file").textContent = row.file;
   find("file").title = row.uri;
@@ -224,6 +204,17 @@ function drawPanel() {
   find("none").setAttribute("aria-pressed", given === NONE);
 }
 
+function formatShare(share) {
+  const text = `${(100 * share).toFixed(1)}%`;
+  return share < 1 && text === "100.0%" ? ">99.9%" : text;
+}
+
+function drawZoom() {
+  const number = shown[at];
+  showPicture(find("zoom"), number);
+  find("zoomed").textContent = `${classes[rows[number].label].shown}? ${answers.has(number) ? describe(number) : ""}`;
+}
+
 function tell(text) {
   find("message").textContent = text;
 }
@@ -231,30 +222,14 @@ function tell(text) {
 function zoom() {
   if (!shown.length || find("zoom").open) return closeZoom();
   find("zoom").showModal();
-  showPicture(find("zoom"), shown[at]);
+  drawZoom();
 }
 
 function closeZoom() {
   if (find("zoom").open) find("zoom").close();
 }
 
-// the CSV
-
-function quote(cell) {
-  return /[",\r\n]/.test(cell) ? `"${cell.replaceAll('"', '""')}"` : cell;
-}
-
-function makeCsv() {
-  const lines = rows.map((row, number) => [...row.cells, formatAnswer(number)]);
-  return [data.columns, ...lines].map((line) => line.map(quote).join(",") + "\n").join("");
-}
-
-function formatAnswer(number) {
-  const given = answers.get(number);
-  if (given === undefined) return "";
-  if (given === NONE) return data.none;
-  return given === rows[number].label && !data.named_right ? data.right : classes[given].cell;
-}
+// files
 
 function save() {
   const address = URL.createObjectURL(new Blob([makeCsv()], { type: "text/csv" }));
@@ -263,71 +238,36 @@ function save() {
   link.download = data.form;
   link.click();
   setTimeout(() => URL.revokeObjectURL(address), 60000);
-  unsaved = false;
-  tell(`Saved ${data.form} with ${answers.size.toLocaleString("en")} answers.`);
-}
-
-function splitCsv(text) {
-  const body = text.replace(/^\ufeff/, "");
-  const head = body.split("\n", 1)[0];
-  const count = (mark) => head.split(mark).length;
-  const separator = [",", ";", "\t"].reduce((best, mark) => (count(mark) > count(best) ? mark : best));
-  const lines = [];
-  let line = [];
-  let cell = "";
-  let quoted = false;
-  for (let place = 0; place < body.length; place += 1) {
-    const mark = body[place];
-    if (quoted) {
-      if (mark !== '"') cell += mark;
-      else if (body[place + 1] === '"') cell += body[(place += 1)];
-      else quoted = false;
-    } else if (mark === '"' && cell === "") quoted = true;
-    else if (mark === separator) {
-      line.push(cell);
-      cell = "";
-    } else if (mark === "\n") {
-      lines.push([...line, cell.replace(/\r$/, "")]);
-      line = [];
-      cell = "";
-    } else cell += mark;
-  }
-  if (cell !== "" || line.length) lines.push([...line, cell]);
-  return quoted ? [] : lines;
-}
-
-function parseAnswer(text, number) {
-  const named = classes.findIndex((one) => [text, text.trim()].some((typed) => typed === one.name || typed === one.cell));
-  if (named >= 0) return named;
-  if (text.trim() === data.right) return rows[number].label;
-  return text.trim() === data.none ? NONE : undefined;
-}
-
-async function load(file) {
-  const [head = [], ...lines] = splitCsv(await file.text());
-  const columns = head.map((name) => name.trim());
-  const [idAt, answerAt] = [columns.indexOf(data.columns[0]), columns.indexOf(data.columns.at(-1))];
-  if (idAt < 0 || answerAt < 0) return tell(`${file.name} is not a filled ${data.form}: it has no column ${data.columns[0]} or ${data.columns.at(-1)}.`);
-  const read = [];
-  let unknown = 0;
-  for (const line of lines) {
-    const text = line[answerAt] || "";
-    if (!text.trim()) continue;
-    const number = numberOf.get(Number(line[idAt]));
-    const value = number === undefined ? undefined : parseAnswer(text, number);
-    if (value === undefined) unknown += 1;
-    else read.push([number, value]);
-  }
-  const changed = read.filter(([number, value]) => answers.has(number) && answers.get(number) !== value).length;
-  if (read.length) setAnswers(read);
-  const parts = [`Read ${read.length.toLocaleString("en")} answers from ${file.name}`];
-  if (changed) parts.push(`${changed} replaced other answers`);
-  if (unknown) parts.push(`${unknown} lines have another row or no class of the model`);
-  tell(`${parts.join("; ")}.`);
+  saved = everSaved = true;
+  tell(`The browser saves ${data.form} with ${plural(answers.size, "answer")}.`);
   draw();
 }
 
-// keys, buttons and files
+async function load(file) {
+  let found;
+  try {
+    found = readAnswers(await file.text());
+  } catch (error) {
+    return `${file.name} cannot be read: ${error.message}.`;
+  }
+  const changes = found.read.filter(([number, value]) => answers.get(number) !== value);
+  const replaced = changes.filter(([number]) => answers.has(number)).length;
+  if (changes.length) setAnswers(changes);
+  const parts = [`${file.name}: ${plural(found.read.length, "answer")}`];
+  if (replaced) parts.push(`${replaced} replaced others`);
+  if (found.skipped) parts.push(`${plural(found.skipped, "line")} skipped: no row of this sample, or no class`);
+  return `${parts.join("; ")}.`;
+}
+
+async function loadAll(files) {
+  const told = [];
+  for (const file of [...files]) told.push(await load(file));
+  ended = false;
+  if (told.length) tell(told.join(" "));
+  draw();
+}
+
+// keys and buttons
 
 function countColumns() {
   return grid ? getComputedStyle(find("cards")).gridTemplateColumns.split(" ").length : 1;
@@ -342,8 +282,8 @@ const KEYS = {
   ArrowRight: () => move(1),
   ArrowUp: () => move(-countColumns()),
   ArrowDown: () => move(countColumns()),
-  PageUp: () => move(-PER_PAGE),
-  PageDown: () => move(PER_PAGE),
+  PageUp: () => turnPage(-1),
+  PageDown: () => turnPage(1),
   Home: () => move(-rows.length),
   End: () => move(rows.length),
   Backspace: undo,
@@ -351,21 +291,38 @@ const KEYS = {
   " ": zoom,
 };
 
-const byKey = new Map(data.buttons.slice(0, CLASS_KEYS.length).map((index, place) => [CLASS_KEYS[place], index]));
+const REPEATED = new Set(["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "PageUp", "PageDown"]);
+
+const byKey = new Map(); // classes named by one letter or digit have that key
+const others = data.buttons.filter((index) => {
+  const own = classes[index].name.toLowerCase();
+  const fits = own.length === 1 && CLASS_KEYS.includes(own) && !byKey.has(own);
+  if (fits) byKey.set(own, index);
+  return !fits;
+});
+const free = [...CLASS_KEYS].filter((key) => !byKey.has(key));
+others.slice(0, free.length).forEach((index, place) => byKey.set(free[place], index));
+
+function nameKey(event) {
+  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  if (byKey.has(key) || key in KEYS || event.shiftKey) return key;
+  const place = /^(?:Digit|Numpad|Key)(\w)$/.exec(event.code); // of another script or layout
+  return place ? place[1].toLowerCase() : event.code === "Period" ? "." : key;
+}
 
 function press(event) {
   const typing = event.target.closest("input, select");
-  if (event.key === "z" && (event.ctrlKey || event.metaKey) && !typing) {
+  if (event.key.toLowerCase() === "z" && (event.ctrlKey || event.metaKey) && !typing) {
     event.preventDefault();
     return undo();
   }
-  if (typing || event.ctrlKey || event.metaKey || event.altKey) return undefined;
-  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  if (typing || event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return undefined;
+  const key = nameKey(event);
   if ((key === "Enter" || key === " ") && event.target.closest("button:not(.card), a, summary")) return undefined;
-  const index = byKey.get(key);
-  if (index === undefined && !(key in KEYS)) return undefined;
+  if (!byKey.has(key) && !(key in KEYS)) return undefined;
   event.preventDefault();
-  if (index !== undefined) return answer(index);
+  if (event.repeat && !REPEATED.has(key)) return undefined;
+  if (byKey.has(key)) return answer(byKey.get(key));
   return shown.length || key === "Backspace" ? KEYS[key]() : undefined;
 }
 
@@ -375,74 +332,95 @@ function switchView() {
   draw();
 }
 
-function chooseFound() {
+function chooseTyped() {
   const found = classes.findIndex((one) => one.shown === find("search").value);
-  if (found < 0) return;
+  if (found < 0) return tell("No class has this name.");
   find("search").value = "";
   find("search").blur();
-  answer(found);
+  return answer(found);
 }
 
+function search(event) {
+  if (event.isComposing) return;
+  if (event.key === "Enter") chooseTyped();
+  if (event.key === "Escape") find("search").blur();
+}
+
+let pointed = false; // whether the last event came from a pointer, which gives the keys back to the page
+
 function start() {
-  for (const [place, index] of data.buttons.entries()) {
+  const keys = new Map([...byKey].map(([key, index]) => [index, key]));
+  for (const index of data.buttons) {
     const button = document.createElement("button");
     button.type = "button";
     button.dataset.class = index;
-    const name = document.createElement("bdi");
-    name.textContent = classes[index].shown;
-    if (place < CLASS_KEYS.length) {
-      const key = document.createElement("kbd");
-      key.textContent = CLASS_KEYS[place];
-      button.append(key);
-    }
-    button.append(name);
+    const label = document.createElement("bdi");
+    label.textContent = classes[index].shown;
+    const key = document.createElement("kbd");
+    key.textContent = keys.get(index);
+    button.append(key, label);
     button.addEventListener("click", () => answer(index));
     find("classes").append(button);
   }
   for (const [index, one] of classes.entries()) {
-    find("known").append(new Option(one.shown));
+    find("known").append(new Option("", one.shown));
     if (rows.some((row) => row.label === index)) find("label").append(new Option(one.shown, index));
   }
-  find("find").hidden = data.buttons.length === classes.length;
-  for (const id of ["state", "label", "order"]) find(id).addEventListener("change", filter);
+  find("find").hidden = find("typed").hidden = find("typed").nextElementSibling.hidden = data.buttons.length === classes.length;
+  for (const id of ["state", "label", "order"]) {
+    find(id).addEventListener("change", () => {
+      if (pointed) find(id).blur();
+      filter();
+    });
+  }
   const clicks = {
     right: KEYS["."], none: KEYS["?"], back: () => move(-1), on: () => move(1), rest: answerRest, undo, save,
-    view: switchView, picture: zoom, zoom: closeZoom, open: () => find("csv").click(),
+    earlier: () => turnPage(-1), later: () => turnPage(1), view: switchView, picture: zoom, zoom: closeZoom, open: () => find("csv").click(),
   };
   for (const [id, act] of Object.entries(clicks)) find(id).addEventListener("click", act);
   find("cards").addEventListener("click", (event) => {
     const place = [...find("cards").children].indexOf(event.target.closest(".card"));
-    if (place < 0) return;
-    at = firstOfPage() + place;
-    draw();
+    if (place >= 0) go(firstOfPage() + place);
+  });
+  find("cards").addEventListener("focusin", (event) => {
+    const place = [...find("cards").children].indexOf(event.target.closest(".card"));
+    if (place >= 0 && firstOfPage() + place !== at) go(firstOfPage() + place);
   });
   find("cards").addEventListener("dblclick", zoom);
-  find("search").addEventListener("input", chooseFound);
+  find("search").addEventListener("keydown", search);
+  find("search").addEventListener("input", (event) => {
+    if (!(event instanceof InputEvent) || event.inputType === "insertReplacementText") chooseTyped(); // one of the list
+  });
   find("csv").addEventListener("change", async () => {
-    for (const file of find("csv").files) await load(file);
+    await loadAll(find("csv").files);
     find("csv").value = "";
   });
+  document.addEventListener("keydown", () => { pointed = false; }, true);
+  document.addEventListener("pointerdown", () => { pointed = true; }, true);
   document.addEventListener("keydown", press);
-  // a button that was clicked gives the keys back
-  document.addEventListener("click", (event) => event.detail && event.target.closest("button")?.blur());
+  document.addEventListener("click", (event) => event.detail && event.target.closest("button:not(.card), summary")?.blur());
   document.addEventListener("dragover", (event) => event.preventDefault());
-  document.addEventListener("drop", async (event) => {
+  document.addEventListener("drop", (event) => {
     event.preventDefault();
-    for (const file of event.dataTransfer.files) await load(file);
+    loadAll(event.dataTransfer.files);
   });
   addEventListener("storage", (event) => {
-    if (event.key !== data.key) return;
+    if (event.key !== data.key || !kept) return;
     readKept(); // another tab of the same page
     draw();
   });
   addEventListener("beforeunload", (event) => {
-    if (!kept && unsaved) event.preventDefault();
+    if (kept || saved) return;
+    event.preventDefault();
+    event.returnValue = true; // older browsers ask for this
   });
+  new ResizeObserver(([entry]) => {
+    document.documentElement.style.setProperty("--top", `${entry.target.offsetHeight}px`);
+  }).observe(document.querySelector(".top"));
   readKept();
   filter();
   const open = shown.findIndex((number) => !answers.has(number));
-  if (open > 0) at = open;
-  draw();
+  if (open > 0) go(open);
 }
 
 start();
