@@ -133,26 +133,34 @@ def join_class_tables(manifest: Manifest, folder: Path) -> Manifest:
 
 @dataclass(frozen=True)
 class _Table:
-    """Columns of a table by name, without class names; `roles` is None where it has none."""
+    """Columns of a table by name, without class names.
+
+    pyarrow's conversions from and to NumPy, and its functions of values, would import pandas, which takes a second.
+
+    Attributes:
+        rows: indices of the rows to read; None for all.
+        roles: index of each row's role in `_ROLES`; None if the table has none.
+    """
 
     columns: pa.Table
+    rows: npt.NDArray[np.int64] | None = None
     roles: npt.NDArray[np.int64] | None = None
 
     def of_role(self, role: str) -> _Table:
         """Return the rows of a role."""
-        return _Table(self.columns.take(np.flatnonzero(self.roles == _ROLES.index(role))))
+        return _Table(self.columns, np.flatnonzero(self.roles == _ROLES.index(role)))
 
     def read(self, name: str) -> list[Json]:
         """Return the values of a column."""
         values: list[Json] = self.columns[name].to_pylist()
-        return values
+        return values if self.rows is None else [values[row] for row in self.rows.tolist()]
 
     def read_integers(self, name: str) -> npt.NDArray[np.int64]:
         """Return a column of integers, none of which may be missing."""
         if self.columns[name].null_count:
             raise RecordError(f"a value of {name} is missing")
-        values: npt.NDArray[np.int64] = self.columns[name].to_numpy().astype(np.int64)
-        return values
+        values: npt.NDArray[np.int64] = np.from_dlpack(self.columns[name].combine_chunks()).astype(np.int64)
+        return values if self.rows is None else values[self.rows]
 
 
 def _iter_rows(
@@ -205,5 +213,5 @@ def _open(manifest: Manifest, folder: Path, name: str, types: Mapping[str, str],
         raise RecordError(f"{name} cannot be read ({error})") from None
     if encoded.null_count or not set(known) <= set(_ROLES):
         raise RecordError(f"{name} has other roles than {' and '.join(_ROLES)}")
-    roles = np.array([_ROLES.index(role) for role in known], np.int64)[encoded.indices.to_numpy()]
-    return _Table(columns, roles)
+    roles = np.array([_ROLES.index(role) for role in known], np.int64)[np.from_dlpack(encoded.indices)]
+    return _Table(columns, roles=roles)
