@@ -7,7 +7,14 @@ from tlray.doctor.inspect_node import Location, NodeReport, Trouble
 from tlray.doctor.machines import ClusterReport, Machine
 
 GB = 10**9
-VERSIONS = {"python": "3.11.9", "ray": "2.60.0", "tensorflow": "2.21.0", "keras": "3.15.1", "tlray": "0.1.0"}
+VERSIONS = {
+    "python": "3.11.9",
+    "ray": "2.60.0",
+    "tensorflow": "2.21.0",
+    "keras": "3.15.1",
+    "openvino": "2026.4.1",
+    "tlray": "0.1.0",
+}
 PLACES = (
     Location("--input", "s3://photos/2024", "s3://photos/2024/a.jpg", found=True),
     Location("--input", "/shared/more", "/shared/more"),

@@ -106,7 +106,8 @@ def read_versions() -> dict[str, str | None]:
     """Return the versions of Python and the packages that a job needs, without importing them."""
     versions = {"python": platform.python_version(), "ray": _find_version("ray")}
     versions["tensorflow"] = next(filter(None, map(_find_version, _TENSORFLOW)), None)
-    return {**versions, "keras": _find_version("keras"), "tlray": __version__}
+    versions |= {name: _find_version(name) for name in ("keras", "openvino")}
+    return {**versions, "tlray": __version__}
 
 
 def find_targets(locations: Sequence[Location]) -> tuple[Location, ...]:
