@@ -47,6 +47,8 @@ def test_no_epochs_at_all_are_refused():
         ({"early_stopping": 2, "val_fraction": 0}, "--early-stopping needs validation images"),
         ({"early_stopping": 0}, "--early-stopping takes 1 to"),
         ({"folds": 1}, "--folds takes 2 to 100; got 1"),
+        ({"trials": 0}, "--trials takes 1 to 100; got 0"),
+        ({"trials": 2, "folds": 0}, "--trials above 1 needs folds; got 2 and --folds 0"),
         ({"folds": 5, "val_fraction": 0.0}, "--folds, --val-data and --val-fraction: give one of them"),
         ({"folds": 5, "val_data": "held-out"}, "--folds, --val-data and --val-fraction: give one of them"),
         ({"folds": 5, "recipe": "seed"}, "--folds needs a solved linear head"),

@@ -136,7 +136,8 @@ convert(Path(sys.argv[1], "saved_model"), Path(sys.argv[2]), None)
 print(predict_image(sys.argv[3], sys.argv[1]).class_name)
 import threading, time
 time.sleep(1)  # for a thread that reports
-print("asked", asked, sorted({"tensorflow", "pandas"} & set(sys.modules)), [thread.name for thread in threading.enumerate()])
+heavy = sorted({"tensorflow", "pandas"} & set(sys.modules))
+print("asked", asked, heavy, [thread.name for thread in threading.enumerate()])
 """
 
 

@@ -44,7 +44,7 @@ def test_the_page_shows_the_numbers_of_the_training():
 @pytest.mark.parametrize(
     ("kept", "gain", "told"),
     [
-        (KeptEpoch("finetune", 10), LossGain(0.045, -0.01, 0.1), "by a trial that did not see it"),
+        (KeptEpoch("finetune", 10), LossGain(0.045, -0.01, 0.1), "by trials that were trained without them"),
         (KeptEpoch("head", 5), LossGain(-0.02, -0.1, 0.06), "each by a head that was solved without its fold"),
         (KeptEpoch("head", 5), None, "each by a head that was solved without its fold"),
     ],

@@ -13,9 +13,9 @@ from tlray.training.channel import EpochEnded, Failed, ImagesTrained, PartSaved,
 from tlray.training.monitor import Outcome, TrainingMonitor
 
 
-def make_task(epochs, images, trial=None):
+def make_task(epochs, images, trials=()):
     phases = [SimpleNamespace(name="head", epochs=1), SimpleNamespace(name="finetune", epochs=epochs - 1)]
-    return SimpleNamespace(phases=phases, train_rows=np.arange(images - 2), val_rows=np.arange(2), trial=trial)
+    return SimpleNamespace(phases=phases, train_rows=np.arange(images - 2), val_rows=np.arange(2), trials=trials)
 
 
 def make_monitor(monkeypatch, task):
@@ -35,7 +35,7 @@ def monitor(monkeypatch):
 @pytest.fixture
 def with_trial(monkeypatch):
     """The same with a trial of 3 epochs of 8 images."""
-    return make_monitor(monkeypatch, make_task(4, 10, make_task(3, 10)))
+    return make_monitor(monkeypatch, make_task(4, 10, [make_task(3, 10)]))
 
 
 def test_epochs_are_printed_and_collected(monitor):
@@ -119,7 +119,7 @@ def test_a_worker_error_is_kept_to_be_raised(monitor):
 
 def test_a_trial_is_told_apart_from_the_training_after_it(with_trial):
     watch, stage, lines = with_trial
-    watch._take(Resumed([], 2, is_trial=True), 0.0, stage)
+    watch._take(Resumed([], 2, trial=1), 0.0, stage)
     watch._take(EpochEnded(make_epoch(1)), 0.0, stage)
     watch._take(PartSaved(4), 0.0, stage)
     watch._take(TrialEnded(LossGain(0.0451, -0.1, 0.2), True, 1200), 0.0, stage)
@@ -152,10 +152,10 @@ def test_a_phase_that_gains_nothing_in_the_trial_is_told_to_be_left_out(with_tri
 def test_workers_that_are_lost_after_the_trial_go_on_with_the_training(with_trial):
     watch, stage, lines = with_trial
     trial = [make_epoch(1), make_epoch(2), make_epoch(3)]
-    watch._take(Resumed(trial[:2], 2, is_trial=True), 0.0, stage)
+    watch._take(Resumed(trial[:2], 2, trial=1), 0.0, stage)
     watch._take(Resumed([], 2), 0.0, stage)
     watch._take(EpochEnded(make_epoch(1)), 0.0, stage)
-    watch._take(Resumed(trial, 2, is_trial=True), 0.0, stage)
+    watch._take(Resumed(trial, 2, trial=1), 0.0, stage)
     watch._take(Resumed([make_epoch(1)], 2), 0.0, stage)
     assert stage._done == 24 + 10
     assert watch._outcome.starts == 2
@@ -165,3 +165,32 @@ def test_workers_that_are_lost_after_the_trial_go_on_with_the_training(with_tria
         "workers were lost; 2 new ones go on after epoch 3 of the trial",
         "workers were lost; 2 new ones go on after epoch 1",
     ]
+
+
+def test_several_trials_are_numbered(monkeypatch):
+    watch, stage, lines = make_monitor(monkeypatch, make_task(4, 10, [make_task(3, 10), make_task(3, 8)]))
+    watch._take(Resumed([], 2, trial=1), 0.0, stage)
+    watch._take(EpochEnded(make_epoch(1, val_loss=None, val_accuracy=None)), 0.0, stage)
+    watch._take(TrialEnded(LossGain(0.045, 0.01, 0.08), True, 12), 0.0, stage)
+    watch._take(Resumed([], 2, trial=2), 0.0, stage)
+    assert stage._done == 3 * 8
+    watch._take(PartSaved(4), 0.0, stage)
+    watch._take(EpochEnded(make_epoch(1, val_loss=None, val_accuracy=None)), 0.0, stage)
+    watch._take(Resumed([], 2), 0.0, stage)
+    assert stage._done == 3 * 8 + 3 * 6
+    assert lines == [
+        "trial 1, epoch 1/3 (head): loss 0.5000 accuracy 0.8000  2.0 s",
+        "trial: phase 2 saves 0.045 of log-loss on 12 images held out; phase 2 is trained on all images",
+        "checkpoint: 4 images of epoch 1 of trial 2",
+        "trial 2, epoch 1/3 (head): loss 0.5000 accuracy 0.8000  2.0 s",
+    ]
+    assert watch._outcome.starts == 1
+    assert watch._outcome.history == []
+
+
+def test_further_trials_are_left_out_with_phase_2(monkeypatch):
+    watch, stage, _ = make_monitor(monkeypatch, make_task(4, 10, [make_task(3, 10), make_task(3, 8)]))
+    watch._take(Resumed([], 2, trial=1), 0.0, stage)
+    watch._take(TrialEnded(LossGain(-0.02, -0.05, 0.01), False, 12), 0.0, stage)
+    watch._take(Resumed([], 2), 0.0, stage)
+    assert stage._done == 3 * 8

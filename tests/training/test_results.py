@@ -35,7 +35,7 @@ def test_it_names_what_a_run_shows():
     history = make_history()
     metrics = make_metrics("head", 2, history)
     labels = np.array([0] * 90 + [1] * 20)
-    text = "\n".join(advise(CONFIG, CONFIG.choose_recipe(), history, metrics, labels, 3))
+    text = "\n".join(advise(CONFIG, CONFIG.choose_recipe(), history, metrics, None, labels, 3))
     assert "phase 2 did not beat phase 1: try a lower --lr-finetune than 0.01" in text
     assert "--class-weights balanced" in text
     assert "the smallest class has 20 images" in text
@@ -46,7 +46,7 @@ def test_it_names_what_a_run_shows():
 def test_it_asks_for_validation_where_there_is_none():
     history = make_history(validated=False)
     metrics = make_metrics("finetune", 3, history)
-    sentences = advise(CONFIG, CONFIG.choose_recipe(), history, metrics, np.repeat([0, 1], 50), 0)
+    sentences = advise(CONFIG, CONFIG.choose_recipe(), history, metrics, None, np.repeat([0, 1], 50), 0)
     assert "--val-fraction" in sentences[0]
     assert "still falling" in sentences[1]
 
@@ -55,8 +55,18 @@ def test_it_compares_with_what_was_measured_out_of_fold():
     history = make_history(validated=False)
     measured = measure(np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]]), np.array([0, 1, 1]), ("a", "b"))
     metrics = replace(make_metrics("finetune", 3, history), out_of_fold=True, validation=measured)
-    (sentence,) = advise(CONFIG, CONFIG.choose_recipe(), history, metrics, np.repeat([0, 1], 50), 0)
+    (sentence,) = advise(CONFIG, CONFIG.choose_recipe(), history, metrics, None, np.repeat([0, 1], 50), 0)
     assert sentence.startswith("training accuracy 0.95 is far above out-of-fold accuracy, 0.67: more images")
+
+
+@pytest.mark.parametrize(("trials", "kept", "told"), [(1, 0.0, True), (2, 0.0, False), (1, 0.3, False)])
+def test_it_names_more_trials_where_no_threshold_is_promised(trials, kept, told):
+    history = make_history(validated=False)
+    measured = measure(np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([0, 1]), ("a", "b"))
+    metrics = replace(make_metrics("finetune", 3, history), out_of_fold=True, validation=measured)
+    config, thresholds = replace(CONFIG, trials=trials), SimpleNamespace(kept=kept)
+    sentences = advise(config, config.choose_recipe(), history, metrics, thresholds, np.repeat([0, 1], 50), 0)
+    assert any("--trials 5" in sentence for sentence in sentences) == told
 
 
 @pytest.fixture

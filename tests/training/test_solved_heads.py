@@ -10,7 +10,7 @@ from tlray.features.cache import PLAIN, plan_cache
 from tlray.images.augment import Augmentation
 from tlray.training import solved_heads
 from tlray.training.linear_head import LinearHead
-from tlray.training.solved_heads import add_folds, find_predictable, join_twins, make_trial, start_head
+from tlray.training.solved_heads import add_folds, find_predictable, join_twins, make_trials, start_head
 
 NUM_IMAGES = 50
 
@@ -61,15 +61,15 @@ def test_a_head_starts_from_the_features_in_the_cache(cache, capsys):
 
 @pytest.mark.usefixtures("twins")
 def test_every_image_is_predicted_out_of_fold_and_a_trial_leaves_one_fold_out(task, cache):
-    folded = add_folds(task, cache, name_rows(), 30, 5)
-    found, trial = folded.out_of_fold, folded.trial
+    folded = add_folds(task, cache, name_rows(), 30, 5, 1)
+    found, trial = folded.out_of_fold, folded.trials[0]
     assert found.rows.tolist() == list(range(NUM_IMAGES))
     np.testing.assert_allclose(found.probabilities.sum(axis=1), 1, rtol=1e-5)
     assert found.features.shape == (0, 3)
     assert (found.probabilities[:40].argmax(axis=1) == 0).mean() > 0.9
     assert sorted([*trial.train_rows, *trial.val_rows]) == list(range(NUM_IMAGES))
     assert len(trial.val_rows) == 10
-    assert (trial.val_role, trial.out_of_fold, trial.trial) == (PLAIN, None, None)
+    assert (trial.val_role, trial.out_of_fold, trial.trials) == (PLAIN, None, ())
     assert trial.split != task.split
     assert not set(trial.reference_rows) & set(trial.val_rows)
     # the trial's head has not seen its fold: it predicts the fold as the out-of-fold predictions do
@@ -80,10 +80,20 @@ def test_every_image_is_predicted_out_of_fold_and_a_trial_leaves_one_fold_out(ta
 
 
 @pytest.mark.usefixtures("twins")
+def test_further_trials_leave_out_the_other_folds(task, cache):
+    folded = add_folds(task, cache, name_rows(), 30, 5, 9)
+    assert len(folded.trials) == 5
+    assert sorted(np.concatenate([trial.val_rows for trial in folded.trials])) == list(range(NUM_IMAGES))
+    assert len({trial.split for trial in folded.trials}) == 5
+    alone = add_folds(task, cache, name_rows(), 30, 5, 1)
+    np.testing.assert_array_equal(alone.trials[0].val_rows, folded.trials[0].val_rows)
+
+
+@pytest.mark.usefixtures("twins")
 def test_without_phase_2_there_is_no_trial(cache):
     task = make_task(make_config(backbone="mobilenet_v2", finetune_epochs=0), val=False)
-    folded = add_folds(task, cache, name_rows(), 30, 5)
-    assert folded.trial is None
+    folded = add_folds(task, cache, name_rows(), 30, 5, 1)
+    assert folded.trials == ()
     assert len(folded.out_of_fold.rows) == NUM_IMAGES
 
 
@@ -98,7 +108,7 @@ def test_images_of_one_key_and_near_duplicates_stay_in_one_fold(task, cache, twi
         return solve(*given)
 
     monkeypatch.setattr(solved_heads, "solve_head", solve_and_keep)
-    add_folds(task, cache, keys, 30, 5)
+    add_folds(task, cache, keys, 30, 5, 1)
     (folds,) = seen
     assert len(set(folds[[0, 1, 2, 3, 30, 31]])) == 1
     assert (folds[::2] == folds[1::2]).all()
@@ -126,7 +136,7 @@ def test_an_image_whose_class_is_in_no_other_fold_cannot_be_predicted(task):
     known = find_predictable(task.labels, folds)
     kernels = [(np.full((3, 3), fold, np.float32), np.zeros(3, np.float32)) for fold in range(5)]
     head = LinearHead(*kernels[0], 0.5, 0.1, None, NUM_IMAGES, folds, kernels)
-    trial = make_trial(replace(task, train_rows=np.arange(NUM_IMAGES)), head, known)
+    (trial,) = make_trials(replace(task, train_rows=np.arange(NUM_IMAGES)), head, known, 1)
     assert set(folds[trial.val_rows]) == {1}
     assert len(trial.train_rows) == NUM_IMAGES - 12
     assert trial.head_start["head/probabilities/kernel"][0, 0] == 1
@@ -136,5 +146,5 @@ def test_a_trial_leaves_out_a_fold_of_the_usual_size(task):
     folds = np.r_[np.zeros(30, np.int64), np.full(4, 1), np.full(9, 2), np.full(7, 3)]  # 12.5 would be usual
     kernels = [(np.full((3, 3), fold, np.float32), np.zeros(3, np.float32)) for fold in range(4)]
     head = LinearHead(*kernels[0], 0.5, 0.1, None, NUM_IMAGES, folds, kernels)
-    trial = make_trial(replace(task, train_rows=np.arange(NUM_IMAGES)), head, np.ones(NUM_IMAGES, bool))
+    (trial,) = make_trials(replace(task, train_rows=np.arange(NUM_IMAGES)), head, np.ones(NUM_IMAGES, bool), 1)
     assert len(trial.val_rows) == 9

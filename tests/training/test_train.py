@@ -67,7 +67,7 @@ def test_a_lock_that_is_lost_ends_the_training(monkeypatch):
     def check():
         raise StoppedError("another tlray has taken over")
 
-    task = SimpleNamespace(phases=[], train_rows=[], val_rows=[], trial=None)
+    task = SimpleNamespace(phases=[], train_rows=[], val_rows=[], trials=())
     monitor = TrainingMonitor(Outcome(), task, lambda _: None, check, None)
     with pytest.raises(StoppedError, match="taken over"):
         monitor.run(threading.Thread(), [], None)
@@ -172,7 +172,7 @@ class Task:
     split: str = ""
     plan: str = ""
     head_start: dict[str, float] | None = None
-    trial: Task | None = None
+    trials: tuple = ()
 
 
 @pytest.mark.parametrize("resumed", [False, True])
@@ -192,7 +192,7 @@ def test_with_folds_all_heads_are_solved_and_an_unfit_trial_ends_it_before_worke
     from tlray.training import solved_heads
 
     given, looked_at = [], []
-    folded = Task(head_start={"head": 2.0}, trial=Task("trial split", "plan"))
+    folded = Task(head_start={"head": 2.0}, trials=(Task("trial split", "plan"),))
     monkeypatch.setattr(solved_heads, "add_folds", lambda *arguments: given.append(arguments[3:]) or folded)
     monkeypatch.setattr(training, "list_keys", lambda *_: None)
 
@@ -206,7 +206,7 @@ def test_with_folds_all_heads_are_solved_and_an_unfit_trial_ends_it_before_worke
     taken = []
     monkeypatch.setattr(Workers, "take", lambda self, task: taken.append(task))
     run_workers(tune="auto", num_folds=5)
-    assert (given, taken) == ([(30, 5)], [folded])
+    assert (given, taken) == ([(30, 5, 1)], [folded])
     assert looked_at == [("checkpoints", "", False), ("checkpoints/trial", "trial split", True)]
     with pytest.raises(StoppedError, match="of other folds"):
         run_workers(tune="auto", num_folds=5)

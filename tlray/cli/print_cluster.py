@@ -56,9 +56,9 @@ def _describe_cluster(cluster: ClusterReport) -> list[tuple[str, str]]:
     nodes = [machine.node for machine in cluster.machines]
     counts = {"machine": len(nodes), "core": sum(node.cpus for node in nodes), "GPU": sum(node.gpus for node in nodes)}
     has = ", ".join(f"{count:,g} {noun}{'s' * (count != 1)}" for noun, count in counts.items())
-    here = ", ".join(f"{name} {version or 'missing'}" for name, version in cluster.versions.items())
+    here = [f"{name} {version or 'missing'}" for name, version in cluster.versions.items()]
     joined = "this machine's own Ray" if cluster.is_own else cluster.address
-    facts = [("cluster", f"{joined}: {has}"), ("here", here)]
+    facts = [("cluster", f"{joined}: {has}"), ("here", ", ".join(here[:3])), ("", ", ".join(here[3:]))]
     if len(modes := _list_modes(cluster)) == 1:
         facts.append(("token", "required" if modes == {True} else "not required"))
     return facts

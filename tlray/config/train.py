@@ -41,7 +41,7 @@ _RECIPE_OPTIONS = (
     "clip_norm",
 )  # fmt: skip
 _SHARING = {"num_workers", "batch_size", "gpus_per_worker"}
-_AFTERWARDS = {"target_precision", "confidence"}
+_AFTERWARDS = {"target_precision", "confidence", "trials"}
 
 
 @arrange_help
@@ -68,6 +68,10 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
     fold, phase 2 is tried without one fold, and the model is trained on all images; 0 for none.
     Default 5 for up to 10,000 images, if the head is solved, --lr-head is its own, phase 2 can be cached, and neither
     --val-data nor --val-fraction is given."""
+
+    trials: int = 1
+    """Trials of phase 2, each without another fold, up to one a fold. The first decides whether phase 2 is trained; the
+    others give more images to calibrate and to choose thresholds on, and take as long as the first."""
 
     val_fraction: float | None = None
     """Share of --data held out for validation, chosen by content hash; 0 for none; default 0.15, without folds."""
@@ -318,6 +322,9 @@ class TrainConfig(RunConfig, LimitsConfig, S3Config):
                 faults.add(f"--folds needs {_FOLDS_NEED}")
             if self.resolved_finetune_from == INPUT and recipe.head_epochs == 0:
                 faults.add("--folds needs a frozen part of the base; got --finetune-from input and --head-epochs 0")
+        faults.check_range("trials", self.trials, 1, 100)
+        if self.trials > 1 and self.folds == 0:
+            faults.add(f"--trials above 1 needs folds; got {self.trials} and --folds 0")
         if self.group_column is not None and self.group_by_regex is not None:
             faults.add("--group-column and --group-by-regex: give one of them")
         if self.group_by_regex is not None:

@@ -129,9 +129,9 @@ def _describe_folds(metrics: Metrics) -> str:
     """Return what out-of-fold images are, and what was measured on them."""
     if metrics.kept is not None and metrics.kept.phase == "finetune":
         return (
-            "Measured on one fold of the training images, by a trial that did not see it; the fold also chose the "
-            "phase and set the thresholds. The model was then trained on all images in the same way. Give --test-data "
-            "for an unbiased number."
+            "Measured on training images, by trials that were trained without them; they also chose the phase and set "
+            "the thresholds. The model was then trained on all images in the same way. Give --test-data for an "
+            "unbiased number."
         )
     return (
         "Measured on the training images, each by a head that was solved without its fold; they also set the "

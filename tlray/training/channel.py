@@ -37,12 +37,13 @@ class Resumed:
     Attributes:
         history: the epochs finished before.
         images: those that a begun epoch has taken.
+        trial: number of the trial, from 1; 0 for the training itself.
     """
 
     history: list[EpochRecord]
     num_workers: int
     images: int = 0
-    is_trial: bool = False
+    trial: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class EpochEnded:
 
 @dataclass(frozen=True)
 class TrialEnded:
-    """A trial has ended.
+    """The first trial has ended.
 
     Attributes:
         gain: of phase 2 over phase 1 on the images that it held out; None if there is no phase 1.

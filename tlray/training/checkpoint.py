@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 STATE = "state.npz"
 
 TRIAL = "trial"
-"""Folder of a trial's states below those of its training."""
+"""Folder of the first trial's states below those of its training."""
 
 DECISION = "decision.json"
 """The decision of a trial, beside its states: a restart might decide otherwise where the gain is almost 0."""
@@ -42,6 +42,11 @@ DECISION = "decision.json"
 _STATE_NAME = re.compile(rf"(epoch-(\d+)(?:-(\d+))?)/{re.escape(STATE)}", re.ASCII)
 _KEPT = 2  # a reader may still need the one before the latest
 _META = "_meta"
+
+
+def name_trial(checkpoints: str, number: int) -> str:
+    """Return the folder of a trial's states by its number, from 1."""
+    return storage.join(checkpoints, TRIAL if number == 1 else f"{TRIAL}-{number}")
 
 
 def name_run(config: TrainConfig, images_fingerprint: str) -> str:
@@ -234,7 +239,7 @@ def load_state(uri: str, split: str = "", plan: str = "", *, is_trial: bool = Fa
     except (ValueError, LookupError, EOFError, zipfile.BadZipFile) as error:
         raise StoppedError(f"{checkpoint} is damaged ({error}); remove it to go on from the one before") from None
 
-    run = uri.removesuffix(f"/{TRIAL}") if is_trial else uri
+    run = uri.rpartition("/")[0] if is_trial else uri
     if meta.plan != plan:
         raise StoppedError(
             f"{checkpoint} is of a training with other epochs, rates or start of the head: features were cached then, "

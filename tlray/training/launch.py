@@ -285,6 +285,8 @@ class Launch:
 
 def _describe_validation(task: TrainingTask) -> str:
     if task.out_of_fold is not None:
-        tried = f"; a trial of phase 2 leaves {len(task.trial.val_rows):,} out" if task.trial is not None else ""
+        left_out, several = sum(len(trial.val_rows) for trial in task.trials), len(task.trials) > 1
+        tried = f"{len(task.trials)} trials of phase 2 leave" if several else "a trial of phase 2 leaves"
+        tried = f"; {tried} {left_out:,} out" if task.trials else ""
         return f"validated by folds{tried}"
     return f"validating on {len(task.val_rows):,}"

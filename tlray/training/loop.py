@@ -61,13 +61,13 @@ class TrainingLoop:
     """The training of one task by one worker of a group, which all must call the same methods."""
 
     def __init__(
-        self, task: TrainingTask, group: Group, cache: OpenCache | None, checkpoints: str, *, is_trial: bool = False
+        self, task: TrainingTask, group: Group, cache: OpenCache | None, checkpoints: str, trial: int = 0
     ) -> None:
         """Load the task's latest state.
 
         Args:
             checkpoints: folder of the task's states.
-            is_trial: the task is the `trial` of another.
+            trial: number of the task among the `trials` of another, from 1.
         """
         self.task = task
         self._group = group
@@ -75,12 +75,12 @@ class TrainingLoop:
         self._channel, self._reporter = group.channel, group.reporter
         self._cache = cache
         self._checkpoints = checkpoints
-        self._is_trial = is_trial
+        self._trial = trial
         self.state = self._load_state()
 
     def _load_state(self) -> TrainingState:
         """Load the latest state, which must be the same on all workers."""
-        state = load_state(self._checkpoints, self.task.split, self.task.plan, is_trial=self._is_trial)
+        state = load_state(self._checkpoints, self.task.split, self.task.plan, is_trial=self._trial > 0)
         names = {phase.name for phase in self.task.phases}
         begun = state.phase == len(names) and state.part is not None
         if begun or any(record.phase not in names for record in state.history):
@@ -95,7 +95,7 @@ class TrainingLoop:
         if ours != first:
             raise RuntimeError(f"rank {self._rank} finds the state {ours}, rank 0 {first}")
         images = state.part.images if state.part else 0
-        self._reporter.report(Resumed(state.history, self._num_workers, images, is_trial=self._is_trial))
+        self._reporter.report(Resumed(state.history, self._num_workers, images, self._trial))
         return state
 
     def run(self) -> OpenNetwork:
@@ -137,7 +137,7 @@ class TrainingLoop:
         self._clock = InterimClock(
             task.checkpoint_every_s, lambda: bool(ray.get(self._channel.take_save_request.remote()))
         )
-        if not self._is_trial:
+        if not self._trial:
             self._reporter.report(StageBegan("phase 1" if phase.name == "head" else "phase 2"))
         with contextlib.closing(self._choose_source(phase).stream(batches)) as inputs:
             while not self._is_over(phase, done):
@@ -146,7 +146,7 @@ class TrainingLoop:
                 done.append(record)
                 weights = network.read_weights(opened_only=True)
                 select: SelectName | None = task.select
-                folded = self._is_trial or task.out_of_fold is not None
+                folded = self._trial > 0 or task.out_of_fold is not None
                 if folded or (task.must_gain and phase.name == "finetune"):
                     select = None  # a cosine ends with the best, and a few images cannot tell otherwise
                 state.take_epoch(record, weights, optimizer, train_step.loss_scale, select)
@@ -373,7 +373,7 @@ class TrainingLoop:
     @property
     def _validated_rows(self) -> npt.NDArray[np.int64]:
         """Rows to measure after each epoch; of a trial only the ends of the phases matter."""
-        return self.task.val_rows[: 0 if self._is_trial else None]
+        return self.task.val_rows[: 0 if self._trial else None]
 
     def _list_batches(self, phase: PhasePlan, first_epoch: int, num_epochs: int) -> list[RowBatch]:
         """List this worker's training and validation batches of some epochs, in the order of the loop."""

@@ -41,7 +41,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Course:
-    """The epochs of a training or of its trial, and the images of each, validation included."""
+    """The epochs of a training or of a trial, and the images of each, validation included."""
 
     epochs: int
     images: int
@@ -53,7 +53,7 @@ class Course:
 
 
 def plan_course(task: TrainingTask, phases: Sequence[PhasePlan], *, is_trial: bool = False) -> Course:
-    """Return the course of some phases of a task, without its trial, or of a trial, which validates no epoch."""
+    """Return the course of some phases of a task, without its trials, or of a trial, which validates no epoch."""
     images = len(task.train_rows) + (0 if is_trial else len(task.val_rows))
     return Course(sum(phase.epochs for phase in phases), images)
 
@@ -75,10 +75,8 @@ class TrainingMonitor:
         self._check = check
         self._task = task
         self._course = plan_course(task, task.phases)
-        self._trial = Course(0, 0)
-        if task.trial is not None:
-            self._trial = plan_course(task.trial, task.trial.phases, is_trial=True)
-        self._in_trial = False
+        self._trials = [plan_course(trial, trial.phases, is_trial=True) for trial in task.trials]
+        self._in_trial = 0  # its number, from 1
         self._num_ended = 0
         self._outcome = outcome
         self._failure: TlrayError | None = None
@@ -92,7 +90,7 @@ class TrainingMonitor:
             TlrayError: as `Launch.run`.
         """
         heard = looked = time.monotonic()
-        with Stage("train", self._trial.total + self._course.total) as stage:
+        with Stage("train", self._count_tried() + self._course.total) as stage:
             while self._outcome.model is None:
                 alive = thread.is_alive()
                 self._check()
@@ -141,11 +139,12 @@ class TrainingMonitor:
             case channels.TrialEnded():
                 _say_trial(event, stage)
                 if not event.keeps:
+                    self._trials = self._trials[:1]
                     self._course = plan_course(self._task, [one for one in self._task.phases if one.name == "head"])
-                    stage.set_total(self._trial.total + self._course.total)
+                    stage.set_total(self._count_tried() + self._course.total)
             case channels.PartSaved(images):
                 self._has_saved = True
-                whose = " of the trial" if self._in_trial else ""
+                whose = f" of {self._name_trial(self._in_trial)}" if self._in_trial else ""
                 stage.say(f"checkpoint: {images:,} images of epoch {self._num_ended + 1}{whose}")
             case channels.ModelReady():
                 outcome.history = list(event.history)
@@ -166,15 +165,16 @@ class TrainingMonitor:
 
     def _resume(self, event: channels.Resumed, stage: Stage) -> None:
         """Note where workers go on: new ones, or after their trial."""
-        epochs, images, follows_trial = len(event.history), event.images, self._trial.epochs and not event.is_trial
-        self._in_trial, self._num_ended = event.is_trial, epochs
-        course, begin = (self._trial, 0) if event.is_trial else (self._course, self._trial.total)
-        stage.move_to(begin + epochs * course.images + images)
-        if not event.is_trial:
+        epochs, images = len(event.history), event.images
+        follows_trial = bool(self._trials) and event.trial != 1
+        self._in_trial, self._num_ended = event.trial, epochs
+        course = self._trials[event.trial - 1] if event.trial else self._course
+        stage.move_to(self._count_tried(event.trial - 1 if event.trial else None) + epochs * course.images + images)
+        if not event.trial:
             self._outcome.history = list(event.history)
         if not follows_trial:
             self._outcome.starts += 1
-        whose = " of the trial" if event.is_trial else ""
+        whose = f" of {self._name_trial(event.trial)}" if event.trial else ""
         resumed = f"after epoch {epochs}{whose}" if epochs else "from the beginning"
         if images:
             resumed = f"after {images:,} images of epoch {epochs + 1}{whose}"
@@ -183,13 +183,21 @@ class TrainingMonitor:
         elif epochs or images:
             stage.say(f"an earlier run was stopped; going on {resumed} with {event.num_workers} workers")
 
+    def _count_tried(self, num_trials: int | None = None) -> int:
+        """Return the images of the first trials, of all by default."""
+        return sum(course.total for course in self._trials[:num_trials])
+
+    def _name_trial(self, number: int) -> str:
+        return f"trial {number}" if len(self._trials) > 1 else "the trial"
+
     def _say_epoch(self, record: EpochRecord, stage: Stage) -> None:
         val = ""
         if record.val_loss is not None:
             val = f", val loss {record.val_loss:.4f} accuracy {record.val_accuracy:.4f}"
-        named = f"trial, epoch {record.epoch}/{self._trial.epochs}"
-        if not self._in_trial:
-            named = f"epoch {record.epoch}/{self._course.epochs}"
+        course = self._trials[self._in_trial - 1] if self._in_trial else self._course
+        named = f"epoch {record.epoch}/{course.epochs}"
+        if self._in_trial:
+            named = f"{self._name_trial(self._in_trial).removeprefix('the ')}, {named}"
         stage.say(
             f"{named} ({record.phase}): loss {record.loss:.4f} "
             f"accuracy {record.accuracy:.4f}{val}  {record.seconds:.1f} s"

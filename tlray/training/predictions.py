@@ -76,17 +76,21 @@ def validate_predictions(
     )
 
 
-def score_trial(
-    references: RowPredictions, held_out: RowPredictions, labels: npt.NDArray[np.int32], num_classes: int
+def score_trials(
+    pairs: Iterable[tuple[RowPredictions, RowPredictions]], labels: npt.NDArray[np.int32], num_classes: int
 ) -> npt.NDArray[np.float32] | None:
-    """Return the out-of-distribution scores that a trial gives the images that it held out; None for too few images.
+    """Return the out-of-distribution scores that trials give the images that they held out; None for too few images.
 
     Args:
-        references, held_out: predictions of training images and of the images held out.
+        pairs: of each trial its predictions of training images and of the images held out.
         labels: int32 by row id.
     """
-    own = labels[references.feature_rows]
-    return score_held_out(references.features, own, num_classes, held_out.features)
+    scored = [
+        score_held_out(references.features, labels[references.feature_rows], num_classes, held_out.features)
+        for references, held_out in pairs
+    ]
+    enough = [scores for scores in scored if scores is not None]
+    return np.concatenate(enough) if enough else None
 
 
 def fit_calibration(
@@ -102,7 +106,7 @@ def fit_calibration(
         references: predictions of training images.
         validation: predictions of validation images, or of training images out of fold; None without any.
         labels: int32 by row id.
-        scores: of `score_trial`.
+        scores: of `score_trials`.
     """
     held_out = references.features[:0] if validation is None else validation.features
     ood_score = fit_ood_score(references.features, labels[references.feature_rows], num_classes, held_out, scores)

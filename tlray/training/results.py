@@ -146,6 +146,7 @@ def advise(
     recipe: Recipe,
     history: Sequence[EpochRecord],
     metrics: Metrics,
+    thresholds: Thresholds | None,
     train_labels: npt.NDArray[np.int32],
     left_out: int,
 ) -> list[str]:
@@ -161,6 +162,9 @@ def advise(
         gap = f"training accuracy {kept.accuracy:.2f} is far above {measured} accuracy, {validated:.2f}"
         drop = "" if recipe.dropout else "--dropout 0.3 or "
         sentences.append(f"{gap}: more images, more --zoom and --shear, {drop}--label-smoothing 0.1")
+    tried = metrics.out_of_fold and kept.phase == "finetune" and config.trials == 1
+    if tried and thresholds is not None and not thresholds.kept:
+        sentences.append("no threshold promises its precision: --trials 5 tests them on all images, not on one fold")
     if "finetune" in metrics.phases and kept.phase == "head":
         sentences.append(
             f"phase 2 did not beat phase 1: try a lower --lr-finetune than {recipe.lr_finetune:g}"

@@ -2,7 +2,8 @@
 
 With folds no image need be held out for validation: each is predicted by the head that was solved without its fold;
 near-duplicates stay in one fold, like images of one group. A trial trains both phases without one fold, to see what
-phase 2 gains on it. The model itself is then trained on all images.
+phase 2 gains on it; further trials leave out others, to have more images to calibrate on. The model itself is then
+trained on all images.
 """
 
 from __future__ import annotations
@@ -55,13 +56,16 @@ def start_head(task: TrainingTask, cache: Cache, keys: Sequence[str], num_settin
     return _name_weights(found.kernel, found.bias)
 
 
-def add_folds(task: TrainingTask, cache: Cache, keys: Sequence[str], num_settings: int, num_folds: int) -> TrainingTask:
-    """Return the task with its solved head, out-of-fold predictions, and a trial of phase 2 if it has one.
+def add_folds(
+    task: TrainingTask, cache: Cache, keys: Sequence[str], num_settings: int, num_folds: int, num_trials: int
+) -> TrainingTask:
+    """Return the task with its solved head, out-of-fold predictions, and trials of phase 2 if it has one.
 
     Args:
         cache: complete.
         keys: by row id; images of one key stay in one fold.
         num_settings: number of settings to choose among.
+        num_trials: most trials, of one fold each.
     """
     rows, num_classes = task.train_rows, len(task.classes)
     labels, plain = task.labels[rows], _read_plain(cache, rows)
@@ -80,19 +84,28 @@ def add_folds(task: TrainingTask, cache: Cache, keys: Sequence[str], num_setting
     )
     if task.phases[-1].name == "head":
         return task
-    return replace(task, trial=make_trial(task, head, predictable))
+    return replace(task, trials=make_trials(task, head, predictable, num_trials))
 
 
-def make_trial(task: TrainingTask, head: LinearHead, predictable: npt.NDArray[np.bool_]) -> TrainingTask:
-    """Return the task of a training without one fold, on which it is measured: the one of the most usual size.
+def make_trials(
+    task: TrainingTask, head: LinearHead, predictable: npt.NDArray[np.bool_], num_trials: int
+) -> tuple[TrainingTask, ...]:
+    """Return the tasks of trainings without one fold each, on which they are measured: those of the most usual size.
 
     Args:
         head: with the folds of the training rows.
         predictable: `[N]`, as returned by `find_predictable`.
+        num_trials: most tasks; a fold without a predictable image has none.
     """
     sizes = np.bincount(head.folds[predictable], minlength=len(head.without))
     usual = len(head.folds) / len(head.without)
-    fold = int(np.where(sizes > 0, np.abs(sizes - usual), np.inf).argmin())
+    order = np.where(sizes > 0, np.abs(sizes - usual), np.inf).argsort(kind="stable")
+    chosen = [int(fold) for fold in order[:num_trials] if sizes[fold]]
+    return tuple(_leave_out(task, head, predictable, fold) for fold in chosen)
+
+
+def _leave_out(task: TrainingTask, head: LinearHead, predictable: npt.NDArray[np.bool_], fold: int) -> TrainingTask:
+    """Return the task of a training without a fold."""
     inside = head.folds == fold
     train_rows, val_rows = task.train_rows[~inside], task.train_rows[inside & predictable]
     return replace(

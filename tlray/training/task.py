@@ -95,8 +95,8 @@ class TrainingTask:
         base_weights: Ray reference to the weights file; None for random weights.
         head_start: weights of the head before phase 1, by name; None for random ones.
         out_of_fold: predictions of training rows by heads that were solved without their fold; None without folds.
-        trial: the same training without one fold, which tells whether phase 2 is worth it; None without phase 2 or
-            folds.
+        trials: the same training without one fold each; the first tells whether phase 2 is worth it. None without
+            phase 2 or folds.
         must_gain: of phase 2 the last epoch is kept, and only if it lowers the validation loss of phase 1.
         images: source of batches for phases that are not cached.
         cache: None if no phase is cached.
@@ -136,7 +136,7 @@ class TrainingTask:
     base_weights: ray.ObjectRef[bytes] | None
     head_start: Weights | None
     out_of_fold: RowPredictions | None
-    trial: TrainingTask | None
+    trials: tuple[TrainingTask, ...]
     must_gain: bool
     images: ImageSource
     cache: Cache | None
@@ -216,7 +216,7 @@ def make_training_task(
         base_weights=base_weights,
         head_start=None,
         out_of_fold=None,
-        trial=None,
+        trials=(),
         must_gain=config.compares_ends(recipe),
         images=ImageSource(
             places,

@@ -31,7 +31,7 @@ from tlray.model.weights import load_weights
 from tlray.storage.lock import Lock
 from tlray.storage.records import Json
 from tlray.training import results
-from tlray.training.checkpoint import TRIAL, load_state, name_run
+from tlray.training.checkpoint import load_state, name_run, name_trial
 from tlray.training.dataset import Images, Roles, assign_roles, hold_out, list_images, list_keys
 from tlray.training.results import TrainSummary
 
@@ -126,7 +126,9 @@ def _train(
         options=record.resolved,
         seconds=_measure_stages(outcome.stages, started, trained.frozen_s, time.time()),
         label_errors=label_errors,
-        advice=results.advise(config, recipe, outcome.history, saved.metrics, train_labels, len(roles.left_out)),
+        advice=results.advise(
+            config, recipe, outcome.history, saved.metrics, saved.thresholds, train_labels, len(roles.left_out)
+        ),
     )
 
 
@@ -262,10 +264,10 @@ def _run_workers(
                     missing = None
                 if cache is not None and recipe.solved and task.head_start is None:
                     if roles.folds:
-                        task = add_folds(task, cache, list_keys(images, roles), config.num_settings, roles.folds)
-                        if task.trial is not None:
-                            trial = storage.join(checkpoints, TRIAL)
-                            load_state(trial, task.trial.split, task.trial.plan, is_trial=True)
+                        keys = list_keys(images, roles)
+                        task = add_folds(task, cache, keys, config.num_settings, roles.folds, config.trials)
+                        for number, trial in enumerate(task.trials, start=1):
+                            load_state(name_trial(checkpoints, number), trial.split, trial.plan, is_trial=True)
                     elif state.is_new:
                         head = start_head(task, cache, list_keys(images, roles), config.num_settings)
                         task = replace(task, head_start=head)

@@ -1,8 +1,9 @@
-"""Every worker of a training: a trial of phase 2 if one is asked for, the training itself, the finished model."""
+"""Every worker of a training: trials of phase 2 if they are asked for, the training itself, the finished model."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import keras
@@ -10,34 +11,39 @@ import ray
 import ray.train
 import ray.train.collective
 
-from tlray import storage
 from tlray.cluster.resources import count_cores
 from tlray.features.cache import OpenCache
 from tlray.model.manifest import EpochRecord
 from tlray.model.tf_runtime import limit_threads
 from tlray.training import steps
 from tlray.training.channel import ModelReady, StageBegan, TrialEnded, WorkerReporter
-from tlray.training.checkpoint import TRIAL, Decision, load_decision, save_decision
+from tlray.training.checkpoint import Decision, load_decision, name_trial, save_decision
 from tlray.training.loop import Group, TrainingLoop
 from tlray.training.networks import OpenNetwork
-from tlray.training.predictions import RowPredictions, fit_calibration, join_predictions, score_trial
+from tlray.training.predictions import RowPredictions, fit_calibration, join_predictions, score_trials
 from tlray.training.task import TrainingTask, WorkerSettings
 
 _POLL_S = 0.2
 
 
 @dataclass(frozen=True)
-class Trial:
-    """A finished trial.
+class Tried:
+    """The result of the trials.
 
     Attributes:
-        records: the epochs of phase 2.
-        predictions: this worker's share, by role; empty if phase 2 is left out.
+        decision: of the first.
+        records: its epochs of phase 2.
+        predictions: this worker's share of all, by role; empty if phase 2 is left out.
     """
 
     decision: Decision
     records: list[EpochRecord]
     predictions: dict[str, RowPredictions]
+
+
+def _name_role(number: int, role: str) -> str:
+    """Return the name of a trial's predictions of a role."""
+    return f"trial {number} {role}"
 
 
 class Worker:
@@ -57,18 +63,34 @@ class Worker:
         if task.precision.step != "float32":
             keras.config.set_dtype_policy(f"mixed_{task.precision.step}")
         cache = task.cache.open() if task.cache is not None else None
-        trial = self._try(task.trial, cache) if task.trial is not None else None
-        if trial is not None and not trial.decision.keeps:
+        tried = self._try(task.trials, cache) if task.trials else None
+        if tried is not None and not tried.decision.keeps:
             task = replace(task, phases=tuple(phase for phase in task.phases if phase.name == "head"))
         loop = TrainingLoop(task, self.group, cache, self._checkpoints)
-        self._finish(loop, loop.run(), trial)
+        self._finish(loop, loop.run(), tried)
 
-    def _try(self, task: TrainingTask, cache: OpenCache | None) -> Trial:
-        """Train without one fold, to see what phase 2 gains on it and how sure its predictions are."""
+    def _try(self, tasks: Sequence[TrainingTask], cache: OpenCache | None) -> Tried:
+        """Train without one fold each, to see what phase 2 gains and how sure its predictions are."""
         self.group.reporter.report(StageBegan("trial"))
-        checkpoints = storage.join(self._checkpoints, TRIAL)
-        loop = TrainingLoop(task, self.group, cache, checkpoints, is_trial=True)
+        loop = TrainingLoop(tasks[0], self.group, cache, name_trial(self._checkpoints, 1), 1)
         opened = loop.run()
+        decision = self._decide(loop, opened, len(tasks[0].val_rows))
+        records = [record for record in loop.state.history if record.phase == "finetune"]
+        if not decision.keeps:
+            return Tried(decision, records, {})
+        predictions = self._predict_trial(loop, opened, 1)
+        for number, task in enumerate(tasks[1:], start=2):
+            loop = TrainingLoop(task, self.group, cache, name_trial(self._checkpoints, number), number)
+            predictions |= self._predict_trial(loop, loop.run(), number)
+        return Tried(decision, records, predictions)
+
+    def _predict_trial(self, loop: TrainingLoop, opened: OpenNetwork, number: int) -> dict[str, RowPredictions]:
+        predictions = loop.predict(opened, loop.state.weights)
+        return {_name_role(number, role): found for role, found in predictions.items()}
+
+    def _decide(self, loop: TrainingLoop, opened: OpenNetwork, num_images: int) -> Decision:
+        """Decide whether phase 2 is trained; a decision that was made stays."""
+        checkpoints = name_trial(self._checkpoints, 1)
         first = self.group.rank == 0
         decision: Decision | None = ray.train.collective.broadcast_from_rank_zero(
             load_decision(checkpoints) if first else None
@@ -78,17 +100,15 @@ class Worker:
             decision = Decision(gain, kept.phase == "finetune")
             if first:
                 save_decision(checkpoints, decision)
-        self.group.reporter.report(TrialEnded(decision.gain, decision.keeps, len(task.val_rows)))
-        records = [record for record in loop.state.history if record.phase == "finetune"]
-        predictions = loop.predict(opened, loop.state.weights) if decision.keeps else {}
-        return Trial(decision, records, {f"{TRIAL} {role}": found for role, found in predictions.items()})
+        self.group.reporter.report(TrialEnded(decision.gain, decision.keeps, num_images))
+        return decision
 
-    def _finish(self, loop: TrainingLoop, opened: OpenNetwork, trial: Trial | None) -> None:
+    def _finish(self, loop: TrainingLoop, opened: OpenNetwork, tried: Tried | None) -> None:
         """Predict the known rows with the best weights; rank 0 calibrates, exports and waits for the driver."""
         group, task = self.group, loop.task
         group.reporter.report(StageBegan("saving"))
         kept, weights, gain = loop.choose_epoch(opened)
-        predicted = loop.predict(opened, weights) | ({} if trial is None else trial.predictions)
+        predicted = loop.predict(opened, weights) | ({} if tried is None else tried.predictions)
         ray.get(group.channel.put_predictions.remote(group.rank, predicted))
         # a worker that has ended removes the images that its machine keeps, which others may still read
         while ray.get(group.channel.count_predicted.remote()) < group.num_workers:
@@ -101,15 +121,18 @@ class Worker:
         predictions = self._collect_predictions()
         if task.out_of_fold is not None:
             predictions["val"] = task.out_of_fold
-        if trial is not None:
-            gain = trial.decision.gain
-            if trial.decision.keeps:
-                references, held_out = (predictions.pop(f"{TRIAL} {role}") for role in ("reference", "val"))
-                scores = score_trial(references, held_out, task.labels, len(task.classes))
-                # its features are of another network than the references are now
-                predictions["val"] = held_out.without_features()
+        if tried is not None:
+            gain = tried.decision.gain
+            if tried.decision.keeps:
+                pairs = [
+                    (predictions.pop(_name_role(number, "reference")), predictions.pop(_name_role(number, "val")))
+                    for number in range(1, len(task.trials) + 1)
+                ]
+                scores = score_trials(pairs, task.labels, len(task.classes))
+                # their features are of other networks than the references are now
+                predictions["val"] = join_predictions(held_out.without_features() for _, held_out in pairs)
             else:
-                history = history + trial.records
+                history = history + tried.records
         calibration = fit_calibration(
             predictions["reference"], predictions.get("val"), task.labels, len(task.classes), scores
         )
