@@ -124,49 +124,99 @@ def take_census(rows: Indices, confidence: Floats, reviewed: Reviewed) -> Census
         confidence: float64 `[C]`, sum of their probabilities of that class.
         reviewed: rows that were reviewed; each class's are taken for a random sample of those drawn. Not empty.
     """
-    groups = _Groups(rows, reviewed)
-    model = _Model(rows, reviewed.predicted, reviewed.probabilities)
-    right = (reviewed.true == reviewed.predicted).astype(np.float64)
-    trust = _fit_trust(groups, model, reviewed.true)
-    surprise = _measure_surprise(right, reviewed.probabilities, groups.spread)
-    covered = np.where(groups.covered, rows, 0)
-    confidence = np.where(groups.covered, confidence, 0.0)
-    total = int(covered.sum())
-    classes: list[ClassCensus] = []
-    for block in model.list_blocks():
-        expected, own = model.expect(block), reviewed.predicted[:, None] == block
-        errors = (reviewed.true[:, None] == block) - trust * expected
-        usual = np.maximum(expected * (1 - expected), _LEAST_VARIANCE) * surprise
+    survey = _Survey(rows, confidence, reviewed)
+    return Census(
+        rows=survey.total,
+        classes=[one for block in survey.model.list_blocks() for one in survey.estimate_classes(block)],
+        no_class=survey.estimate_no_class(),
+        accuracy=survey.estimate_accuracy(),
+        trust=survey.trust,
+    )
+
+
+class _Survey:
+    """The estimates of an archive; arguments as of `take_census`.
+
+    Attributes:
+        model: the probabilities of all classes.
+        total: rows of the covered classes.
+        trust: lambda of PPI++.
+    """
+
+    def __init__(self, rows: Indices, confidence: Floats, reviewed: Reviewed) -> None:
+        self._rows, self._reviewed = rows, reviewed
+        self._groups = _Groups(rows, reviewed)
+        self.model = _Model(rows, reviewed.predicted, reviewed.probabilities)
+        self._right = (reviewed.true == reviewed.predicted).astype(np.float64)
+        self.trust = _fit_trust(self._groups, self.model, reviewed.true)
+        self._surprise = _measure_surprise(self._right, reviewed.probabilities, self._groups.spread)
+        self._covered = np.where(self._groups.covered, rows, 0)
+        self._confidence = np.where(self._groups.covered, confidence, 0.0)
+        self.total = int(self._covered.sum())
+
+    def estimate_classes(self, block: Indices) -> list[ClassCensus]:
+        """Return the estimates of a block's classes."""
+        groups, rows, confidence = self._groups, self._rows[block], self._confidence[block]
+        expected, own = self.model.expect(block), self._reviewed.predicted[:, None] == block
+        elsewhere = self.model.expect_elsewhere(self._covered - self._confidence, block)
+        errors = (self._reviewed.true[:, None] == block) - self.trust * expected
         corrections = groups.weights[:, None] * errors
-        hits = trust * confidence[block] + (corrections * own).sum(axis=0)
-        misses = trust * model.expect_elsewhere(covered - confidence, block) + (corrections * ~own).sum(axis=0)
-        share = np.clip((hits + misses) / total, 0, 1)
-        hits, misses = np.clip(hits, 0, covered[block]), np.maximum(misses, 0.0)
+        hits = self.trust * confidence + (corrections * own).sum(axis=0)
+        misses = self.trust * elsewhere + (corrections * ~own).sum(axis=0)
+        share = np.clip((hits + misses) / self.total, 0, 1)
+        hits, misses = np.clip(hits, 0, self._covered[block]), np.maximum(misses, 0.0)
         size = hits + misses
-        variances = _Variances(groups.spread, groups.centre(errors), usual)
-        shares = variances.bound_shares(share, np.full((1, len(block)), 1 / total))
+        variances = _Variances(groups.spread, groups.centre(errors), self._expect_squares(expected))
+        shares = variances.bound_shares(share, np.full((1, len(block)), 1 / self.total))
         recall = hits / np.maximum(size, _TINY)
         slopes = np.where(own, 1 - recall, -recall) / np.maximum(size, 1e-9)
-        likely = confidence[block] + model.expect_elsewhere(covered - confidence, block)
-        priors = confidence[block] / np.maximum(likely, _TINY)
+        priors = confidence / np.maximum(confidence + elsewhere, _TINY)
         recalls = variances.bound_quality(recall, slopes, priors, cautious=True)
-        precisions = _bound_precisions(groups, rows, confidence, block, right, reviewed, trust, surprise)
-        known = groups.covered[block] | (rows[block] == 0)
-        there = (size > _LEAST_SHARE * total) & groups.covered[rows > 0].all()
-        classes += [
+        known = groups.covered[block] | (rows == 0)
+        there = (size > _LEAST_SHARE * self.total) & groups.covered[self._rows > 0].all()
+        estimates = zip(shares, self._estimate_precisions(block, own), recalls, strict=True)
+        return [
             ClassCensus(one if known[place] else None, precision, recalled if there[place] else None)
-            for place, (one, precision, recalled) in enumerate(zip(shares, precisions, recalls, strict=True))
+            for place, (one, precision, recalled) in enumerate(estimates)
         ]
-    none = groups.weights[reviewed.true == NO_CLASS].sum() / total
-    return Census(
-        rows=total,
-        classes=classes,
-        no_class=_bound_exactly(float(none), groups.weights, groups.spread),
-        accuracy=_bound_accuracy(
-            groups, float(confidence.sum()), total, right, reviewed.probabilities, trust, surprise
-        ),
-        trust=trust,
-    )
+
+    def _estimate_precisions(self, block: Indices, own: npt.NDArray[np.bool_]) -> list[Estimate | None]:
+        """Return the precision of a block's classes, by weights that are scaled to each class alone."""
+        groups, rows, confidence = self._groups, self._rows[block], self._confidence[block]
+        sums = (groups.weights[:, None] * own).sum(axis=0)
+        weights = groups.weights[:, None] * own * (rows / np.maximum(sums, _TINY))
+        errors, size = self._measure_errors(), np.maximum(rows, 1)
+        values = (self.trust * confidence + (weights * errors[:, None]).sum(axis=0)) / size
+        residuals = np.broadcast_to(groups.centre(errors[:, None]), own.shape)
+        usual = self._expect_squares(self._reviewed.probabilities)[:, None]
+        variances = _Variances(_measure_spread(weights, groups.counts[block]), residuals, usual)
+        estimates = variances.bound_quality(np.clip(values, 0, 1), own / size, confidence / size)
+        return [one if groups.counts[label] else None for one, label in zip(estimates, block.tolist(), strict=True)]
+
+    def estimate_accuracy(self) -> Estimate:
+        """Return the share of right labels."""
+        groups, errors, confidence = self._groups, self._measure_errors(), float(self._confidence.sum())
+        value = np.clip((self.trust * confidence + (groups.weights * errors).sum()) / self.total, 0, 1)
+        usual = self._expect_squares(self._reviewed.probabilities)[:, None]
+        variances = _Variances(groups.spread, groups.centre(errors[:, None]), usual)
+        slopes, priors = np.full((1, 1), 1 / self.total), np.array([confidence / self.total])
+        return variances.bound_quality(np.array([value]), slopes, priors)[0]
+
+    def estimate_no_class(self) -> Estimate:
+        """Return the share of rows to which no class applies."""
+        weights = self._groups.weights
+        share = float(weights[self._reviewed.true == NO_CLASS].sum() / self.total)
+        return _bound_exactly(share, weights, self._groups.spread)
+
+    def _measure_errors(self) -> Floats:
+        """Return float64 `[n]`: whether a label is right, less what the model says of it."""
+        errors: Floats = self._right - self.trust * self._reviewed.probabilities
+        return errors
+
+    def _expect_squares(self, probabilities: Floats) -> Floats:
+        """Return the expected squares of residuals, by probability."""
+        squares: Floats = np.maximum(probabilities * (1 - probabilities), _LEAST_VARIANCE) * self._surprise
+        return squares
 
 
 class _Groups:
@@ -241,48 +291,6 @@ class _Model:
         ratios = left / self._others
         expected: Floats = self._parts[block] * (ratios.sum() - ratios[block])
         return expected
-
-
-def _bound_precisions(
-    groups: _Groups,
-    rows: Indices,
-    confidence: Floats,
-    block: Indices,
-    right: Floats,
-    reviewed: Reviewed,
-    trust: float,
-    surprise: float,
-) -> list[Estimate | None]:
-    """Return the precision of a block's classes, by weights that are scaled to each class alone."""
-    own = reviewed.predicted[:, None] == block
-    sums = (groups.weights[:, None] * own).sum(axis=0)
-    weights = groups.weights[:, None] * own * (rows[block] / np.maximum(sums, _TINY))
-    errors = right - trust * reviewed.probabilities
-    values = (trust * confidence[block] + (weights * errors[:, None]).sum(axis=0)) / np.maximum(rows[block], 1)
-    usual = np.maximum(reviewed.probabilities * (1 - reviewed.probabilities), _LEAST_VARIANCE) * surprise
-    residuals = groups.centre(errors[:, None])
-    variances = _Variances(
-        _measure_spread(weights, groups.counts[block]), np.broadcast_to(residuals, own.shape), usual[:, None]
-    )
-    size = np.maximum(rows[block], 1)
-    estimates = variances.bound_quality(np.clip(values, 0, 1), own / size, confidence[block] / size)
-    return [one if groups.counts[label] else None for one, label in zip(estimates, block.tolist(), strict=True)]
-
-
-def _bound_accuracy(
-    groups: _Groups,
-    confidence: float,
-    total: int,
-    right: Floats,
-    probabilities: Floats,
-    trust: float,
-    surprise: float,
-) -> Estimate:
-    errors = right - trust * probabilities
-    usual = np.maximum(probabilities * (1 - probabilities), _LEAST_VARIANCE) * surprise
-    value = np.clip((trust * confidence + (groups.weights * errors).sum()) / total, 0, 1)
-    variances = _Variances(groups.spread, groups.centre(errors[:, None]), usual[:, None])
-    return variances.bound_quality(np.array([value]), np.full((1, 1), 1 / total), np.array([confidence / total]))[0]
 
 
 def _measure_spread(weights: Floats, counts: Floats | Indices) -> Floats:
