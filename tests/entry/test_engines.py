@@ -85,10 +85,16 @@ def test_a_network_that_openvino_refuses_is_run_by_tensorflow(bundle, digits, tm
     assert pq.read_table(tmp_path / "labels" / "labels")["status"].to_pylist() == ["ok"] * 15
 
 
-def test_damaged_references_leave_the_network_to_tensorflow(bundle, tmp_path):
+@pytest.mark.parametrize("damaged", [True, False], ids=["damaged", "of other features"])
+def test_references_that_do_not_fit_leave_the_network_to_tensorflow(bundle, tmp_path, damaged):
     copy = tmp_path / "bundle"
     shutil.copytree(bundle, copy)
-    (copy / "openvino" / "ood_score.npz").write_bytes(b"PK")
+    path = copy / "openvino" / "ood_score.npz"
+    if damaged:
+        path.write_bytes(b"PK")
+    else:
+        score = OodScore.load(path)
+        replace(score, references=score.references[:, :, :-1]).save(path)
     fit_checksums(copy)
     assert open_engine(tlray.load_bundle(str(copy)), 4, precision="float32").form.library == "TensorFlow"
 

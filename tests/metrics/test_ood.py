@@ -185,3 +185,18 @@ def test_a_damaged_file_of_references_is_told(tmp_path):
     np.savez(path, references=np.array([{}], object), counts=np.zeros(1), scales=np.zeros(1))
     with pytest.raises(RuntimeError, match="is damaged"):
         OodScore.load(path)
+
+
+def test_references_of_other_shapes_are_told(tmp_path):
+    path = tmp_path / "score.npz"
+    right = {"references": np.zeros((2, 3, 4), np.float32), "counts": np.ones(2, np.int64), "scales": np.ones(2)}
+    np.savez(path, **right)
+    OodScore.load(path)
+    for name, wrong in (
+        ("references", np.zeros((2, 4))),
+        ("counts", np.ones(3, np.int64)),
+        ("scales", np.ones(2, int)),
+    ):
+        np.savez(path, **{**right, name: wrong})
+        with pytest.raises(RuntimeError, match="holds no references"):
+            OodScore.load(path)

@@ -111,9 +111,14 @@ class OodScore:
         """
         try:
             with np.load(path, allow_pickle=False) as arrays:
-                return cls(arrays["references"], arrays["counts"], arrays["scales"], {})
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+                loaded = cls(arrays["references"], arrays["counts"], arrays["scales"], {})
+        except (OSError, EOFError, ValueError, KeyError, MemoryError, zipfile.BadZipFile) as error:
             raise RuntimeError(f"{path.name} is damaged") from error
+        shapes = loaded.references.shape[:1], loaded.counts.shape, loaded.scales.shape
+        kinds = loaded.references.dtype.kind, loaded.counts.dtype.kind, loaded.scales.dtype.kind
+        if loaded.references.ndim != 3 or len(set(shapes)) > 1 or kinds != ("f", "i", "f"):
+            raise RuntimeError(f"{path.name} holds no references of classes")
+        return loaded
 
     def describe(self) -> OodRecord:
         """Return what identifies the references."""

@@ -77,8 +77,8 @@ def test_54_a_forbidden_prefix_becomes_rows_in_the_end(store, proxy, undisturbed
     assert (receipt["labelled"], receipt["failed_by_code"]) == (124, {"DENIED": 1})
     counts = {key.rpartition("mixed/")[2]: count for key, count in proxy.num_gets.items()}
     assert {f"b/{number:03d}.png" for number in range(25)} <= counts.keys()
-    # of the others the report shows pictures, and the driver asks for one that was read before
-    assert sum(count for key, count in counts.items() if not key.startswith("b/")) < 50
+    # of the others the report shows pictures, each asked for once, and the driver asks for one that was read before
+    assert sum(count for key, count in counts.items() if not key.startswith("b/")) <= 100 + 1
     assert "Whole" in run_tlray("verify", str(tmp_path / "out"))
     assert "Already labelled" in run_tlray(*options, "--retry-failed", "EMPTY", env=environment)
 

@@ -48,9 +48,14 @@ class OpenVinoEngine(Engine):
         if form.threads is not None:
             options["INFERENCE_NUM_THREADS"] = form.threads
         self._request = core.compile_model(network, "CPU", options).create_infer_request()
-        self._has_embedding = any("embedding" in output.get_names() for output in network.outputs)
+        shapes = {name: list(output.shape) for output in network.outputs for name in output.get_names()}
+        self._has_embedding = "embedding" in shapes
         scores = folder / OOD_SCORE
         self._ood_score = OodScore.load(scores) if scores.is_file() else None
+        if self._ood_score is not None:
+            num_features = self._ood_score.references.shape[2]
+            if shapes.get("embedding") != [batch_size, num_features]:
+                raise RuntimeError(f"the references of the ood_score have {num_features} features, the network others")
 
     def _run(self, pixels: npt.NDArray[np.uint8]) -> Predictions:
         results = self._request.infer([pixels], share_inputs=True)
