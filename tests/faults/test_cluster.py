@@ -98,7 +98,8 @@ def hidden(small, tmp_path_factory):
 def expected(undisturbed, small, tmp_path_factory):
     """What one local run answers, by file name."""
     output = tmp_path_factory.mktemp("expected") / "labels"
-    run_tlray("predict", "--model", str(undisturbed), "--input", str(small), "--output", str(output))
+    options = ["--model", str(undisturbed), "--input", str(small), "--output", str(output), "--precision", "float32"]
+    run_tlray("predict", *options)
     rows = pq.read_table(output / "labels").to_pylist()
     by_name = {row["uri"].rpartition("/")[2]: (row["predicted_index"], row["probability"]) for row in rows}
     names = [picture.name for picture in sorted(small.rglob("*.png"))]
