@@ -85,12 +85,12 @@ def test_a_network_that_openvino_refuses_is_run_by_tensorflow(bundle, digits, tm
     assert pq.read_table(tmp_path / "labels" / "labels")["status"].to_pylist() == ["ok"] * 15
 
 
-@pytest.mark.parametrize("damaged", [True, False], ids=["damaged", "of other features"])
-def test_references_that_do_not_fit_leave_the_network_to_tensorflow(bundle, tmp_path, damaged):
+@pytest.mark.parametrize("cut", [True, False], ids=["cut short", "of other features"])
+def test_references_that_do_not_fit_leave_the_network_to_tensorflow(bundle, tmp_path, cut):
     copy = tmp_path / "bundle"
     shutil.copytree(bundle, copy)
     path = copy / "openvino" / "ood_score.npz"
-    if damaged:
+    if cut:
         path.write_bytes(b"PK")
     else:
         score = OodScore.load(path)
