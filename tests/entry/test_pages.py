@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from tests.browser import PHONE, start_browser, visit
+from tests.browser import PHONE, visit
 from tests.report import data
 from tests.report.pages import read_jpegs
 from tlray.prediction.monitor import ThroughputSample
@@ -29,12 +29,6 @@ MEASURE = """() => ({
 })"""
 
 SIZES = ((1000, 900), PHONE)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with start_browser() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

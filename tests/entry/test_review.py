@@ -6,7 +6,7 @@ import json
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser import PHONE, start_browser, visit
+from tests.browser import PHONE, visit
 from tests.outputs import label, make_image
 from tlray.audit.draw import draw
 from tlray.cli.commands import main
@@ -14,12 +14,6 @@ from tlray.config import AuditConfig
 
 CLASSES = ["glass", "=HYPERLINK(1)", "</script><b>metal</b>"]
 HOSTILE = ["<script>alert(1)<!--.png", 'qu"o,te.png', "new\nline.png", "=1+2.png", "\u202ea.png"]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with start_browser() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

@@ -178,6 +178,7 @@ def _measure(
     with silence_stderr():
         num_gpus = count_gpus()
         engine = open_engine(bundle, batch_size, num_threads=1, precision=precision, booked_gpus=num_gpus)
+        num_gpus = num_gpus if engine.form.device == "GPU" else 0
     _BARRIERS[-1].wait(_WAIT_S)
     began, cpu = time.perf_counter(), time.process_time()
     fetched = [one.data for one in read_rows(rows, limits.max_bytes, image_column)]

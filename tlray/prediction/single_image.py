@@ -10,9 +10,10 @@ from pathlib import Path
 from tlray import storage
 from tlray.console import silence_stderr
 from tlray.images.decode import decode
-from tlray.model.bundle import Bundle, load_bundle
+from tlray.model.bundle import NETWORK, Bundle, load_bundle
 from tlray.model.engine import open_engine
 from tlray.model.engines.interface import Engine
+from tlray.model.precision import count_gpus
 
 
 @dataclass(frozen=True)
@@ -64,5 +65,7 @@ def _open_engine(bundle: Bundle) -> Engine:
     if key not in _ENGINES:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         with silence_stderr():
-            _ENGINES[key] = open_engine(bundle, 1, precision="float32")
+            # TensorFlow alone would take a GPU's memory where it sees one
+            num_gpus = 0 if NETWORK in bundle.manifest.files else count_gpus()
+            _ENGINES[key] = open_engine(bundle, 1, precision="float32", booked_gpus=num_gpus)
     return _ENGINES[key]

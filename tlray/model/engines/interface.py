@@ -1,4 +1,4 @@
-"""What every engine takes and gives."""
+"""Inputs and outputs of every engine, and the batches in which it computes."""
 
 from __future__ import annotations
 
