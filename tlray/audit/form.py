@@ -15,6 +15,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from tlray.audit.sample import Drawn, ReviewedLabels, Sample, name_round
@@ -37,7 +38,8 @@ def check_classes(classes: Sequence[str]) -> None:
         DataError: it does not.
     """
     plain = [rearm(name.strip()) for name in classes]
-    wrong = [name for name, text in zip(classes, plain, strict=True) if text in ("", NONE) or plain.count(text) > 1]
+    times = Counter(plain)
+    wrong = [name for name, text in zip(classes, plain, strict=True) if text in ("", NONE) or times[text] > 1]
     if wrong:
         raise DataError(
             f"tlray audit takes class names that are not empty, not {NONE!r}, and differ by more than spaces around "

@@ -10,6 +10,12 @@ from xml.etree import ElementTree
 
 from tlray.model.graph_ops import GraphError
 
+MODEL, WEIGHTS = "model.xml", "model.bin"
+"""The network, and its weights beside it."""
+
+OOD_SCORE = "ood_score.npz"
+"""References of the out-of-distribution score, which is computed in float32 whatever the network's precision."""
+
 _COMPUTING = frozenset(
     """
     Const Parameter Result If Loop TensorIterator

@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tlray.model.graph_ops import GraphError, find_foreign_ops
-from tlray.model.openvino_layers import find_foreign_layers
+from tlray.model.openvino_layers import MODEL, OOD_SCORE, WEIGHTS, find_foreign_layers
 from tlray.storage.records import Json
 
 _GRAPH = "saved_model.pb"
 _GRAPH_FILES = re.compile(r"saved_model\.pb|fingerprint\.pb|variables/variables\.(index|data-\d{5}-of-\d{5})")
 _KERAS_FILES = {"config.json", "metadata.json", "model.weights.h5"}
 
-_NETWORK, _WEIGHTS, _OOD_SCORE = "model.xml", "model.bin", "ood_score.npz"
+_NETWORK_FILES = {MODEL, WEIGHTS, OOD_SCORE}
 
 _LAYERS = frozenset(
     """
@@ -96,13 +96,13 @@ def _check_saved_model(folder: Path) -> Iterator[str]:
 
 def _check_openvino(folder: Path) -> Iterator[str]:
     for path in sorted(folder.rglob("*")):
-        if path.relative_to(folder).as_posix() not in (_NETWORK, _WEIGHTS, _OOD_SCORE):
+        if path.relative_to(folder).as_posix() not in _NETWORK_FILES:
             yield f"openvino holds {path.relative_to(folder).as_posix()!r}, which is no part of a network"
-    if not (folder / _NETWORK).is_file():
+    if not (folder / MODEL).is_file():
         return
-    num_bytes = (folder / _WEIGHTS).stat().st_size if (folder / _WEIGHTS).is_file() else 0
+    num_bytes = (folder / WEIGHTS).stat().st_size if (folder / WEIGHTS).is_file() else 0
     try:
-        operations = find_foreign_layers((folder / _NETWORK).read_bytes(), num_bytes)
+        operations = find_foreign_layers((folder / MODEL).read_bytes(), num_bytes)
     except GraphError as error:
         yield f"openvino holds no network ({error})"
         return

@@ -8,7 +8,6 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +20,8 @@ from tlray.errors import OK, Code, StoppedError
 from tlray.images.batch import ImageBatch
 from tlray.images.limits import Limits
 from tlray.model.bundle import MANIFEST, Bundle, unpack
+from tlray.model.engine import open_engine
+from tlray.model.engines.interface import Predictions
 from tlray.model.manifest import Manifest
 from tlray.model.precision import PrecisionName
 from tlray.model.tf_imports import show_booked_gpus
@@ -29,10 +30,6 @@ from tlray.prediction import batches
 from tlray.prediction.batches import Columns, open_images
 from tlray.prediction.dispatcher import MAX_TRIES, Handle, Key, Order
 from tlray.storage.records import parse_record
-
-if TYPE_CHECKING:
-    from tlray.model.engines.interface import Predictions
-
 
 _LOOK_INTERVAL_S = 3.0
 
@@ -86,8 +83,6 @@ class EngineActor:
         self._node = ray.get_runtime_context().get_node_id()
         ray.get(self._dispatcher.start_engine.remote(num_engines))
         booked = show_booked_gpus()
-        from tlray.model.engine import open_engine
-
         self._limits = limits
         self._columns = columns
         with tempfile.TemporaryDirectory(prefix="tlray-") as folder:

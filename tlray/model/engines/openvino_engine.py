@@ -14,17 +14,12 @@ import numpy.typing as npt
 
 from tlray.metrics.ood import OodScore
 from tlray.model.engines.interface import Engine, Form, Predictions
+from tlray.model.openvino_layers import MODEL, OOD_SCORE
 from tlray.model.precision import FloatName
 from tlray.model.tf_imports import hide_packages
 
 with hide_packages("openvino_telemetry"):
     import openvino
-
-MODEL = "model.xml"
-"""The network, beside its weights in model.bin."""
-
-OOD_SCORE = "ood_score.npz"
-"""References of the out-of-distribution score, which is computed in float32 whatever the network's precision."""
 
 _HINTS: dict[FloatName, str] = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 _SCORE = "ood_score"  # output of the SavedModel
